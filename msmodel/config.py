@@ -1,0 +1,154 @@
+"""Shapes and sizes of the model. Every other size (tokens, horizon, chunk count) is derived here, never repeated."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True)
+class ClipConfig:
+    """The pixel side. frames must be 1 + a multiple of the VAE's temporal stride."""
+
+    height: int = 480
+    width: int = 832
+    frames: int = 81
+    fps: float = 16.0
+
+
+@dataclass(frozen=True)
+class VAEConfig:
+    """A Wan VAE (diffusers' AutoencoderKLWan). Latents are normalised: (mu - mean) / std."""
+
+    source: str = "Wan-AI/Wan2.1-T2V-1.3B-Diffusers"  # hub id, local folder, or "embedded:nano"
+    z_channels: int = 16
+    stride_t: int = 4
+    stride_s: int = 8
+
+
+@dataclass(frozen=True)
+class TextConfig:
+    """Text encoder. Embeddings are computed once, offline, zero past the prompt and padded with zeros to `length`."""
+
+    source: str = "Wan-AI/Wan2.1-T2V-1.3B-Diffusers"  # hub id, local folder, or "embedded:minilm"
+    dim: int = 4096
+    length: int = 512
+
+
+@dataclass(frozen=True)
+class DiTConfig:
+    """Wan DiT. Input channels, in order: noise z, mask stride_t, image z, track (track last)."""
+
+    dim: int = 1536
+    ffn_dim: int = 8960
+    heads: int = 12
+    layers: int = 30
+    freq_dim: int = 256
+    patch: tuple[int, int, int] = (1, 2, 2)
+    image: str = (
+        "channels"  # "channels": mask and image latents; "first_latent": clean first latent at t = 0 (Wan 2.2 5B)
+    )
+    track_channels: int = 16
+    track_id_dim: int = 64
+    eps: float = 1e-6
+    shift: float = 6.0  # timestep shift k of flow matching (paper, section 3)
+
+
+@dataclass(frozen=True)
+class StudentConfig:
+    """cXsYwZ: chunk latent frames, sink chunks, window chunks (paper: c3s1w1), and K denoising steps a chunk."""
+
+    chunk: int = 3
+    sink: int = 1
+    window: int = 1
+    steps: int = 3
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    clip: ClipConfig = field(default_factory=ClipConfig)
+    vae: VAEConfig = field(default_factory=VAEConfig)
+    text: TextConfig = field(default_factory=TextConfig)
+    dit: DiTConfig = field(default_factory=DiTConfig)
+    student: StudentConfig = field(default_factory=StudentConfig)
+
+    @property
+    def latent_frames(self) -> int:
+        return 1 + (self.clip.frames - 1) // self.vae.stride_t
+
+    @property
+    def latent_height(self) -> int:
+        return self.clip.height // self.vae.stride_s
+
+    @property
+    def latent_width(self) -> int:
+        return self.clip.width // self.vae.stride_s
+
+    @property
+    def tokens_per_frame(self) -> int:
+        return (self.latent_height // self.dit.patch[1]) * (self.latent_width // self.dit.patch[2])
+
+    @property
+    def tokens(self) -> int:
+        return self.latent_frames * self.tokens_per_frame
+
+    @property
+    def image_alone(self) -> bool:
+        """Whether the clean image latent stands alone before the chunks (Wan 2.2 5B) or is frame 0 of the first chunk."""
+        return self.dit.image == "first_latent"
+
+    @property
+    def chunks(self) -> int:
+        return (self.latent_frames - int(self.image_alone)) // self.student.chunk
+
+    @property
+    def mask_channels(self) -> int:
+        return self.vae.stride_t if self.dit.image == "channels" else 0
+
+    @property
+    def image_channels(self) -> int:
+        return self.vae.z_channels if self.dit.image == "channels" else 0
+
+    @property
+    def in_channels(self) -> int:
+        return self.vae.z_channels + self.mask_channels + self.image_channels + self.dit.track_channels
+
+    @property
+    def track_feature_channels(self) -> int:
+        """Channels of the packed track map c_m: stride_t pixel frames folded into one latent frame."""
+        return self.vae.stride_t * self.dit.track_id_dim
+
+    def problems(self) -> list[str]:
+        """Every inconsistency, as 'field: what is wrong and how to mend it'; empty when sound."""
+        c, v, d, k = self.clip, self.vae, self.dit, self.student
+        out = []
+        if c.frames < 1 or (c.frames - 1) % v.stride_t:
+            out.append(f"clip.frames: {c.frames} is not 1 + a multiple of the VAE's temporal stride {v.stride_t}")
+        for name, size, patch in (("height", c.height, d.patch[1]), ("width", c.width, d.patch[2])):
+            if size <= 0 or size % (v.stride_s * patch):
+                out.append(
+                    f"clip.{name}: {size} is not a positive multiple of {v.stride_s * patch} (VAE stride x patch)"
+                )
+        if c.fps <= 0:
+            out.append(f"clip.fps: {c.fps} must be positive")
+        if d.heads < 1 or d.dim % max(d.heads, 1) or (d.dim // max(d.heads, 1)) % 2:
+            out.append(f"dit.heads: {d.heads} heads do not split dim {d.dim} into even head sizes")
+        if d.layers < 1:
+            out.append(f"dit.layers: {d.layers} must be at least 1")
+        if d.image not in ("channels", "first_latent"):
+            out.append(f"dit.image: {d.image!r} is not one of channels, first_latent")
+        if k.chunk < 1:
+            out.append(f"student.chunk: {k.chunk} must be at least 1")
+        elif (self.latent_frames - int(self.image_alone)) % k.chunk:
+            out.append(
+                f"student.chunk: {k.chunk} does not divide the horizon of "
+                f"{self.latent_frames - int(self.image_alone)} latent frames"
+            )
+        if k.sink < 0:
+            out.append(f"student.sink: {k.sink} is below zero")
+        if k.window < 0:
+            out.append(f"student.window: {k.window} is below zero")
+        if k.steps < 1:
+            out.append(f"student.steps: {k.steps} must be at least 1")
+        if self.dit.shift <= 0:
+            out.append(f"dit.shift: {self.dit.shift} must be positive")
+        return out

@@ -1,0 +1,123 @@
+"""Tracks as the model sees them: ids, the track map c_m, sampling and masking. All conversions of track units live here.
+
+Legend: b batch, T pixel frames, t latent frames, n tracks, d id dimension, h w latent rows and columns.
+xy_px: float32 pixels at clip size, x first, origin top-left, pixel centres at +0.5. visible: bool.
+Source: MotionStream, section 3.1 (track conditioning); ids after Motion Prompting.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from einops import rearrange, repeat
+from torch import Tensor
+
+from msmodel.config import ModelConfig
+
+ID_RANGE = 10_000  # random integer ids are drawn below this; also the sinusoid's base
+
+
+def encode_ids(ids: Tensor, dim: int) -> Tensor:
+    """Sinusoidal encoding phi of integer ids: (... ) int64 -> (... dim) float32, cosines then sines, values in [-1, 1]."""
+    if dim % 2:
+        raise ValueError(f"dit.track_id_dim: {dim} must be even")
+    exponents = torch.arange(dim // 2, dtype=torch.float64, device=ids.device) / (dim // 2)
+    angles = ids.to(torch.float64)[..., None] * torch.exp(-math.log(ID_RANGE) * exponents)
+    return torch.cat([angles.cos(), angles.sin()], dim=-1).float()
+
+
+def track_ids(batch: int, tracks: int, dim: int, generator: torch.Generator) -> Tensor:
+    """Fresh ids for a batch of clips, encoded: (b n d) float32. Distinct within a clip; draw once per clip and keep.
+
+    The same ids serve all chunks, denoising steps and guidance branches of that clip.
+    """
+    if tracks > ID_RANGE:
+        raise ValueError(f"{tracks} tracks need more than the {ID_RANGE} ids there are")
+    ids = torch.stack([torch.randperm(ID_RANGE, generator=generator)[:tracks] for _ in range(batch)])
+    return encode_ids(ids, dim)
+
+
+def rasterise(xy_px: Tensor, visible: Tensor, phi: Tensor, cfg: ModelConfig) -> Tensor:
+    """Track map c_m: phi_n at cell (floor(y / s), floor(x / s)) of every frame in which track n is visible, zero elsewhere.
+
+    xy_px (b T n 2), visible (b T n), phi (b n d) -> (b T h w d). Where two tracks fall in one cell the one with the higher
+    index stands. Points outside the frame, or not finite, are not drawn.
+    """
+    h, w = cfg.latent_height, cfg.latent_width
+    b, frames, n, _ = xy_px.shape
+    cell = torch.floor(xy_px / cfg.vae.stride_s)
+    x, y = cell.unbind(-1)
+    inside = visible & (x >= 0) & (x < w) & (y >= 0) & (y < h)  # NaN compares false
+    index = torch.where(
+        inside, y * w + x, torch.full_like(x, h * w)
+    ).long()  # h * w: a spare cell for what is not drawn
+    order = repeat(torch.arange(1, n + 1, device=xy_px.device), "n -> b T n", b=b, T=frames)
+    winner = torch.zeros(b, frames, h * w + 1, dtype=torch.long, device=xy_px.device)
+    winner = winner.scatter_reduce(2, index, order, reduce="amax")[..., : h * w]
+    table = torch.cat([torch.zeros_like(phi[:, :1]), phi], dim=1)  # row 0: no track
+    rows = rearrange(winner, "b T c -> b (T c)")
+    drawn = torch.gather(table, 1, repeat(rows, "b r -> b r d", d=phi.shape[-1]))
+    return rearrange(drawn, "b (T h w) d -> b T h w d", T=frames, h=h, w=w)
+
+
+def pack(c_m: Tensor, stride_t: int, starts_clip: bool = True) -> Tensor:
+    """Folds time into channels, aligned with the causal VAE: (b T h w d) -> (b (stride_t d) t h w).
+
+    The clip's first pixel frame stands alone (repeated stride_t times), then groups of stride_t. A later piece of a clip
+    (`starts_clip=False`) holds whole groups only, so pieces packed one by one equal the slices of the whole clip's map.
+    """
+    if starts_clip:
+        c_m = torch.cat([repeat(c_m[:, :1], "b 1 h w d -> b s h w d", s=stride_t), c_m[:, 1:]], dim=1)
+    if c_m.shape[1] % stride_t:
+        raise ValueError(f"{c_m.shape[1]} pixel frames of tracks do not fill groups of {stride_t}")
+    return rearrange(c_m, "b (t s) h w d -> b (s d) t h w", s=stride_t)
+
+
+def track_map(xy_px: Tensor, visible: Tensor, phi: Tensor, cfg: ModelConfig, starts_clip: bool = True) -> Tensor:
+    """Packed track map for `Conditioning.tracks`: (b T n 2), (b T n), (b n d) -> (b c t h w)."""
+    return pack(rasterise(xy_px, visible, phi, cfg), cfg.vae.stride_t, starts_clip)
+
+
+def sample_tracks(
+    xy_px: Tensor, visible: Tensor, low: int, high: int, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """A random low..high of each clip's tracks: (b T n 2), (b T n) -> the same with n' = min(high, n) tracks.
+
+    The count is drawn per clip; tracks beyond it are made invisible. Tracks that are never visible are drawn last, so the
+    count means visible tracks wherever the clip has that many.
+    """
+    if not 1 <= low <= high:
+        raise ValueError(f"track counts must satisfy 1 <= low <= high, got {low} and {high}")
+    b, _, n, _ = xy_px.shape
+    keep = min(high, n)
+    ever = visible.any(dim=1).cpu().float()
+    order = (torch.rand(b, n, generator=generator) + ever).argsort(dim=1, descending=True)[:, :keep]
+    counts = torch.randint(min(low, keep), keep + 1, (b, 1), generator=generator)
+    order, chosen = order.to(xy_px.device), (torch.arange(keep) < counts).to(xy_px.device)
+    batch = torch.arange(b, device=xy_px.device)[:, None]
+    xy = rearrange(rearrange(xy_px, "b T n c -> b n T c")[batch, order], "b n T c -> b T n c")
+    seen = rearrange(rearrange(visible, "b T n -> b n T")[batch, order], "b n T -> b T n")
+    return xy, seen & chosen[:, None]
+
+
+def mask_mid_frames(tracks: Tensor, chunk: int, p: float, generator: torch.Generator, prefix: int = 0) -> Tensor:
+    """Stochastic mid-frame masking: zeroes the track map of random chunks after the first, each with probability p.
+
+    tracks (b c t h w), chunk in latent frames, prefix: latent frames before the first chunk. A zero then also means 'not
+    specified', so released controls do not make objects vanish (paper, section 3.1; phase 2 only).
+    """
+    b, _, t, _, _ = tracks.shape
+    chunks = (t - prefix) // chunk
+    dropped = torch.rand(b, chunks, generator=generator) < p
+    dropped[:, 0] = False
+    dropped = repeat(dropped, "b k -> b (k c)", c=chunk)
+    dropped = torch.cat([torch.zeros(b, t - dropped.shape[1], dtype=torch.bool), dropped], dim=1)
+    return tracks * (~dropped).to(tracks)[:, None, :, None, None]
+
+
+def latent_to_pixel_frames(latent_frame: int, stride_t: int) -> range:
+    """Pixel frames that one latent frame stands for: frame 0 alone, then stride_t each."""
+    if latent_frame == 0:
+        return range(1)
+    return range(1 + (latent_frame - 1) * stride_t, 1 + latent_frame * stride_t)

@@ -1,0 +1,100 @@
+"""Records: frozen descriptions of something on disk. New records come out of a stage; none is mutated."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True)
+class Video:
+    """A source file as found. source: a packaged asset's name or the user's folder. path may be outside the run."""
+
+    video_id: str
+    path: str
+    source: str
+    licence: str = "unknown"
+    caption: str = ""
+    sha256: str = ""
+    width: int = 0
+    height: int = 0
+    fps: float = 0.0
+    frames: int = 0
+    rotation: int = 0
+
+
+@dataclass(frozen=True)
+class Rejected:
+    """An input that cannot be used, and why. Goes to the summary and the catalogue."""
+
+    name: str
+    stage: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Clip:
+    """A span of one shot (or a rendered scene) at the preset's size and fps. Files lie in `folder`, named below.
+
+    frames.mp4 (H.264, for people), clip.npz {frames: T h w 3 uint8}, later tracks.npz {xy_px: T n 2 float32,
+    visible: T n bool}, latents.npz {latents: c t h w f16, image: c t h w f16, text: l c f16}.
+    scene groups clips that share a source or first frame: train / held-out is split by it.
+    """
+
+    clip_id: str
+    folder: str
+    scene: str
+    split: str  # "train" | "heldout"
+    kind: str  # "real" | "rendered"
+    caption: str
+    source: str
+    licence: str
+    recipe: str = ""  # rendered: the motion's name, else ""
+    start_seconds: float = 0.0
+    clip_seconds: float = 0.0
+    tracker: str = ""
+    tracks: int = 0
+    visible_share: float = 0.0
+    moving_px: float = 0.0  # median path length over visible tracks, pixels at clip size
+
+
+@dataclass(frozen=True)
+class ShardSet:
+    """WebDataset shards of one split, with their index and the catalogue. digest = hash of the index."""
+
+    folder: str
+    split: str
+    shards: tuple[str, ...]
+    clips: int
+    real: int
+    rendered: int
+    digest: str
+    catalogue: str
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """Trained weights: safetensors in `folder`. name: teacher, adapted, student, critic, tiny_vae, vae."""
+
+    name: str
+    folder: str
+    step: int
+    digest: str
+    parents: tuple[str, ...] = ()
+    metrics: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class OdePairs:
+    """Teacher trajectories with joint guidance: folder/pairs-%06d.safetensors {states, endpoint, text, image, tracks}."""
+
+    folder: str
+    count: int
+    timesteps: tuple[float, ...]
+    digest: str
+
+
+@dataclass(frozen=True)
+class Report:
+    folder: str
+    json: str
+    html: str

@@ -1,0 +1,92 @@
+"""What a stage is and what it may ask of the world. Stages see these Protocols only; infra implements them, wiring joins them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import numpy as np
+import torch
+from torch import nn
+
+
+class StageError(ValueError):
+    """A user's mistake or unusable input: what, where, how to mend it. Printed without a traceback."""
+
+
+class Reject(Exception):
+    """Raised by a per-item stage for an item that cannot be used. The rest goes on; the reason is listed."""
+
+
+class Progress(Protocol):
+    """Items, rate, ETA, failures: a bar on a terminal, plain lines elsewhere."""
+
+    def advance(self, done: int = 1, failed: int = 0, note: str = "") -> None: ...
+
+
+class Engine(Protocol):
+    """One trained module with its optimizer (DeepSpeed, or plain torch in tests).
+
+    Under autograd through a frozen engine call `engine.module(x)`, never `engine(x)`.
+    """
+
+    module: nn.Module
+
+    def backward(self, loss: torch.Tensor) -> None: ...
+    def step(self) -> float:
+        """Clips, steps at an accumulation boundary, zeroes gradients; returns the gradient's norm before clipping."""
+        ...
+
+    def state_dict(self) -> dict[str, Any]: ...
+    def load_state_dict(self, state: Mapping[str, Any]) -> None: ...
+
+
+class Context(Protocol):
+    """The world as a stage sees it. Deleting every emit, image and artifact changes no output."""
+
+    workdir: Path  # private to this step and kept between attempts of the same key: partial work may be resumed from here
+    seed: int
+    rank: int
+    world_size: int
+    device: torch.device
+
+    def emit(self, step: int, metrics: Mapping[str, float]) -> None: ...
+    def image(self, key: str, picture: np.ndarray, step: int = 0) -> None:
+        """picture: h w 3 uint8. Same key at several steps gives a step slider."""
+        ...
+
+    def artifact(self, path: Path, folder: str = "") -> None: ...
+    def say(self, line: str) -> None: ...
+    def progress(self, what: str, total: int) -> AbstractContextManager[Progress]: ...
+    def engine(self, module: nn.Module, optimizer: torch.optim.Optimizer, clip_norm: float, accumulate: int = 1) -> Engine: ...
+    def barrier(self) -> None: ...
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What one worker of a stage needs. threads: torch threads on CPU. gpus may be fractional."""
+
+    workers: int = 1
+    cpus: float = 1.0
+    gpus: float = 0.0
+    threads: int = 1
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A function of (config, input records, context) -> records, and how it wants to run.
+
+    once: one process. per_item: `run(cfg, item, ctx)` for each item, in parallel, resumable item by item; Reject lists
+    the item. gang: the same call on every rank of a torch.distributed group (Ray Train); rank 0's records count.
+    """
+
+    name: str
+    version: int
+    how: Literal["once", "per_item", "gang"]
+    run: Callable[..., Any]
+    resources: Resources = field(default_factory=Resources)
+
+

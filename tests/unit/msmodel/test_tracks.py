@@ -1,0 +1,109 @@
+import dataclasses
+
+import pytest
+import torch
+
+from msmodel import tracks
+from msmodel.config import ClipConfig, DiTConfig, ModelConfig, StudentConfig, VAEConfig
+
+CFG = ModelConfig(
+    clip=ClipConfig(height=16, width=24, frames=9, fps=8),
+    vae=VAEConfig(z_channels=4, stride_t=2, stride_s=4),
+    dit=DiTConfig(dim=16, ffn_dim=32, heads=2, layers=1, track_id_dim=8),
+    student=StudentConfig(chunk=1),
+)
+
+
+def clip_of_tracks(n=5, seed=0):
+    g = torch.Generator().manual_seed(seed)
+    xy = torch.rand(2, 9, n, 2, generator=g) * torch.tensor([24.0, 16.0])
+    return xy, torch.rand(2, 9, n, generator=g) > 0.3, tracks.track_ids(2, n, 8, g)
+
+
+def test_visible_track_is_drawn_in_its_cell_and_nowhere_else():
+    xy = torch.tensor([23.9, 4.0]).expand(1, 9, 1, 2)
+    phi = tracks.encode_ids(torch.tensor([[7]]), 8)
+    c_m = tracks.rasterise(xy, torch.ones(1, 9, 1, dtype=torch.bool), phi, CFG)
+    assert c_m.shape == (1, 9, 4, 6, 8)
+    torch.testing.assert_close(c_m[0, 3, 1, 5], phi[0, 0])
+    assert c_m.abs().sum(-1).count_nonzero() == 9
+
+
+@pytest.mark.parametrize("point", [(-0.1, 3.0), (24.0, 3.0), (3.0, 16.0), (float("nan"), 3.0), (1e30, 1.0)])
+def test_points_outside_the_frame_are_not_drawn(point):
+    xy = torch.tensor(point).expand(1, 9, 1, 2)
+    assert tracks.rasterise(xy, torch.ones(1, 9, 1, dtype=torch.bool), torch.ones(1, 1, 8), CFG).abs().sum() == 0
+
+
+def test_invisible_points_are_not_drawn_and_collisions_keep_the_last_track():
+    xy = torch.full((1, 9, 3, 2), 5.0)
+    phi = torch.stack([torch.full((8,), float(i)) for i in (1, 2, 3)])[None]
+    seen = torch.tensor([True, True, False]).expand(1, 9, 3)
+    assert tracks.rasterise(xy, seen, phi, CFG)[0, 0, 1, 1].tolist() == [2.0] * 8
+
+
+def test_pieces_packed_one_by_one_equal_slices_of_the_whole():
+    xy, seen, phi = clip_of_tracks()
+    whole = tracks.track_map(xy, seen, phi, CFG)
+    assert whole.shape == (2, CFG.track_feature_channels, CFG.latent_frames, 4, 6)
+    first = tracks.track_map(xy[:, :5], seen[:, :5], phi, CFG)
+    later = tracks.track_map(xy[:, 5:], seen[:, 5:], phi, CFG, starts_clip=False)
+    assert torch.equal(torch.cat([first, later], dim=2), whole)
+    assert [list(tracks.latent_to_pixel_frames(i, 2)) for i in range(3)] == [[0], [1, 2], [3, 4]]
+
+
+def test_ragged_groups_are_refused():
+    with pytest.raises(ValueError, match="groups of 2"):
+        tracks.pack(torch.zeros(1, 4, 4, 6, 8), 2)
+
+
+def test_ids_are_distinct_reproducible_and_tell_tracks_apart():
+    phi = tracks.track_ids(1, 100, 64, torch.Generator().manual_seed(3))
+    assert torch.equal(phi, tracks.track_ids(1, 100, 64, torch.Generator().manual_seed(3)))
+    distance = torch.cdist(phi[0], phi[0]) + 10 * torch.eye(100)
+    assert distance.min() > 0.1
+
+
+def test_sampling_keeps_the_asked_number_of_visible_tracks():
+    g = torch.Generator().manual_seed(0)
+    xy = torch.rand(4, 9, 50, 2) * 16
+    seen = torch.zeros(4, 9, 50, dtype=torch.bool)
+    seen[:, :, 20:] = True
+    kept_xy, kept = tracks.sample_tracks(xy, seen, 10, 20, g)
+    counts = kept.any(dim=1).sum(dim=1)
+    assert kept_xy.shape == (4, 9, 20, 2)
+    assert (counts >= 10).all() and (counts <= 20).all() and len(set(counts.tolist())) > 1
+    with pytest.raises(ValueError, match="low <= high"):
+        tracks.sample_tracks(xy, seen, 5, 4, g)
+
+
+def test_mid_frame_masking_spares_the_first_chunk_and_hits_others_at_rate_p():
+    ones = torch.ones(2000, 1, 16, 1, 1)
+    kept = tracks.mask_mid_frames(ones, 3, 0.2, torch.Generator().manual_seed(0), prefix=1)
+    assert kept[:, :, :4].min() == 1
+    assert 1 - kept[:, :, 4:].mean() == pytest.approx(0.2, abs=0.02)
+    per_chunk = kept[:, 0, 1:, 0, 0].reshape(2000, 5, 3)
+    assert torch.equal(per_chunk.amin(-1), per_chunk.amax(-1))
+    assert torch.equal(tracks.mask_mid_frames(ones, 3, 0.0, torch.Generator()), ones)
+
+
+def test_config_derives_sizes_and_names_every_problem():
+    assert CFG.problems() == []
+    assert (CFG.latent_frames, CFG.tokens_per_frame, CFG.chunks) == (5, 6, 5)
+    broken = dataclasses.replace(CFG, student=StudentConfig(chunk=2, window=-1), clip=ClipConfig(16, 25, 10, 0))
+    text = "\n".join(broken.problems())
+    for name in ("clip.frames", "clip.width", "clip.fps", "student.window"):
+        assert name in text
+    horizon = dataclasses.replace(CFG, student=StudentConfig(chunk=2))
+    assert "does not divide the horizon of 5" in horizon.problems()[0]
+
+
+def test_full_size_shapes_are_those_of_wan():
+    cfg = ModelConfig()
+    assert (cfg.latent_frames, cfg.chunks, cfg.tokens_per_frame, cfg.in_channels) == (21, 7, 1560, 52)
+    five = ModelConfig(
+        clip=ClipConfig(704, 1280, 121, 24),
+        vae=VAEConfig(z_channels=48, stride_s=16),
+        dit=DiTConfig(image="first_latent"),
+    )
+    assert (five.latent_frames, five.chunks, five.tokens_per_frame) == (31, 10, 880) and five.problems() == []

@@ -1,0 +1,81 @@
+"""The causal student: the teacher's transformer, run on one chunk at a time against cached keys and values.
+
+It has the parameters of WanDiT and nothing else. Cached context comes in as detached tensors and leaves as new ones.
+
+Legend: b batch, z latent channels, t latent frames of one chunk, h w latent size, n tokens a frame, l text tokens.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from msmodel.attention import LayerKV
+from msmodel.batch import Conditioning
+from msmodel.cache import KV, ChunkCache, Context
+from msmodel.config import StudentConfig
+from msmodel.dit import Layer, WanDiT
+
+TextKV = tuple[LayerKV, ...]  # cross-attention keys and values of every layer
+
+
+def times(latents: Tensor, t: float) -> Tensor:
+    """One time t for every clip of a batch of latents (b z t h w): (b), at least float32."""
+    dtype = torch.promote_types(latents.dtype, torch.float32)
+    return torch.full(latents.shape[:1], t, dtype=dtype, device=latents.device)
+
+
+class CausalDiT(WanDiT):
+    """WanDiT with a chunk-wise forward pass; `forward` remains the bidirectional one."""
+
+    def new_cache(self, latents: Tensor, student: StudentConfig) -> ChunkCache:
+        """An empty cache with the sink and window of `student`, for latents (b c t h w) of this size."""
+        return ChunkCache(student, self.token_grid(latents), prefix=int(self.cfg.image_alone))
+
+    def text_keys_values(self, text: Tensor) -> TextKV:
+        """Cross-attention keys and values of text (b l c), to be reused by every pass without gradient."""
+        embedded = self.embed_text(text)
+        return tuple(layer.attn2.keys_values(embedded) for layer in self._layers())
+
+    def forward_chunk(
+        self, noisy: Tensor, t: Tensor, cond: Conditioning, context: Context, text: TextKV | None = None
+    ) -> tuple[Tensor, KV]:
+        """Velocity (b z t h w) of one chunk at time t (b), and the chunk's own unrotated keys and values.
+
+        noisy: b z t h w. cond: that of the chunk's frames. context: `ChunkCache.context(i)`, which also says where
+        the chunk sits. text: `text_keys_values(cond.text)` if computed before.
+        """
+        x, embedding, time, table, said = self._prepare(noisy, t, cond, context, text)
+        kept = []
+        for index, layer in enumerate(self._layers()):
+            x, own = self._run(layer, x, said[index], time, table, context.layer(index))
+            kept.append(own)
+        return self.unpatch(x, embedding, noisy), KV(tuple(kept))
+
+    @torch.no_grad()
+    def clean_pass(self, clean: Tensor, cond: Conditioning, context: Context, text: TextKV | None = None) -> KV:
+        """The keys and values that `forward_chunk` gives for clean latents (b z t h w) at t = 0; no velocity.
+
+        The last layer stops at its keys and values, as nothing after them is needed.
+        """
+        t = times(clean, 0.0)
+        x, _, time, table, said = self._prepare(clean, t, cond, context, text)
+        kept = []
+        layers = self._layers()
+        for index, layer in enumerate(layers):
+            last = layer is layers[-1]
+            x, own = layer(x, said[index], time, table, context.layer(index), keys_only=last)
+            kept.append(own)
+        return KV(tuple(kept))
+
+    def _layers(self) -> list[Layer]:
+        return list(self.blocks)  # type: ignore[arg-type]
+
+    def _prepare(
+        self, latents: Tensor, t: Tensor, cond: Conditioning, context: Context, text: TextKV | None
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor, TextKV | list[Tensor]]:
+        x = self.embed_patches(latents, cond)
+        embedding, time = self.embed_time(t)
+        table = self.rotation(range(context.position, context.position + latents.shape[2]), latents)
+        said = text if text is not None else [self.embed_text(cond.text)] * len(self.blocks)
+        return x, embedding, time, table, said

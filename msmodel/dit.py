@@ -1,0 +1,258 @@
+"""The Wan diffusion transformer with a track head: the bidirectional teacher, and the body of the causal student.
+
+Parameter names are those of diffusers' WanTransformer3DModel, plus `track_head.*`. Time embedding, modulation and the
+residual stream are float32 even when the weights are not, as in Wan.
+
+Legend: b batch, z latent channels, c channels, t latent frames, h w latent size, n tokens a frame, l text tokens.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from msmodel.attention import Attention, LayerKV
+from msmodel.batch import Conditioning
+from msmodel.config import ModelConfig
+from msmodel.rope import rotate, rotation
+
+TIME_SCALE = 1000.0  # Wan's time embedding counts t in 0..1000
+
+
+def _wide(x: Tensor) -> Tensor:
+    """x in float32, or float64 if it is that already."""
+    return x if x.dtype in (torch.float32, torch.float64) else x.float()
+
+
+class WideLinear(nn.Linear):
+    """A linear layer computed in float32 whatever the type of its weights, also under autocast."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.autocast(x.device.type, enabled=False):
+            weight = _wide(self.weight)
+            return F.linear(x.to(weight.dtype), weight, None if self.bias is None else self.bias.to(weight.dtype))
+
+
+class WideLayerNorm(nn.LayerNorm):
+    """LayerNorm computed in the type of its input (the float32 residual stream), whatever the type of its weights."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.layer_norm(x, self.normalized_shape, self.weight.to(x.dtype), self.bias.to(x.dtype), self.eps)
+
+
+def sinusoid(t: Tensor, channels: int) -> Tensor:
+    """Time features of t (...) in 0..1000 -> (..., channels): cosines first, then sines; in the type of t."""
+    half = channels // 2
+    frequencies = torch.exp(-math.log(10_000.0) * torch.arange(half, dtype=t.dtype, device=t.device) / half)
+    angles = t[..., None] * frequencies
+    return torch.cat((angles.cos(), angles.sin()), dim=-1)
+
+
+class Embedder(nn.Module):
+    """Two linear layers around an activation."""
+
+    def __init__(self, inputs: int, outputs: int, activation: nn.Module, linear: type[nn.Linear] = nn.Linear):
+        super().__init__()
+        self.linear_1 = linear(inputs, outputs)
+        self.activation = activation
+        self.linear_2 = linear(outputs, outputs)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.linear_2(self.activation(self.linear_1(x)))
+
+
+class ConditionEmbedder(nn.Module):
+    """Text and time, brought to the width of the model."""
+
+    def __init__(self, cfg: ModelConfig):
+        super().__init__()
+        dim = cfg.dit.dim
+        self.freq_dim = cfg.dit.freq_dim
+        self.time_embedder = Embedder(self.freq_dim, dim, nn.SiLU(), WideLinear)
+        self.time_proj = WideLinear(dim, 6 * dim)
+        self.text_embedder = Embedder(cfg.text.dim, dim, nn.GELU(approximate="tanh"))
+
+    def time(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        """t (b f) in [0, 1] -> embedding (b f 1 c) for the head and modulation (b f 6 c) for the layers."""
+        wide = _wide(self.time_embedder.linear_1.weight)  # an empty conversion unless the weights are half precision
+        embedding = self.time_embedder(sinusoid(TIME_SCALE * _wide(t), self.freq_dim).to(wide.dtype))
+        modulation = self.time_proj(F.silu(embedding))
+        return rearrange(embedding, "b f c -> b f 1 c"), rearrange(modulation, "b f (six c) -> b f six c", six=6)
+
+
+class FeedForward(nn.Module):
+    """Linear, GELU (tanh), linear; numbered as in diffusers (net.0.proj, net.2)."""
+
+    def __init__(self, dim: int, hidden: int):
+        super().__init__()
+        entry = nn.Module()
+        entry.proj = nn.Linear(dim, hidden)
+        self.net = nn.ModuleList([entry, nn.Identity(), nn.Linear(hidden, dim)])
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.net[2](F.gelu(self.net[0].proj(x), approximate="tanh"))  # type: ignore[union-attr, operator]
+
+
+def _modulate(x: Tensor, shift: Tensor, scale: Tensor, eps: float) -> Tensor:
+    """LayerNorm without weights, then scale and shift: x (b t n c), shift and scale (b f 1 c), f = t or 1."""
+    return torch.addcmul(shift, F.layer_norm(x, x.shape[-1:], eps=eps), 1 + scale)
+
+
+class Layer(nn.Module):
+    """One Wan transformer layer: self-attention, cross-attention to the text, feed-forward."""
+
+    def __init__(self, cfg: ModelConfig):
+        super().__init__()
+        d = cfg.dit
+        self.eps = d.eps
+        self.attn1 = Attention(d.dim, d.heads, d.eps)
+        self.attn2 = Attention(d.dim, d.heads, d.eps)
+        self.norm2 = WideLayerNorm(d.dim, eps=d.eps)  # before cross-attention; the other two norms have no weights
+        self.ffn = FeedForward(d.dim, d.ffn_dim)
+        self.scale_shift_table = nn.Parameter(torch.randn(1, 6, d.dim) / d.dim**0.5)
+
+    def _tokens(self, x: Tensor) -> Tensor:
+        return rearrange(x, "b t n c -> b (t n) c").to(self.attn1.to_q.weight.dtype)
+
+    def forward(
+        self,
+        x: Tensor,
+        text: Tensor | LayerKV,
+        time: Tensor,
+        table: Tensor,
+        context: LayerKV | None = None,
+        keys_only: bool = False,
+    ) -> tuple[Tensor, LayerKV]:
+        """x (b t n c), text (b l c) or its keys and values, time (b f 6 c), table: rotation of x's tokens.
+
+        context: keys (rotated) and values attended to besides x's own. Returns x and its own *unrotated* keys and
+        values. keys_only: stop there and return x as it came (the last layer of a pass that only fills the cache).
+        """
+        modulation = (time + _wide(self.scale_shift_table)).split(1, dim=2)  # each (b f 1 c)
+        shift, scale, gate, ffn_shift, ffn_scale, ffn_gate = modulation
+        shape = {"t": x.shape[1], "n": x.shape[2]}
+        y = self._tokens(_modulate(x, shift, scale, self.eps))
+        own = self.attn1.keys_values(y)
+        if keys_only:
+            return x, own
+        seen = LayerKV(rotate(own.key, table), own.value)
+        if context is not None:
+            seen = LayerKV(torch.cat((context.key, seen.key), 1), torch.cat((context.value, seen.value), 1))
+        y = self.attn1(rotate(self.attn1.query(y), table), seen)
+        x = torch.addcmul(x, rearrange(y, "b (t n) c -> b t n c", **shape).to(x.dtype), gate)
+
+        y = self._tokens(self.norm2(x))
+        said = self.attn2.keys_values(text) if isinstance(text, Tensor) else text
+        y = self.attn2(self.attn2.query(y), said)
+        x = x + rearrange(y, "b (t n) c -> b t n c", **shape)
+
+        y = self.ffn(self._tokens(_modulate(x, ffn_shift, ffn_scale, self.eps)))
+        return torch.addcmul(x, rearrange(y, "b (t n) c -> b t n c", **shape).to(x.dtype), ffn_gate), own
+
+
+class WanDiT(nn.Module):
+    """Velocity of the rectified flow v = noise - data, given text, image and tracks.
+
+    Fresh weights: Wan's initialisation; the head starts at zero. The patch embedding's track slice is zero and the
+    track head is not, so that tracks change nothing at step 0 and both learn from there (if both were zero neither
+    would ever get a gradient).
+    """
+
+    def __init__(self, cfg: ModelConfig):
+        super().__init__()
+        d = cfg.dit
+        if d.patch[0] != 1:
+            raise ValueError(f"dit.patch: {d.patch} folds latent frames together; the first entry must be 1")
+        self.cfg = cfg
+        self.track_head = nn.Conv3d(cfg.track_feature_channels, d.track_channels, 1)
+        self.patch_embedding = nn.Conv3d(cfg.in_channels, d.dim, d.patch, d.patch)
+        self.condition_embedder = ConditionEmbedder(cfg)
+        self.blocks = nn.ModuleList(Layer(cfg) for _ in range(d.layers))
+        self.proj_out = nn.Linear(d.dim, cfg.vae.z_channels * math.prod(d.patch))
+        self.scale_shift_table = nn.Parameter(torch.randn(1, 2, d.dim) / d.dim**0.5)
+        self.checkpoint_layers = False  # recompute each layer in the backward pass, to save memory
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draw fresh weights from torch's global generator (seed it for reproducible ones)."""
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.xavier_uniform_(module.weight)
+                nn.init.zeros_(module.bias)
+        embedders = (self.condition_embedder.text_embedder, self.condition_embedder.time_embedder)
+        for linear in (e for embedder in embedders for e in (embedder.linear_1, embedder.linear_2)):
+            nn.init.normal_(linear.weight, std=0.02)
+        nn.init.xavier_uniform_(self.patch_embedding.weight.data.flatten(1))
+        nn.init.zeros_(self.proj_out.weight)
+        nn.init.normal_(self.track_head.weight, std=self.track_head.in_channels**-0.5)
+        nn.init.zeros_(self.track_head.bias)  # type: ignore[arg-type]
+        nn.init.zeros_(self.track_slice)
+
+    @property
+    def track_slice(self) -> Tensor:
+        """The part of the patch embedding's weights that reads the track channels (the last ones), as a view."""
+        return self.patch_embedding.weight.data[:, -self.cfg.dit.track_channels :]
+
+    def forward(self, noisy: Tensor, t: Tensor, cond: Conditioning) -> Tensor:
+        """Velocity (b z t h w), in the type of `noisy`.
+
+        noisy: b z t h w. t: (b) one time a clip, or (b t) one a latent frame, in [0, 1]. With dit.image ==
+        "first_latent" frame 0 is replaced by the clean latent of cond.image, at t = 0 (its output means nothing).
+        """
+        if self.cfg.image_alone:
+            noisy = torch.cat((cond.image[:, :, :1].to(noisy.dtype), noisy[:, :, 1:]), dim=2)
+            per_frame = t[:, None].expand(-1, noisy.shape[2]) if t.ndim == 1 else t
+            t = torch.cat((torch.zeros_like(per_frame[:, :1]), per_frame[:, 1:]), dim=1)
+        x = self.embed_patches(noisy, cond)
+        embedding, time = self.embed_time(t)
+        table = self.rotation(range(noisy.shape[2]), noisy)
+        text = self.embed_text(cond.text)
+        for layer in self.blocks:
+            x, _ = self._run(layer, x, text, time, table, None)
+        return self.unpatch(x, embedding, noisy)
+
+    def _run(self, layer: nn.Module, *inputs: Tensor | LayerKV | None) -> tuple[Tensor, LayerKV]:
+        if self.checkpoint_layers and torch.is_grad_enabled():
+            return checkpoint(layer, *inputs, use_reentrant=False)
+        return layer(*inputs)
+
+    def embed_patches(self, noisy: Tensor, cond: Conditioning) -> Tensor:
+        """Noise, mask, image and track channels (in this order) to tokens (b t n c), at least float32."""
+        dtype = self.patch_embedding.weight.dtype
+        parts = [noisy.to(dtype)]
+        if not self.cfg.image_alone:
+            parts.append(cond.image.to(dtype))
+        parts.append(self.track_head(cond.tracks.to(dtype)))
+        return rearrange(_wide(self.patch_embedding(torch.cat(parts, dim=1))), "b c t h w -> b t (h w) c").contiguous()
+
+    def embed_time(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        """t (b) or (b t) -> embedding (b f 1 c) and modulation (b f 6 c), where f is 1 or t."""
+        return self.condition_embedder.time(t[:, None] if t.ndim == 1 else t)
+
+    def embed_text(self, text: Tensor) -> Tensor:
+        """text (b l c) -> (b l dim)."""
+        embedder = self.condition_embedder.text_embedder
+        return embedder(text.to(embedder.linear_1.weight.dtype))
+
+    def token_grid(self, latents: Tensor) -> tuple[int, int]:
+        """(rows, columns) of tokens in a frame of latents (b c t h w)."""
+        _, p, q = self.cfg.dit.patch
+        return latents.shape[3] // p, latents.shape[4] // q
+
+    def rotation(self, frames: range, latents: Tensor) -> Tensor:
+        """Rotation table for the tokens of latents (b c t h w), whose frames sit at positions `frames`."""
+        head_dim = self.cfg.dit.dim // self.cfg.dit.heads
+        return rotation(frames, *self.token_grid(latents), head_dim, self.patch_embedding.weight)
+
+    def unpatch(self, x: Tensor, embedding: Tensor, like: Tensor) -> Tensor:
+        """Tokens x (b t n c) through the output head, to (b z t h w) shaped and typed as `like`."""
+        _, p, q = self.cfg.dit.patch
+        rows, _ = self.token_grid(like)
+        shift, scale = (embedding + _wide(self.scale_shift_table)).split(1, dim=2)
+        y = self.proj_out(_modulate(x, shift, scale, self.cfg.dit.eps).to(self.proj_out.weight.dtype))
+        return rearrange(y, "b t (h w) (p q z) -> b z t (h p) (w q)", h=rows, p=p, q=q).to(like.dtype)

@@ -184,6 +184,8 @@ class WanDiT(nn.Module):
             if isinstance(module, nn.Linear):
                 nn.init.xavier_uniform_(module.weight)
                 nn.init.zeros_(module.bias)
+        for layer in self.blocks:  # queries start out looking for what resembles them: matching is learned sooner
+            layer.attn1.to_k.weight.data.copy_(layer.attn1.to_q.weight.data)  # type: ignore[union-attr, operator, arg-type]
         embedders = (self.condition_embedder.text_embedder, self.condition_embedder.time_embedder)
         for linear in (e for embedder in embedders for e in (embedder.linear_1, embedder.linear_2)):
             nn.init.normal_(linear.weight, std=0.02)

@@ -1,0 +1,63 @@
+# The words of the project. `make data teacher distill eval` is one command and one parent run in MLflow, whatever the number
+# of goals: the first of them runs all, in order; the others find it done.
+PRESET ?= nano
+SRC ?=
+ARGS ?=
+RUNS ?= runs
+PYTHON ?= python3
+PY := .venv/bin/python
+STAMP := .venv/.stamp
+GOALS := $(filter data teacher distill eval,$(MAKECMDGOALS))
+# `make plan data` plans only.
+FIRST := $(if $(filter plan,$(MAKECMDGOALS)),,$(firstword $(GOALS)))
+RUN = $(PY) -m pipelines $(1) --preset '$(PRESET)' --runs '$(RUNS)' $(if $(SRC),--src '$(SRC)') $(ARGS)
+
+.DEFAULT_GOAL := help
+.PHONY: help setup data teacher distill eval plan nano-base ui test lint clean
+.NOTPARALLEL:
+
+help:  ## this table
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@echo
+	@echo "  PRESET=$(PRESET) SRC=$(SRC) ARGS=\"teacher.steps=200 student.window=2\" RUNS=$(RUNS)"
+	@echo "  also: PYTHON (to set up with), RAY_ADDRESS (a cluster), MLFLOW_TRACKING_URI"
+
+setup: $(STAMP)  ## the environment in .venv (every other target makes it)
+
+$(STAMP): pyproject.toml infra/env/setup.sh infra/env/constraints.txt infra/env/assets.txt
+	PYTHON='$(PYTHON)' bash infra/env/setup.sh
+	@touch $@
+
+data: $(STAMP)  ## videos (SRC=folder or address; default: packaged clips) to shards
+	@$(if $(filter $@,$(FIRST)),$(call RUN,$(GOALS)),true)
+
+teacher: $(STAMP)  ## the backbone learns to follow tracks
+	@$(if $(filter $@,$(FIRST)),$(call RUN,$(GOALS)),true)
+
+distill: $(STAMP)  ## the teacher becomes a causal few-step student
+	@$(if $(filter $@,$(FIRST)),$(call RUN,$(GOALS)),true)
+
+eval: $(STAMP)  ## figures, and RUNS/PRESET/report/report.html
+	@$(if $(filter $@,$(FIRST)),$(call RUN,$(GOALS)),true)
+
+plan: $(STAMP)  ## dry run: cached or not, every config error, memory and time
+	@$(call RUN,plan $(GOALS))
+
+nano-base: $(STAMP)  ## pretrain what PRESET=nano starts from, into msmodel/assets/nano
+	@$(call RUN,nano-base)
+
+ui: $(STAMP)  ## MLflow's pages on http://127.0.0.1:5000
+	$(PY) -m mlflow ui --backend-store-uri "$${MLFLOW_TRACKING_URI:-sqlite:///$(abspath $(RUNS))/mlflow.db}" --host 127.0.0.1
+
+lint: $(STAMP)  ## ruff, mypy, import contracts
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+	.venv/bin/mypy
+	.venv/bin/lint-imports
+
+test: lint  ## lint and all tests
+	$(PY) -m pytest tests
+
+clean:  ## caches; results in RUNS stay
+	rm -rf .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
+	find . -path ./.venv -prune -o -name __pycache__ -type d -print | xargs rm -rf

@@ -1,0 +1,42 @@
+"""How the work is executed. Never part of a step's key: the same step gives the same result however it is executed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+EXECUTORS = ("ray", "local")
+ENGINES = ("deepspeed", "torch")
+
+
+@dataclass(frozen=True)
+class ComputeConfig:
+    """executor: "ray" (Ray Data and Ray Train) or "local" (everything in this process, for debuggers).
+
+    workers: processes of a gang; 0 takes what the stage declares. threads: torch threads of a worker without a GPU; 0
+    takes what the stage declares. zero_stage: DeepSpeed ZeRO 0, 1 or 2 (stage 3 hides the weights from EMA
+    and observers). max_failures: how often a gang is restarted after
+    a dead worker. object_store_mb: Ray's shared memory on a machine of one's own.
+    """
+
+    executor: str = "ray"
+    workers: int = 0
+    threads: int = 0
+    engine: str = "deepspeed"
+    zero_stage: int = 0
+    max_failures: int = 2
+    object_store_mb: int = 200
+
+    def problems(self) -> list[str]:
+        out = []
+        if self.executor not in EXECUTORS:
+            out.append(f"compute.executor: {self.executor!r} is not one of {', '.join(EXECUTORS)}")
+        if self.engine not in ENGINES:
+            out.append(f"compute.engine: {self.engine!r} is not one of {', '.join(ENGINES)}")
+        if self.zero_stage not in (0, 1, 2):
+            out.append(f"compute.zero_stage: {self.zero_stage} is not one of 0, 1, 2")
+        for name in ("workers", "threads", "max_failures"):
+            if vars(self)[name] < 0:
+                out.append(f"compute.{name}: {vars(self)[name]} is below zero")
+        if self.object_store_mb < 80:
+            out.append(f"compute.object_store_mb: {self.object_store_mb} is below the 80 MB that Ray needs")
+        return out

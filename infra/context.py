@@ -1,0 +1,97 @@
+"""The world as a stage sees it (stages.spec.Context, implemented structurally)."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+
+from .config import ComputeConfig
+from .engine import DeepSpeedEngine, TorchEngine
+from .progress import Console, Meter, SilentConsole
+from .tracking import RunLogger
+
+
+@dataclass
+class RunContext:
+    """For once and gang stages. logger: None where nothing is tracked, and on ranks other than 0."""
+
+    workdir: Path
+    seed: int
+    rank: int = 0
+    world_size: int = 1
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    console: Console = field(default_factory=SilentConsole)
+    logger: RunLogger | None = None
+    compute: ComputeConfig = field(default_factory=ComputeConfig)
+
+    def emit(self, step: int, metrics: Mapping[str, float]) -> None:
+        if self.logger is not None:
+            self.logger.metrics(step, metrics)
+
+    def image(self, key: str, picture: np.ndarray, step: int = 0) -> None:
+        if self.logger is not None:
+            self.logger.image(key, picture, step)
+
+    def artifact(self, path: Path, folder: str = "") -> None:
+        if self.logger is not None:
+            self.logger.artifact(path, folder)
+
+    def say(self, line: str) -> None:
+        self.console.say(line)
+
+    def progress(self, what: str, total: int) -> AbstractContextManager[Meter]:
+        return self.console.progress(what, total)
+
+    def engine(
+        self, module: nn.Module, optimizer: torch.optim.Optimizer, clip_norm: float, accumulate: int = 1
+    ) -> TorchEngine | DeepSpeedEngine:
+        """DeepSpeed where a process group is up (gangs), plain torch elsewhere or where the config says so."""
+        if self.compute.engine == "torch" or not torch.distributed.is_initialized():
+            return TorchEngine(module, optimizer, clip_norm, accumulate)
+        bf16 = self.device.type == "cuda"
+        return DeepSpeedEngine(module, optimizer, clip_norm, accumulate, self.compute.zero_stage, bf16)
+
+    def barrier(self) -> None:
+        if self.world_size > 1:
+            torch.distributed.barrier()
+
+
+@dataclass
+class ItemContext(RunContext):
+    """For one item. What it emits is kept beside its record; the driver logs the means over all items.
+
+    Lines go to the item's log.txt; pictures to its pictures folder.
+    """
+
+    emitted: dict[str, float] = field(default_factory=dict)
+    pictures: list[str] = field(default_factory=list)
+
+    def emit(self, step: int, metrics: Mapping[str, float]) -> None:
+        self.emitted.update({k: float(v) for k, v in metrics.items()})
+
+    def image(self, key: str, picture: np.ndarray, step: int = 0) -> None:
+        from PIL import Image
+
+        path = self.workdir / "pictures" / f"{key.replace('/', '_')}-{step:06d}.png"
+        path.parent.mkdir(exist_ok=True)
+        Image.fromarray(picture).save(path)
+        self.pictures.append(str(path))
+
+    def artifact(self, path: Path, folder: str = "") -> None:
+        """An item's files lie in its folder already."""
+
+    def say(self, line: str) -> None:
+        with open(self.workdir / "log.txt", "a", encoding="utf-8") as f:
+            f.write(json.dumps(line)[1:-1] + "\n")
+
+
+def free_device() -> torch.device:
+    """The GPU this process was given, else the CPU."""
+    return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")

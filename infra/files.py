@@ -1,0 +1,137 @@
+"""Files that survive kill -9: atomic writes, locks that die with their process, folders fetched from object stores."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import re
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+CHECKOUT = Path(__file__).resolve().parents[1]
+
+
+def write_atomic(path: Path, text: str) -> None:
+    """Writes `text` so that `path` holds either the old content or all of the new, also after a power cut."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    with open(aside, "w", encoding="utf-8") as f:
+        f.write(text)
+        f.flush()
+        os.fsync(f.fileno())
+    os.replace(aside, path)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def read_json(path: Path) -> Any:
+    """The JSON in `path`, or None where there is no such file. ValueError names a file that is not JSON."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path} is damaged ({error}): delete its folder and run again") from None
+
+
+class FolderLock:
+    """One writer to a folder. The kernel drops the lock when its process dies, so a stale lock cannot exist.
+
+    Entering waits for a living owner; `on_wait` is told once, with the owner's pid and host as it wrote them.
+    """
+
+    def __init__(self, folder: Path, on_wait: Callable[[str], None] | None = None, poll_seconds: float = 0.2) -> None:
+        self.path = folder / ".lock"
+        self.on_wait = on_wait
+        self.poll_seconds = poll_seconds
+        self._fd: int | None = None
+
+    def __enter__(self) -> FolderLock:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        fd = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o644)  # not inherited by child processes (PEP 446)
+        told = False
+        while True:
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if not told and self.on_wait is not None:
+                    self.on_wait(os.pread(fd, 200, 0).decode(errors="replace").strip() or "another process")
+                told = True
+                time.sleep(self.poll_seconds)
+        os.ftruncate(fd, 0)
+        os.pwrite(fd, f"pid {os.getpid()} on {os.uname().nodename}".encode(), 0)
+        self._fd = fd
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._fd is not None:
+            os.close(self._fd)
+            self._fd = None
+
+
+def git_sha(checkout: Path = CHECKOUT) -> str:
+    """The commit of the checkout, "+dirty" where tracked files differ from it, "unknown" outside of git."""
+    try:
+        sha = _git(checkout, "rev-parse", "HEAD")
+        return sha + ("+dirty" if _git(checkout, "status", "--porcelain", "--untracked-files=no") else "")
+    except (OSError, subprocess.SubprocessError):
+        return "unknown"
+
+
+def _git(checkout: Path, *words: str) -> str:
+    done = subprocess.run(["git", "-C", str(checkout), *words], capture_output=True, text=True, timeout=20, check=True)
+    return done.stdout.strip()
+
+
+def lock_hash(checkout: Path = CHECKOUT) -> str:
+    """Digest of the pinned environment (constraints and packaged assets)."""
+    digest = hashlib.sha256()
+    for name in ("constraints.txt", "assets.txt"):
+        path = checkout / "infra" / "env" / name
+        digest.update(path.read_bytes() if path.is_file() else b"")
+    return digest.hexdigest()
+
+
+def is_remote(source: str) -> bool:
+    return re.match(r"^[a-z][a-z0-9+.-]*://", source) is not None
+
+
+def fetch_folder(source: str, cache: Path, say: Callable[[str], None]) -> Path:
+    """`source` as a local folder: itself, or for an address (s3://, gs://, https://...) a copy under `cache`.
+
+    Files whose size has not changed are not fetched again. ValueError where nothing can be read.
+    """
+    if not is_remote(source):
+        return Path(source).expanduser().resolve()
+    import fsspec
+
+    folder = cache / hashlib.sha256(source.encode()).hexdigest()[:12]
+    try:
+        fs, root = fsspec.core.url_to_fs(source)
+        found = {name: info for name, info in fs.find(root, detail=True).items() if info["type"] == "file"}
+    except (OSError, ImportError, ValueError) as error:
+        raise ValueError(f"SRC {source} cannot be read: {error}") from error
+    if not found:
+        raise ValueError(f"SRC {source} holds no file")
+    for name, info in sorted(found.items()):
+        target = folder / Path(name).relative_to(root) if name != root else folder / Path(name).name
+        if target.is_file() and target.stat().st_size == info["size"]:
+            continue
+        target.parent.mkdir(parents=True, exist_ok=True)
+        say(f"fetching {name} ({info['size'] / 1e6:.1f} MB)")
+        aside = target.with_name(target.name + ".part")
+        fs.get_file(name, str(aside))
+        os.replace(aside, target)
+    return folder.resolve()

@@ -1,0 +1,184 @@
+"""Gangs: the same stage call on every rank of a torch.distributed group, under Ray Train, restarted after a dead worker.
+
+Checkpoints are the stage's own, in its folder. Rank 0 leaves result.json; errors come back as error.json, so that the user
+reads one sentence instead of Ray's traceback.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from .codec import Codec
+from .config import ComputeConfig
+from .context import RunContext, free_device
+from .files import FolderLock, read_json, write_atomic
+from .progress import Console, EventFile, Replay, SilentConsole
+from .ray_session import RaySession, quiet, set_threads
+from .store import Step
+from .tracking import RunAddress, RunLogger
+
+# Errors that a restart may mend: a peer died, the network broke, the disk was busy.
+PASSING = (RuntimeError, OSError)
+
+
+class StageFailed(RuntimeError):
+    """A stage broke for a reason that is not the user's. The message names the file with the traceback."""
+
+
+@dataclass(frozen=True)
+class GangJob:
+    """All that a rank needs. attempt: names one execution of the stage, over its restarts."""
+
+    run: Callable[[Any, Any, Any], Any]
+    config: Any
+    inputs: Any
+    step: Step
+    seed: int
+    codec: Codec
+    compute: ComputeConfig
+    threads: int
+    attempt: str
+    address: RunAddress | None
+
+    @property
+    def result_path(self) -> Path:
+        return self.step.folder / "result.json"
+
+    @property
+    def error_path(self) -> Path:
+        return self.step.folder / "error.json"
+
+    @property
+    def events_path(self) -> Path:
+        return self.step.folder / "events.jsonl"
+
+
+def read_result(job: GangJob) -> tuple[bool, Any]:
+    """(whether rank 0 has finished this key, its records)."""
+    data = read_json(job.result_path)
+    if data is None or data["key"] != job.step.key:
+        return False, None
+    return True, job.codec.decode(data["records"])
+
+
+def run_rank(job: GangJob, rank: int, world_size: int) -> None:
+    """One rank, in its own process with its process group up. Raises what a restart may mend, notes what it cannot."""
+    error = read_json(job.error_path)
+    if error is not None and error["attempt"] == job.attempt:
+        return  # another rank has failed for good; this is Ray's restart
+    set_threads(job.threads)
+    say = EventFile(job.events_path) if rank == 0 else SilentConsole()
+    logger = RunLogger(job.address, say.say) if rank == 0 and job.address else None
+    ctx = RunContext(
+        workdir=job.step.folder,
+        seed=job.seed,
+        rank=rank,
+        world_size=world_size,
+        device=free_device(),
+        console=say,
+        logger=logger,
+        compute=job.compute,
+    )
+    try:
+        records = job.run(job.config, job.inputs, ctx)
+    except Exception as error:
+        if isinstance(error, PASSING) and world_size > 1:
+            raise
+        _note_error(job, error, rank)
+        if world_size > 1:
+            raise  # the other ranks wait in a collective: Ray must end them
+        return
+    finally:
+        if logger is not None:
+            logger.flush()
+    if rank == 0:
+        write_atomic(job.result_path, json.dumps({"key": job.step.key, "records": job.codec.encode(records)}))
+
+
+def _note_error(job: GangJob, error: Exception, rank: int) -> None:
+    trace = job.step.folder / "error.txt"
+    trace.write_text(traceback.format_exc())
+    note = {
+        "attempt": job.attempt,
+        "rank": rank,
+        "user": isinstance(error, ValueError),
+        "message": str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}",
+        "traceback": str(trace),
+    }
+    write_atomic(job.error_path, json.dumps(note))
+
+
+def _train_worker(config: dict[str, Any]) -> None:
+    """Ray Train's entry on each rank."""
+    import ray.train
+    import torch.distributed as dist
+
+    job: GangJob = config["job"]
+    world = ray.train.get_context()
+    rank, size = world.get_world_rank(), world.get_world_size()
+    for name, value in (("RANK", rank), ("WORLD_SIZE", size), ("LOCAL_RANK", world.get_local_rank())):
+        os.environ[name] = str(value)
+    if rank == 0:
+        with FolderLock(job.step.folder / "rank0"):  # the worker of a killed driver may live a moment longer
+            run_rank(job, rank, size)
+    else:
+        run_rank(job, rank, size)
+    if size > 1:
+        dist.barrier()
+
+
+def over_ray(job: GangJob, session: RaySession, workers: int, cpus: float, gpus: float, console: Console) -> Any:
+    """Runs the gang; returns rank 0's records. ValueError: the user's mistake. StageFailed: anything else."""
+    session.start()
+    from ray.train import FailureConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchConfig, TorchTrainer
+
+    quiet()
+    trainer = TorchTrainer(
+        _train_worker,
+        train_loop_config={"job": job},
+        scaling_config=ScalingConfig(
+            num_workers=workers,
+            use_gpu=gpus > 0,
+            resources_per_worker={"CPU": cpus} | ({"GPU": gpus} if gpus else {}),
+        ),
+        torch_config=TorchConfig(backend="nccl" if gpus else "gloo"),
+        run_config=RunConfig(
+            name=f"{job.step.stage}-{job.attempt}",
+            storage_path=str(job.step.folder / "ray"),
+            failure_config=FailureConfig(max_failures=job.compute.max_failures),
+        ),
+    )
+    with Replay(job.events_path, console):
+        try:
+            trainer.fit()
+        except Exception as error:  # Ray raises several kinds; what matters lies in error.json or result.json
+            (job.step.folder / "ray-error.txt").write_text(f"{type(error).__name__}: {error}")
+            failed: Exception | None = error
+        else:
+            failed = None
+    done, records = read_result(job)
+    if done:
+        return records
+    raise_noted(job)
+    reason = f"{type(failed).__name__}" if failed else "no result"
+    raise StageFailed(
+        f"stage {job.step.stage}: its workers died {job.compute.max_failures + 1} times or could not start ({reason}); "
+        f"see {job.step.folder / 'ray-error.txt'}. Run the same command to resume from the last checkpoint"
+    ) from failed
+
+
+def raise_noted(job: GangJob) -> None:
+    """Raises the error that a rank has noted in this execution, if there is one."""
+    note = read_json(job.error_path)
+    if note is None or note["attempt"] != job.attempt:
+        return
+    if note["user"]:
+        raise ValueError(note["message"])
+    raise StageFailed(f"stage {job.step.stage} failed: {note['message']} (traceback: {note['traceback']})")

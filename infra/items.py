@@ -1,0 +1,172 @@
+"""Per-item work: every item has a folder and a marker, item.json, written when it is done. kill -9 loses what was in
+flight, nothing else, and nothing is done twice.
+
+run_item is the same function in this process and in a Ray Data worker.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from .codec import Codec
+from .context import ItemContext, free_device
+from .files import FolderLock, read_json, write_atomic
+from .ray_session import RaySession, quiet, set_threads
+from .store import Failure, Step, item_label
+
+MAX_DEATHS = 3  # a worker that dies this often on one item will die again
+
+
+@dataclass(frozen=True)
+class ItemJob:
+    """All that a worker needs to know besides the item. attempt: names one execution of the stage."""
+
+    run: Callable[[Any, Any, Any], Any]
+    config: Any
+    codec: Codec
+    reject: type[Exception]
+    threads: int
+    attempt: str
+
+
+@dataclass(frozen=True)
+class ItemTask:
+    """One item: what it is and where it goes."""
+
+    item: Any
+    step: Step
+    seed: int
+
+    @property
+    def label(self) -> str:
+        return item_label(self.item)
+
+    @property
+    def marker(self) -> Path:
+        return self.step.folder / "item.json"
+
+
+@dataclass(frozen=True)
+class ItemResult:
+    """records: what the stage returned for the item; failure: why there is nothing."""
+
+    records: Any
+    failure: Failure | None
+    seconds: float
+    metrics: dict[str, float]
+    pictures: tuple[str, ...]
+
+
+def finished(task: ItemTask, codec: Codec) -> ItemResult | None:
+    """The result that lies on disk, or None. Rejections count as results; unexpected errors are tried again."""
+    data = read_json(task.marker)
+    if data is None or data["key"] != task.step.key:
+        return None
+    if not all(path.exists() for path in codec.paths(data["records"])):
+        return None
+    failure = Failure(**data["failure"]) if data["failure"] else None
+    pictures = tuple(codec.decode(data["pictures"]))
+    return ItemResult(codec.decode(data["records"]), failure, data["seconds"], data["metrics"], pictures)
+
+
+def run_item(job: ItemJob, task: ItemTask) -> Failure | None:
+    """Runs the stage on one item and writes its marker. Returns an unexpected failure (which leaves no marker)."""
+    with FolderLock(task.step.folder):  # the worker of a killed driver may live a moment longer
+        if finished(task, job.codec) is not None:
+            return None
+        if _deaths(task, job.attempt) >= MAX_DEATHS:
+            return Failure(task.label, f"the worker died {MAX_DEATHS} times on this item", expected=False)
+        ctx = ItemContext(workdir=task.step.folder, seed=task.seed, device=free_device())
+        started = time.monotonic()
+        records: Any = ()
+        failure = None
+        try:
+            records = job.run(job.config, task.item, ctx)
+        except job.reject as error:
+            failure = Failure(task.label, str(error), expected=True)
+        except Exception as error:  # one broken item must not stop the rest; it is listed and its traceback kept
+            (task.step.folder / "error.txt").write_text(traceback.format_exc())
+            return Failure(task.label, f"{type(error).__name__}: {error}", expected=False)
+        _mark(job, task, ctx, records, failure, time.monotonic() - started)
+    return None
+
+
+def _mark(
+    job: ItemJob, task: ItemTask, ctx: ItemContext, records: Any, failure: Failure | None, seconds: float
+) -> None:
+    marker = {
+        "key": task.step.key,
+        "records": job.codec.encode(records),
+        "failure": vars(failure) if failure else None,
+        "seconds": round(seconds, 3),
+        "metrics": ctx.emitted,
+        "pictures": job.codec.encode(ctx.pictures),
+    }
+    write_atomic(task.marker, json.dumps(marker, ensure_ascii=False))
+
+
+def _deaths(task: ItemTask, attempt: str) -> int:
+    """How often this execution has begun the item before. Counts this beginning."""
+    path = task.step.folder / f".begun-{attempt}"
+    with open(path, "a") as f:
+        f.write("x")
+        f.flush()
+        os.fsync(f.fileno())
+    return path.stat().st_size - 1
+
+
+def run_row(row: dict[str, Any]) -> dict[str, Any]:
+    """One item in a Ray worker. A row holds the job and the task pickled, so that Arrow need not look inside."""
+    job, task = pickle.loads(row["work"])  # our own, from the driver
+    set_threads(job.threads)
+    failure = run_item(job, task)
+    return {"index": row["index"], "reason": failure.reason if failure else ""}
+
+
+class RowWorker:
+    """run_row in an actor of the stage's own: with it go the models that the stage has cached on a GPU."""
+
+    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
+        return run_row(row)
+
+
+def over_ray(
+    job: ItemJob, tasks: list[ItemTask], session: RaySession, workers: int, cpus: float, gpus: float
+) -> Iterator[tuple[int, str]]:
+    """(index, reason of an unexpected failure or "") as items finish. Only references travel, never frames.
+
+    Without GPUs Ray's pooled workers serve one stage after the other, and torch is imported once.
+    """
+    session.start()
+    import cloudpickle
+    import ray.data
+
+    quiet()
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    rows = [{"index": i, "work": cloudpickle.dumps((job, t))} for i, t in enumerate(tasks)]
+    source = ray.data.from_items(rows, override_num_blocks=min(len(tasks), max(200, 4 * workers)))
+    size = max(1, min(workers, len(tasks)))
+    if gpus:
+        pool = ray.data.ActorPoolStrategy(size=size)
+        results = source.map(RowWorker, compute=pool, num_cpus=cpus, num_gpus=gpus)  # type: ignore[arg-type]
+    else:
+        results = source.map(run_row, compute=ray.data.TaskPoolStrategy(size=size), num_cpus=cpus)
+    for row in results.iter_rows():
+        yield int(row["index"]), str(row["reason"])
+
+
+def in_process(job: ItemJob, tasks: list[ItemTask]) -> Iterator[tuple[int, str]]:
+    """The same, one after the other, here."""
+    for index, task in enumerate(tasks):
+        failure = run_item(job, task)
+        yield index, failure.reason if failure else ""

@@ -1,0 +1,93 @@
+"""Ray, started when the first stage needs it and not before. RAY_ADDRESS joins a cluster, else this machine serves."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from .config import ComputeConfig
+from .files import CHECKOUT
+
+EXCLUDES = [".venv", ".git", "runs", "*.mp4", "*.tar", "__pycache__", "outputs"]
+
+
+class RaySession:
+    """One connection for the whole command."""
+
+    def __init__(self, compute: ComputeConfig, say: Callable[[str], None]) -> None:
+        self.compute, self.say = compute, say
+        self._ray: Any = None
+
+    @property
+    def remote(self) -> bool:
+        return bool(os.environ.get("RAY_ADDRESS")) and os.environ["RAY_ADDRESS"] != "local"
+
+    def start(self) -> Any:
+        """The connected `ray` module. ValueError where the cluster cannot be reached."""
+        if self._ray is not None:
+            return self._ray
+        _set_environment()
+        import ray
+
+        quiet()
+        options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+        if self.remote:
+            options["runtime_env"] = {"working_dir": str(CHECKOUT), "excludes": EXCLUDES}
+        else:
+            options |= {
+                "address": "local",
+                "include_dashboard": False,
+                "object_store_memory": self.compute.object_store_mb * 2**20,
+            }
+        self.say(f"starting Ray ({os.environ['RAY_ADDRESS'] if self.remote else 'on this machine'})")
+        try:
+            ray.init(**options)
+        except (ConnectionError, RuntimeError) as error:
+            raise ValueError(f"Ray cannot be started or reached: {_last_line(error)}") from error
+        self._ray = ray
+        return ray
+
+    def resources(self) -> tuple[float, float]:
+        """(CPUs, GPUs) of the cluster."""
+        total = self.start().cluster_resources()
+        return total.get("CPU", 1.0), total.get("GPU", 0.0)
+
+    def stop(self) -> None:
+        if self._ray is not None:
+            self._ray.shutdown()
+            self._ray = None
+
+
+def _set_environment() -> None:
+    """Before `import ray`: workers inherit it."""
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.1")  # else ray.train waits two seconds a report
+    os.environ.setdefault("RAY_TMPDIR", "/tmp/ray")  # sockets: at most 107 bytes, so not a deep TMPDIR
+    os.environ.setdefault("RAY_DEDUP_LOGS", "0")
+    os.environ.setdefault("PYTHONUNBUFFERED", "1")
+    Path(os.environ["RAY_TMPDIR"]).mkdir(parents=True, exist_ok=True)
+    known = os.environ.get("PYTHONPATH", "").split(os.pathsep)
+    if str(CHECKOUT) not in known:
+        os.environ["PYTHONPATH"] = os.pathsep.join([str(CHECKOUT), *filter(None, known)])
+
+
+def quiet() -> None:
+    """Errors only. To be called again after `import ray.data` and `ray.train`, which set their levels anew."""
+    for name in ("ray", "ray.data", "ray.train", "ray.tune", "ray._private"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+
+
+def set_threads(threads: int) -> None:
+    """Torch threads of this process. Ray sets OMP_NUM_THREADS=1 for its workers whatever they were promised."""
+    import torch
+
+    torch.set_num_threads(max(threads, 1))
+    os.environ["OMP_NUM_THREADS"] = str(max(threads, 1))
+
+
+def _last_line(error: BaseException) -> str:
+    lines = [line for line in str(error).splitlines() if line.strip()]
+    return lines[-1].strip() if lines else type(error).__name__

@@ -1,0 +1,136 @@
+"""What has been done, on disk. A step's key says what it is; its manifest, written last, says that it is finished.
+
+RUNS/PRESET/<stage>/<first 12 of key>/manifest.json. A folder without a manifest is unfinished and may be resumed.
+"""
+
+from __future__ import annotations
+
+import datetime
+import json
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, fields, is_dataclass
+from pathlib import Path
+from typing import Any
+
+from .codec import Codec
+from .files import FolderLock, git_sha, read_json, write_atomic
+
+SCHEMA = 1
+
+
+@dataclass(frozen=True)
+class Step:
+    """One piece of work: `key` = SHA-256 of stage name, version, seed, config and inputs; `folder` is its own."""
+
+    stage: str
+    key: str
+    folder: Path
+    config: Any  # encoded, for the manifest
+
+    @property
+    def name(self) -> str:
+        return f"{self.stage}/{self.key[:12]}"
+
+
+@dataclass(frozen=True)
+class Failure:
+    """An item that came to nothing. expected: the stage rejected it; else an error that may pass (disk, memory, a bug)."""
+
+    name: str
+    reason: str
+    expected: bool
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What a finished step left: records, items that failed, seconds of work, and the provenance."""
+
+    stage: str
+    key: str
+    records: Any
+    failures: tuple[Failure, ...]
+    seconds: float
+    provenance: dict[str, Any]
+
+
+class Store:
+    """The steps of one preset's run folder."""
+
+    def __init__(self, root: Path, codec: Codec) -> None:
+        self.root = root
+        self.codec = codec
+
+    def step(self, stage: str, version: int, config: Any, inputs: Any, seed: int) -> Step:
+        """Where work with this config and these inputs belongs."""
+        encoded = self.codec.encode(config)
+        parts = [stage, version, seed, encoded, self.codec.digest(inputs)]
+        key = self.codec.digest(parts)
+        return Step(stage, key, self.root / stage / key[:12], encoded)
+
+    def item(self, step: Step, version: int, item: Any, seed: int) -> Step:
+        """The place of one item of a per-item step: shared by all steps with the same config, so a new video in the
+        folder costs only itself."""
+        key = self.codec.digest([step.stage, version, seed, step.config, self.codec.digest(item)])
+        return Step(step.stage, key, self.root / step.stage / "items" / f"{item_name(item)}-{key[:12]}", step.config)
+
+    def load(self, step: Step) -> Manifest | None:
+        """The manifest, or None where the step is unfinished or what its records name is gone."""
+        data = read_json(step.folder / "manifest.json")
+        if data is None or data["schema"] != SCHEMA or data["key"] != step.key:
+            return None
+        if not all(path.exists() for path in self.codec.paths(data["records"])):
+            return None
+        failures = tuple(Failure(**f) for f in data["failures"])
+        records = self.codec.decode(data["records"])
+        return Manifest(data["stage"], data["key"], records, failures, data["seconds"], data["provenance"])
+
+    def publish(
+        self,
+        step: Step,
+        records: Any,
+        seconds: float,
+        failures: tuple[Failure, ...] = (),
+        provenance: dict[str, Any] | None = None,
+    ) -> Manifest:
+        """The commit. Returns the manifest as a later run will read it."""
+        data = {
+            "schema": SCHEMA,
+            "stage": step.stage,
+            "key": step.key,
+            "config": step.config,
+            "records": self.codec.encode(records),
+            "failures": [vars(f) for f in failures],
+            "seconds": round(seconds, 3),
+            "provenance": {"git_sha": git_sha(), "finished": _now(), **(provenance or {})},
+        }
+        write_atomic(step.folder / "manifest.json", json.dumps(data, indent=1, ensure_ascii=False))
+        published = self.load(step)
+        if published is None:
+            missing = [str(p) for p in self.codec.paths(data["records"]) if not p.exists()]
+            raise RuntimeError(f"{step.name}: the stage's records name files that do not exist: {missing[:3]}")
+        return published
+
+    def lock(self, step: Step, say: Callable[[str], None]) -> FolderLock:
+        return FolderLock(step.folder, lambda owner: say(f"{step.name}: waiting for {owner}, which is working on it"))
+
+
+def item_label(item: Any) -> str:
+    """What people call an item: the first text field of a record (its id), of a group the first's, else "item"."""
+    if is_dataclass(item) and not isinstance(item, type):
+        values = (vars(item)[f.name] for f in fields(item))
+        return next((v for v in values if isinstance(v, str) and v), None) or next(
+            (item_label(vars(item)[f.name]) for f in fields(item) if is_dataclass(vars(item)[f.name])), "item"
+        )
+    if isinstance(item, (list, tuple)) and item:
+        return item_label(item[0])
+    return item if isinstance(item, str) and item else "item"
+
+
+def item_name(item: Any) -> str:
+    """The label as part of a folder's name."""
+    return re.sub(r"[^A-Za-z0-9_-]+", "-", Path(item_label(item)).name).strip("-")[:48] or "item"
+
+
+def _now() -> str:
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")

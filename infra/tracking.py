@@ -1,0 +1,296 @@
+"""MLflow: one parent run per command, a nested run per stage that was executed, checkpoints as registered models.
+
+A failing tracker never stops the work: it is said once, and counted. Everything that MLflow shows also lies on disk.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .files import FolderLock
+
+PRIMARY_METRIC = "rendered/student/epe"
+FLUSH_METRICS = 200
+FLUSH_SECONDS = 5.0
+DIGEST_LENGTH = 36  # MLflow allows no more
+CHILD_RUN = "mlflow.parentRunId"
+
+
+@dataclass(frozen=True)
+class RunAddress:
+    """Where a worker logs: picklable."""
+
+    uri: str
+    run_id: str
+
+
+def tracking_uri(runs: Path) -> str:
+    """MLFLOW_TRACKING_URI, else the embedded sqlite file in the runs folder."""
+    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{runs.resolve() / 'mlflow.db'}"
+
+
+def prepare_database(uri: str, runs: Path) -> None:
+    """Creates or upgrades a sqlite database, once, before anyone writes: several first writers would break it for good."""
+    if not uri.startswith("sqlite:///"):
+        return
+    from mlflow.version import VERSION
+
+    runs.mkdir(parents=True, exist_ok=True)
+    stamp = Path(uri.removeprefix("sqlite:///")).with_suffix(".version")
+    with FolderLock(runs):
+        if stamp.is_file() and stamp.read_text() == VERSION and Path(uri.removeprefix("sqlite:///")).is_file():
+            return
+        command = [sys.executable, "-m", "mlflow", "db", "upgrade", uri]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise RuntimeError(f"mlflow db upgrade {uri} failed: {done.stderr.strip()[-500:]}")
+        stamp.write_text(VERSION)
+
+
+class Guard:
+    """Runs tracking calls. A failure is said once and counted; the work goes on."""
+
+    def __init__(self, say: Callable[[str], None]) -> None:
+        self.say = say
+        self.failures = 0
+
+    @contextlib.contextmanager
+    def __call__(self, what: str) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:  # MLflow raises database, network, file and its own errors; none may stop training
+            self.failures += 1
+            if self.failures == 1:
+                self.say(f"MLflow: {what} failed ({type(error).__name__}: {str(error)[:300]}); the work goes on")
+
+
+def _client(uri: str) -> Any:
+    import logging
+
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
+    for noisy in ("mlflow", "alembic"):
+        logging.getLogger(noisy).setLevel(logging.ERROR)
+    from mlflow import MlflowClient
+
+    return MlflowClient(tracking_uri=uri)
+
+
+@dataclass(frozen=True)
+class TrackedModel:
+    """A checkpoint as MLflow shall show it. registered_as: "" for checkpoints that are no product."""
+
+    name: str
+    folder: str
+    step: int
+    digest: str
+    metrics: Mapping[str, float]
+    tags: Mapping[str, str]
+    registered_as: str = ""
+    dataset: str = ""
+    dataset_digest: str = ""
+
+    def all_tags(self) -> dict[str, str]:
+        return {"step": str(self.step), "uri": self.folder, "digest": self.digest, **self.tags}
+
+
+@contextlib.contextmanager
+def _tracking_uri(uri: str) -> Iterator[None]:
+    """MLflow's fluent calls and models:/ addresses read a global."""
+    import mlflow
+
+    previous = mlflow.get_tracking_uri()
+    mlflow.set_tracking_uri(uri)
+    try:
+        yield
+    finally:
+        mlflow.set_tracking_uri(previous)
+
+
+class RunLogger:
+    """Logs to one run, buffered. Points at or before the last step of a metric that the run already holds are dropped,
+    so a resumed worker logs no step twice."""
+
+    def __init__(self, address: RunAddress, say: Callable[[str], None]) -> None:
+        self.address = address
+        self.guard = Guard(say)
+        self._buffer: list[tuple[str, float, int, int]] = []
+        self._last: dict[str, int] = {}
+        self._flushed = time.monotonic()
+        self._mlflow: Any = None
+
+    @property
+    def client(self) -> Any:
+        if self._mlflow is None:
+            self._mlflow = _client(self.address.uri)
+        return self._mlflow
+
+    def metrics(self, step: int, values: Mapping[str, float]) -> None:
+        now = int(time.time() * 1000)
+        with self.guard("logging metrics"):
+            for key, value in values.items():
+                if step > self._last_step(key):
+                    self._last[key] = step
+                    self._buffer.append((key, float(value), now, step))
+        if len(self._buffer) >= FLUSH_METRICS or time.monotonic() - self._flushed > FLUSH_SECONDS:
+            self.flush()
+
+    def _last_step(self, key: str) -> int:
+        if key not in self._last:
+            history = self.client.get_metric_history(self.address.run_id, key)
+            self._last[key] = max((m.step for m in history), default=-1)
+        return self._last[key]
+
+    def flush(self) -> None:
+        from mlflow.entities import Metric
+
+        ready, self._buffer = self._buffer, []
+        self._flushed = time.monotonic()
+        if ready:
+            with self.guard("logging metrics"):
+                self.client.log_batch(self.address.run_id, metrics=[Metric(*point) for point in ready])
+
+    def image(self, key: str, picture: np.ndarray, step: int) -> None:
+        """picture: h w 3 uint8."""
+        with self.guard("logging a picture"):
+            self.client.log_image(self.address.run_id, picture, key=key.replace("/", "_"), step=step)
+
+    def artifact(self, path: Path, folder: str = "") -> None:
+        with self.guard("logging an artifact"):
+            log = self.client.log_artifacts if path.is_dir() else self.client.log_artifact
+            log(self.address.run_id, str(path), folder or None)
+
+    def text(self, text: str, name: str) -> None:
+        with self.guard("logging a text"):
+            self.client.log_text(self.address.run_id, text, name)
+
+    def tags(self, values: Mapping[str, str]) -> None:
+        with self.guard("tagging"):
+            for key, value in values.items():
+                self.client.set_tag(self.address.run_id, key, value)
+
+    def dataset(self, name: str, source: str, digest: str, context: str) -> None:
+        """A data set by name, place and digest: its rows stay where they are."""
+        from mlflow.data.code_dataset_source import CodeDatasetSource
+        from mlflow.data.meta_dataset import MetaDataset
+        from mlflow.entities import DatasetInput, InputTag
+        from mlflow.utils.mlflow_tags import MLFLOW_DATASET_CONTEXT
+
+        with self.guard("logging a data set"):
+            place = CodeDatasetSource({"folder": source})
+            made = MetaDataset(place, name=name, digest=digest[:DIGEST_LENGTH])  # type: ignore[abstract]
+            tag = InputTag(MLFLOW_DATASET_CONTEXT, context)
+            self.client.log_inputs(self.address.run_id, datasets=[DatasetInput(made._to_mlflow_entity(), tags=[tag])])
+
+    def checkpoint(self, model: TrackedModel) -> None:
+        """An external LoggedModel (weights stay in their folder) with its metrics, and a registered version with the
+        alias `candidate`."""
+        with self.guard("registering a checkpoint"), _tracking_uri(self.address.uri):
+            logged = self._log_model(model)
+            if model.registered_as:
+                self._register(model, logged)
+
+    def _log_model(self, model: TrackedModel) -> str:
+        import mlflow
+
+        run_id = self.address.run_id
+        experiment = self.client.get_run(run_id).info.experiment_id
+        logged = mlflow.create_external_model(
+            name=model.name, source_run_id=run_id, tags=model.all_tags(), experiment_id=experiment
+        )
+        for key, value in model.metrics.items():
+            self.client.log_metric(
+                run_id,
+                f"final/{key}",
+                value,
+                step=model.step,
+                model_id=logged.model_id,
+                dataset_name=model.dataset or None,
+                dataset_digest=model.dataset_digest[:DIGEST_LENGTH] or None,
+            )
+        return logged.model_id
+
+    def _register(self, model: TrackedModel, model_id: str) -> None:
+        from mlflow.exceptions import MlflowException
+
+        with contextlib.suppress(MlflowException):  # exists already
+            self.client.create_registered_model(model.registered_as)
+        version = self.client.create_model_version(
+            model.registered_as,
+            f"models:/{model_id}",
+            run_id=self.address.run_id,
+            tags={**model.all_tags(), "model_id": model_id},  # the sqlite registry does not keep model_id itself
+            model_id=model_id,
+        )
+        self.client.set_registered_model_alias(model.registered_as, "candidate", version.version)
+
+    def finish(self, status: str = "FINISHED") -> None:
+        self.flush()
+        with self.guard("closing the run"):
+            self.client.set_terminated(self.address.run_id, status)
+
+
+class Tracking:
+    """The parent run of one command, made when the first stage runs, so that a command with nothing to do leaves none."""
+
+    def __init__(self, runs: Path, experiment: str, run_name: str, say: Callable[[str], None]) -> None:
+        self.runs, self.experiment, self.run_name, self.say = runs, experiment, run_name, say
+        self.uri = tracking_uri(runs)
+        self.guard = Guard(say)
+        self.parent: RunLogger | None = None
+        self._tried = False
+        self._about: tuple[dict[str, str], dict[str, str]] = ({}, {})
+
+    def describe(self, tags: Mapping[str, str], texts: Mapping[str, str]) -> None:
+        """Tags and text artifacts (config, git SHA, lock hash) for the parent run, when there is one."""
+        self._about = (dict(tags), dict(texts))
+
+    def stage(self, name: str, tags: Mapping[str, str]) -> RunLogger | None:
+        """A new nested run, or None where MLflow fails (said aloud)."""
+        parent = self._parent()
+        if parent is None:
+            return None
+        with self.guard("opening a stage's run"):
+            experiment = parent.client.get_run(parent.address.run_id).info.experiment_id
+            all_tags = {CHILD_RUN: parent.address.run_id, **tags}
+            run = parent.client.create_run(experiment, tags=all_tags, run_name=name)
+            return RunLogger(RunAddress(self.uri, run.info.run_id), self.say)
+        return None
+
+    def _parent(self) -> RunLogger | None:
+        if self.parent is None and not self._tried:
+            self._tried = True
+            with self.guard("opening the run"):
+                prepare_database(self.uri, self.runs)
+                client = _client(self.uri)
+                run = client.create_run(self._experiment(client), run_name=self.run_name)
+                self.parent = RunLogger(RunAddress(self.uri, run.info.run_id), self.say)
+                tags, texts = self._about
+                self.parent.tags(tags)
+                for file, text in texts.items():
+                    self.parent.text(text, file)
+        return self.parent
+
+    def _experiment(self, client: Any) -> str:
+        found = client.get_experiment_by_name(self.experiment)
+        if found is not None:
+            return found.experiment_id
+        local = self.uri.startswith("sqlite:")
+        place = (self.runs.resolve() / "mlartifacts").as_uri() if local else None
+        made = client.create_experiment(self.experiment, artifact_location=place)
+        client.set_experiment_tag(made, "mlflow.experiment.primaryMetric.name", PRIMARY_METRIC)
+        return made
+
+    def finish(self, status: str) -> None:
+        if self.parent is not None:
+            self.parent.finish(status)

@@ -1,0 +1,248 @@
+"""The video VAE: diffusers' AutoencoderKLWan with normalised latents and caches that belong to the caller.
+
+diffusers keeps the caches of its causal convolutions on the module, so that two streams through one VAE disturb each other.
+Here the encoder and decoder are called with cache lists owned by a session: any number of streams share the weights, and
+pushing latents in any grouping gives the frames of the whole clip.
+
+Legend: b batch, z latent channels, t latent frames, T pixel frames (T = 1 + stride_t (t - 1)), h w latent, H W pixels.
+Pixels are RGB in [-1, 1].
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import torch
+from einops import rearrange
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from msmodel.config import VAEConfig
+from msmodel.patch_vae import KIND, PatchVAE
+from msmodel.sources import first_line, is_folder
+
+EMBEDDED = "embedded:"
+WEIGHTS, CONFIG = "vae.safetensors", "config.json"
+SIZES = ("z_channels", "stride_t", "stride_s")
+
+
+class VideoVAE(nn.Module):
+    """An AutoencoderKLWan whose latents are normalised: (mu - mean) / std, per channel."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, net: Any, cfg: VAEConfig, latents_a_call: int = 4):
+        """net: an AutoencoderKLWan. latents_a_call: latent frames computed at once (memory only; results are equal).
+
+        Raises ValueError when net's sizes are not those of cfg.
+        """
+        super().__init__()
+        _require(_sizes(net.config), cfg)
+        self.net: Any  # an AutoencoderKLWan
+        self.net, self.cfg, self.latents_a_call = net, cfg, latents_a_call
+        self.patch: int = net.config["patch_size"] or 1
+        self.register_buffer("mean", _per_channel(net.config["latents_mean"]), persistent=False)
+        self.register_buffer("std", _per_channel(net.config["latents_std"]), persistent=False)
+
+    def _posterior_mean(self, video: Tensor) -> Tensor:
+        """video b 3 T H W -> mu b z t h w, not normalised."""
+        x = _fold(video, self.patch)
+        cache = _new_cache(self.net.encoder)
+        step = self.cfg.stride_t * self.latents_a_call
+        starts = [0, *range(1, x.shape[2], step)]
+        parts = [
+            self.net.encoder(x[:, :, a:b], feat_cache=cache, feat_idx=[0])
+            for a, b in zip(starts, [*starts[1:], x.shape[2]], strict=True)
+        ]
+        mu, _log_variance = self.net.quant_conv(torch.cat(parts, dim=2)).chunk(2, dim=1)
+        return mu
+
+    def normalise(self, z: Tensor) -> Tensor:
+        return (z - self.mean.to(z)) / self.std.to(z)
+
+    def denormalise(self, latents: Tensor) -> Tensor:
+        return latents * self.std.to(latents) + self.mean.to(latents)
+
+    @torch.no_grad()
+    def encode(self, video: Tensor) -> Tensor:
+        """video b 3 T H W in [-1, 1] -> latents b z t h w, normalised posterior means, float32.
+
+        Raises ValueError for sizes that are no multiple of the strides.
+        """
+        _check_video(video, self.cfg)
+        return self.normalise(self._posterior_mean(video.to(self._dtype))).float()
+
+    @torch.no_grad()
+    def encode_image(self, first: Tensor, frames: int) -> Tensor:
+        """first b 3 H W in [-1, 1] -> latents b z t h w of the clip [first, grey, grey, ...] of `frames` frames.
+
+        Mid-grey is 0: the image conditioning of Wan image-to-video (Wan 2.1 report, section 5.1).
+        """
+        video = first.new_zeros(first.shape[0], 3, frames, *first.shape[-2:])
+        video[:, :, 0] = first
+        return self.encode(video)
+
+    @torch.no_grad()
+    def decode(self, latents: Tensor) -> Tensor:
+        """latents b z t h w, normalised -> video b 3 T H W in [-1, 1]."""
+        session = self.decoder()
+        return torch.cat([session.push(part) for part in latents.split(self.latents_a_call, dim=2)], dim=2)
+
+    def decoder(self) -> DecoderSession:
+        """A new stream: its own caches, nothing shared with other sessions but the weights."""
+        return DecoderSession(self)
+
+    @property
+    def _dtype(self) -> torch.dtype:
+        return next(self.net.parameters()).dtype
+
+
+class DecoderSession:
+    """One stream of latents. The first latent frame gives one pixel frame, each further one stride_t."""
+
+    def __init__(self, vae: VideoVAE):
+        self._vae = vae
+        self._cache = _new_cache(vae.net.decoder)
+        self._started = False
+
+    @torch.no_grad()
+    def push(self, latents: Tensor) -> Tensor:
+        """The next latents b z t h w, normalised, any t >= 1 -> their frames b 3 T' H W in [-1, 1]."""
+        z = self._vae.denormalise(latents.to(self._vae._dtype))
+        return self._decode(z).clamp(-1.0, 1.0).float()
+
+    def _decode(self, z: Tensor) -> Tensor:
+        net = self._vae.net
+        x = net.post_quant_conv(z)
+        parts = [x] if self._started else [x[:, :, :1], x[:, :, 1:]]  # the first latent frame is decoded alone
+        frames = []
+        for part in parts:
+            if part.shape[2]:
+                first = not self._started
+                frames.append(net.decoder(part, feat_cache=self._cache, feat_idx=[0], first_chunk=first))
+                self._started = True
+        return _unfold(torch.cat(frames, dim=2), self._vae.patch)
+
+
+def load_vae(cfg: VAEConfig) -> VideoVAE | PatchVAE:
+    """The VAE named by cfg.source, in float32, eval mode, frozen.
+
+    source: "embedded:NAME" (shipped in msmodel/assets), a folder with config.json and vae.safetensors, a diffusers folder
+    or hub id (its `vae` subfolder). Raises ValueError when files are missing or damaged, or sizes differ from cfg.
+    """
+    vae: VideoVAE | PatchVAE
+    if cfg.source.startswith(EMBEDDED):
+        folder = Path(str(resources.files("msmodel") / "assets" / cfg.source.removeprefix(EMBEDDED) / "vae"))
+        vae = _load_folder(folder, cfg)
+    elif (Path(cfg.source) / WEIGHTS).is_file():
+        vae = _load_folder(Path(cfg.source), cfg)
+    else:
+        vae = VideoVAE(_from_pretrained(cfg.source), cfg)
+    return vae.eval().requires_grad_(False)
+
+
+def save_patch_vae(vae: PatchVAE, folder: Path) -> None:
+    """Writes config.json and vae.safetensors (float32 encoder, float16 decoder) into folder, each atomically."""
+    folder.mkdir(parents=True, exist_ok=True)
+    config = {"kind": KIND, "width": vae.width, "layers": vae.layers, **asdict(vae.cfg)}
+    exact = {name for name, _ in vae.named_buffers()}
+    state = {k: (v if k in exact else v.half()).detach().cpu().contiguous() for k, v in vae.state_dict().items()}
+    for name, write in ((WEIGHTS, lambda p: save_file(state, p)), (CONFIG, lambda p: _write_json(p, config))):
+        aside = folder / f".{name}.writing"
+        write(aside)
+        aside.replace(folder / name)
+
+
+def _write_json(path: Path, value: Mapping[str, Any]) -> None:
+    path.write_text(json.dumps(value, indent=2, sort_keys=True) + "\n")
+
+
+def _load_folder(folder: Path, cfg: VAEConfig) -> PatchVAE:
+    mend = "restore it from version control, or make it with `make nano-base`"
+    for name in (CONFIG, WEIGHTS):
+        if not (folder / name).is_file():
+            raise ValueError(f"VAE {cfg.source}: no file {folder / name}: {mend}")
+    try:
+        config = json.loads((folder / CONFIG).read_text())
+        state = load_file(folder / WEIGHTS)
+    except (SafetensorError, json.JSONDecodeError) as e:
+        raise ValueError(f"VAE {cfg.source}: a file in {folder} is damaged ({e}): {mend}") from e
+    if config.get("kind") != KIND:
+        raise ValueError(f"VAE {cfg.source}: {folder / CONFIG} is of kind {config.get('kind')!r}, not {KIND!r}: {mend}")
+    _require({k: config[k] for k in SIZES}, cfg)
+    vae = PatchVAE(cfg, config["width"], config["layers"])
+    try:
+        vae.load_state_dict({k: v.float() for k, v in state.items()})
+    except RuntimeError as e:
+        raise ValueError(f"VAE {cfg.source}: {folder / WEIGHTS} does not fit {CONFIG}: {e}") from e
+    return vae
+
+
+def _from_pretrained(source: str) -> nn.Module:
+    local = is_folder(source, "vae.source")
+    from diffusers import AutoencoderKLWan
+
+    try:
+        return AutoencoderKLWan.from_pretrained(
+            source, subfolder="vae", torch_dtype=torch.float32, use_safetensors=True, local_files_only=local
+        )
+    except (OSError, ValueError, RuntimeError, SafetensorError) as e:
+        raise ValueError(
+            f"VAE {source}: cannot be loaded ({first_line(e)}). Give vae.source a diffusers hub id that this machine can "
+            f"reach, a local folder with a `vae` subfolder, or embedded:nano"
+        ) from e
+
+
+def _sizes(net_config: Mapping[str, Any]) -> dict[str, int]:
+    """The sizes of VAEConfig that an AutoencoderKLWan has."""
+    patch = net_config["patch_size"] or 1
+    return {
+        "z_channels": net_config["z_dim"],
+        "stride_t": 2 ** sum(map(bool, net_config["temperal_downsample"])),
+        "stride_s": patch * 2 ** (len(net_config["dim_mult"]) - 1),
+    }
+
+
+def _require(actual: Mapping[str, int], cfg: VAEConfig) -> None:
+    wanted = asdict(cfg)
+    wrong = [f"vae.{k} is {wanted[k]}, its weights have {v}" for k, v in actual.items() if wanted[k] != v]
+    if wrong:
+        raise ValueError(f"VAE {cfg.source} does not fit the config: " + "; ".join(wrong))
+
+
+def _check_video(video: Tensor, cfg: VAEConfig) -> None:
+    if video.ndim != 5 or video.shape[1] != 3:
+        raise ValueError(f"video: shape {tuple(video.shape)} is not b 3 T H W")
+    frames, height, width = video.shape[2:]
+    if (frames - 1) % cfg.stride_t or height % cfg.stride_s or width % cfg.stride_s:
+        raise ValueError(
+            f"video: {frames} frames of {height}x{width}; the VAE needs 1 + a multiple of {cfg.stride_t} frames and "
+            f"sides that are multiples of {cfg.stride_s}"
+        )
+
+
+def _per_channel(values: Sequence[float]) -> Tensor:
+    return rearrange(torch.tensor(values, dtype=torch.float32), "z -> 1 z 1 1 1")
+
+
+def _new_cache(part: nn.Module) -> list[Any]:
+    """One slot per causal convolution, as diffusers counts them."""
+    from diffusers.models.autoencoders.autoencoder_kl_wan import WanCausalConv3d
+
+    return [None] * sum(isinstance(m, WanCausalConv3d) for m in part.modules())
+
+
+def _fold(video: Tensor, patch: int) -> Tensor:
+    """Pixels of a patch x patch square to channels, in diffusers' order (channel, column, row)."""
+    return rearrange(video, "b c t (h p) (w q) -> b (c q p) t h w", p=patch, q=patch)
+
+
+def _unfold(x: Tensor, patch: int) -> Tensor:
+    return rearrange(x, "b (c q p) t h w -> b c t (h p) (w q)", p=patch, q=patch)

@@ -1,0 +1,116 @@
+"""python -m pipelines TARGET... [--preset nano] [--src FOLDER] [--runs runs] [key=value ...]
+
+Targets run in order in one command, which is one parent run in MLflow. Each makes its missing inputs first.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any
+
+OK, FAILED, BAD_CONFIG, INTERRUPTED = 0, 1, 2, 130
+TARGETS = ("data", "teacher", "distill", "eval")
+OTHERS = ("plan", "config", "nano-base")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Exit status: 0 done, 1 failed, 2 a mistake in the command or the configuration (nothing was started)."""
+    options = _parser().parse_intermixed_args(arguments)
+    names = [w for w in options.words if "=" not in w and not w.startswith(("+", "~"))]
+    overrides = [w for w in options.words if w not in names]
+    unknown = [n for n in names if n not in (*TARGETS, *OTHERS)]
+    if unknown or not names:
+        what = f"unknown target {', '.join(unknown)}" if unknown else "no target"
+        print(f"{what}: there are {', '.join((*TARGETS, *OTHERS))}; settings read key=value", file=sys.stderr)
+        return BAD_CONFIG
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    from .config import ConfigError, load
+
+    try:
+        cfg = load(options.preset, overrides, options.src, options.runs)
+    except ConfigError as error:
+        print(error, file=sys.stderr)
+        return BAD_CONFIG
+    return _dispatch(cfg, names, options.retry_failed)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        "python -m pipelines", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("words", nargs="*", help=f"targets ({', '.join((*TARGETS, *OTHERS))}) and key=value overrides")
+    parser.add_argument("--preset", default="nano", help="a file in configs/preset (default: nano)")
+    parser.add_argument("--src", default="", help="folder or address of your own videos (default: packaged clips)")
+    parser.add_argument("--runs", default="runs", help="where results go (default: runs)")
+    parser.add_argument("--retry-failed", action="store_true", help="try items again that failed unexpectedly")
+    return parser
+
+
+def _dispatch(cfg: Any, names: list[str], retry_failed: bool) -> int:
+    if "config" in names:
+        from .config import as_yaml
+
+        print(as_yaml(cfg))
+        return OK
+    from infra.gang import StageFailed
+
+    from .wiring import open_run
+
+    targets = _targets()
+    if "plan" in names:
+        return _plan(cfg, [n for n in names if n in targets] or list(TARGETS), targets)
+    run = open_run(cfg, names, retry_failed=retry_failed)
+    started, status = time.monotonic(), "FAILED"
+    try:
+        for name in names:
+            targets[name][0](run)
+        status = "FINISHED"
+    except KeyboardInterrupt:
+        status = "KILLED"
+        print("\ninterrupted: run the same command to go on from here", file=sys.stderr)
+        return INTERRUPTED
+    except (ValueError, StageFailed) as error:
+        print(f"\nstopped: {error}", file=sys.stderr)
+        return FAILED
+    finally:
+        from .summary import summarise
+
+        summarise(run, time.monotonic() - started, status)
+        run.finish(status)
+    return OK
+
+
+def _targets() -> dict[str, tuple[Callable[[Any], Any], Any]]:
+    """Name -> (function of a Run, its stages in order)."""
+    from . import data, distill, evaluate, nano_base, teacher
+
+    return {
+        "data": (data.data, data.STAGES),
+        "teacher": (teacher.teacher, teacher.STAGES),
+        "distill": (distill.distill, distill.STAGES),
+        "eval": (evaluate.evaluate, evaluate.STAGES),
+        "nano-base": (nano_base.nano_base, nano_base.STAGES),
+    }
+
+
+def _plan(cfg: Any, names: list[str], targets: dict[str, tuple[Callable[[Any], Any], Any]]) -> int:
+    from . import plan
+    from .summary import table
+    from .wiring import open_run
+
+    run = open_run(cfg, names, dry=True)
+    last = max((TARGETS.index(n) for n in names if n in TARGETS), default=-1)
+    order = [*TARGETS[: last + 1], *(n for n in names if n not in TARGETS)]
+    try:
+        lines = plan.dry_run(run, {n: targets[n][0] for n in order}, {n: targets[n][1] for n in order})
+    except ValueError as error:
+        print(error, file=sys.stderr)
+        return FAILED
+    table(lines)
+    for line in plan.describe(cfg, plan.estimate(cfg)):
+        print(line)
+    return OK

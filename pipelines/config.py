@@ -1,0 +1,235 @@
+"""The configuration: one frozen dataclass a group, each beside its reader; a preset states what differs; overrides go last.
+
+load() reports every mistake at once: unknown keys, wrong types, and what the groups' own problems() say.
+"""
+
+from __future__ import annotations
+
+import difflib
+import types
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields, is_dataclass
+from pathlib import Path
+from typing import Any, Union, get_args, get_origin, get_type_hints
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from stages.train.tiny_vae import TinyVAEConfig
+
+from infra.config import ComputeConfig
+from msmodel.config import ClipConfig, DiTConfig, ModelConfig, StudentConfig, TextConfig, VAEConfig
+from stages.data.config import DataConfig
+from stages.eval.config import EvalConfig
+from stages.train.adapt import AdaptConfig
+from stages.train.base import BaseConfig
+from stages.train.dmd import DmdConfig, DmdRun
+from stages.train.ode_pairs import OdeConfig, OdeRun
+from stages.train.sampling import Guidance
+from stages.train.teacher import TeacherConfig
+
+PRESETS = Path(__file__).resolve().parents[1] / "configs" / "preset"
+FROM_COMMAND_LINE = ("preset", "runs", "src")  # set by --preset, --runs, --src
+
+
+@dataclass(frozen=True)
+class Config:
+    """Everything a user can set. Overrides read `teacher.steps=200 student.window=2`."""
+
+    preset: str = "nano"
+    seed: int = 0
+    runs: str = "runs"
+    src: str = ""  # a folder or address of one's own videos; "" takes the packaged clips
+    clip: ClipConfig = field(default_factory=ClipConfig)
+    vae: VAEConfig = field(default_factory=VAEConfig)
+    text: TextConfig = field(default_factory=TextConfig)
+    dit: DiTConfig = field(default_factory=DiTConfig)
+    student: StudentConfig = field(default_factory=StudentConfig)
+    guidance: Guidance = field(default_factory=Guidance)  # of the teacher, while it teaches
+    data: DataConfig = field(default_factory=DataConfig)
+    base: BaseConfig = field(default_factory=BaseConfig)
+    teacher: TeacherConfig = field(default_factory=TeacherConfig)
+    ode: OdeConfig = field(default_factory=OdeConfig)
+    adapt: AdaptConfig = field(default_factory=AdaptConfig)
+    dmd: DmdConfig = field(default_factory=DmdConfig)
+    tiny_vae: TinyVAEConfig = field(default_factory=TinyVAEConfig)
+    eval: EvalConfig = field(default_factory=EvalConfig)
+    compute: ComputeConfig = field(default_factory=ComputeConfig)
+
+    @property
+    def model(self) -> ModelConfig:
+        return ModelConfig(self.clip, self.vae, self.text, self.dit, self.student)
+
+    @property
+    def root(self) -> Path:
+        """The run's folder."""
+        return Path(self.runs).expanduser().resolve() / self.preset
+
+    def problems(self) -> list[str]:
+        """Every inconsistency of every group, as 'group.field: what is wrong and how to mend it'."""
+        runs = (OdeRun(self.model, self.ode, self.guidance), DmdRun(self.model, self.dmd, self.guidance))
+        groups = (
+            self.model,
+            self.data,
+            self.base,
+            self.teacher,
+            *runs,
+            self.adapt,
+            self.tiny_vae,
+            self.eval,
+            self.compute,
+        )
+        found = [f"seed: {self.seed} is below zero"] if self.seed < 0 else []
+        for group in groups:
+            try:
+                found += group.problems()
+            except ZeroDivisionError:
+                found.append(
+                    f"{type(group).__name__}: a size, stride, patch or step count is zero; set it to 1 or more"
+                )
+        return list(dict.fromkeys(found))
+
+
+class ConfigError(ValueError):
+    """All mistakes of a configuration, one a line."""
+
+    def __init__(self, problems: Sequence[str]) -> None:
+        self.problems = list(problems)
+        lines = "".join(f"\n  {p}" for p in self.problems)
+        count = len(self.problems)
+        super().__init__(f"the configuration has {count} problem{'s' if count > 1 else ''}:{lines}")
+
+
+def load(preset: str, overrides: Sequence[str] = (), src: str = "", runs: str = "runs") -> Config:
+    """The configuration of a preset with Hydra overrides. Raises ConfigError with every mistake, before anything starts."""
+    problems: list[str] = []
+    tree = _defaults()
+    for origin, key, value in [*_preset_values(preset, problems), *_override_values(overrides, problems)]:
+        _set(tree, origin, key, value, problems)
+    OmegaConf.update(tree, "preset", preset)
+    OmegaConf.update(tree, "src", src)
+    OmegaConf.update(tree, "runs", runs)
+    config = _tuples(OmegaConf.to_object(tree), Config)
+    problems += config.problems()
+    if problems:
+        raise ConfigError(problems)
+    return config
+
+
+def as_yaml(config: Config) -> str:
+    """The resolved configuration."""
+    return OmegaConf.to_yaml(OmegaConf.structured(config))
+
+
+def preset_names() -> list[str]:
+    return sorted(p.stem for p in PRESETS.glob("*.yaml"))
+
+
+def _defaults() -> DictConfig:
+    tree = OmegaConf.structured(Config)
+    _unfreeze(tree)
+    OmegaConf.set_struct(tree, True)
+    return tree
+
+
+def _unfreeze(tree: DictConfig) -> None:
+    """Frozen dataclasses come as read-only nodes."""
+    OmegaConf.set_readonly(tree, False)
+    for key in tree:
+        child = tree._get_node(key)
+        if isinstance(child, DictConfig):
+            _unfreeze(child)
+
+
+def _preset_values(preset: str, problems: list[str]) -> list[tuple[str, str, Any]]:
+    """(file, dotted key, value) of every leaf of the preset's file."""
+    path = PRESETS / f"{preset}.yaml"
+    if preset not in preset_names():
+        problems.append(f"preset: {preset!r} does not exist; there are {', '.join(preset_names())}")
+        return []
+    loaded = OmegaConf.to_container(OmegaConf.load(path)) or {}
+    assert isinstance(loaded, dict)
+    return [(f"configs/preset/{path.name}", key, value) for key, value in _leaves(loaded, "")]
+
+
+def _leaves(tree: Mapping[Any, Any], prefix: str) -> Iterator[tuple[str, Any]]:
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            yield from _leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def _override_values(overrides: Sequence[str], problems: list[str]) -> list[tuple[str, str, Any]]:
+    """(text, dotted key, value) of Hydra overrides: its grammar, without adding, deleting and sweeping."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
+
+    parser, found = OverridesParser.create(), []
+    for text in overrides:
+        try:
+            override = parser.parse_override(text)
+        except HydraException as error:
+            problems.append(f"{text}: not key=value ({str(error).splitlines()[0]})")
+            continue
+        key = override.key_or_group
+        if override.is_add() or override.is_delete() or override.is_sweep_override():
+            problems.append(f"{text}: only key=value is understood here, without +, ~ and sweeps")
+        elif key in FROM_COMMAND_LINE:
+            problems.append(f"{text}: set it with --{key} (make: {key.upper()}=...)")
+        else:
+            found.append((text, key, override.value()))
+    return found
+
+
+def _set(tree: DictConfig, origin: str, key: str, value: Any, problems: list[str]) -> None:
+    """Sets one key, or adds what is wrong to `problems`."""
+    where = origin if origin.startswith(key) else f"{origin}: {key}"
+    known = dict(_known(Config, ""))
+    if key not in known:
+        problems.append(f"{where}: unknown key{_meant(key, list(known))}")
+    elif known[key] and isinstance(value, Mapping):
+        for inner, part in _leaves(value, f"{key}."):
+            _set(tree, origin, inner, part, problems)
+    elif known[key]:
+        problems.append(f"{where}: {key} is a group of settings; set one of them, as in {_example(key, list(known))}")
+    else:
+        try:
+            OmegaConf.update(tree, key, value)
+        except OmegaConfBaseException as error:
+            problems.append(f"{where}: {str(error).splitlines()[0]}")
+
+
+def _known(kind: type, prefix: str) -> Iterator[tuple[str, bool]]:
+    """(dotted key, whether it is a group) of a config dataclass."""
+    hints = get_type_hints(kind)
+    for f in fields(kind):
+        group = is_dataclass(hints[f.name])
+        yield f"{prefix}{f.name}", group
+        if group:
+            yield from _known(hints[f.name], f"{prefix}{f.name}.")
+
+
+def _meant(key: str, known: Sequence[str]) -> str:
+    """The nearest known keys: of the same last name first."""
+    same = [k for k in known if k.rpartition(".")[2] == key.rpartition(".")[2]]
+    near = [*same, *difflib.get_close_matches(key, known, n=3, cutoff=0.6)]
+    unique = list(dict.fromkeys(near))[:3]
+    return f"; did you mean {' or '.join(unique)}?" if unique else ""
+
+
+def _example(group: str, known: Sequence[str]) -> str:
+    return next((k for k in known if k.startswith(f"{group}.")), group) + "=..."
+
+
+def _tuples(value: Any, hint: Any) -> Any:
+    """OmegaConf gives lists back for tuples: puts the declared types back."""
+    if is_dataclass(value) and not isinstance(value, type):
+        hints = get_type_hints(type(value))
+        made = {f.name: _tuples(vars(value)[f.name], hints[f.name]) for f in fields(value)}
+        return type(value)(**made)
+    if get_origin(hint) in (Union, types.UnionType):
+        inner = [h for h in get_args(hint) if h is not type(None)]
+        return None if value is None else _tuples(value, inner[0])
+    if get_origin(hint) is tuple and isinstance(value, list):
+        return tuple(_tuples(v, get_args(hint)[0]) for v in value)
+    return value

@@ -1,0 +1,68 @@
+"""make data: from a folder of videos, or the packaged clips, to two sets of shards. Read it top-down."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from stages.data import clips as clip_stage
+from stages.data import sources
+from stages.data.clips import CLIPS
+from stages.data.configs import run_configs
+from stages.data.encode import ENCODE
+from stages.data.ingest import INGEST
+from stages.data.pack import PACK
+from stages.data.render import RENDER
+from stages.data.scene import plan_scenes
+from stages.data.split import SPLIT, with_splits
+from stages.data.track import TRACK, group_clips
+from stages.records import Clip, Rejected, ShardSet, Video
+
+from .stamps import weights_stamp
+from .wiring import Run
+
+STAGES = (INGEST, SPLIT, CLIPS, RENDER, TRACK, ENCODE, PACK)
+
+
+@dataclass(frozen=True)
+class Dataset:
+    train: ShardSet
+    heldout: ShardSet
+
+
+def data(run: Run) -> Dataset:
+    """Videos -> shots -> clips, and scenes cut from them -> tracks -> latents -> shards."""
+    with run.making("data"):
+        cfg = run.cfg
+        stage = run_configs(cfg.data, cfg.model, weights_stamp(cfg.vae.source, "vae"))
+        videos, rejected = usable_videos(run)
+
+        shots, refused = run.items(SPLIT, stage.split, videos)
+        rejected += refused
+        cut, refused = run.items(CLIPS, stage.clips, with_splits(shots, cfg.data))
+        rejected += [*refused, *(c for c in cut if isinstance(c, Rejected))]
+        real = [c for c in cut if isinstance(c, Clip)]
+        sources.require_usable(real, rejected, cfg.src)
+        real = clip_stage.settle_splits(real, run.say)
+
+        scenes = plan_scenes(cfg.data, real, cfg.seed, run.say)
+        rendered, refused = run.items(RENDER, stage.render, scenes)
+        rejected += refused
+
+        tracked, refused = run.items(TRACK, stage.track, group_clips([*real, *rendered]))
+        rejected += refused
+        encoded, refused = run.items(ENCODE, stage.encode, group_clips(tracked))
+        rejected += refused
+        train, heldout = run.step(PACK, stage.pack, (*encoded, *rejected))
+        return Dataset(train, heldout)
+
+
+def usable_videos(run: Run) -> tuple[list[Video], list[Rejected]]:
+    """Every readable video once, and the files that are none, with the reason."""
+    stage = run_configs(run.cfg.data, run.cfg.model)
+    candidates, rejected = sources.find_candidates(run.source_folder())
+    found, refused = run.items(INGEST, stage.ingest, candidates)
+    videos, repeated = sources.drop_duplicates(found)
+    rejected = [*rejected, *refused, *repeated]
+    run.rejected += [r for r in rejected if r not in run.rejected]
+    sources.require_usable(videos, rejected, run.cfg.src)
+    return videos, rejected

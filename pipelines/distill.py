@@ -1,0 +1,39 @@
+"""make distill: the teacher becomes a causal few-step student, and a small decoder keeps up with it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from stages.train.tiny_vae import TINY_VAE, TinyVAEInputs, TinyVAERun
+
+from stages.records import Checkpoint
+from stages.train.adapt import ADAPT, AdaptInputs, AdaptRun
+from stages.train.dmd import DMD, DmdInputs, DmdRun
+from stages.train.ode_pairs import ODE_PAIRS, OdeInputs, OdeRun
+
+from .data import data
+from .teacher import teacher
+from .wiring import Run, without_student
+
+STAGES = (ODE_PAIRS, ADAPT, DMD, TINY_VAE)
+
+
+@dataclass(frozen=True)
+class Distilled:
+    student: Checkpoint
+    tiny_vae: Checkpoint
+
+
+def distill(run: Run) -> Distilled:
+    """Teacher -> its trajectories -> causal adaptation -> distribution matching; latents -> small decoder."""
+    shards, taught = data(run), teacher(run)
+    with run.making("distill"):
+        cfg = run.cfg
+        ode = OdeRun(without_student(cfg, "chunk", "steps"), cfg.ode, cfg.guidance)
+        pairs = run.step(ODE_PAIRS, ode, OdeInputs(shards.train, shards.heldout, taught))
+        adapted = run.step(ADAPT, AdaptRun(cfg.model, cfg.adapt), AdaptInputs(taught, pairs))
+        dmd = DmdRun(cfg.model, cfg.dmd, cfg.guidance)
+        student = run.step(DMD, dmd, DmdInputs(shards.train, shards.heldout, taught, adapted))
+        tiny = TinyVAERun(without_student(cfg), cfg.tiny_vae)
+        tiny_vae = run.step(TINY_VAE, tiny, TinyVAEInputs(shards.train, shards.heldout))
+        return Distilled(student, tiny_vae)

@@ -1,0 +1,66 @@
+"""make eval: how well, how fast and how long. Leaves RUNS/PRESET/report/report.json and report.html."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+from infra.files import git_sha
+from stages import eval as ev
+from stages.records import Report
+
+from .data import data
+from .distill import distill
+from .teacher import teacher
+from .wiring import Run
+
+STAGES = (ev.SELECT, ev.GENERATE, ev.MEASURE, ev.SPEED, ev.LONG_RUN, ev.REPORT)
+
+
+def evaluate(run: Run) -> Report:
+    """Held-out clips and motions they never had -> generated clips -> figures -> one page."""
+    shards, taught, made = data(run), teacher(run), distill(run)
+    with run.making("eval"):
+        cfg, model = run.cfg.eval, run.cfg.model
+        selection = run.step(ev.SELECT, ev.SelectRun(model, cfg.select), ev.SelectInputs(shards.heldout))
+        plan = ev.plan(selection, cfg.select.batch, taught, made.student)
+        generated, _ = run.items(ev.GENERATE, ev.GenerateRun(model, cfg.generate), plan)
+        measured, _ = run.items(ev.MEASURE, ev.MeasureRun(model, cfg.measure), generated)
+        speed = run.step(
+            ev.SPEED,
+            ev.SpeedRun(model, cfg.generate, cfg.speed),
+            ev.SpeedInputs(selection, taught, made.student, made.tiny_vae),
+        )
+        long_run = run.step(
+            ev.LONG_RUN, ev.LongRunRun(model, cfg.measure, cfg.long_run), ev.LongRunInputs(selection, made.student)
+        )
+        inputs = ev.ReportInputs(
+            selection=selection,
+            dataset=(shards.train, shards.heldout),
+            generated=generated,
+            measured=measured,
+            speed=speed,
+            long_run=long_run,
+            teacher=taught,
+            student=made.student,
+            tiny_vae=made.tiny_vae,
+            git_sha=git_sha(),
+            seconds=run.seconds(),
+        )
+        # A commit or a slower machine makes no report stale.
+        key = replace(inputs, git_sha="", seconds={})
+        report = run.step(ev.REPORT, ev.ReportRun(run.cfg.preset, model, cfg), inputs, key_inputs=key)
+        return publish(report, run.store.root / "report")
+
+
+def publish(report: Report, folder: Path) -> Report:
+    """Copies the report to where scripts look for it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    copies = []
+    for file in (Path(report.json), Path(report.html)):
+        aside = folder / f".{file.name}"
+        shutil.copyfile(file, aside)
+        aside.replace(folder / file.name)
+        copies.append(str(folder / file.name))
+    return Report(str(folder), *copies)

@@ -1,0 +1,60 @@
+"""What a command prints when it ends: each step, how long it took, where it lies, and what was rejected."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+from infra.progress import duration
+
+from .wiring import Line, Run
+
+REASONS_SHOWN = 12
+
+
+def summarise(run: Run, seconds: float, status: str) -> None:
+    """The closing table. Says so when there was nothing to do."""
+    if not run.lines:
+        return
+    table(run.lines)
+    rejected(run)
+    by_target = ", ".join(f"{target} {duration(s)}" for target, s in run.seconds().items())
+    print(f"seconds of work: {by_target} | this command: {duration(seconds)}")
+    report = run.store.root / "report" / "report.html"
+    if report.is_file() and any(line.stage == "eval_report" for line in run.lines):
+        print(f"report: {_short(report)} and report.json beside it")
+    ran = [line for line in run.lines if line.state == "ran"]
+    if ran:
+        print(f"MLflow: make ui (or MLFLOW_TRACKING_URI={run.tracking.uri})")
+    elif status == "FINISHED":
+        print(f"nothing to do: all {len(run.lines)} steps are up to date")
+
+
+def rejected(run: Run) -> None:
+    """The inputs that could not be used, each with its reason."""
+    if not run.rejected:
+        return
+    counts = Counter((r.name, r.stage, r.reason) for r in run.rejected)
+    print(f"rejected: {len(counts)} (all of them are in the catalogue)")
+    for name, stage, reason in list(counts)[:REASONS_SHOWN]:
+        print(f"  {name} [{stage}]: {reason.splitlines()[0] if reason else ''}")
+    if len(counts) > REASONS_SHOWN:
+        print(f"  and {len(counts) - REASONS_SHOWN} more")
+
+
+def table(lines: Sequence[Line]) -> None:
+    """target, step, state, seconds, folder, note."""
+    rows = [("target", "step", "state", "time", "where", "note")]
+    for line in lines:
+        time = duration(line.seconds) if line.seconds else ""
+        rows.append((line.target, line.stage, line.state, time, _short(line.folder), line.note))
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    for row in rows:
+        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+
+
+def _short(path: Path) -> str:
+    relative = os.path.relpath(path)
+    return str(path) if relative.startswith("..") else relative

@@ -1,0 +1,240 @@
+"""The one place that joins stages and infra: a Run is what a pipeline calls its stages through."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, fields, is_dataclass
+from pathlib import Path
+from typing import Any
+
+from infra import progress, tracking
+from infra.codec import Codec
+from infra.executor import Executor, Work, item_tasks
+from infra.files import fetch_folder, git_sha, lock_hash
+from infra.items import finished
+from infra.store import Failure, Manifest, Step, Store
+from stages import records
+from stages.data.scene import Plate, SceneItem
+from stages.data.sources import Candidate, listed
+from stages.data.split import Shots
+from stages.eval import RECORDS as EVAL_RECORDS
+from stages.records import Checkpoint, Rejected, ShardSet
+from stages.spec import Reject, Stage
+
+from .config import Config, as_yaml
+
+RECORDS = (
+    *(kind for kind in vars(records).values() if isinstance(kind, type) and is_dataclass(kind)),
+    *(Candidate, Shots, Plate, SceneItem),
+    *EVAL_RECORDS,
+)
+PRODUCTS = {"teacher": "motionstream-teacher", "student": "motionstream-student"}
+EXPERIMENT = "motionstream"
+
+
+class NotMade(Exception):
+    """In a dry run: this step has not been made, so what depends on it cannot be known."""
+
+    def __init__(self, line: Line) -> None:
+        self.line = line
+
+
+@dataclass(frozen=True)
+class Line:
+    """One step in the table at the end. state: cached, ran, or (dry run) would run."""
+
+    target: str
+    stage: str
+    state: str
+    seconds: float
+    folder: Path
+    note: str = ""
+
+
+@dataclass
+class Run:
+    """Steps of one command over one configuration. Every step that ran or was found is in `lines`."""
+
+    cfg: Config
+    store: Store
+    executor: Executor
+    tracking: tracking.Tracking
+    console: progress.Console
+    dry: bool = False
+    retry_failed: bool = False
+    target: str = ""
+    lines: list[Line] = field(default_factory=list)
+    rejected: list[Rejected] = field(default_factory=list)
+
+    def step(self, stage: Stage, config: Any, inputs: Any, key_inputs: Any = None) -> Any:
+        """The stage's records, made now or before.
+
+        key_inputs: stands for `inputs` in the key, where these hold what must not make a result stale.
+        """
+        return self._manifest(stage, config, inputs, inputs if key_inputs is None else key_inputs).records
+
+    def items(self, stage: Stage, config: Any, items: Sequence[Any]) -> tuple[tuple[Any, ...], list[Rejected]]:
+        """A per-item stage over all items: (records in order, items that came to nothing)."""
+        manifest = self._manifest(stage, config, tuple(items), tuple(items))
+        rejected = [_rejected(stage.name, failure) for failure in manifest.failures]
+        self.rejected += rejected
+        return manifest.records, rejected
+
+    @contextmanager
+    def making(self, target: str) -> Iterator[None]:
+        """Steps inside count for this target. A target that makes its missing inputs nests the other's block in its own."""
+        before, self.target = self.target, target
+        try:
+            yield
+        finally:
+            self.target = before
+
+    def say(self, line: str) -> None:
+        self.console.say(line)
+
+    def source_folder(self) -> str:
+        """SRC as a local folder, fetched if it is an address; "" for the packaged clips."""
+        if not self.cfg.src:
+            return ""
+        return str(fetch_folder(self.cfg.src, self.store.root.parent / "sources", self.say))
+
+    def seconds(self) -> dict[str, float]:
+        """Seconds of work by target, those of steps made in earlier commands included."""
+        out: dict[str, float] = {}
+        for line in self.lines:
+            out[line.target] = round(out.get(line.target, 0.0) + line.seconds, 1)
+        return out
+
+    def finish(self, status: str) -> None:
+        """Closes the tracker's run and Ray."""
+        self.tracking.finish(status)
+        self.executor.stop()
+
+    def _manifest(self, stage: Stage, config: Any, inputs: Any, key_inputs: Any) -> Manifest:
+        step = self.store.step(stage.name, stage.version, config, key_inputs, self.cfg.seed)
+        work = Work(stage, config, inputs, step, self.cfg.seed)
+        found = self._load(step)
+        if found is None and self.dry:
+            raise NotMade(Line(self.target, stage.name, "would run", 0.0, step.folder, self._progress(work)))
+        state = "cached"
+        if found is None:
+            with self.store.lock(step, self.say):
+                found = self._load(step)  # another command may have made it while this one waited
+                if found is None:
+                    found, state = self._execute(work), "ran"
+        if not any(line.folder == step.folder for line in self.lines):
+            note = f"{len(found.failures)} rejected" if found.failures else ""
+            self.lines.append(Line(self.target, stage.name, state, found.seconds, step.folder, note))
+        return found
+
+    def _load(self, step: Step) -> Manifest | None:
+        found = self.store.load(step)
+        stale = self.retry_failed and found is not None and any(not f.expected for f in found.failures)
+        return None if stale else found
+
+    def _progress(self, work: Work) -> str:
+        if work.stage.how != "per_item":
+            return ""
+        tasks = item_tasks(self.store, work)
+        return f"{sum(finished(t, self.store.codec) is not None for t in tasks)} of {len(tasks)} items done"
+
+    def _execute(self, work: Work) -> Manifest:
+        self.say(f"== {work.stage.name} ({work.step.name})")
+        tags = {"stage": work.stage.name, "step_key": work.step.key, "folder": str(work.step.folder)}
+        logger = self.tracking.stage(work.stage.name, tags)
+        provenance = {"mlflow_run": logger.address.run_id if logger else ""}
+        status = "FAILED"
+        try:
+            if logger:
+                _log_inputs(logger, work.inputs)
+            made = self.executor.run(work, logger, provenance)
+            if logger:
+                _log_outputs(logger, made.records, work.inputs)
+                logger.metrics(0, {"seconds": made.seconds})
+            status = "FINISHED"
+        except KeyboardInterrupt:
+            status = "KILLED"
+            raise
+        finally:
+            if logger:
+                logger.text(json.dumps(work.step.config, indent=1), "step_config.json")
+                logger.finish(status)
+        return made
+
+
+def open_run(cfg: Config, targets: Sequence[str], dry: bool = False, retry_failed: bool = False) -> Run:
+    """Everything a command needs. Nothing is started: Ray and MLflow come with the first stage that runs."""
+    console = progress.console()
+    store = Store(cfg.root, Codec(RECORDS, cfg.root))
+    executor = Executor(store, cfg.compute, console, Reject)
+    name = f"{cfg.preset}: {' '.join(targets)}"
+    tracker = tracking.Tracking(cfg.root.parent, EXPERIMENT, name, console.say)
+    about = {"git_sha": git_sha(), "lock_hash": lock_hash(), "preset": cfg.preset, "seed": str(cfg.seed)}
+    tracker.describe(about, {"config.yaml": as_yaml(cfg), "environment.json": json.dumps(about, indent=1)})
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    return Run(cfg, store, executor, tracker, console, dry, retry_failed)
+
+
+def _rejected(stage: str, failure: Failure) -> Rejected:
+    """A stage's own message names the item as the user knows it: "a.mp4: empty file"."""
+    if failure.expected and ": " in failure.reason:
+        return listed(stage, failure.reason)
+    return Rejected(failure.name, stage, failure.reason)
+
+
+def found_in(value: Any, kind: type) -> Iterator[Any]:
+    """Every record of a type inside records, containers and inputs."""
+    if isinstance(value, kind):
+        yield value
+    elif isinstance(value, Mapping):
+        for v in value.values():
+            yield from found_in(v, kind)
+    elif isinstance(value, (list, tuple)):
+        for v in value:
+            yield from found_in(v, kind)
+    elif is_dataclass(value) and not isinstance(value, type):
+        for f in fields(value):
+            yield from found_in(vars(value)[f.name], kind)
+
+
+def _unique(values: Iterable[Any]) -> list[Any]:
+    return list({v.digest: v for v in values}.values())
+
+
+def _log_inputs(logger: tracking.RunLogger, inputs: Any) -> None:
+    for shards in _unique(found_in(inputs, ShardSet)):
+        logger.dataset(shards.split, shards.folder, shards.digest, shards.split)
+
+
+def _log_outputs(logger: tracking.RunLogger, made: Any, inputs: Any) -> None:
+    """Shard sets as data sets, checkpoints as models linked to the data they were trained on."""
+    for shards in _unique(found_in(made, ShardSet)):
+        logger.dataset(shards.split, shards.folder, shards.digest, shards.split)
+    train = next((s for s in found_in(inputs, ShardSet) if s.split == "train"), None)
+    parents = {f"parent.{c.name}": c.digest for c in _unique(found_in(inputs, Checkpoint))}
+    for checkpoint in _unique(found_in(made, Checkpoint)):
+        logger.checkpoint(
+            tracking.TrackedModel(
+                name=checkpoint.name,
+                folder=checkpoint.folder,
+                step=checkpoint.step,
+                digest=checkpoint.digest,
+                metrics=checkpoint.metrics,
+                tags=parents,
+                registered_as=PRODUCTS.get(checkpoint.name, ""),
+                dataset=train.split if train else "",
+                dataset_digest=train.digest if train else "",
+            )
+        )
+
+
+def without_student(cfg: Config, *kept: str) -> Any:
+    """The model with the student's settings back at their defaults but for `kept`: what does not see the student must
+    not be made again when only the student changes."""
+    mine = dataclasses.asdict(cfg.student)
+    student = type(cfg.student)(**{name: mine[name] for name in kept})
+    return dataclasses.replace(cfg.model, student=student)

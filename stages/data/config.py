@@ -1,0 +1,63 @@
+"""Every setting of the data stages. Who reads a field is named beside it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from stages.trackers.base import TrackerConfig
+
+VARIANTS = ("reversed", "push_in", "fast")
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Defaults are the full presets'; the folder of the user's own videos is the top-level `src`, not a field here."""
+
+    min_side_px: int = 16  # ingest: a video whose shorter side is below this is rejected
+    heldout_share: float = 0.15  # sources: share of a user's videos that is held out, by content hash
+    split_threshold: float = 3.0  # split: PySceneDetect AdaptiveDetector, ratio of a cut to its surroundings
+    split_min_content: float = 15.0  # split: smallest change of hue, saturation and luma that can be a cut
+    split_min_seconds: float = 0.2  # split: shortest shot
+    clip_overlap: float = 0.0  # clips: share of a clip that the next one repeats
+    variants: tuple[str, ...] = VARIANTS  # clips: further motions made from real training clips
+    train_scenes: int = 150  # render
+    heldout_scenes: int = 12  # render
+    motions: int = 4  # render: clips that share one first frame
+    objects: int = 4  # render: most moving objects in a scene
+    supersampling: int = 2  # render
+    object_points: int = 24  # render: further tracks on each object, beside the grid
+    grid_rows: int = 50  # render, track: uniform grid of queries on the first frame
+    grid_cols: int = 50
+    tracker: TrackerConfig = field(default_factory=TrackerConfig)  # track: real clips
+    clips_per_shard: int = 64  # pack
+    lossless_frames: bool = False  # pack: store uint8 frames too; else readers decode the mp4
+
+    def problems(self) -> list[str]:
+        """Every inconsistency, as 'data.field: what is wrong and how to mend it'; empty when sound."""
+        out = []
+        at_least = {
+            "min_side_px": 2,
+            "train_scenes": 0,
+            "heldout_scenes": 0,
+            "motions": 1,
+            "objects": 1,
+            "supersampling": 1,
+            "object_points": 0,
+            "grid_rows": 1,
+            "grid_cols": 1,
+            "clips_per_shard": 1,
+        }
+        for name, least in at_least.items():
+            if vars(self)[name] < least:
+                out.append(f"data.{name}: {vars(self)[name]} must be at least {least}")
+        if not 0 < self.heldout_share < 1:
+            out.append(f"data.heldout_share: {self.heldout_share} must lie between 0 and 1")
+        if not 0 <= self.clip_overlap < 1:
+            out.append(f"data.clip_overlap: {self.clip_overlap} must be at least 0 and below 1")
+        for name in ("split_threshold", "split_min_content", "split_min_seconds"):
+            if vars(self)[name] <= 0:
+                out.append(f"data.{name}: {vars(self)[name]} must be positive")
+        for name in self.variants:
+            if name not in VARIANTS:
+                out.append(f"data.variants: {name!r} is not one of {', '.join(VARIANTS)}")
+        return out + [f"data.{p}" for p in self.tracker.problems()]

@@ -1,0 +1,40 @@
+"""From the two configs a user writes to the small one of each data stage, whose fields alone decide what is stale."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from msmodel.config import ModelConfig
+from stages.data.clips import ClipsRun
+from stages.data.config import DataConfig
+from stages.data.encode import EncodeRun
+from stages.data.ingest import IngestRun
+from stages.data.pack import PackRun
+from stages.data.render import RenderRun
+from stages.data.split import SplitRun
+from stages.data.track import TrackRun
+
+
+@dataclass(frozen=True)
+class RunConfigs:
+    ingest: IngestRun
+    split: SplitRun
+    clips: ClipsRun
+    render: RenderRun
+    track: TrackRun
+    encode: EncodeRun
+    pack: PackRun
+
+
+def run_configs(data: DataConfig, model: ModelConfig, vae_digest: str = "") -> RunConfigs:
+    """vae_digest: of the VAE's weights, where another step of the run made them."""
+    clip = model.clip
+    return RunConfigs(
+        ingest=IngestRun(clip, data.min_side_px),
+        split=SplitRun(data.split_threshold, data.split_min_content, data.split_min_seconds),
+        clips=ClipsRun(clip, data.clip_overlap, data.variants),
+        render=RenderRun(clip, data.motions, data.supersampling, data.grid_rows, data.grid_cols, data.object_points),
+        track=TrackRun(data.tracker, data.grid_rows, data.grid_cols),
+        encode=EncodeRun(clip, model.vae, model.text, vae_digest),
+        pack=PackRun(clip, data.clips_per_shard, data.lossless_frames),
+    )

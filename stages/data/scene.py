@@ -1,0 +1,230 @@
+"""Rendered scenes: a still of a real clip as background, textured shapes cut from other stills as objects.
+
+Legend: h w frame size in clip pixels; positions are clip pixels, origin top-left, pixel centres at +0.5.
+"""
+
+from __future__ import annotations
+
+import colorsys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from msmodel.config import ClipConfig
+from stages.data.clips import PLATES
+from stages.data.config import DataConfig
+from stages.records import Clip
+
+SHAPES = ("oval", "rounded square", "rounded triangle", "blob")
+EDGE_PX = 1.0  # width of the soft edge
+BACKGROUND_REACH = (1.6, 2.0)  # the background is cut this much wider than the frame, for the camera to move over
+
+
+@dataclass(frozen=True)
+class Plate:
+    """A still of a real clip that scenes may cut from."""
+
+    path: str
+    source: str
+    licence: str
+    caption: str
+
+
+@dataclass(frozen=True)
+class SceneItem:
+    """One scene to render. plates: the background's first, then one for each object; all of the scene's own split."""
+
+    scene_id: str
+    split: str
+    seed: int
+    plates: tuple[Plate, ...]
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A star-shaped outline about `centre`: radius(angle) = sum of a cosine series."""
+
+    name: str
+    centre: tuple[float, float]
+    radius: float
+    waves: tuple[tuple[int, float, float], ...]  # (times round, share of the radius, phase)
+    stretch: float = 1.0
+
+    def level(self, xy: np.ndarray) -> np.ndarray:
+        """Pixels inside the outline, measured along the ray from the centre: positive inside. ... 2 -> ..."""
+        x = (xy[..., 0] - self.centre[0]) / self.stretch
+        y = (xy[..., 1] - self.centre[1]) * self.stretch
+        turn = np.arctan2(y, x)
+        outline = self.radius * (1 + sum(share * np.cos(k * turn + phase) for k, share, phase in self.waves))
+        return outline - np.hypot(x, y)
+
+    def alpha(self, xy: np.ndarray) -> np.ndarray:
+        """Opacity 0..1; 0.5 on the outline."""
+        return np.clip(self.level(xy) / EDGE_PX + 0.5, 0, 1)
+
+
+@dataclass(frozen=True, eq=False)
+class Layer:
+    """texture h w 3 (or 4, with alpha) uint8. to_frame: 3 x 3, texture pixels (centres at +0.5) -> frame 0. shape None: all."""
+
+    name: str
+    texture: np.ndarray
+    to_frame: np.ndarray
+    shape: Shape | None
+    depth_gain: float  # how much more than the background a camera's pan shifts it
+
+
+@dataclass(frozen=True, eq=False)
+class Scene:
+    """layers: the background first, then objects from far to near."""
+
+    item: SceneItem
+    layers: tuple[Layer, ...]
+
+    @property
+    def objects(self) -> tuple[Layer, ...]:
+        return self.layers[1:]
+
+    @property
+    def caption(self) -> str:
+        things = " and ".join(f"{'an' if o.name[0] in 'aeio' else 'a'} {o.name}" for o in self.objects)
+        ground = self.item.plates[0].caption
+        return f"{things} over {ground}" if ground else things
+
+
+def plates_of(clips: Sequence[Clip], split: str) -> list[Plate]:
+    """The stills of a split's real clips, in a fixed order."""
+    plain = sorted(
+        (c for c in clips if c.kind == "real" and not c.recipe and c.split == split), key=lambda c: c.clip_id
+    )
+    paths = [(c, Path(c.folder) / name) for c in plain for name in PLATES]
+    return [Plate(str(p), c.source, c.licence, c.caption) for c, p in paths]
+
+
+def plan_scenes(cfg: DataConfig, clips: Sequence[Clip], seed: int, say: Callable[[str], None]) -> list[SceneItem]:
+    """What to render, decided from `seed`: each split cuts from its own real clips only.
+
+    With no held-out real clip, the stills divide: the middle frames serve the held-out scenes, and that is said.
+    """
+    stills = {split: plates_of(clips, split) for split in ("train", "heldout")}
+    if not stills["heldout"] and cfg.heldout_scenes:
+        say(
+            "no held-out real clip: held-out scenes are cut from the middle frames of the clips, training scenes from the first"
+        )
+        stills = {"train": stills["train"][0::2], "heldout": stills["train"][1::2]}
+    items = []
+    for number, (split, count) in enumerate((("train", cfg.train_scenes), ("heldout", cfg.heldout_scenes))):
+        for index in range(count):
+            generator = np.random.default_rng([seed, number, index])
+            plates = _choose_plates(stills[split], 1 + int(generator.integers(1, cfg.objects + 1)), generator)
+            scene_seed = int(generator.integers(2**31))
+            items.append(SceneItem(f"scene-{split}-{index:05d}", split, scene_seed, plates))
+    return items
+
+
+def _choose_plates(stills: Sequence[Plate], count: int, generator: np.random.Generator) -> tuple[Plate, ...]:
+    """A background, then objects, from other sources than the background's where there are any.
+
+    The source is drawn first, then one of its stills: a long video does not crowd out the others.
+    """
+    by_source: dict[str, list[Plate]] = {}
+    for still in stills:
+        by_source.setdefault(still.source, []).append(still)
+
+    def draw(sources: list[str]) -> Plate:
+        group = by_source[sources[int(generator.integers(len(sources)))]]
+        return group[int(generator.integers(len(group)))]
+
+    ground = draw(list(by_source))
+    others = [source for source in by_source if source != ground.source] or list(by_source)
+    return (ground, *(draw(others) for _ in range(count - 1)))
+
+
+def build_scene(item: SceneItem, clip: ClipConfig, supersampling: int, generator: np.random.Generator) -> Scene:
+    """Cuts textures and shapes. Every random choice comes from `generator`. Raises ValueError where a still is missing."""
+    layers = [_background(_read(item.plates[0]), clip, supersampling, generator)]
+    for depth, plate in enumerate(item.plates[1:], start=1):
+        layers.append(_object(_read(plate), depth, clip, supersampling, generator))
+    return Scene(item, tuple(layers))
+
+
+def _read(plate: Plate) -> np.ndarray:
+    picture = cv2.imread(plate.path, cv2.IMREAD_COLOR)
+    if picture is None:
+        raise ValueError(f"the still {plate.path} is missing or unreadable: cut the clips again")
+    return cv2.cvtColor(picture, cv2.COLOR_BGR2RGB)
+
+
+def _background(picture: np.ndarray, clip: ClipConfig, ss: int, generator: np.random.Generator) -> Layer:
+    """A random window of the clip's aspect, resized so that the frame sits in its middle with room on all sides."""
+    height, width = picture.shape[:2]
+    reach = generator.uniform(*BACKGROUND_REACH)
+    fit = min(width / clip.width, height / clip.height) * generator.uniform(0.75, 1.0)
+    w, h = int(clip.width * fit), int(clip.height * fit)
+    left, top = int(generator.integers(width - w + 1)), int(generator.integers(height - h + 1))
+    size = (round(clip.width * reach * ss), round(clip.height * reach * ss))
+    texture = cv2.resize(
+        np.ascontiguousarray(picture[top : top + h, left : left + w]),
+        size,
+        interpolation=cv2.INTER_AREA if w > size[0] else cv2.INTER_CUBIC,
+    )
+    if generator.random() < 0.5:
+        texture = np.ascontiguousarray(texture[:, ::-1])
+    x, y = clip.width / 2 - size[0] / ss / 2, clip.height / 2 - size[1] / ss / 2
+    return Layer("background", texture, np.array([[1 / ss, 0, x], [0, 1 / ss, y], [0, 0, 1]]), None, 1.0)
+
+
+def _object(picture: np.ndarray, depth: int, clip: ClipConfig, ss: int, generator: np.random.Generator) -> Layer:
+    """A shape with the liveliest of six random square cuts of the still as its texture."""
+    shape = _shape(clip, generator)
+    cuts = []
+    for _ in range(6):
+        side = int(min(picture.shape[:2]) * generator.uniform(0.25, 0.6))
+        top, left = (int(generator.integers(n - side + 1)) for n in picture.shape[:2])
+        cuts.append(picture[top : top + side, left : left + side])
+    cut = max(cuts, key=lambda c: float(c.std(axis=(0, 1)).sum()))
+    half = 1.6 * shape.radius * max(shape.stretch, 1 / shape.stretch)  # the outline's furthest point
+    size = max(4, round(2 * half * ss))
+    texture = cv2.resize(
+        np.ascontiguousarray(cut), (size, size), interpolation=cv2.INTER_AREA if len(cut) > size else cv2.INTER_CUBIC
+    )
+    gain = generator.uniform(0.8, 1.25) * generator.uniform(0.85, 1.15, 3)
+    texture = np.clip(texture * gain, 0, 255).astype(np.uint8)
+    scale = 2 * half / size
+    to_frame = np.array([[scale, 0, shape.centre[0] - half], [0, scale, shape.centre[1] - half], [0, 0, 1]])
+    xy = (np.stack(np.meshgrid(np.arange(size), np.arange(size)), axis=-1) + 0.5) * scale + to_frame[:2, 2]
+    alpha = shape.alpha(xy)
+    name = f"{_colour(texture[alpha > 0.5])} {shape.name}"
+    rgba = np.dstack([texture, np.round(alpha * 255).astype(np.uint8)])
+    return Layer(name, rgba, to_frame, shape, 1.0 + 0.12 * depth)
+
+
+def _shape(clip: ClipConfig, generator: np.random.Generator) -> Shape:
+    name = str(generator.choice(SHAPES))
+    radius = generator.uniform(0.16, 0.28) * clip.height
+    edge = 0.6 * radius
+    centre = (float(generator.uniform(edge, clip.width - edge)), float(generator.uniform(edge, clip.height - edge)))
+    phase = generator.uniform(0, 2 * np.pi)
+    waves: tuple[tuple[int, float, float], ...] = ()
+    if name == "rounded square":
+        waves = ((4, 0.09, phase),)
+    elif name == "rounded triangle":
+        waves = ((3, 0.14, phase),)
+    elif name == "blob":
+        waves = tuple((k, float(generator.uniform(0.03, 0.13)), float(generator.uniform(0, 6.28))) for k in (2, 3, 5))
+    stretch = float(generator.uniform(0.8, 1.25)) if name in ("oval", "blob") else 1.0
+    return Shape(name, centre, float(radius), waves, stretch)
+
+
+def _colour(pixels: np.ndarray) -> str:
+    """A plain word for the mean colour of pixels n 3 uint8."""
+    hue, saturation, value = colorsys.rgb_to_hsv(*(pixels.mean(axis=0) / 255))
+    if value < 0.2:
+        return "black"
+    if saturation < 0.18:
+        return "white" if value > 0.75 else "grey"
+    names = ("red", "orange", "yellow", "green", "green", "cyan", "cyan", "blue", "blue", "purple", "pink", "red")
+    return names[int(hue * 12 + 0.5) % 12]

@@ -1,0 +1,52 @@
+"""Evaluation: how well motion is followed, how good the pictures are, how fast and how long it runs.
+
+What calls what (pipelines/evaluate.py wires it; every run takes (config, inputs, ctx)):
+
+    SELECT    once      SelectRun(model, eval.select), SelectInputs(heldout) -> Selection
+              plan(selection, eval.select.batch, teacher, student) -> [EvalItem]
+    GENERATE  per_item  GenerateRun(model, eval.generate), EvalItem -> Generated
+    MEASURE   per_item  MeasureRun(model, eval.measure), Generated -> Measured
+    SPEED     once      SpeedRun(model, eval.generate, eval.speed), SpeedInputs(selection, teacher, student, ...) -> Figures
+    LONG_RUN  once      LongRunRun(model, eval.measure, eval.long_run), LongRunInputs(selection, student) -> Figures
+    REPORT    once      ReportRun(preset, model, eval), ReportInputs(...) -> Report
+
+A model that has not been trained is None: its figures are null in report.json, with the reason under `null_reasons`.
+Items of real clips hold no checkpoint, so their features are measured once, whatever is trained. SPEED and LONG_RUN want
+the machine to themselves. Records made here, for the codec: RECORDS.
+"""
+
+from __future__ import annotations
+
+from stages.eval.config import EvalConfig, GenerateRun, LongRunRun, MeasureRun, ReportRun, SelectRun, SpeedRun
+from stages.eval.generate import GENERATE
+from stages.eval.items import EvalClip, EvalItem, Figures, Generated, Measured, Selection, plan
+from stages.eval.long_run import LONG_RUN, LongRunInputs
+from stages.eval.measure import MEASURE
+from stages.eval.report import REPORT
+from stages.eval.select import SELECT, SelectInputs
+from stages.eval.speed import SPEED, SpeedInputs
+from stages.eval.summary import ReportInputs
+
+RECORDS = (EvalClip, Selection, EvalItem, Generated, Measured, Figures)
+
+__all__ = [
+    "GENERATE",
+    "LONG_RUN",
+    "MEASURE",
+    "RECORDS",
+    "REPORT",
+    "SELECT",
+    "SPEED",
+    "EvalConfig",
+    "GenerateRun",
+    "LongRunInputs",
+    "LongRunRun",
+    "MeasureRun",
+    "ReportInputs",
+    "ReportRun",
+    "SelectInputs",
+    "SelectRun",
+    "SpeedInputs",
+    "SpeedRun",
+    "plan",
+]

@@ -1,0 +1,181 @@
+"""Every setting of the evaluation, one group a stage, so that a changed setting reruns that stage and what follows it.
+
+Overrides read `eval.generate.steps=8 eval.select.clips=6`. Defaults are the full presets'.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from msmodel.config import ModelConfig
+from stages.eval.counterfactual import KINDS, Motions
+from stages.eval.i3d import MIN_FRAMES
+from stages.eval.pictures import SSIM_WINDOW
+from stages.trackers.base import TrackerConfig
+from stages.train.sampling import Guidance
+
+
+@dataclass(frozen=True)
+class SelectConfig:
+    """Which held-out clips are evaluated, and the motions they never had."""
+
+    clips: int = 30  # of each kind (rendered, real), as many as there are if fewer
+    counterfactual_clips: int = 8  # of each kind, for each counterfactual
+    counterfactuals: tuple[str, ...] = KINDS
+    tracks: int = 2500  # most tracks a clip that a model is asked to follow: as many as in training
+    motions: Motions = field(default_factory=Motions)
+    batch: int = 4  # clips generated at once
+
+
+@dataclass(frozen=True)
+class GenerateConfig:
+    """How clips are generated. steps: the teacher's Euler steps where its quality is measured (report: teacher.steps)."""
+
+    steps: int = 50
+    guidance: Guidance = field(default_factory=Guidance)
+
+
+@dataclass(frozen=True)
+class MeasureConfig:
+    """The raster that EPE is measured on (the paper's 832x480), the re-tracker, and the extractors' settings."""
+
+    raster_height: int = 480
+    raster_width: int = 832
+    tracker: TrackerConfig = field(default_factory=TrackerConfig)  # its max_back_px counts clip pixels
+    moving_px: float = 4.0  # raster pixels: a track that gets this far counts as moving
+    fvd_frames: int = 16  # frames a clip shown to I3D, evenly spread
+    perceptual_every: int = 1  # every how many frames the perceptual distance looks
+
+    @property
+    def raster(self) -> tuple[int, int]:
+        return self.raster_height, self.raster_width
+
+
+@dataclass(frozen=True)
+class SpeedConfig:
+    """The teacher is always timed at the paper's setting (50 steps of joint guidance: 150 evaluations)."""
+
+    teacher_steps: int = 50
+    teacher_rollouts: int = 1
+    chunks: int = 60  # timed chunks of the student, at least
+    warmup_rollouts: int = 2
+
+
+@dataclass(frozen=True)
+class LongRunConfig:
+    """Rollouts far beyond the training horizon, and a longer one, undecoded, for the slope of the latency."""
+
+    clips: int = 4  # kinds take turns
+    horizons: int = 10
+    chunks: int = 400  # of the latency run
+    warmup_chunks: int = 10
+    without_sink: bool = True  # also run the same student with sink 0
+
+
+@dataclass(frozen=True)
+class ReportConfig:
+    fvd_splits: int = 2
+    show_clips: int = 2  # of each kind, as videos in report.html
+    video_height: int = 192  # pixels of each tile of those videos
+
+
+@dataclass(frozen=True)
+class EvalConfig:
+    select: SelectConfig = field(default_factory=SelectConfig)
+    generate: GenerateConfig = field(default_factory=GenerateConfig)
+    measure: MeasureConfig = field(default_factory=MeasureConfig)
+    speed: SpeedConfig = field(default_factory=SpeedConfig)
+    long_run: LongRunConfig = field(default_factory=LongRunConfig)
+    report: ReportConfig = field(default_factory=ReportConfig)
+
+    def problems(self) -> list[str]:
+        """Every inconsistency, as 'eval.field: what is wrong and how to mend it'; empty when sound."""
+        out = self._below_least()
+        unknown = [k for k in self.select.counterfactuals if k not in KINDS]
+        if unknown:
+            out.append(f"eval.select.counterfactuals: {', '.join(unknown)} not among {', '.join(KINDS)}")
+        if self.select.counterfactual_clips > self.select.clips:
+            out.append(f"eval.select.counterfactual_clips: more than eval.select.clips ({self.select.clips})")
+        m = self.select.motions
+        for name in ("pan", "drag", "drag_radius"):
+            if not 0 < vars(m)[name] < 1:
+                out.append(f"eval.select.motions.{name}: {vars(m)[name]} must lie between 0 and 1")
+        if m.zoom <= 0 or m.zoom == 1:
+            out.append(f"eval.select.motions.zoom: {m.zoom} must be positive and not 1")
+        if self.measure.moving_px < 0:
+            out.append(f"eval.measure.moving_px: {self.measure.moving_px} is below zero")
+        out += [f"eval.generate.guidance.{p}" for p in self.generate.guidance.problems()]
+        return out + [f"eval.measure.{p}" for p in self.measure.tracker.problems()]
+
+    def _below_least(self) -> list[str]:
+        groups: Mapping[str, tuple[Any, Mapping[str, int]]] = {
+            "select": (self.select, {"clips": 2, "counterfactual_clips": 0, "tracks": 1, "batch": 1}),
+            "select.motions": (
+                self.select.motions,
+                {"grid_rows": 1, "grid_cols": 1, "sparse_dragged": 1, "sparse_pinned": 0},
+            ),
+            "generate": (self.generate, {"steps": 1}),
+            "measure": (
+                self.measure,
+                {
+                    "raster_height": SSIM_WINDOW,
+                    "raster_width": SSIM_WINDOW,
+                    "fvd_frames": MIN_FRAMES,
+                    "perceptual_every": 1,
+                },
+            ),
+            "speed": (self.speed, {"teacher_steps": 1, "teacher_rollouts": 1, "chunks": 3, "warmup_rollouts": 0}),
+            "long_run": (self.long_run, {"clips": 1, "horizons": 2, "chunks": 3, "warmup_chunks": 0}),
+            "report": (self.report, {"fvd_splits": 2, "show_clips": 0, "video_height": 16}),
+        }
+        return [
+            f"eval.{group}.{name}: {vars(config)[name]} must be at least {low}"
+            for group, (config, least) in groups.items()
+            for name, low in least.items()
+            if vars(config)[name] < low
+        ]
+
+
+@dataclass(frozen=True)
+class GenerateRun:
+    """What stage GENERATE reads; hashed whole into its key."""
+
+    model: ModelConfig
+    generate: GenerateConfig
+
+
+@dataclass(frozen=True)
+class SelectRun:
+    model: ModelConfig
+    select: SelectConfig
+
+
+@dataclass(frozen=True)
+class MeasureRun:
+    model: ModelConfig
+    measure: MeasureConfig
+
+
+@dataclass(frozen=True)
+class SpeedRun:
+    model: ModelConfig
+    generate: GenerateConfig  # the guidance that is timed
+    speed: SpeedConfig
+
+
+@dataclass(frozen=True)
+class LongRunRun:
+    model: ModelConfig
+    measure: MeasureConfig  # raster and tracker of the drifting EPE
+    long_run: LongRunConfig
+
+
+@dataclass(frozen=True)
+class ReportRun:
+    """preset: its name, for the page's head."""
+
+    preset: str
+    model: ModelConfig
+    eval: EvalConfig

@@ -1,0 +1,137 @@
+"""Stage GENERATE (per_item): the videos of one EvalItem. Noise and track ids depend on seed and clip alone.
+
+The teacher samples with joint guidance; "no_tracks" drops the tracks and keeps text guidance; a counterfactual asks for other
+tracks from the same first frame. The student rolls out chunk after chunk. "real" copies the clip, "vae" decodes its latents.
+
+Legend: b clips, z latent channels, t latent frames, h w latent size, T frames, n tracks, d id dimension.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+
+import numpy as np
+import torch
+from einops import rearrange
+from torch import Tensor
+
+from msmodel import flow
+from msmodel.batch import Conditioning
+from msmodel.causal import CausalDiT
+from msmodel.config import ModelConfig, StudentConfig, VAEConfig
+from msmodel.dit import WanDiT
+from msmodel.patch_vae import PatchVAE
+from msmodel.rollout import rollout
+from msmodel.tracks import track_ids, track_map
+from msmodel.vae import VideoVAE, load_vae
+from msmodel.weights import load_student, load_teacher
+from stages.eval.config import GenerateRun
+from stages.eval.items import EvalClip, EvalItem, Generated, folder_file, read_clip, read_tracks, seeded
+from stages.records import Checkpoint
+from stages.spec import Context, Resources, Stage
+from stages.train.conditioning import image_conditioning
+from stages.train.sampling import sample_teacher
+
+
+def run(cfg: GenerateRun, item: EvalItem, ctx: Context) -> Generated:
+    """Writes videos k T h w 3 uint8 into ctx.workdir."""
+    if item.model == "real":
+        videos = np.stack([read_clip(c)["frames"] for c in item.clips])
+    else:
+        videos = to_uint8(vae_on(cfg.model.vae, ctx.device).decode(latents_of(cfg, item, ctx)))
+    file = folder_file(ctx.workdir, "videos.npz")
+    np.savez_compressed(file, videos=videos)
+    return Generated(item.name, item, file)
+
+
+def latents_of(cfg: GenerateRun, item: EvalItem, ctx: Context) -> Tensor:
+    """b z t h w, normalised."""
+    if item.model == "vae":
+        return stacked([read_clip(c)["latents"] for c in item.clips], ctx.device)
+    assert item.checkpoint is not None, "only real clips and the VAE's round trip need no weights"
+    net = (
+        teacher_on(item.checkpoint, ctx.device) if item.model == "teacher" else student_on(item.checkpoint, ctx.device)
+    )
+    dtype = next(net.parameters()).dtype
+    cond = conditioning(item.clips, item.variant, cfg.model, ctx.seed, ctx.device).to(ctx.device, dtype)
+    noise = clip_noise(item.clips, cfg.model, ctx.seed, ctx.device).to(dtype)
+    if not isinstance(net, CausalDiT):
+        return sample_teacher(net, cond, noise, cfg.generate.steps, cfg.generate.guidance, cfg.model)
+    return student_rollout(net, cond, noise, seeded(ctx.seed, "steps", *(c.clip_id for c in item.clips)))
+
+
+def student_rollout(
+    student: CausalDiT, cond: Conditioning, noise: Tensor, generator: torch.Generator, cfg: StudentConfig | None = None
+) -> Tensor:
+    """The student's latents b z t h w. cfg: another sink and window than its own."""
+    cfg = cfg or student.cfg.student
+    times = flow.student_timesteps(cfg.steps, student.cfg.dit.shift)
+    with torch.inference_mode():
+        return rollout(student, cond, noise, times, cfg, generator).float()
+
+
+def clip_noise(clips: Sequence[EvalClip], model: ModelConfig, seed: int, device: torch.device) -> Tensor:
+    """b z t h w, drawn clip by clip."""
+    shape = (model.vae.z_channels, model.latent_frames, model.latent_height, model.latent_width)
+    return torch.stack([torch.randn(shape, generator=seeded(seed, "noise", c.clip_id)) for c in clips]).to(device)
+
+
+def conditioning(
+    clips: Sequence[EvalClip], variant: str, model: ModelConfig, seed: int, device: torch.device
+) -> Conditioning:
+    """First frames, text and the variant's tracks of clips."""
+    arrays = [read_clip(c) for c in clips]
+    image = image_conditioning(stacked([a["image"] for a in arrays], device), model)
+    maps = [tracks_of(c, variant, model, seed) for c in clips]
+    cond = Conditioning(stacked([a["text"] for a in arrays], device), image, torch.cat(maps).to(device))
+    return cond.without_tracks() if variant == "no_tracks" else cond
+
+
+def tracks_of(clip: EvalClip, variant: str, model: ModelConfig, seed: int) -> Tensor:
+    """Packed track map of one clip: 1 (stride_t d) t h w."""
+    xy_px, visible = read_tracks(clip.track_file(variant))
+    phi = clip_ids(clip, xy_px.shape[1], model, seed)
+    return track_map(torch.from_numpy(xy_px)[None], torch.from_numpy(visible)[None], phi, model)
+
+
+def clip_ids(clip: EvalClip, tracks: int, model: ModelConfig, seed: int) -> Tensor:
+    """The ids a clip keeps in every variant: 1 n d."""
+    return track_ids(1, tracks, model.dit.track_id_dim, seeded(seed, "ids", clip.clip_id))
+
+
+def stacked(arrays: Sequence[np.ndarray], device: torch.device) -> Tensor:
+    return torch.from_numpy(np.stack(arrays)).float().to(device)
+
+
+def to_uint8(video: Tensor) -> np.ndarray:
+    """b 3 T H W in [-1, 1] -> b T H W 3 uint8."""
+    x = ((video.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+    return rearrange(x, "b c T h w -> b T h w c").cpu().numpy()
+
+
+@lru_cache(maxsize=1)
+def vae_on(cfg: VAEConfig, device: torch.device) -> VideoVAE | PatchVAE:
+    """Kept by a worker from item to item."""
+    return load_vae(cfg).eval().requires_grad_(False).to(device)
+
+
+@lru_cache(maxsize=1)
+def _teacher(folder: str, digest: str, device: torch.device) -> WanDiT:
+    return load_teacher(folder).eval().requires_grad_(False).to(device)
+
+
+@lru_cache(maxsize=1)
+def _student(folder: str, digest: str, device: torch.device) -> CausalDiT:
+    return load_student(folder).eval().requires_grad_(False).to(device)
+
+
+def teacher_on(checkpoint: Checkpoint, device: torch.device) -> WanDiT:
+    return _teacher(checkpoint.folder, checkpoint.digest, device)
+
+
+def student_on(checkpoint: Checkpoint, device: torch.device) -> CausalDiT:
+    return _student(checkpoint.folder, checkpoint.digest, device)
+
+
+GENERATE = Stage("eval_generate", version=1, how="per_item", run=run, resources=Resources(gpus=1.0))

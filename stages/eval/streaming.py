@@ -1,0 +1,106 @@
+"""Endless streams of one held-out clip, for SPEED and LONG_RUN: msmodel's StreamingSession, exactly as the demo runs it.
+
+Tracks go on for ever by playing the clip's own forward and backward, so that a long run has targets at every frame.
+
+Legend: z latent channels, t latent frames, h w latent size, T frames, n tracks.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from msmodel import flow
+from msmodel.causal import CausalDiT
+from msmodel.config import ModelConfig, StudentConfig
+from msmodel.stream import Decoder, DecoderMaker, StreamChunk, StreamingSession
+from stages.eval.counterfactual import ping_pong
+from stages.eval.generate import clip_ids, stacked
+from stages.eval.items import EvalClip, read_clip, read_tracks
+from stages.train.conditioning import image_conditioning
+
+
+class NoDecoder:
+    """Stands in for a VAE where only the transformer is timed: gives one black pixel."""
+
+    def decoder(self) -> Decoder:
+        return self
+
+    def push(self, latents: Tensor) -> Tensor:
+        return torch.zeros(1, 3, 1, 1, 1)
+
+
+@dataclass(frozen=True)
+class ClipStream:
+    """All that a stream of one clip needs, read once. image: 1 c t h w, as in Conditioning. phi: 1 n d."""
+
+    student: CausalDiT
+    text: Tensor
+    image: Tensor
+    phi: Tensor
+    xy_px: Tensor
+    visible: Tensor
+
+    def session(
+        self, vae: DecoderMaker, generator: torch.Generator, setting: StudentConfig | None = None
+    ) -> StreamingSession:
+        """A new stream. setting: another sink and window than the student's own."""
+        cfg = setting or self.student.cfg.student
+        times = flow.student_timesteps(cfg.steps, self.student.cfg.dit.shift)
+        return StreamingSession(
+            self.student,
+            vae,
+            self.controls,
+            text=self.text,
+            image=self.image,
+            phi=self.phi,
+            timesteps=times,
+            generator=generator,
+            student_cfg=cfg,
+        )
+
+    def controls(self, index: int, first: int, count: int) -> tuple[Tensor, Tensor]:
+        """The clip's tracks back and forth: `count` pixel frames from `first` on."""
+        at = torch.from_numpy(ping_pong(len(self.xy_px), first + count)[first:])
+        return self.xy_px[at], self.visible[at]
+
+
+def clip_stream(student: CausalDiT, clip: EvalClip, model: ModelConfig, seed: int, device: torch.device) -> ClipStream:
+    arrays, dtype = read_clip(clip), next(student.parameters()).dtype
+    xy_px, visible = read_tracks(clip.track_file("tracks"))
+    return ClipStream(
+        student,
+        stacked([arrays["text"]], device).to(dtype),
+        image_conditioning(stacked([arrays["image"]], device), model).to(dtype),
+        clip_ids(clip, xy_px.shape[1], model, seed).to(device),
+        torch.from_numpy(xy_px),
+        torch.from_numpy(visible),
+    )
+
+
+def chunks_of(session: StreamingSession, count: int) -> list[StreamChunk]:
+    """The next `count` chunks."""
+    return [session.next_chunk() for _ in range(count)]
+
+
+def first_frame_seconds(
+    stream: ClipStream, vae: DecoderMaker, generator: torch.Generator
+) -> tuple[float, StreamingSession]:
+    """Seconds from opening a stream to its first frames on the CPU, and the stream, which has made its first chunk."""
+    began = time.perf_counter()  # frames arrive on the CPU: the device has finished by then
+    session = stream.session(vae, generator)
+    session.next_chunk()
+    return time.perf_counter() - began, session
+
+
+def frames_in(chunks: int, model: ModelConfig) -> int:
+    """Pixel frames of a stream of `chunks` chunks."""
+    return 1 + (int(model.image_alone) + chunks * model.student.chunk - 1) * model.vae.stride_t
+
+
+def filled_after(cfg: StudentConfig) -> int:
+    """Chunks until the cache is full; from then on every chunk does the same work."""
+    return cfg.sink + cfg.window + 1

@@ -1,0 +1,115 @@
+"""Videos for the page: tiles side by side, asked tracks drawn over them, as H.264 that every browser plays.
+
+Legend: T frames, n tracks.
+"""
+
+from __future__ import annotations
+
+import base64
+import subprocess
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+LABEL_PX, GAP_PX, TRAIL = 22, 4, 8
+PAPER, INK = (24, 26, 31), (228, 230, 235)
+
+
+@dataclass(frozen=True)
+class Tile:
+    """video: T h w 3 uint8, None leaves the place empty. tracks: (xy_px T n 2 in pixels of the video, visible T n) to draw."""
+
+    label: str
+    video: np.ndarray | None = None
+    tracks: tuple[np.ndarray, np.ndarray] | None = None
+
+
+def enlarge(frame: np.ndarray, height: int) -> np.ndarray:
+    """Whole-number upscaling by nearest neighbour where it fits (pixels stay pixels), else area or linear to `height`."""
+    h, w = frame.shape[:2]
+    width = round(w * height / h)
+    how = cv2.INTER_NEAREST if height % h == 0 else cv2.INTER_AREA if height < h else cv2.INTER_LINEAR
+    return cv2.resize(frame, (width, height), interpolation=how)
+
+
+def draw_tracks(frame: np.ndarray, xy: np.ndarray, visible: np.ndarray, t: int, most: int = 60) -> None:
+    """Trails of the last frames and a dot where each visible track is now, onto an enlarged frame. xy: T n 2 in its pixels."""
+    n = xy.shape[1]
+    for k in range(0, n, max(1, -(-n // most))):
+        if not visible[t, k]:
+            continue
+        colour = tuple(int(c) for c in _colour(k / max(1, n)))
+        trail = [_fixed_point(xy[s, k]) for s in range(max(0, t - TRAIL), t + 1) if visible[s, k]]
+        for a, b in zip(trail[:-1], trail[1:], strict=True):
+            cv2.line(frame, a, b, colour, 1, cv2.LINE_AA, shift=3)
+        cv2.circle(frame, trail[-1], 16, colour, -1, cv2.LINE_AA, shift=3)
+
+
+def _fixed_point(xy: np.ndarray) -> tuple[int, int]:
+    """OpenCV's coordinates in eighths of a pixel; there, pixel centres lie at whole numbers."""
+    x, y = np.round((xy - 0.5) * 8).astype(int)
+    return int(x), int(y)
+
+
+def _colour(share: float) -> np.ndarray:
+    hsv = np.array([[[int(share * 170), 220, 255]]], np.uint8)
+    return cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB)[0, 0]
+
+
+def mosaic(rows: Sequence[Sequence[Tile]], height: int) -> np.ndarray:
+    """Tiles in rows with their labels: T H W 3 uint8, sizes even. height: pixels of one tile."""
+    some = next(t.video for row in rows for t in row if t.video is not None)
+    frames, width = len(some), enlarge(some[0], height).shape[1]
+    columns = max(len(row) for row in rows)
+    shape = (len(rows) * (height + LABEL_PX + GAP_PX), columns * (width + GAP_PX))
+    out = np.empty((frames, shape[0] + shape[0] % 2, shape[1] + shape[1] % 2, 3), np.uint8)
+    out[:] = PAPER
+    for r, row in enumerate(rows):
+        for c, tile in enumerate(row):
+            y, x = r * (height + LABEL_PX + GAP_PX), c * (width + GAP_PX)
+            for t in range(frames):
+                place = out[t, y : y + LABEL_PX + height, x : x + width]
+                cv2.putText(place, tile.label, (3, 15), cv2.FONT_HERSHEY_SIMPLEX, 0.42, INK, 1, cv2.LINE_AA)
+                if tile.video is not None and t < len(tile.video):
+                    place[LABEL_PX:] = _drawn(tile, t, height)
+    return out
+
+
+def _drawn(tile: Tile, t: int, height: int) -> np.ndarray:
+    assert tile.video is not None
+    picture = np.ascontiguousarray(enlarge(tile.video[t], height))
+    if tile.tracks is not None:
+        xy, visible = tile.tracks
+        draw_tracks(picture, xy * (height / tile.video.shape[1]), visible, t)
+    return picture
+
+
+def mp4(video: np.ndarray, fps: float) -> bytes:
+    """H.264, yuv420p, faststart. video: T H W 3 uint8 with even sizes. Raises ValueError with ffmpeg's words on failure."""
+    import imageio_ffmpeg
+
+    height, width = video.shape[1:3]
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "out.mp4"
+        command = [imageio_ffmpeg.get_ffmpeg_exe(), "-v", "error", "-y", "-f", "rawvideo", "-pix_fmt", "rgb24"]
+        command += ["-s", f"{width}x{height}", "-r", f"{fps:g}", "-i", "-", "-c:v", "libx264", "-pix_fmt", "yuv420p"]
+        command += ["-crf", "23", "-preset", "veryfast", "-movflags", "+faststart", str(path)]
+        done = subprocess.run(command, input=np.ascontiguousarray(video).tobytes(), capture_output=True, check=False)
+        if done.returncode:
+            raise ValueError(f"ffmpeg could not encode {video.shape}: {done.stderr.decode(errors='replace').strip()}")
+        return path.read_bytes()
+
+
+def data_uri(content: bytes, kind: str) -> str:
+    return f"data:{kind};base64,{base64.b64encode(content).decode()}"
+
+
+def png(picture: np.ndarray) -> bytes:
+    """picture: H W 3 uint8 RGB."""
+    ok, coded = cv2.imencode(".png", cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))
+    assert ok, "a uint8 RGB picture can always be coded as PNG"
+    return coded.tobytes()

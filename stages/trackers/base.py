@@ -1,0 +1,81 @@
+"""What a tracker is: points in, their paths and visibility out.
+
+Legend: T frames, n points. xy: pixels, x first, origin at the top-left corner, pixel centres at +0.5.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+COTRACKER = ("cotracker3_offline", "cotracker3_online")
+NAMES = (*COTRACKER, "lucas_kanade")
+
+
+@dataclass(frozen=True)
+class TrackerConfig:
+    """Which tracker labels real clips. The hub fields serve CoTracker only, the rest Lucas-Kanade only."""
+
+    name: str = "cotracker3_offline"
+    hub: str = "facebookresearch/co-tracker"  # GitHub repository, or a local folder with hubconf.py
+    checkpoint: str = ""  # path to scaled_offline.pth / scaled_online.pth; "" downloads the hub's own
+    licence: str = "CC-BY-NC-4.0"  # of CoTracker's code and weights, stored with every shard
+    device: str = "cpu"
+    max_queries: int = 2500  # points a call: about 70 KB a point and frame on CPU
+    work_height: int = 96  # Lucas-Kanade: frames are resized to this height, small ones enlarged, large ones reduced
+    window_px: int = 11  # side of the matched patch, in resized pixels
+    max_back_px: float = 0.25  # largest forward-backward error of a visible point, in pixels of the frames given
+
+    def problems(self) -> list[str]:
+        """Every inconsistency, as 'tracker.field: what is wrong'."""
+        out = []
+        if self.name not in NAMES:
+            out.append(f"tracker.name: {self.name!r} is not one of {', '.join(NAMES)}")
+        if self.max_queries < 1:
+            out.append(f"tracker.max_queries: {self.max_queries} must be at least 1")
+        if self.work_height < 1:
+            out.append(f"tracker.work_height: {self.work_height} must be at least 1")
+        if self.window_px < 3 or self.window_px % 2 == 0:
+            out.append(f"tracker.window_px: {self.window_px} must be odd and at least 3")
+        if self.max_back_px <= 0:
+            out.append(f"tracker.max_back_px: {self.max_back_px} must be positive")
+        return out
+
+
+class Tracker(Protocol):
+    """Follows points through a clip."""
+
+    name: str
+    version: str
+    licence: str
+
+    def track(self, frames: np.ndarray, queries_xy: np.ndarray, query_frame: int = 0) -> tuple[np.ndarray, np.ndarray]:
+        """frames T h w 3 uint8, queries_xy n 2 px at query_frame -> xy_px T n 2 float32, visible T n bool.
+
+        Invisible points keep a finite position (the last one known).
+        """
+        ...
+
+
+def check_inputs(frames: np.ndarray, queries_xy: np.ndarray, query_frame: int) -> None:
+    """Raises ValueError where shapes or types are not what `Tracker.track` asks for."""
+    if frames.ndim != 4 or frames.shape[-1] != 3 or frames.dtype != np.uint8:
+        raise ValueError(f"frames must be T h w 3 uint8, not {frames.shape} {frames.dtype}")
+    if queries_xy.ndim != 2 or queries_xy.shape[1] != 2:
+        raise ValueError(f"queries_xy must be n 2, not {queries_xy.shape}")
+    if not 0 <= query_frame < len(frames):
+        raise ValueError(f"query_frame {query_frame} lies outside a clip of {len(frames)} frames")
+
+
+def uniform_grid(height: int, width: int, rows: int, cols: int) -> np.ndarray:
+    """Centres of rows x cols equal cells that cover the frame, row by row: n 2 float32 px."""
+    x = (np.arange(cols) + 0.5) * width / cols
+    y = (np.arange(rows) + 0.5) * height / rows
+    return np.stack(np.meshgrid(x, y), axis=-1).reshape(-1, 2).astype(np.float32)
+
+
+def inside(xy: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Whether points (... 2 px) lie within the frame: [0, width) x [0, height)."""
+    return (xy[..., 0] >= 0) & (xy[..., 0] < width) & (xy[..., 1] >= 0) & (xy[..., 1] < height)

@@ -1,0 +1,142 @@
+"""Stage BASE: pretrains a small image-to-video DiT that knows no tracks, so that nano starts as the paper starts from Wan.
+
+Flow matching on whole clips with text dropout. `make nano-base` runs it and ships the weights in msmodel/assets/nano/dit.
+"""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+import torch
+from torch import nn
+
+from msmodel import flow
+from msmodel.batch import Batch
+from msmodel.config import ModelConfig
+from msmodel.dit import WanDiT
+from msmodel.rollout import fresh_noise
+from stages.records import Checkpoint, ShardSet
+from stages.spec import Context, Stage
+from stages.train.conditioning import keep, without_any_tracks
+from stages.train.loop import train
+from stages.train.method import Draws, Learner, Loader, LoopConfig, Loss, Observation, adamw, at_least, scheduled
+from stages.train.publish import fresh, frozen_decoder, heldout_batch, open_loader, publish
+from stages.train.sampling import Decode, contact_sheet, first_conditions, flow_loss, sample_teacher
+
+PROBE_TIMES = (0.95, 0.8, 0.5)
+
+
+@dataclass(frozen=True)
+class BaseConfig(LoopConfig):
+    """Pretraining of the nano base. There is no paper counterpart: the paper starts from Wan."""
+
+    group: ClassVar[str] = "base"
+
+    steps: int = 1500
+    lr: float = 1e-3
+    warmup_steps: int = 50
+    cooldown_steps: int = 300
+    ema_decay: float = 0.995
+    text_dropout: float = 0.1
+    probe_clips: int = 8
+    picture_clips: int = 2
+    picture_steps: int = 10
+
+    def checks(self) -> list[str]:
+        out = super().checks() + at_least(self, {"probe_clips": 1, "picture_clips": 0, "picture_steps": 1})
+        if not 0.0 <= self.text_dropout <= 1.0:
+            out.append(f"text_dropout: {self.text_dropout} is not a probability")
+        return out
+
+
+@dataclass(frozen=True)
+class BaseRun:
+    """What this stage reads; hashed whole into its key."""
+
+    model: ModelConfig
+    base: BaseConfig
+
+
+@dataclass(frozen=True)
+class ClipInputs:
+    """Shards to train on and shards to watch."""
+
+    train: ShardSet
+    heldout: ShardSet
+
+
+class BaseMethod:
+    """Flow matching, image and text only. One learner, "dit"."""
+
+    name = "base"
+
+    def __init__(self, dit: nn.Module, model: ModelConfig, cfg: BaseConfig, heldout: Batch, decode: Decode, seed: int):
+        self.dit, self.model, self.cfg, self.decode = dit, model, cfg, decode
+        self.heldout, self.held_cond = heldout, without_any_tracks(heldout, model)
+        self.held_eps = fresh_noise(heldout.latents, Draws(seed, rank=0, step=-1).own("noise"))
+        self._learner = Learner(dit, adamw(dit, cfg))
+
+    def learners(self) -> dict[str, Learner]:
+        return {"dit": self._learner}
+
+    def turns(self, step: int) -> tuple[str, ...]:
+        return ("dit",)
+
+    def lr(self, learner: str, group: str, step: int) -> float:
+        return scheduled(self.cfg.lr, self.cfg, step)
+
+    def loss(self, learner: str, batch: Batch, draws: Draws) -> Loss:
+        batch = batch.to(self.heldout.latents.device)
+        cond = without_any_tracks(batch, self.model)
+        cond = replace(cond, text=keep(cond.text, self.cfg.text_dropout, draws.own("dropout")))
+        t = flow.sample_t(batch.latents.shape[0], self.model.dit.shift, draws.own("time")).to(batch.latents.device)
+        eps = fresh_noise(batch.latents, draws.own("noise"))
+        return Loss(flow_loss(self.dit, batch.latents, cond, t, eps, self.model))
+
+    @torch.no_grad()
+    def observe(self, step: int) -> Observation:
+        latents, n = self.heldout.latents, self.cfg.picture_clips
+        metrics = {}
+        for time in PROBE_TIMES:
+            t = torch.full((latents.shape[0],), time, device=latents.device)
+            loss = flow_loss(self.dit, latents, self.held_cond, t, self.held_eps, self.model)
+            metrics[f"heldout/t{round(100 * time):03d}"] = float(loss)
+        if not n:
+            return Observation(metrics)
+        cond = first_conditions(self.held_cond, n)
+        sampled = sample_teacher(self.dit, cond, self.held_eps[:n], self.cfg.picture_steps, None, self.model)
+        return Observation(metrics, {"base": contact_sheet({"real": latents[:n], "base": sampled}, self.decode)})
+
+
+def backbone(dit: WanDiT) -> WanDiT:
+    """A copy without track channels: what is published, so that any track head can be put on it."""
+    tracks = dit.cfg.dit.track_channels
+    with torch.random.fork_rng(), warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # torch remarks on the empty track head
+        bare = WanDiT(replace(dit.cfg, dit=replace(dit.cfg.dit, track_channels=0)))
+    state = {n: v for n, v in dit.state_dict().items() if not n.startswith("track_head.")}
+    state["patch_embedding.weight"] = state["patch_embedding.weight"][:, : dit.cfg.in_channels - tracks]
+    bare.load_state_dict(state | {n: v for n, v in bare.state_dict().items() if n.startswith("track_head.")})
+    return bare
+
+
+def fit(cfg: BaseRun, dit: WanDiT, loader: Loader, heldout: Batch, decode: Decode, ctx: Context) -> dict[str, float]:
+    """Trains `dit` in place (it ends with the averaged weights). Returns the final held-out figures."""
+    dit.track_head.requires_grad_(False)  # its input is zero; weight decay would still shrink it
+    method = BaseMethod(dit, cfg.model, cfg.base, heldout.to(ctx.device), decode, ctx.seed)
+    return train(method, loader, cfg.base, ctx.seed, ctx)
+
+
+def run(cfg: BaseRun, inputs: ClipInputs, ctx: Context) -> Checkpoint:
+    """Checkpoint "base": the averaged weights, without track channels."""
+    dit = fresh(WanDiT, cfg.model, ctx.seed).to(ctx.device)
+    dit.checkpoint_layers = cfg.base.checkpoint_layers
+    loader = open_loader((inputs.train,), cfg.base.batch, ctx)
+    heldout = heldout_batch(inputs.heldout, cfg.base.probe_clips)
+    metrics = fit(cfg, dit, loader, heldout, frozen_decoder(cfg.model.vae, ctx.device), ctx)
+    return publish("base", backbone(dit), cfg.base.total_steps, ctx, metrics=metrics)
+
+
+BASE = Stage(name="base", version=1, how="gang", run=run)

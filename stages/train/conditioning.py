@@ -1,0 +1,119 @@
+"""From a loader's Batch to what the model is given: tracks sampled, ids drawn once, dropped, masked, rasterised.
+
+Legend: b batch, T pixel frames, t latent frames, n tracks, d id dimension, h w latent rows and columns.
+Source: MotionStream, section 3.1 (1,000 to 2,500 tracks a clip, mid-frame masking p = 0.2 in the second phase).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from msmodel import tracks
+from msmodel.batch import Batch, Conditioning
+from msmodel.config import ModelConfig
+from stages.train.method import Draws
+
+
+@dataclass(frozen=True)
+class Augment:
+    """How a training clip's conditioning is varied. Dropout makes the zero branches that joint guidance needs.
+
+    Tracks per latent cell matter more than their number: the paper's 2,500 on 60 x 104 cells are 0.4 a cell.
+    """
+
+    tracks_low: int = 1000
+    tracks_high: int = 2500
+    text_dropout: float = 0.1
+    track_dropout: float = 0.1
+    mask: float = 0.2  # probability that a mid-clip chunk's tracks are zeroed, in phase 2 only
+
+    def problems(self) -> list[str]:
+        out = []
+        if not 1 <= self.tracks_low <= self.tracks_high:
+            out.append(f"tracks_low: {self.tracks_low} must be between 1 and tracks_high ({self.tracks_high})")
+        for name in ("text_dropout", "track_dropout", "mask"):
+            if not 0.0 <= getattr(self, name) <= 1.0:
+                out.append(f"{name}: {getattr(self, name)} is not a probability")
+        return out
+
+
+@dataclass(frozen=True)
+class ClipTracks:
+    """Sampled tracks with the ids they keep for all chunks, steps and branches: b T n 2, b T n, b n d."""
+
+    xy_px: Tensor
+    visible: Tensor
+    phi: Tensor
+
+    def map(self, model: ModelConfig) -> Tensor:
+        """Packed track map b (stride_t d) t h w."""
+        return tracks.track_map(self.xy_px, self.visible, self.phi, model)
+
+
+def draw_tracks(batch: Batch, augment: Augment, model: ModelConfig, draws: Draws) -> ClipTracks:
+    """Samples tracks_low..tracks_high of each clip's tracks and draws their ids, once."""
+    generator = draws.own("tracks")
+    xy_px, visible = tracks.sample_tracks(
+        batch.xy_px, batch.visible, augment.tracks_low, augment.tracks_high, generator
+    )
+    phi = tracks.track_ids(xy_px.shape[0], xy_px.shape[2], model.dit.track_id_dim, generator)
+    return ClipTracks(xy_px, visible, phi.to(xy_px.device))
+
+
+def image_conditioning(image: Tensor, model: ModelConfig) -> Tensor:
+    """Conditioning.image from VAE([first frame, grey, ...]) (b z t h w).
+
+    "channels": stride_t mask channels, one where the frame is known (latent frame 0), then the image latents.
+    "first_latent": the clean first latent, zero elsewhere.
+    """
+    known = torch.zeros_like(image[:, :1])
+    known[:, :, 0] = 1.0
+    if model.image_alone:
+        return image * known
+    return torch.cat([known.expand(-1, model.mask_channels, -1, -1, -1), image], dim=1)
+
+
+def condition(batch: Batch, clip_tracks: ClipTracks, model: ModelConfig) -> Conditioning:
+    """Full conditioning: nothing dropped, nothing masked."""
+    return Conditioning(batch.text, image_conditioning(batch.image, model), clip_tracks.map(model))
+
+
+def training_conditioning(
+    batch: Batch, augment: Augment, model: ModelConfig, draws: Draws, masked: bool
+) -> Conditioning:
+    """Conditioning for one training step. masked: mid-frame masking, which belongs to phase 2 only."""
+    cond = condition(batch, draw_tracks(batch, augment, model, draws), model)
+    c_m, generator = cond.tracks, draws.own("dropout")
+    if masked:
+        prefix = int(model.image_alone)
+        c_m = tracks.mask_mid_frames(c_m, model.student.chunk, augment.mask, draws.own("mask"), prefix)
+    text = keep(cond.text, augment.text_dropout, generator)
+    return replace(cond, text=text, tracks=keep(c_m, augment.track_dropout, generator))
+
+
+def without_any_tracks(batch: Batch, model: ModelConfig) -> Conditioning:
+    """Conditioning of the base model, which knows no tracks: text and image, c_m = 0."""
+    b, _, t, h, w = batch.image.shape
+    c_m = batch.image.new_zeros(b, model.track_feature_channels, t, h, w)
+    return Conditioning(batch.text, image_conditioning(batch.image, model), c_m)
+
+
+def pick_frames(x: Tensor, index: Tensor) -> Tensor:
+    """x (b c t h w), index (b k) latent frames of each clip -> (b c k h w)."""
+    index = index.to(x.device)[:, None, :, None, None].expand(-1, x.shape[1], -1, *x.shape[3:])
+    return torch.gather(x, 2, index)
+
+
+def pair_frames(clips: int, latent_frames: int, generator: torch.Generator) -> Tensor:
+    """Frame 0 and a random later latent frame of each clip: (clips 2) int64."""
+    later = torch.randint(1, latent_frames, (clips, 1), generator=generator)
+    return torch.cat([torch.zeros_like(later), later], dim=1)
+
+
+def keep(x: Tensor, dropout: float, generator: torch.Generator) -> Tensor:
+    """x (b ...) with each item zeroed with probability `dropout`."""
+    kept = torch.rand(x.shape[0], generator=generator) >= dropout
+    return x * kept.to(x).view(-1, *[1] * (x.ndim - 1))

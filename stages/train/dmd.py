@@ -1,0 +1,237 @@
+"""Stage DMD: Self-Forcing distribution matching on whole rolled-out clips (MotionStream, section 3.3; DMD2; Self Forcing).
+
+Generator: the causal student rolls out a clip through the rolling cache, gradient through one exit step. Its gradient is
+the difference of two scores at a random time: real, the frozen teacher with joint guidance; fake, the critic, which
+follows the generator by flow matching on fresh rollouts. The critic steps every step, the generator every `ratio`-th.
+
+Legend: b batch, z latent channels, t latent frames, h w latent size.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from msmodel import flow, guidance, losses
+from msmodel.batch import Batch, Conditioning
+from msmodel.causal import CausalDiT
+from msmodel.config import ModelConfig
+from msmodel.dit import WanDiT
+from msmodel.rollout import fresh_noise, rollout
+from stages.records import Checkpoint, ShardSet
+from stages.spec import Context, Stage
+from stages.train.conditioning import Augment, condition, draw_tracks
+from stages.train.loop import train
+from stages.train.method import Draws, Learner, Loader, LoopConfig, Loss, Observation, adamw, at_least, scheduled
+from stages.train.publish import (
+    frozen_decoder,
+    frozen_teacher,
+    heldout_batch,
+    open_loader,
+    publish,
+    student_from,
+    trainable_teacher,
+)
+from stages.train.sampling import (
+    Decode,
+    Guidance,
+    contact_sheet,
+    flow_loss,
+    restore_image,
+    scored_frames,
+)
+
+GENERATOR, CRITIC = "generator", "critic"
+SPREAD = (0.3, 3.0)  # rollouts whose std leaves this range (latents are normalised to 1) are flat colour or noise
+
+
+@dataclass(frozen=True)
+class DmdConfig(LoopConfig):
+    """Paper: 400 steps, batch 64, generator 2e-6, critic 4e-7, 5 critic updates for one of the generator, EMA.
+
+    steps counts critic updates. t_low, t_high: clamp of the time at which scores are compared.
+    """
+
+    group: ClassVar[str] = "dmd"
+
+    steps: int = 2000
+    ratio: int = 5
+    lr: float = 2e-6
+    critic_lr: float = 4e-7
+    betas: tuple[float, float] = (0.0, 0.999)
+    clip_norm: float = 10.0
+    t_low: float = 0.02
+    t_high: float = 0.98
+    augment: Augment = field(default_factory=Augment)  # of this, only the number of tracks matters here
+    heldout_clips: int = 4
+    picture_clips: int = 2
+
+    def checks(self) -> list[str]:
+        least = {"ratio": 1, "critic_lr": 0, "heldout_clips": 1, "picture_clips": 0}
+        out = super().checks() + at_least(self, least) + [f"augment.{p}" for p in self.augment.problems()]
+        if not 0.0 < self.t_low < self.t_high < 1.0:
+            out.append(f"t_low, t_high: {self.t_low}, {self.t_high} must satisfy 0 < t_low < t_high < 1")
+        if self.picture_clips > self.heldout_clips:
+            out.append(f"picture_clips: {self.picture_clips} is more than heldout_clips ({self.heldout_clips})")
+        return out
+
+
+@dataclass(frozen=True)
+class DmdRun:
+    """What this stage reads; hashed whole into its key."""
+
+    model: ModelConfig
+    dmd: DmdConfig
+    guidance: Guidance = field(default_factory=Guidance)
+
+    def problems(self) -> list[str]:
+        return self.dmd.problems() + [f"guidance.{p}" for p in self.guidance.problems()]
+
+
+@dataclass(frozen=True)
+class DmdInputs:
+    """adapted: where the generator starts. teacher: real score, and where the critic starts."""
+
+    train: ShardSet
+    heldout: ShardSet
+    teacher: Checkpoint
+    adapted: Checkpoint
+
+
+class DmdMethod:
+    """Two learners, generator first. Reads image, text and tracks of a batch, never its latents."""
+
+    name = "dmd"
+
+    def __init__(
+        self,
+        cfg: DmdRun,
+        generator: CausalDiT,
+        critic: WanDiT,
+        teacher: WanDiT,
+        heldout: Batch,
+        decode: Decode,
+        seed: int,
+    ) -> None:
+        assert not any(p.requires_grad for p in teacher.parameters()), "the teacher must be frozen"
+        self.model, self.cfg, self.guidance, self.decode, self.seed = cfg.model, cfg.dmd, cfg.guidance, decode, seed
+        self.generator, self.critic, self.teacher = generator, critic, teacher
+        self.times = flow.student_timesteps(cfg.model.student.steps, cfg.model.dit.shift)
+        draws = Draws(seed, rank=0, step=-1)
+        self.heldout = heldout
+        self.held_cond = condition(heldout, draw_tracks(heldout, cfg.dmd.augment, cfg.model, draws), cfg.model)
+        self._learners = {
+            GENERATOR: Learner(generator, adamw(generator, cfg.dmd)),
+            CRITIC: Learner(critic, adamw(critic, cfg.dmd, lr=cfg.dmd.critic_lr), ema=False),
+        }
+
+    def learners(self) -> dict[str, Learner]:
+        return self._learners
+
+    def turns(self, step: int) -> tuple[str, ...]:
+        return (GENERATOR, CRITIC) if (step + 1) % self.cfg.ratio == 0 else (CRITIC,)
+
+    def lr(self, learner: str, group: str, step: int) -> float:
+        return scheduled(self.cfg.lr if learner == GENERATOR else self.cfg.critic_lr, self.cfg, step)
+
+    def loss(self, learner: str, batch: Batch, draws: Draws) -> Loss:
+        batch = batch.to(self.heldout.image.device)
+        cond = condition(batch, draw_tracks(batch, self.cfg.augment, self.model, draws), self.model)
+        return self.generator_loss(cond, draws) if learner == GENERATOR else self.critic_loss(cond, draws)
+
+    def generator_loss(self, cond: Conditioning, draws: Draws) -> Loss:
+        """DMD on one rollout (Self Forcing, algorithm 1; DMD2, eq. 3-8)."""
+        x = self.rolled(cond, draws, GENERATOR, grad=True)
+        t, eps = self.noising(x, draws, GENERATOR)
+        real, fake = self.scores(flow.add_noise(x.detach(), eps, t), t, cond)
+        frames = scored_frames(self.model, x.shape[2], x.device)
+        value = losses.dmd(x, real, fake, frames)
+        spread, gap = float(x.detach().std()), float((real - fake).abs().mean())
+        return Loss(value, {"std": spread, "score_gap": gap}, self.alarms(spread))
+
+    def critic_loss(self, cond: Conditioning, draws: Draws) -> Loss:
+        """Flow matching of the critic's raw velocity on a fresh rollout; conditional, no guidance."""
+        x = self.rolled(cond, draws, CRITIC, grad=False)
+        t, eps = self.noising(x, draws, CRITIC)
+        return Loss(flow_loss(self.critic, x, cond, t, eps, self.model))
+
+    def rolled(self, cond: Conditioning, draws: Draws, purpose: str, grad: bool) -> Tensor:
+        """A rollout (b z t h w) up to an exit step drawn for the whole rollout, the same on every rank."""
+        exit_step = int(torch.randint(len(self.times), (), generator=draws.shared(f"{purpose} exit")))
+        generator = draws.own(f"{purpose} rollout")
+        noise = self.noise(cond, generator)
+        with torch.set_grad_enabled(grad):
+            return rollout(
+                self.generator, cond, noise, self.times, self.model.student, generator, exit_step=exit_step, grad=grad
+            )
+
+    def noise(self, cond: Conditioning, generator: torch.Generator) -> Tensor:
+        z = self.model.vae.z_channels
+        return fresh_noise(cond.image[:, -z:], generator)
+
+    def noising(self, x: Tensor, draws: Draws, purpose: str) -> tuple[Tensor, Tensor]:
+        """t (b), shifted and clamped, and eps, for comparing or fitting scores on x."""
+        generator = draws.own(f"{purpose} score")
+        t = flow.sample_t(x.shape[0], self.model.dit.shift, generator, self.cfg.t_low, self.cfg.t_high).to(x.device)
+        return t, fresh_noise(x, generator)
+
+    @torch.no_grad()
+    def scores(self, noisy: Tensor, t: Tensor, cond: Conditioning) -> tuple[Tensor, Tensor]:
+        """x_0 as the teacher (joint guidance) and as the critic (conditional) see it, both b z t h w."""
+        w = self.guidance
+        real = flow.x0_from_velocity(noisy, guidance.joint(self.teacher, noisy, t, cond, w.text, w.track), t)
+        fake = flow.x0_from_velocity(noisy, self.critic(noisy, t, cond), t)
+        return restore_image(real, cond, self.model), restore_image(fake, cond, self.model)
+
+    def alarms(self, spread: float) -> tuple[str, ...]:
+        if SPREAD[0] <= spread <= SPREAD[1]:
+            return ()
+        kind = "flat colour" if spread < SPREAD[0] else "noise"
+        return (f"rollouts have std {spread:.2f}: they collapse to {kind}; lower dmd.lr or the guidance weights",)
+
+    @torch.no_grad()
+    def observe(self, step: int) -> Observation:
+        """Full rollouts of fixed held-out clips: distance to the real latents, spread, contact sheet."""
+        generator = Draws(self.seed, rank=0, step=-1).own("heldout rollout")
+        noise = self.noise(self.held_cond, generator)
+        x = rollout(self.generator, self.held_cond, noise, self.times, self.model.student, generator)
+        real, n = self.heldout.latents, self.cfg.picture_clips
+        metrics = {"heldout/latent_mse": float((x - real).square().mean()), "heldout/std": float(x.std())}
+        if not n:
+            return Observation(metrics)
+        return Observation(metrics, {"student": contact_sheet({"real": real[:n], "student": x[:n]}, self.decode)})
+
+
+def fit(
+    cfg: DmdRun,
+    generator: CausalDiT,
+    critic: WanDiT,
+    teacher: WanDiT,
+    loader: Loader,
+    heldout: Batch,
+    decode: Decode,
+    ctx: Context,
+) -> dict[str, float]:
+    """Trains generator (it ends with the averaged weights) and critic in place. Returns the final held-out figures."""
+    method = DmdMethod(cfg, generator, critic, teacher, heldout.to(ctx.device), decode, ctx.seed)
+    return train(method, loader, cfg.dmd, ctx.seed, ctx)
+
+
+def run(cfg: DmdRun, inputs: DmdInputs, ctx: Context) -> Checkpoint:
+    """Checkpoint "student": the generator's averaged weights."""
+    generator = student_from(inputs.adapted, cfg.model).to(ctx.device)
+    critic = trainable_teacher(inputs.teacher, ctx.device)
+    generator.checkpoint_layers = critic.checkpoint_layers = cfg.dmd.checkpoint_layers
+    teacher = frozen_teacher(inputs.teacher, ctx.device)
+    loader = open_loader((inputs.train,), cfg.dmd.batch, ctx)
+    heldout = heldout_batch(inputs.heldout, cfg.dmd.heldout_clips)
+    decode = frozen_decoder(cfg.model.vae, ctx.device)
+    metrics = fit(cfg, generator, critic, teacher, loader, heldout, decode, ctx)
+    parents = (inputs.teacher.digest, inputs.adapted.digest)
+    return publish("student", generator, cfg.dmd.total_steps, ctx, parents, metrics)
+
+
+DMD = Stage(name="dmd", version=1, how="gang", run=run)

@@ -1,0 +1,169 @@
+"""The one training loop. It knows accumulation, clipping, EMA, logging, saving, resuming and alarms, and no method by name.
+
+Resuming is automatic and exact: training 4 steps equals training 2, saving, and training 2 more in a new process, bit for
+bit (tests/unit/stages/train).
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, fields, is_dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from stages.spec import Context, StageError
+from stages.train.ema import Ema
+from stages.train.method import Draws, Loader, LoopConfig, Loss, Method
+from stages.train.state import Training, resume, save
+
+
+@dataclass
+class _Window:
+    """Means of what was measured since the last log line."""
+
+    sums: dict[str, float] = field(default_factory=lambda: defaultdict(float))
+    counts: dict[str, int] = field(default_factory=lambda: defaultdict(int))
+    clips: int = 0
+    since: float = field(default_factory=time.monotonic)
+
+    def add(self, name: str, value: float) -> None:
+        self.sums[name] += value
+        self.counts[name] += 1
+
+    def means(self) -> dict[str, float]:
+        out = {name: total / self.counts[name] for name, total in self.sums.items()}
+        return {**out, "clips_per_second": self.clips / max(time.monotonic() - self.since, 1e-9)}
+
+    def note(self) -> str:
+        losses = [f"{n} {total / self.counts[n]:.4f}" for n, total in self.sums.items() if n.startswith("loss/")]
+        return " ".join(losses)
+
+
+def train(method: Method, loader: Loader, cfg: LoopConfig, seed: int, ctx: Context) -> dict[str, float]:
+    """Trains method's learners for cfg.total_steps steps, from the newest save in ctx.workdir if there is one.
+
+    Every rank calls it. Afterwards the learners' modules carry their averaged weights (where one is kept). Returns the last
+    observation's metrics, taken on those weights. Raises StageError on a non-finite loss, whose batch is saved first.
+    """
+    learners = method.learners()
+    emas = {n: Ema(x.module, cfg.ema_decay) for n, x in learners.items() if x.ema}  # before weights may turn bf16
+    engines = {n: ctx.engine(x.module, x.optimizer, cfg.clip_norm, cfg.accumulate) for n, x in learners.items()}
+    for name, learner in learners.items():
+        assert engines[name].module is learner.module, f"the engine of {name} wraps another module than the method uses"
+    training = Training(learners, engines, emas, loader)
+    done = resume(training, ctx)
+    saved_at, window = time.monotonic(), _Window()
+    batches = iter(loader)
+    with ctx.progress(method.name, cfg.total_steps) as progress:
+        if done:
+            progress.advance(done, note="resumed")
+        for step in range(done, cfg.total_steps):
+            _step(method, training, batches, cfg, seed, step, window, ctx)
+            done = step + 1
+            last = done == cfg.total_steps
+            progress.advance(1, note=window.note())
+            if done % cfg.log_steps == 0 or last:
+                ctx.emit(done, window.means())
+                window = _Window()
+            if done % cfg.observe_steps == 0 and not last:
+                observe(method, done, ctx)
+            due = done % cfg.save_steps == 0 or last
+            if _agree(due or time.monotonic() - saved_at > 60 * cfg.save_minutes, ctx):
+                save(training, done, ctx)
+                saved_at = time.monotonic()
+    for name, ema in emas.items():
+        ema.copy_to(learners[name].module)
+    return observe(method, done, ctx)
+
+
+def observe(method: Method, step: int, ctx: Context) -> dict[str, float]:
+    """Emits the method's held-out figures and pictures; returns the figures."""
+    seen = method.observe(step)
+    if seen.metrics:
+        ctx.emit(step, seen.metrics)
+    for key, picture in seen.pictures.items():
+        ctx.image(key, picture, step)
+    return dict(seen.metrics)
+
+
+def _step(
+    method: Method,
+    training: Training,
+    batches: Iterator[Any],
+    cfg: LoopConfig,
+    seed: int,
+    step: int,
+    window: _Window,
+    ctx: Context,
+) -> None:
+    """One step: `accumulate` micro-steps of every learner whose turn it is."""
+    turns = method.turns(step)
+    for name in turns:
+        for group in training.learners[name].optimizer.param_groups:
+            group["lr"] = method.lr(name, group["name"], step)
+    for micro in range(cfg.accumulate):
+        batch, draws = next(batches), Draws(seed, ctx.rank, step, micro)
+        window.clips += cfg.batch * ctx.world_size
+        for name in turns:
+            loss = method.loss(name, batch, draws)
+            _check(loss, name, batch, step, ctx)
+            training.engines[name].backward(loss.value)
+            norm = training.engines[name].step()
+            _measure(window, name, loss)
+            if micro == cfg.accumulate - 1:
+                window.add(f"grad_norm/{name}", norm)
+                if not math.isfinite(norm):
+                    _alarm(f"gradient of {name}", name, batch, step, ctx)
+    for name in turns:
+        if name in training.emas:
+            training.emas[name].update(training.learners[name].module)
+
+
+def _measure(window: _Window, learner: str, loss: Loss) -> None:
+    window.add(f"loss/{learner}", float(loss.value.detach()))
+    for name, value in loss.metrics.items():
+        window.add(f"{name}/{learner}", value)
+
+
+def _check(loss: Loss, learner: str, batch: Any, step: int, ctx: Context) -> None:
+    for warning in loss.warnings:
+        ctx.say(f"step {step + 1}: {warning}")
+    if not bool(torch.isfinite(loss.value.detach()).all()):
+        _alarm(f"loss of {learner}", learner, batch, step, ctx)
+
+
+def _alarm(what: str, learner: str, batch: Any, step: int, ctx: Context) -> None:
+    """Saves the batch and stops the training."""
+    folder = ctx.workdir / "alarms"
+    path = folder / f"step-{step + 1:08d}-{learner}-rank-{ctx.rank:05d}.safetensors"
+    folder.mkdir(parents=True, exist_ok=True)
+    save_batch(batch, path)
+    raise StageError(
+        f"the {what} is not finite at step {step + 1}: its batch is in {path}. Look for damaged clips there, lower the "
+        f"learning rate or clip_norm, and run again: the training resumes from its last save"
+    )
+
+
+def save_batch(batch: Any, path: Path) -> None:
+    """Writes a batch's tensors as safetensors; its other fields (clip ids) become metadata."""
+    values: Mapping[str, Any] = (
+        {f.name: getattr(batch, f.name) for f in fields(batch)} if is_dataclass(batch) else dict(batch)
+    )
+    tensors = {n: v.detach().cpu().contiguous() for n, v in values.items() if isinstance(v, Tensor)}
+    save_file(tensors, path, metadata={n: repr(v) for n, v in values.items() if not isinstance(v, Tensor)})
+
+
+def _agree(wish: bool, ctx: Context) -> bool:
+    """Whether any rank wishes it: clocks differ, and all ranks must save together or not at all."""
+    if ctx.world_size == 1:
+        return wish
+    flag = torch.tensor([float(wish)], device=ctx.device)
+    torch.distributed.all_reduce(flag, op=torch.distributed.ReduceOp.MAX)
+    return bool(flag.item())

@@ -1,0 +1,174 @@
+"""What a training method tells the one loop: what it trains, which learner steps when, its losses, what to look at.
+
+A Method owns its losses and its fixed held-out inputs. It never saves, clips, counts or logs: loop.py does.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class LoopConfig:
+    """What every training has in common. Method configs inherit these fields and state their own defaults.
+
+    batch: clips per rank and micro-step; the global batch is batch * accumulate * world size. clip_norm: 0 = never clip.
+    A state is saved every `save_steps` steps or `save_minutes` minutes, whichever comes first.
+    """
+
+    group: ClassVar[str] = ""  # the name under which a preset sets these fields
+
+    steps: int = 1000
+    batch: int = 8
+    accumulate: int = 1
+    lr: float = 1e-4
+    betas: tuple[float, float] = (0.9, 0.99)
+    weight_decay: float = 0.01
+    warmup_steps: int = 0
+    cooldown_steps: int = 0  # the last steps, over which the learning rate falls linearly to zero
+    clip_norm: float = 1.0
+    checkpoint_layers: bool = False  # recompute layers in the backward pass, to save memory
+    ema_decay: float = 0.99
+    save_steps: int = 500
+    save_minutes: float = 10.0
+    log_steps: int = 10
+    observe_steps: int = 500  # held-out figures and contact sheets every so many steps
+
+    @property
+    def total_steps(self) -> int:
+        return self.steps
+
+    def problems(self) -> list[str]:
+        """Every inconsistency as 'group.field: what is wrong'; empty when sound."""
+        return [f"{self.group}.{p}" for p in self.checks()]
+
+    def checks(self) -> list[str]:
+        """The same without the group; subclasses add theirs."""
+        least = dict.fromkeys(("batch", "accumulate", "save_steps", "log_steps", "observe_steps"), 1)
+        least |= dict.fromkeys(("steps", "warmup_steps", "cooldown_steps", "lr", "weight_decay", "clip_norm"), 0)
+        out = at_least(self, least)
+        if self.save_minutes <= 0:
+            out.append(f"save_minutes: {self.save_minutes} must be positive")
+        if not 0.0 <= self.ema_decay < 1.0:
+            out.append(f"ema_decay: {self.ema_decay} is not in [0, 1)")
+        return out
+
+
+def at_least(config: Any, least: Mapping[str, float]) -> list[str]:
+    """Complaints about fields of a config that lie below their least value."""
+    values = vars(config)
+    return [f"{n}: {values[n]} must be at least {low}" for n, low in least.items() if values[n] < low]
+
+
+@dataclass(frozen=True)
+class Draws:
+    """Where the random numbers of one micro-step come from.
+
+    Each generator is seeded by (seed, rank, step, micro-step, purpose): what is drawn depends on nothing that happened
+    before, so resuming, observing or logging cannot change a run. They live on the CPU: a run on a GPU draws the same.
+    """
+
+    seed: int
+    rank: int
+    step: int
+    micro: int = 0
+
+    def own(self, purpose: str) -> torch.Generator:
+        """This rank's generator."""
+        return self._generator(purpose, self.rank)
+
+    def shared(self, purpose: str) -> torch.Generator:
+        """The same generator on every rank: for draws that decide which computations are run."""
+        return self._generator(purpose, -1)
+
+    def _generator(self, purpose: str, rank: int) -> torch.Generator:
+        key = repr((self.seed, rank, self.step, self.micro, purpose)).encode()
+        seed = int.from_bytes(hashlib.blake2b(key, digest_size=8).digest(), "big") >> 1
+        return torch.Generator().manual_seed(seed)
+
+
+@dataclass(frozen=True)
+class Learner:
+    """One trained module and its optimizer. ema: whether an average of it is kept (and published)."""
+
+    module: nn.Module
+    optimizer: torch.optim.Optimizer
+    ema: bool = True
+
+
+@dataclass(frozen=True)
+class Loss:
+    """value: a scalar under autograd. metrics: logged as NAME/learner's. warnings: said to the user at once."""
+
+    value: Tensor
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Observation:
+    """Held-out figures, and contact sheets (h w 3 uint8), at one step."""
+
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    pictures: Mapping[str, np.ndarray] = field(default_factory=dict)
+
+
+class Method(Protocol):
+    """One way to train. See TeacherMethod, AdaptMethod, DmdMethod, TinyVAEMethod."""
+
+    name: str
+
+    def learners(self) -> dict[str, Learner]:
+        """By name, in the order in which they step. Called once."""
+        ...
+
+    def turns(self, step: int) -> tuple[str, ...]:
+        """The learners that step at `step` (from 0)."""
+        ...
+
+    def lr(self, learner: str, group: str, step: int) -> float:
+        """Learning rate of the optimizer's parameter group with this `name` (0 freezes it)."""
+        ...
+
+    def loss(self, learner: str, batch: Any, draws: Draws) -> Loss: ...
+
+    def observe(self, step: int) -> Observation:
+        """Looks at the modules as they are, on inputs fixed once for the whole training."""
+        ...
+
+
+class Loader(Protocol):
+    """Batches for ever, on this rank, with an exact position (stages.data.loader.Loader)."""
+
+    def __iter__(self) -> Iterator[Any]: ...
+    def state_dict(self) -> dict[str, Any]: ...
+    def load_state_dict(self, state: Mapping[str, Any]) -> None: ...
+
+
+def scheduled(lr: float, cfg: LoopConfig, step: int) -> float:
+    """lr at `step` (from 0): linear warm-up, constant, linear cool-down to the end of cfg.total_steps."""
+    up = (step + 1) / cfg.warmup_steps if cfg.warmup_steps else 1.0
+    down = (cfg.total_steps - step) / cfg.cooldown_steps if cfg.cooldown_steps else 1.0
+    return lr * min(1.0, up, down)
+
+
+def adamw(module: nn.Module, cfg: LoopConfig, lr: float | None = None, head: str = "") -> torch.optim.AdamW:
+    """AdamW over the parameters that train, in groups named "body" and, for names starting with `head`, "head"."""
+    named = [(n, p) for n, p in module.named_parameters() if p.requires_grad]
+    groups = [
+        {"name": "body", "params": [p for n, p in named if not (head and n.startswith(head))]},
+        {"name": "head", "params": [p for n, p in named if head and n.startswith(head)]},
+    ]
+    return torch.optim.AdamW(
+        [g for g in groups if g["params"]],
+        lr=cfg.lr if lr is None else lr,
+        betas=cfg.betas,
+        weight_decay=cfg.weight_decay,
+    )

@@ -1,0 +1,222 @@
+"""Stage ODE_PAIRS: the teacher's trajectories with joint guidance, for causal adaptation (CausVid, section 4.2).
+
+Only first frame, text and tracks of the clips are used. A pair file holds one trajectory:
+  states (k z t h w) float16 at the student's k timesteps, noise first; endpoint (z t h w) float16; text (l c), image
+  (z t h w) float16; xy_px (T n 2) float32, visible (T n) bool and phi (n d) float16, from which the track map is drawn
+  again when the file is read (at full size the map itself would be 70 MB a clip).
+Files are written one by one, by rename: what exists is not made again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from msmodel import flow
+from msmodel.batch import Batch, Conditioning
+from msmodel.config import ModelConfig
+from msmodel.rollout import fresh_noise
+from stages.records import Checkpoint, OdePairs, ShardSet
+from stages.spec import Context, Stage, StageError
+from stages.train.conditioning import Augment, ClipTracks, condition, draw_tracks, image_conditioning
+from stages.train.method import Draws, Loader, at_least
+from stages.train.publish import frozen_teacher, open_loader, weights_digest
+from stages.train.sampling import Guidance, sample_teacher
+
+TRAIN, HELDOUT = "pairs", "heldout"
+
+
+@dataclass(frozen=True)
+class OdeConfig:
+    """Paper: 4,000 trajectories. solver_steps must be a multiple of student.steps, so that its times are on the grid."""
+
+    group: ClassVar[str] = "ode"
+
+    pairs: int = 4000
+    heldout_pairs: int = 64
+    batch: int = 4
+    solver_steps: int = 48
+    augment: Augment = field(default_factory=Augment)  # of this, only the number of tracks matters here
+
+    def problems(self) -> list[str]:
+        least = {"pairs": 1, "heldout_pairs": 1, "batch": 1, "solver_steps": 1}
+        out = at_least(self, least) + [f"augment.{p}" for p in self.augment.problems()]
+        return [f"{self.group}.{p}" for p in out]
+
+
+@dataclass(frozen=True)
+class OdeRun:
+    """What this stage reads; hashed whole into its key."""
+
+    model: ModelConfig
+    ode: OdeConfig
+    guidance: Guidance = field(default_factory=Guidance)
+
+    def problems(self) -> list[str]:
+        out = self.ode.problems() + [f"guidance.{p}" for p in self.guidance.problems()]
+        if self.ode.solver_steps % self.model.student.steps:
+            out.append(
+                f"ode.solver_steps: {self.ode.solver_steps} is not a multiple of student.steps "
+                f"({self.model.student.steps}): the student's timesteps would not lie on the solver's grid"
+            )
+        return out
+
+
+@dataclass(frozen=True)
+class OdeInputs:
+    train: ShardSet
+    heldout: ShardSet
+    teacher: Checkpoint
+
+
+@dataclass(frozen=True)
+class PairBatch:
+    """Trajectories as causal adaptation reads them. states: b k z t h w; endpoint: b z t h w; both float32."""
+
+    states: Tensor
+    endpoint: Tensor
+    cond: Conditioning
+
+    def to(self, device: torch.device | str) -> PairBatch:
+        """A copy on `device`."""
+        return PairBatch(self.states.to(device), self.endpoint.to(device), self.cond.to(device))
+
+
+def trajectories(
+    dit: nn.Module, batch: Batch, cfg: OdeRun, draws: Draws
+) -> tuple[Tensor, Tensor, ClipTracks, Conditioning]:
+    """states (b k z t h w) at the student's timesteps, endpoint (b z t h w), the tracks and the conditioning used."""
+    clip_tracks = draw_tracks(batch, cfg.ode.augment, cfg.model, draws)
+    cond = condition(batch, clip_tracks, cfg.model)
+    noise = fresh_noise(batch.image, draws.own("noise"))
+    every = cfg.ode.solver_steps // cfg.model.student.steps
+    kept: list[Tensor] = []
+    seen = 0
+
+    def on_state(t: float, x: Tensor) -> None:
+        nonlocal seen
+        if seen % every == 0 and seen < cfg.ode.solver_steps:
+            kept.append(x)
+        seen += 1
+
+    endpoint = sample_teacher(dit, cond, noise, cfg.ode.solver_steps, cfg.guidance, cfg.model, on_state)
+    return torch.stack(kept, dim=1), endpoint, clip_tracks, cond
+
+
+def make_pairs(dit: nn.Module, loader: Loader, split: str, count: int, folder: Path, cfg: OdeRun, ctx: Context) -> None:
+    """Writes this rank's share of `count` files folder/<split>-%06d.safetensors; what exists is left alone."""
+    size, batches = cfg.ode.batch, iter(loader)
+    rounds = -(-count // (size * ctx.world_size))
+    with ctx.progress(f"ode_{split}", rounds * size) as progress:
+        for turn in range(rounds):
+            batch = next(batches)
+            first = (turn * ctx.world_size + ctx.rank) * size
+            paths = {j: pair_path(folder, split, first + j) for j in range(size) if first + j < count}
+            if all(p.exists() for p in paths.values()):
+                progress.advance(len(paths))
+                continue
+            draws = Draws(ctx.seed, ctx.rank, turn, micro=int(split == HELDOUT))
+            batch = batch.to(ctx.device)
+            states, endpoint, clip_tracks, _ = trajectories(dit, batch, cfg, draws)
+            if not bool(torch.isfinite(endpoint).all()):
+                raise StageError(f"the teacher's trajectory for {paths[0]} is not finite: is the teacher trained?")
+            for j, path in paths.items():
+                _write(path, states[j], endpoint[j], clip_tracks, batch, j)
+            progress.advance(len(paths))
+
+
+def _write(path: Path, states: Tensor, endpoint: Tensor, clip_tracks: ClipTracks, batch: Batch, item: int) -> None:
+    tensors = {
+        "states": states.half(),
+        "endpoint": endpoint.half(),
+        "text": batch.text[item].half(),
+        "image": batch.image[item].half(),
+        "xy_px": clip_tracks.xy_px[item],
+        "visible": clip_tracks.visible[item],
+        "phi": clip_tracks.phi[item].half(),
+    }
+    aside = path.with_suffix(".writing")
+    save_file({n: v.cpu().contiguous() for n, v in tensors.items()}, aside)
+    aside.rename(path)
+
+
+def pair_path(folder: Path, split: str, index: int) -> Path:
+    return folder / f"{split}-{index:06d}.safetensors"
+
+
+def read_pairs(paths: Sequence[Path], model: ModelConfig) -> PairBatch:
+    """Pair files as one batch, in float32; files whose clips have fewer tracks are filled up with invisible ones."""
+    items = [load_file(p) for p in paths]
+    most = max(item["phi"].shape[0] for item in items)
+
+    def stacked(name: str, dim: int | None = None) -> Tensor:
+        return torch.stack([x if dim is None else _filled(x, dim, most) for x in (item[name] for item in items)])
+
+    clip_tracks = ClipTracks(stacked("xy_px", 1), stacked("visible", 1), stacked("phi", 0).float())
+    image = image_conditioning(stacked("image").float(), model)
+    cond = Conditioning(stacked("text").float(), image, clip_tracks.map(model))
+    return PairBatch(stacked("states").float(), stacked("endpoint").float(), cond)
+
+
+def _filled(x: Tensor, dim: int, size: int) -> Tensor:
+    shape = list(x.shape)
+    shape[dim] = size - x.shape[dim]
+    return torch.cat([x, x.new_zeros(shape)], dim=dim)
+
+
+class PairLoader:
+    """Batches of pairs for ever, shuffled anew each epoch by (seed, epoch), each rank its share. See method.Loader."""
+
+    def __init__(self, pairs: OdePairs, batch: int, model: ModelConfig, seed: int, rank: int, world_size: int) -> None:
+        if pairs.count < batch * world_size:
+            raise StageError(
+                f"{pairs.count} ODE pairs do not fill a batch of {batch} on {world_size} ranks: "
+                f"raise ode.pairs or lower adapt.batch"
+            )
+        self.pairs, self.batch, self.model = pairs, batch, model
+        self.seed, self.rank, self.world_size = seed, rank, world_size
+        self.taken = 0  # batches yielded
+
+    def __iter__(self) -> Iterator[PairBatch]:
+        per_epoch = self.pairs.count // (self.batch * self.world_size)
+        while True:
+            epoch, place = divmod(self.taken, per_epoch)
+            order = torch.randperm(self.pairs.count, generator=Draws(self.seed, -1, epoch).shared("pair order"))
+            start = (place * self.world_size + self.rank) * self.batch
+            chosen = order[start : start + self.batch].tolist()
+            self.taken += 1
+            yield read_pairs([pair_path(Path(self.pairs.folder), TRAIN, i) for i in chosen], self.model)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"taken": self.taken}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.taken = int(state["taken"])
+
+
+def heldout_pairs(pairs: OdePairs, most: int, model: ModelConfig) -> PairBatch:
+    """The first `most` held-out trajectories."""
+    return read_pairs(sorted(Path(pairs.folder).glob(f"{HELDOUT}-*.safetensors"))[:most], model)
+
+
+def run(cfg: OdeRun, inputs: OdeInputs, ctx: Context) -> OdePairs:
+    """cfg.ode.pairs trajectories of training clips and cfg.ode.heldout_pairs of held-out ones, in ctx.workdir."""
+    dit = frozen_teacher(inputs.teacher, ctx.device)
+    for split, shards, count in (
+        (TRAIN, inputs.train, cfg.ode.pairs),
+        (HELDOUT, inputs.heldout, cfg.ode.heldout_pairs),
+    ):
+        loader = open_loader((shards,), cfg.ode.batch, ctx)
+        make_pairs(dit, loader, split, count, ctx.workdir, cfg, ctx)
+    ctx.barrier()
+    timesteps = flow.student_timesteps(cfg.model.student.steps, cfg.model.dit.shift)
+    return OdePairs(str(ctx.workdir), cfg.ode.pairs, timesteps, weights_digest(ctx.workdir))
+
+
+ODE_PAIRS = Stage(name="ode_pairs", version=1, how="gang", run=run)

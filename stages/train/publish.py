@@ -1,0 +1,101 @@
+"""Where trainings take their models and data from, and how they hand on what they trained."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from msmodel.batch import Batch
+from msmodel.causal import CausalDiT
+from msmodel.config import ModelConfig, VAEConfig
+from msmodel.dit import WanDiT
+from msmodel.vae import load_vae
+from msmodel.weights import load_backbone, load_teacher, load_weights, save_weights
+from stages.data.loader import Loader
+from stages.records import Checkpoint, ShardSet
+from stages.spec import Context
+from stages.train.sampling import Decode
+
+RANDOM = "random"
+
+
+def open_loader(shard_sets: Sequence[ShardSet], batch: int, ctx: Context) -> Loader:
+    """This rank's endless loader of training batches."""
+    return Loader(shard_sets, batch, ctx.seed, ctx.rank, ctx.world_size)
+
+
+def heldout_batch(shards: ShardSet, most: int) -> Batch:
+    """The same held-out clips, at most `most`, in every training and on every rank."""
+    return next(iter(Loader((shards,), min(most, shards.clips), 0, 0, 1)))
+
+
+def initial_dit(model: ModelConfig, init: str, base: Checkpoint | None, seed: int) -> WanDiT:
+    """The DiT a teacher starts from; tracks change nothing at step 0.
+
+    base: a BASE checkpoint, which goes before `init`: "random", "embedded:NAME" (msmodel/assets/NAME/dit), or a folder or
+    file with an image-to-video backbone in diffusers' names. Raises ValueError when its weights are missing or do not fit.
+    """
+    dit = fresh(WanDiT, model, seed)
+    if base is not None:
+        load_backbone(dit, base.folder)
+    elif init != RANDOM:
+        load_backbone(dit, init)
+    return dit
+
+
+def fresh(kind: type[WanDiT], model: ModelConfig, seed: int) -> WanDiT:
+    """A DiT with fresh weights drawn from `seed`; the global random state is left as it was."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return kind(model)
+
+
+def student_from(checkpoint: Checkpoint, model: ModelConfig) -> CausalDiT:
+    """The causal student with the weights of a teacher or student checkpoint and the sizes, sink and window of `model`."""
+    student = CausalDiT(model)
+    load_weights(student, Path(checkpoint.folder))
+    return student
+
+
+def trainable_teacher(checkpoint: Checkpoint, device: torch.device) -> WanDiT:
+    """The teacher's weights as a module to train on."""
+    return load_teacher(Path(checkpoint.folder)).to(device).requires_grad_(True)
+
+
+def frozen_teacher(checkpoint: Checkpoint, device: torch.device) -> WanDiT:
+    """The teacher, frozen."""
+    return load_teacher(Path(checkpoint.folder)).to(device).eval().requires_grad_(False)
+
+
+def frozen_decoder(vae: VAEConfig, device: torch.device) -> Decode:
+    """Latents -> video b 3 T H W in [-1, 1]."""
+    return load_vae(vae).to(device).decode
+
+
+def publish(
+    name: str,
+    module: nn.Module,
+    step: int,
+    ctx: Context,
+    parents: tuple[str, ...] = (),
+    metrics: Mapping[str, float] | None = None,
+) -> Checkpoint:
+    """Writes the module's weights to ctx.workdir/NAME (rank 0) and describes them. Every rank calls it."""
+    folder = ctx.workdir / name
+    if ctx.rank == 0:
+        save_weights(module, folder, {"name": name, "step": step})
+    ctx.barrier()
+    return Checkpoint(name, str(folder), step, weights_digest(folder), parents, dict(metrics or {}))
+
+
+def weights_digest(folder: Path) -> str:
+    """SHA-256 over the names and contents of a folder's safetensors."""
+    total = hashlib.sha256()
+    for path in sorted(folder.glob("*.safetensors")):
+        with path.open("rb") as f:
+            total.update(path.name.encode() + hashlib.file_digest(f, "sha256").digest())
+    return total.hexdigest()

@@ -1,0 +1,112 @@
+"""Pieces that several methods share: the flow-matching step, joint-guidance sampling, contact sheets.
+
+Legend: b batch, z latent channels, t latent frames, h w latent size, T pixel frames, H W pixels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+
+from msmodel import flow, guidance, losses
+from msmodel.batch import Batch, Conditioning
+from msmodel.config import ModelConfig
+
+Decode = Callable[[Tensor], Tensor]  # latents b z t h w -> video b 3 T H W in [-1, 1]
+
+
+@dataclass(frozen=True)
+class Guidance:
+    """Weights of joint guidance (paper, section 3.2)."""
+
+    text: float = 3.0
+    track: float = 1.5
+
+    def problems(self) -> list[str]:
+        if self.text < 0 or self.track < 0 or self.text + self.track == 0:
+            return [f"text, track: {self.text}, {self.track} must not be negative, nor both zero"]
+        return []
+
+
+def scored_frames(model: ModelConfig, frames: int, device: torch.device | str = "cpu") -> Tensor | None:
+    """Which latent frames a loss counts (t bool): all (None), or all but the given clean first one."""
+    if not model.image_alone:
+        return None
+    return torch.arange(frames, device=device) > 0
+
+
+def flow_loss(
+    dit: nn.Module,
+    latents: Tensor,
+    cond: Conditioning,
+    t: Tensor,
+    eps: Tensor,
+    model: ModelConfig,
+    weighting: str = "uniform",
+) -> Tensor:
+    """Flow-matching loss of `dit` on clean latents (b z t h w) noised by eps to times t (b). Scalar."""
+    v = dit(flow.add_noise(latents, eps, t), t, cond)
+    frames = scored_frames(model, latents.shape[2], latents.device)
+    return losses.flow_matching(v, flow.velocity(latents, eps), t, weighting, frames)
+
+
+def restore_image(latents: Tensor, cond: Conditioning, model: ModelConfig) -> Tensor:
+    """Puts the given clean first latent back where the layout has one ("first_latent")."""
+    if not model.image_alone:
+        return latents
+    return torch.cat([cond.image[:, :, :1].to(latents), latents[:, :, 1:]], dim=2)
+
+
+@torch.no_grad()
+def sample_teacher(
+    dit: nn.Module,
+    cond: Conditioning,
+    noise: Tensor,
+    steps: int,
+    weights: Guidance | None,
+    model: ModelConfig,
+    on_state: Callable[[float, Tensor], None] | None = None,
+) -> Tensor:
+    """Euler sampling of the bidirectional model, with joint guidance or (weights=None) conditional only. b z t h w."""
+
+    def velocity(x: Tensor, t: Tensor) -> Tensor:
+        if weights is None:
+            return dit(x, t, cond)
+        return guidance.joint(dit, x, t, cond, weights.text, weights.track)
+
+    return restore_image(flow.euler(velocity, noise, steps, model.dit.shift, on_state), cond, model)
+
+
+def first_clips(batch: Batch, clips: int) -> Batch:
+    """The first `clips` items of a batch."""
+    names = ("latents", "image", "text", "xy_px", "visible", "real")
+    return replace(batch, **{n: getattr(batch, n)[:clips] for n in names}, clip_ids=batch.clip_ids[:clips])
+
+
+def first_conditions(cond: Conditioning, clips: int) -> Conditioning:
+    """The first `clips` items of a conditioning."""
+    return Conditioning(cond.text[:clips], cond.image[:clips], cond.tracks[:clips])
+
+
+def contact_sheet(rows: Mapping[str, Tensor], decode: Decode, columns: int = 6) -> np.ndarray:
+    """Decodes latents and lays them out: for each clip one line a row of `rows`, in order; `columns` frames across.
+
+    rows: name -> latents b z t h w (all the same shape). Returns h w 3 uint8.
+    """
+    videos = [decode(latents) for latents in rows.values()]
+    return film_strips([video[clip] for clip in range(videos[0].shape[0]) for video in videos], columns)
+
+
+def film_strips(videos: Sequence[Tensor], columns: int = 6) -> np.ndarray:
+    """videos: each 3 T H W in [-1, 1], one line each, frames spread evenly -> h w 3 uint8."""
+    lines = []
+    for video in videos:
+        index = torch.linspace(0, video.shape[1] - 1, min(columns, video.shape[1])).round().long()
+        lines.append(rearrange(video[:, index.to(video.device)], "c t h w -> h (t w) c"))
+    picture = ((torch.cat(lines) + 1) * 127.5).round().clamp(0, 255)
+    return picture.to("cpu", torch.uint8).numpy()

@@ -1,0 +1,224 @@
+"""Stage TEACHER: a pretrained image-to-video DiT learns to follow tracks (MotionStream, sections 3.1 and 3.2).
+
+Three phases of flow matching:
+  pairs   two-latent-frame clips (frame 0 and a random later one): large displacements; control appears here, and carries
+          over to whole clips within seconds (an addition of ours, for small models; off at paper scale);
+  clips   whole clips;
+  masked  whole clips with mid-frame masking, the track head frozen, a lower learning rate.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import ClassVar, Literal
+
+import numpy as np
+import torch
+from einops import repeat
+from torch import Tensor, nn
+
+from msmodel import flow
+from msmodel.batch import Batch, Conditioning
+from msmodel.config import ModelConfig
+from msmodel.rollout import fresh_noise
+from stages.records import Checkpoint, ShardSet
+from stages.spec import Context, Stage
+from stages.train.conditioning import (
+    Augment,
+    condition,
+    draw_tracks,
+    pair_frames,
+    pick_frames,
+    training_conditioning,
+)
+from stages.train.loop import train
+from stages.train.method import Draws, Learner, Loader, LoopConfig, Loss, Observation, adamw, at_least, scheduled
+from stages.train.publish import frozen_decoder, heldout_batch, initial_dit, open_loader, publish
+from stages.train.sampling import (
+    Decode,
+    contact_sheet,
+    first_conditions,
+    flow_loss,
+    sample_teacher,
+)
+
+Phase = Literal["pairs", "clips", "masked"]
+PROBE_TIMES = (0.95, 0.8)
+WEIGHTINGS = ("uniform", "bell")
+
+
+@dataclass(frozen=True)
+class TeacherConfig(LoopConfig):
+    """Paper, Wan 2.1: phase 1 of 4,800 steps at 1e-5, phase 2 of 800 at 1e-6, batch 128.
+
+    init: where the backbone comes from when no base checkpoint is handed in: "embedded:nano", a folder, or "random".
+    """
+
+    group: ClassVar[str] = "teacher"
+
+    init: str = "embedded:nano"
+    pair_steps: int = 0
+    pairs_per_clip: int = 4
+    steps: int = 4800  # phase 1
+    phase2_steps: int = 800
+    lr: float = 1e-5
+    phase2_lr: float = 1e-6
+    weighting: str = "bell"
+    augment: Augment = field(default_factory=Augment)
+    probe_clips: int = 8  # held-out clips of the paired loss gap
+    picture_clips: int = 2
+    picture_steps: int = 10  # Euler steps for contact sheets
+
+    @property
+    def total_steps(self) -> int:
+        return self.pair_steps + self.steps + self.phase2_steps
+
+    def phase(self, step: int) -> Phase:
+        if step < self.pair_steps:
+            return "pairs"
+        return "clips" if step < self.pair_steps + self.steps else "masked"
+
+    def checks(self) -> list[str]:
+        least = dict.fromkeys(("pairs_per_clip", "probe_clips", "picture_steps"), 1)
+        out = super().checks() + at_least(self, least | dict.fromkeys(("pair_steps", "phase2_steps", "phase2_lr"), 0))
+        out += [f"augment.{p}" for p in self.augment.problems()]
+        if self.weighting not in WEIGHTINGS:
+            out.append(f"weighting: {self.weighting!r} is not one of {', '.join(WEIGHTINGS)}")
+        if not 0 <= self.picture_clips <= self.probe_clips:
+            out.append(f"picture_clips: {self.picture_clips} is not within 0..probe_clips ({self.probe_clips})")
+        return out
+
+
+@dataclass(frozen=True)
+class TeacherRun:
+    """What this stage reads; hashed whole into its key."""
+
+    model: ModelConfig
+    teacher: TeacherConfig
+
+
+@dataclass(frozen=True)
+class TeacherInputs:
+    """base: weights to start from instead of teacher.init (the result of stage BASE)."""
+
+    train: ShardSet
+    heldout: ShardSet
+    base: Checkpoint | None = None
+
+
+class TeacherMethod:
+    """Flow matching with tracks. One learner, "dit"; its optimizer's group "head" is the track head."""
+
+    name = "teacher"
+
+    def __init__(self, dit: nn.Module, model: ModelConfig, cfg: TeacherConfig, probe: Probe) -> None:
+        self.dit, self.model, self.cfg, self.probe = dit, model, cfg, probe
+        self._learner = Learner(dit, adamw(dit, cfg, head="track_head."))
+
+    def learners(self) -> dict[str, Learner]:
+        return {"dit": self._learner}
+
+    def turns(self, step: int) -> tuple[str, ...]:
+        return ("dit",)
+
+    def lr(self, learner: str, group: str, step: int) -> float:
+        masked = self.cfg.phase(step) == "masked"
+        if masked and group == "head":
+            return 0.0  # frozen: AdamW's decay is a multiple of the learning rate too
+        return scheduled(self.cfg.phase2_lr if masked else self.cfg.lr, self.cfg, step)
+
+    def loss(self, learner: str, batch: Batch, draws: Draws) -> Loss:
+        phase = self.cfg.phase(draws.step)
+        device = next(self.dit.parameters()).device
+        batch = batch.to(device)
+        cond = training_conditioning(batch, self.cfg.augment, self.model, draws, masked=phase == "masked")
+        latents = batch.latents
+        if phase == "pairs":
+            latents, cond = pairs(latents, cond, self.cfg.pairs_per_clip, draws.own("pairs"))
+        t = flow.sample_t(latents.shape[0], self.model.dit.shift, draws.own("time")).to(device)
+        eps = fresh_noise(latents, draws.own("noise"))
+        return Loss(flow_loss(self.dit, latents, cond, t, eps, self.model, self.cfg.weighting))
+
+    def observe(self, step: int) -> Observation:
+        pictures = {}
+        if self.cfg.phase(step) != "pairs" and self.cfg.picture_clips:
+            pictures["teacher"] = self.probe.picture(self.dit, self.cfg.picture_clips, self.cfg.picture_steps)
+        return Observation(self.probe.gaps(self.dit), pictures)
+
+
+def pairs(
+    latents: Tensor, cond: Conditioning, per_clip: int, generator: torch.Generator
+) -> tuple[Tensor, Conditioning]:
+    """Two-frame clips: `per_clip` of each clip, latent frame 0 and a random later one, with the tracks of both.
+
+    latents b z t h w -> (per_clip b) z 2 h w, and the conditioning to match.
+    """
+    frames = pair_frames(latents.shape[0] * per_clip, latents.shape[2], generator)
+
+    def many(x: Tensor) -> Tensor:
+        return repeat(x, "b ... -> (k b) ...", k=per_clip)
+
+    image, c_m = pick_frames(many(cond.image), frames), pick_frames(many(cond.tracks), frames)
+    return pick_frames(many(latents), frames), Conditioning(many(cond.text), image, c_m)
+
+
+class Probe:
+    """The paired loss gap: the same held-out clips, noise and times at every call, with and without tracks.
+
+    Per-step loss says nothing about control; this gap is what tracks bring. Also makes contact sheets of these clips.
+    """
+
+    def __init__(self, heldout: Batch, model: ModelConfig, augment: Augment, decode: Decode, seed: int) -> None:
+        draws = Draws(seed, rank=0, step=-1)
+        self.model, self.decode = model, decode
+        self.latents = heldout.latents
+        self.cond = condition(heldout, draw_tracks(heldout, augment, model, draws), model)
+        self.eps = fresh_noise(heldout.latents, draws.own("noise"))
+        frames = pair_frames(heldout.latents.shape[0], heldout.latents.shape[2], draws.own("pairs"))
+        self.pair_latents, self.pair_eps = pick_frames(self.latents, frames), pick_frames(self.eps, frames)
+        self.pair_cond = replace(
+            self.cond, image=pick_frames(self.cond.image, frames), tracks=pick_frames(self.cond.tracks, frames)
+        )
+
+    @torch.no_grad()
+    def gaps(self, dit: nn.Module) -> dict[str, float]:
+        """heldout/tXXX: loss with tracks. gap/tXXX: loss without minus loss with. The same for frame pairs."""
+        out: dict[str, float] = {}
+        inputs = {"": (self.latents, self.eps, self.cond), "pair_": (self.pair_latents, self.pair_eps, self.pair_cond)}
+        for prefix, (latents, eps, cond) in inputs.items():
+            for time in PROBE_TIMES:
+                t = torch.full((latents.shape[0],), time, device=latents.device)
+                given = float(flow_loss(dit, latents, cond, t, eps, self.model))
+                blind = float(flow_loss(dit, latents, cond.without_tracks(), t, eps, self.model))
+                name = f"{prefix}t{round(100 * time):03d}"
+                out |= {f"heldout/{name}": given, f"gap/{name}": blind - given}
+        return out
+
+    def picture(self, dit: nn.Module, clips: int, steps: int) -> np.ndarray:
+        """Contact sheet: for each clip the real one, sampled with tracks, sampled without (no guidance)."""
+        cond, noise = first_conditions(self.cond, clips), self.eps[:clips]
+        sampled = sample_teacher(dit, cond, noise, steps, None, self.model)
+        blind = sample_teacher(dit, cond.without_tracks(), noise, steps, None, self.model)
+        return contact_sheet({"real": self.latents[:clips], "tracks": sampled, "no tracks": blind}, self.decode)
+
+
+def fit(
+    cfg: TeacherRun, dit: nn.Module, loader: Loader, heldout: Batch, decode: Decode, ctx: Context
+) -> dict[str, float]:
+    """Trains `dit` in place (it ends with the averaged weights). Returns the final held-out figures."""
+    probe = Probe(heldout.to(ctx.device), cfg.model, cfg.teacher.augment, decode, ctx.seed)
+    return train(TeacherMethod(dit, cfg.model, cfg.teacher, probe), loader, cfg.teacher, ctx.seed, ctx)
+
+
+def run(cfg: TeacherRun, inputs: TeacherInputs, ctx: Context) -> Checkpoint:
+    """Checkpoint "teacher": averaged weights, with the held-out loss gaps as metrics."""
+    dit = initial_dit(cfg.model, cfg.teacher.init, inputs.base, ctx.seed).to(ctx.device)
+    dit.checkpoint_layers = cfg.teacher.checkpoint_layers
+    loader = open_loader((inputs.train,), cfg.teacher.batch, ctx)
+    heldout = heldout_batch(inputs.heldout, cfg.teacher.probe_clips)
+    metrics = fit(cfg, dit, loader, heldout, frozen_decoder(cfg.model.vae, ctx.device), ctx)
+    parents = tuple(c.digest for c in (inputs.base,) if c)
+    return publish("teacher", dit, cfg.teacher.total_steps, ctx, parents, metrics)
+
+
+TEACHER = Stage(name="teacher", version=1, how="gang", run=run)

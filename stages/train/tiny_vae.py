@@ -1,0 +1,202 @@
+"""Stage TINY_VAE: a small decoder for streaming, trained on the frozen encoder's latents of real pixels.
+
+Loss = L1 + multi-scale difference of image gradients, which stands in for LPIPS (its weights are not to be had offline)
++ optional adversarial hinge loss with a patch discriminator (paper: reconstruction + LPIPS + adversarial). At nano the
+adversarial weight is 0: a discriminator costs more than it brings at 80x48 pixels.
+
+Legend: b batch, z latent channels, t latent frames, h w latent size, T pixel frames, H W pixels; pixels in [-1, 1].
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+from msmodel.config import ModelConfig
+from msmodel.tiny_vae import TinyDecoder, load_tiny_vae
+from stages.records import Checkpoint, ShardSet
+from stages.spec import Context, Stage
+from stages.train.frames import FrameBatch, FrameLoader
+from stages.train.loop import train
+from stages.train.method import Draws, Learner, Loader, LoopConfig, Loss, Observation, adamw, at_least, scheduled
+from stages.train.publish import RANDOM, publish
+from stages.train.sampling import film_strips
+
+DECODER, DISCRIMINATOR = "decoder", "discriminator"
+
+
+@dataclass(frozen=True)
+class TinyVAEConfig(LoopConfig):
+    """Paper: 200 K steps, lr 3e-4, batch 16, crops of 144x144x21.
+
+    width: channels of the finest level. init: "random", "embedded:NAME" or a folder. latent_frames, side_px: size of the
+    training crop, 0 = whole. fit_clips: clips for the least-squares start of a random decoder's linear projection.
+    """
+
+    group: ClassVar[str] = "tiny_vae"
+
+    steps: int = 200_000
+    batch: int = 16
+    lr: float = 3e-4
+    weight_decay: float = 0.0
+    ema_decay: float = 0.999
+    width: int = 64
+    init: str = RANDOM
+    latent_frames: int = 6
+    side_px: int = 144
+    gradient_weight: float = 1.0
+    adversarial_weight: float = 0.0
+    discriminator_lr: float = 1e-4
+    fit_clips: int = 8
+    heldout_clips: int = 8
+    picture_clips: int = 2
+
+    def checks(self) -> list[str]:
+        least = dict.fromkeys(("width", "heldout_clips"), 1)
+        least |= dict.fromkeys(("latent_frames", "side_px", "fit_clips", "picture_clips"), 0)
+        least |= dict.fromkeys(("gradient_weight", "adversarial_weight", "discriminator_lr"), 0)
+        out = super().checks() + at_least(self, least)
+        if self.latent_frames == 1:
+            out.append("latent_frames: 1 holds no motion; give at least 2, or 0 for whole clips")
+        return out
+
+
+@dataclass(frozen=True)
+class TinyVAERun:
+    """What this stage reads; hashed whole into its key."""
+
+    model: ModelConfig
+    tiny_vae: TinyVAEConfig
+
+
+@dataclass(frozen=True)
+class TinyVAEInputs:
+    train: ShardSet
+    heldout: ShardSet
+
+
+def gradient_loss(made: Tensor, real: Tensor, scales: int = 3) -> Tensor:
+    """Mean L1 difference of horizontal and vertical image gradients, at `scales` resolutions. b 3 T H W -> scalar."""
+    a, b = (rearrange(v, "b c t h w -> (b t) c h w") for v in (made, real))
+    total = a.new_zeros(())
+    for scale in range(scales):
+        if scale:
+            a, b = F.avg_pool2d(a, 2), F.avg_pool2d(b, 2)
+        error = a - b
+        total = total + error.diff(dim=2).abs().mean() + error.diff(dim=3).abs().mean()
+    return total / scales
+
+
+class PatchDiscriminator(nn.Module):
+    """Real or decoded, patch by patch of single frames: b 3 T H W -> logits (b T) 1 h w."""
+
+    def __init__(self, width: int = 32) -> None:
+        super().__init__()
+        sizes = [(3, width), (width, 2 * width), (2 * width, 4 * width)]
+        layers: list[nn.Module] = []
+        for inputs, outputs in sizes:
+            layers += [nn.Conv2d(inputs, outputs, 4, stride=2, padding=1), nn.LeakyReLU(0.2)]
+        self.net = nn.Sequential(*layers, nn.Conv2d(4 * width, 1, 3, padding=1))
+
+    def forward(self, video: Tensor) -> Tensor:
+        return self.net(rearrange(video, "b c t h w -> (b t) c h w"))
+
+
+class TinyVAEMethod:
+    """One learner, "decoder"; a second one, "discriminator", where adversarial_weight is above 0."""
+
+    name = "tiny_vae"
+
+    def __init__(self, decoder: TinyDecoder, cfg: TinyVAERun, heldout: FrameBatch, seed: int) -> None:
+        self.decoder, self.cfg, self.vae, self.heldout = decoder, cfg.tiny_vae, cfg.model.vae, heldout
+        self._learners = {DECODER: Learner(decoder, adamw(decoder, cfg.tiny_vae))}
+        self.discriminator: PatchDiscriminator | None = None
+        if cfg.tiny_vae.adversarial_weight > 0:
+            with torch.random.fork_rng():
+                torch.manual_seed(seed)
+                self.discriminator = PatchDiscriminator().to(heldout.latents.device)
+            optimizer = adamw(self.discriminator, cfg.tiny_vae, lr=cfg.tiny_vae.discriminator_lr)
+            self._learners[DISCRIMINATOR] = Learner(self.discriminator, optimizer, ema=False)
+
+    def learners(self) -> dict[str, Learner]:
+        return self._learners
+
+    def turns(self, step: int) -> tuple[str, ...]:
+        return tuple(self._learners)
+
+    def lr(self, learner: str, group: str, step: int) -> float:
+        return scheduled(self.cfg.lr if learner == DECODER else self.cfg.discriminator_lr, self.cfg, step)
+
+    def loss(self, learner: str, batch: FrameBatch, draws: Draws) -> Loss:
+        batch = batch.to(self.heldout.latents.device)
+        latents, video = batch.crop(self.cfg.latent_frames, self.cfg.side_px, self.vae, draws.own("crop"))
+        if learner == DISCRIMINATOR:
+            return Loss(self.hinge(latents, video))
+        made = self.decoder(latents)
+        l1, gradients = F.l1_loss(made, video), gradient_loss(made, video)
+        value = l1 + self.cfg.gradient_weight * gradients
+        metrics = {"l1": float(l1.detach()), "gradients": float(gradients.detach())}
+        if self.discriminator is not None:
+            weights: Mapping[str, Tensor] = {n: p.detach() for n, p in self.discriminator.named_parameters()}
+            fooled = -torch.func.functional_call(self.discriminator, dict(weights), (made,)).mean()
+            value = value + self.cfg.adversarial_weight * fooled
+        return Loss(value, metrics)
+
+    def hinge(self, latents: Tensor, video: Tensor) -> Tensor:
+        """The discriminator's hinge loss."""
+        assert self.discriminator is not None
+        with torch.no_grad():
+            made = self.decoder(latents)
+        return F.relu(1 - self.discriminator(video)).mean() + F.relu(1 + self.discriminator(made)).mean()
+
+    @torch.no_grad()
+    def observe(self, step: int) -> Observation:
+        """heldout/psnr (dB, mean over frames) and heldout/l1 of whole held-out clips; contact sheet."""
+        latents, video = self.heldout.crop(0, 0, self.vae, torch.Generator())
+        made = self.decoder.decode(latents)
+        per_frame = rearrange((made - video).square(), "b c t h w -> (b t) (c h w)").mean(dim=1)
+        psnr = float((10 * torch.log10(4 / per_frame.clamp_min(1e-10))).mean())
+        metrics = {"heldout/psnr": psnr, "heldout/l1": float((made - video).abs().mean())}
+        strips = [v[clip] for clip in range(min(self.cfg.picture_clips, len(video))) for v in (video, made)]
+        return Observation(metrics, {"tiny_vae": film_strips(strips)} if strips else {})
+
+
+def initial_decoder(cfg: TinyVAERun, start: FrameBatch, seed: int) -> TinyDecoder:
+    """The decoder that training starts from; a random one gets its linear projection by least squares on `start`."""
+    if cfg.tiny_vae.init != RANDOM:
+        return load_tiny_vae(cfg.tiny_vae.init).train().requires_grad_(True)
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        decoder = TinyDecoder(cfg.model.vae, cfg.tiny_vae.width)
+    if cfg.tiny_vae.fit_clips:
+        decoder.fit_preview(*start.crop(0, 0, cfg.model.vae, torch.Generator()))
+    return decoder
+
+
+def fit(cfg: TinyVAERun, decoder: TinyDecoder, loader: Loader, heldout: FrameBatch, ctx: Context) -> dict[str, float]:
+    """Trains `decoder` in place (it ends with the averaged weights). Returns the final held-out figures."""
+    method = TinyVAEMethod(decoder, cfg, heldout.to(ctx.device), ctx.seed)
+    return train(method, loader, cfg.tiny_vae, ctx.seed, ctx)
+
+
+def some_frames(shards: ShardSet, most: int) -> FrameBatch:
+    """The same clips of a set, at most `most`, every time and on every rank."""
+    return next(iter(FrameLoader((shards,), min(most, shards.clips), 0, 0, 1)))
+
+
+def run(cfg: TinyVAERun, inputs: TinyVAEInputs, ctx: Context) -> Checkpoint:
+    """Checkpoint "tiny_vae": the averaged weights, with held-out PSNR and L1 as metrics."""
+    tiny = cfg.tiny_vae
+    decoder = initial_decoder(cfg, some_frames(inputs.train, max(tiny.fit_clips, 1)), ctx.seed).to(ctx.device)
+    loader = FrameLoader((inputs.train,), tiny.batch, ctx.seed, ctx.rank, ctx.world_size)
+    metrics = fit(cfg, decoder, loader, some_frames(inputs.heldout, tiny.heldout_clips), ctx)
+    return publish("tiny_vae", decoder, tiny.total_steps, ctx, metrics=metrics)
+
+
+TINY_VAE = Stage(name="tiny_vae", version=1, how="gang", run=run)

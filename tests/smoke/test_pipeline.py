@@ -1,0 +1,101 @@
+"""The whole pipeline at the debug preset, from the command line, as a user runs it: once, again, and after a kill -9."""
+
+import json
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+TARGETS = ("data", "teacher", "distill", "eval")
+COMMAND = (sys.executable, "-m", "pipelines", *TARGETS, "--preset", "debug")
+LIMIT_SECONDS = 900
+
+
+def call(runs: Path, *extra: str, **options) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [*COMMAND, "--runs", str(runs), *extra], cwd=ROOT, capture_output=True, text=True, timeout=LIMIT_SECONDS, **options
+    )
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory) -> Path:
+    """A finished run, whose driver was killed once on the way, with everything below it."""
+    folder = tmp_path_factory.mktemp("runs")
+    driver = subprocess.Popen(
+        [*COMMAND, "--runs", str(folder)],
+        cwd=ROOT,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    deadline = time.monotonic() + LIMIT_SECONDS
+    while not list(folder.glob("debug/clips/*/manifest.json")):  # in the middle of the data stages
+        assert driver.poll() is None, f"the command ended early with {driver.returncode}"
+        assert time.monotonic() < deadline, "no clips after the time limit"
+        time.sleep(0.2)
+    os.killpg(driver.pid, signal.SIGKILL)
+    driver.wait()
+    finished = call(folder)
+    assert finished.returncode == 0, finished.stdout[-4000:] + finished.stderr[-4000:]
+    return folder
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(2 * LIMIT_SECONDS)
+def test_report_is_published_with_measured_values(runs):
+    report = json.loads((runs / "debug" / "report" / "report.json").read_text())
+    html = (runs / "debug" / "report" / "report.html").read_text()
+    assert report["preset"] == "debug"
+    assert report["dataset"]["clips"] > 0
+    for kind in ("rendered", "real"):
+        for model in ("teacher", "student"):
+            assert report[kind][model]["epe"] > 0
+    assert report["ratios"]["student_fps_over_teacher"] > 1
+    assert set(report["seconds"]) == set(TARGETS)
+    assert all(s > 0 for s in report["seconds"].values())
+    assert "data:video/mp4;base64," in html
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(2 * LIMIT_SECONDS)
+def test_repeating_does_nothing_quickly_and_says_so(runs):
+    before = {p: p.stat().st_mtime_ns for p in runs.rglob("manifest.json")}
+    started = time.monotonic()
+    again = call(runs)
+    seconds = time.monotonic() - started
+    assert again.returncode == 0, again.stderr
+    assert "nothing to do" in again.stdout
+    assert seconds < 30
+    assert {p: p.stat().st_mtime_ns for p in runs.rglob("manifest.json")} == before
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(2 * LIMIT_SECONDS)
+def test_tracker_holds_one_tree_and_the_registered_models(runs):
+    base = sqlite3.connect(runs / "mlflow.db")
+    children = base.execute("select count(*) from tags where key = 'mlflow.parentRunId'").fetchone()[0]
+    aliases = dict(base.execute("select name, alias from registered_model_aliases"))
+    assert children >= 10
+    assert aliases == {"motionstream-teacher": "candidate", "motionstream-student": "candidate"}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(2 * LIMIT_SECONDS)
+def test_changing_the_student_keeps_data_and_teacher(runs):
+    plan = subprocess.run(
+        [sys.executable, "-m", "pipelines", "plan", "--preset", "debug", "--runs", str(runs), "student.sink=0"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert plan.returncode == 0, plan.stderr
+    rows = {line.split()[1]: line for line in plan.stdout.splitlines() if len(line.split()) > 2 and line.split()[0] in TARGETS}
+    assert "cached" in rows["teacher"]
+    assert "would run" in rows["adapt"]

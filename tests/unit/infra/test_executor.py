@@ -1,0 +1,129 @@
+"""Killed at any moment, run again: nothing lost, nothing doubled. One slow test goes through Ray itself."""
+
+from __future__ import annotations
+
+import io
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from infra.executor import item_tasks
+from infra.files import CHECKOUT
+from infra.gang import StageFailed
+from infra.items import ItemJob, run_item
+from stages.spec import Reject, StageError
+from tests.unit.infra import fakes
+
+
+def lines(root: Path) -> list[str]:
+    return [line for path in sorted(root.rglob("done.txt")) for line in path.read_text().split()]
+
+
+def kill_and_rerun(root: Path, stage: str, executor: str, after: list[float]) -> str:
+    """Kills the driver some seconds after the first work shows, again and again, then lets it finish."""
+    command = [sys.executable, "-m", "tests.unit.infra.fakes", str(root), stage, executor]
+    for seconds in after:
+        had = len(lines(root)) if root.exists() else 0
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, cwd=CHECKOUT)
+        while process.poll() is None and len(lines(root)) == had:
+            time.sleep(0.02)
+        time.sleep(seconds)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    return subprocess.run(command, check=True, capture_output=True, text=True, timeout=300, cwd=CHECKOUT).stdout
+
+
+def test_per_item_stage_survives_kill_9(tmp_path):
+    moments = [random.Random(7).uniform(0, 0.4) for _ in range(2)]
+    out = kill_and_rerun(tmp_path, "square", "local", moments)
+    assert "items are done already" in out
+    assert sorted(lines(tmp_path)) == sorted(i.name for i in fakes.items(30))  # each exactly once
+    expected = tuple(fakes.Item(i.name + "2", i.number**2) for i in fakes.items(30))
+    assert fakes.drive(tmp_path, fakes.SQUARE, fakes.FakeConfig(seconds=0.03), fakes.items(30)).records == expected
+
+
+def test_once_stage_survives_kill_9(tmp_path):
+    kill_and_rerun(tmp_path, "once", "local", [0.05])
+    whole = fakes.drive(tmp_path / "whole", fakes.ONCE, fakes.FakeConfig(), ())
+    killed = fakes.drive(tmp_path, fakes.ONCE, fakes.FakeConfig(seconds=0.03), ())
+    assert killed.records.metrics == whole.records.metrics
+    steps = [int(x) for x in next(tmp_path.glob("once/*/done.txt")).read_text().split()]
+    assert sorted(set(steps)) == list(range(1, 11))
+
+
+def test_finished_work_is_not_done_again(tmp_path):
+    first = fakes.drive(tmp_path, fakes.ONCE, fakes.FakeConfig(), ())
+    before = lines(tmp_path)
+    assert fakes.drive(tmp_path, fakes.ONCE, fakes.FakeConfig(), ()) == first
+    assert lines(tmp_path) == before
+    fakes.drive(tmp_path, fakes.ONCE, fakes.FakeConfig(scale=3.0), ())
+    assert len(lines(tmp_path)) == 2 * len(before)
+
+
+def test_a_new_item_costs_only_itself(tmp_path):
+    fakes.drive(tmp_path, fakes.SQUARE, fakes.FakeConfig(), fakes.items(3))
+    records = fakes.drive(tmp_path, fakes.SQUARE, fakes.FakeConfig(), fakes.items(4)).records
+    assert [r.number for r in records] == [0, 1, 4, 9]
+    assert sorted(lines(tmp_path)) == ["i0", "i1", "i2", "i3"]
+
+
+def test_broken_items_are_listed_and_the_rest_goes_on(tmp_path):
+    given = [*fakes.items(2), fakes.Item("empty", 0), fakes.Item("bug", 0)]
+    manifest = fakes.drive(tmp_path, fakes.SQUARE, fakes.FakeConfig(), given)
+    assert len(manifest.records) == 2
+    found = {f.name: (f.reason, f.expected) for f in manifest.failures}
+    assert found == {"empty": ("holds nothing", True), "bug": ("TypeError: planted bug", False)}
+
+
+def test_all_items_broken_is_an_error(tmp_path):
+    with pytest.raises(StageFailed, match="every item failed; the first: TypeError: planted bug"):
+        fakes.drive(tmp_path, fakes.SQUARE, fakes.FakeConfig(), [fakes.Item("bug", 0)])
+
+
+def test_users_mistake_arrives_as_it_was_said(tmp_path):
+    with pytest.raises(ValueError, match=r"^your clip is too short$"):
+        fakes.drive(tmp_path, fakes.ONCE, fakes.FakeConfig(fatal="your clip is too short"), ())
+    assert issubclass(StageError, ValueError)
+
+
+def test_an_item_that_kills_its_worker_again_and_again_is_given_up(tmp_path):
+    store, _ = fakes.world(tmp_path)
+    [task] = item_tasks(store, fakes.work(store, fakes.SQUARE, fakes.FakeConfig(), [fakes.Item("poison", 0)]))
+    job = ItemJob(fakes.square, fakes.FakeConfig(), store.codec, Reject, 1, "attempt")
+    task.step.folder.mkdir(parents=True)
+    (task.step.folder / ".begun-attempt").write_text("xxx")  # as its dead workers left it
+    failure = run_item(job, task)
+    assert failure is not None
+    assert failure.reason == "the worker died 3 times on this item"
+
+
+@pytest.mark.slow
+def test_through_ray(tmp_path):
+    """Ray Data with a worker that dies, and Ray Train with DeepSpeed: a rank that dies, then a user's mistake."""
+    said = io.StringIO()
+    store, runner = fakes.world(tmp_path, "ray", said)
+    given = [*fakes.items(3), fakes.Item("die", 5), fakes.Item("empty", 0)]
+    try:
+        manifest = runner.run(fakes.work(store, fakes.SQUARE, fakes.FakeConfig(), given), None, {})
+        assert [r.number for r in manifest.records] == [0, 1, 4, 25]
+        reasons = {f.name: f.reason for f in manifest.failures}
+        assert reasons == {"empty": "holds nothing"}
+
+        dying = runner.run(fakes.work(store, fakes.GANG, fakes.FakeConfig(scale=2.0), ()), None, {})
+        assert list(tmp_path.glob("gang/*/died"))
+        whole = fakes.drive(tmp_path / "whole", fakes.ONCE, fakes.FakeConfig(scale=2.5), ())
+        assert dying.records.metrics["value"] / 2.0 == pytest.approx(whole.records.metrics["value"] / 2.5)
+        steps = next(tmp_path.glob("gang/*/done.txt")).read_text().split()
+        assert [int(s) for s in steps] == list(range(1, 11))
+        assert "engine DeepSpeedEngine, threads 2" in said.getvalue()
+        assert "steps: 10/10" in said.getvalue() or "steps: 6/10" in said.getvalue()
+
+        with pytest.raises(ValueError, match=r"^your clip is too short$"):
+            runner.run(fakes.work(store, fakes.GANG, fakes.FakeConfig(fatal="your clip is too short"), ()), None, {})
+    finally:
+        runner.stop()

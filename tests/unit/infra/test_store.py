@@ -1,0 +1,172 @@
+"""Keys, manifests, locks, records as JSON."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pytest
+
+from infra.codec import Codec
+from infra.files import FolderLock, fetch_folder, write_atomic
+from infra.store import Failure, Store, item_name
+from stages.records import Checkpoint, Clip, Rejected, ShardSet
+
+TYPES = (Checkpoint, Clip, Rejected, ShardSet)
+
+
+@dataclass(frozen=True)
+class Inner:
+    window: int = 1
+    names: tuple[str, ...] = ("a",)
+
+
+@dataclass(frozen=True)
+class Settings:
+    lr: float = 1e-5
+    inner: Inner = Inner()
+
+
+@pytest.fixture
+def store(tmp_path):
+    return Store(tmp_path, Codec(TYPES, tmp_path))
+
+
+def shards(root: Path, digest: str = "d") -> ShardSet:
+    return ShardSet(str(root / "pack/1"), "train", ("a.tar", "b.tar"), 3, 2, 1, digest, str(root / "pack/1/c.parquet"))
+
+
+def test_key_changes_with_everything_that_matters_and_nothing_else(store, tmp_path):
+    def key(stage="teacher", version=1, cfg=Settings(), inputs=None, seed=0):
+        return store.step(stage, version, cfg, inputs if inputs is not None else [shards(tmp_path)], seed).key
+
+    others = [
+        key(stage="adapt"),
+        key(version=2),
+        key(cfg=Settings(lr=2e-5)),
+        key(cfg=Settings(inner=Inner(window=2))),
+        key(cfg=Settings(inner=Inner(names=("a", "b")))),
+        key(inputs=[shards(tmp_path, "other")]),
+        key(inputs=[]),
+        key(seed=1),
+    ]
+    assert len({key(), *others}) == len(others) + 1
+    assert key() == key(cfg=Settings(lr=0.00001), inputs=(shards(tmp_path),))
+
+
+def test_moving_the_run_keeps_its_keys(store, tmp_path):
+    other = tmp_path / "moved"
+    moved = Store(other, Codec(TYPES, other))
+    here = store.step("teacher", 1, Settings(), shards(tmp_path), 0)
+    assert moved.step("teacher", 1, Settings(), shards(other), 0).key == here.key
+
+
+def test_records_come_back_as_they_were(store, tmp_path):
+    (tmp_path / "pack/1").mkdir(parents=True)
+    (tmp_path / "pack/1/c.parquet").touch()
+    step = store.step("pack", 1, Settings(), (), 0)
+    checkpoint = Checkpoint("teacher", str(tmp_path), 3, "x", ("p",), {"epe": 2})
+    assert store.load(step) is None
+    store.publish(step, (shards(tmp_path), {"more": checkpoint}), 1.5, (Failure("a.mp4", "broken", True),))
+    manifest = store.load(step)
+    assert manifest.records == (shards(tmp_path), {"more": checkpoint})
+    assert isinstance(manifest.records[0].shards, tuple)
+    assert manifest.failures == (Failure("a.mp4", "broken", True),)
+    assert manifest.seconds == 1.5
+    assert "git_sha" in manifest.provenance
+
+
+def test_manifest_without_its_files_is_stale(store, tmp_path):
+    (tmp_path / "pack/1").mkdir(parents=True)
+    (tmp_path / "pack/1/c.parquet").touch()
+    step = store.step("pack", 1, Settings(), (), 0)
+    store.publish(step, shards(tmp_path), 1.0)
+    (tmp_path / "pack/1/c.parquet").unlink()
+    assert store.load(step) is None
+
+
+def test_publishing_what_does_not_exist_fails(store, tmp_path):
+    with pytest.raises(RuntimeError, match="do not exist"):
+        store.publish(store.step("pack", 1, Settings(), (), 0), shards(tmp_path), 1.0)
+
+
+def test_a_record_of_a_newer_version_is_refused(store):
+    with pytest.raises(ValueError, match="fields this version does not know: colour"):
+        store.codec.decode({"@": "Rejected", "name": "a", "stage": "b", "reason": "c", "colour": "d"})
+
+
+def test_items_share_their_folders_between_steps_of_the_same_config(store):
+    few = store.step("track", 1, Settings(), [1, 2], 0)
+    more = store.step("track", 1, Settings(), [1, 2, 3], 0)
+    changed = store.step("track", 1, replace(Settings(), lr=1.0), [1, 2], 0)
+    assert few.key != more.key
+    assert store.item(few, 1, 1, 0).folder == store.item(more, 1, 1, 0).folder
+    assert store.item(changed, 1, 1, 0).folder != store.item(few, 1, 1, 0).folder
+
+
+def test_item_names_are_safe_folders():
+    assert item_name(Rejected("../a b/ü.mp4", "s", "r")) == "mp4"
+    assert item_name("../../etc/passwd") == "passwd"
+    assert item_name(7) == "item"
+
+
+def test_damaged_manifest_says_what_to_do(store):
+    step = store.step("pack", 1, Settings(), (), 0)
+    step.folder.mkdir(parents=True)
+    (step.folder / "manifest.json").write_text("{")
+    with pytest.raises(ValueError, match="delete its folder"):
+        store.load(step)
+
+
+def test_write_atomic_leaves_nothing_beside(tmp_path):
+    write_atomic(tmp_path / "a/b.json", "1")
+    write_atomic(tmp_path / "a/b.json", json.dumps("ü"))
+    assert [p.name for p in (tmp_path / "a").iterdir()] == ["b.json"]
+
+
+HOLD = "import sys,time; from pathlib import Path; from infra.files import FolderLock\n"
+HOLD += "with FolderLock(Path(sys.argv[1])):\n print('held', flush=True); time.sleep(60)"
+
+
+def test_lock_waits_for_the_living_and_outlives_the_dead(tmp_path):
+    holder = subprocess.Popen([sys.executable, "-c", HOLD, str(tmp_path)], stdout=subprocess.PIPE, text=True)
+    assert holder.stdout is not None
+    assert holder.stdout.readline() == "held\n"
+    told: list[str] = []
+
+    def on_wait(owner: str) -> None:
+        told.append(owner)
+        os.kill(holder.pid, signal.SIGKILL)
+
+    began = time.monotonic()
+    with FolderLock(tmp_path, on_wait, poll_seconds=0.05):
+        assert time.monotonic() - began < 30
+    holder.wait()
+    assert told == [f"pid {holder.pid} on {os.uname().nodename}"]
+
+
+def test_fetching_a_remote_folder_copies_what_changed(tmp_path):
+    import fsspec
+
+    fs = fsspec.filesystem("memory")
+    fs.pipe("/films/a.mp4", b"1234")
+    fs.pipe("/films/sub/b.txt", b"12")
+    said: list[str] = []
+    folder = fetch_folder("memory://films", tmp_path, said.append)
+    assert sorted(str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file()) == ["a.mp4", "sub/b.txt"]
+    assert len(said) == 2
+    fs.pipe("/films/a.mp4", b"12345")
+    assert fetch_folder("memory://films", tmp_path, said.append) == folder
+    assert len(said) == 3
+    with pytest.raises(ValueError, match="holds no file"):
+        fetch_folder("memory://nothing", tmp_path, said.append)
+
+
+def test_a_local_folder_is_used_where_it_lies(tmp_path):
+    assert fetch_folder(str(tmp_path), tmp_path / "cache", print) == tmp_path.resolve()

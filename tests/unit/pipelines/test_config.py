@@ -1,0 +1,109 @@
+"""The configuration: presets are sound, overrides follow Hydra's grammar, every mistake comes in one message."""
+
+from __future__ import annotations
+
+import dataclasses
+import typing
+
+import pytest
+
+from pipelines.config import Config, ConfigError, _known, as_yaml, load, preset_names
+
+
+@pytest.mark.parametrize("preset", ["nano", "debug", "wan21-1.3b", "wan22-5b"])
+def test_presets_are_sound(preset):
+    assert load(preset).problems() == []
+    assert preset in preset_names()
+
+
+def test_nano_is_what_was_decided():
+    model = load("nano").model
+    assert (model.latent_frames, model.latent_height, model.latent_width) == (15, 12, 20)
+    assert (model.tokens_per_frame, model.tokens, model.chunks, model.in_channels) == (60, 900, 5, 34)
+
+
+def test_wan_presets_have_the_papers_layouts():
+    small, large = load("wan21-1.3b").model, load("wan22-5b").model
+    assert (small.latent_frames, small.chunks, small.in_channels) == (21, 7, 52)
+    assert (large.latent_frames, large.chunks, large.image_alone) == (31, 10, True)
+
+
+def test_overrides_set_nested_fields_with_their_types():
+    cfg = load("nano", ["teacher.steps=7", "student.window=2", "dmd.betas=[0.1,0.2]", "data.variants=[fast]", "seed=3"])
+    assert (cfg.teacher.steps, cfg.student.window, cfg.seed) == (7, 2, 3)
+    assert cfg.dmd.betas == (0.1, 0.2)
+    assert cfg.data.variants == ("fast",)
+    assert isinstance(cfg.dit.patch, tuple)
+    nested = load("nano", ["eval.measure={raster_height: 96, raster_width: 160}"])
+    assert nested.eval.measure.raster == (96, 160)
+
+
+def test_every_mistake_comes_in_one_message():
+    wrong = ["teacher.stps=3", "student.window=-1", "teacher.steps=abc", "window=3", "+x=1", "dit=3", "runs=x"]
+    with pytest.raises(ConfigError) as error:
+        load("wan21-1.3b", [*wrong, "student.chunk=2", "adapt.sinks=[2,1]", "nonsense"])
+    text = str(error.value)
+    for part in (
+        "teacher.stps=3: unknown key; did you mean teacher.steps",
+        "student.window: -1 is below zero",
+        "teacher.steps=abc: Value 'abc'",
+        "window=3: unknown key; did you mean student.window",
+        "+x=1: only key=value",
+        "dit=3: dit is a group of settings",
+        "runs=x: set it with --runs",
+        "student.chunk: 2 does not divide the horizon of 21 latent frames",
+        "adapt.sinks: [2, 1] is not a range",
+        "nonsense: not key=value",
+    ):
+        assert part in text
+    assert len(error.value.problems) == 10
+
+
+def test_a_preset_that_does_not_exist_is_named_with_those_that_do():
+    with pytest.raises(ConfigError, match=r"preset: 'nona' does not exist; there are debug, nano"):
+        load("nona")
+
+
+def test_a_key_that_a_preset_file_misspells_is_found(tmp_path, monkeypatch):
+    (tmp_path / "mine.yaml").write_text("teacher: {lrr: 1}\nclip: {frames: 1.5}\n")
+    monkeypatch.setattr("pipelines.config.PRESETS", tmp_path)
+    with pytest.raises(ConfigError) as error:
+        load("mine")
+    assert "configs/preset/mine.yaml: teacher.lrr: unknown key; did you mean teacher.lr" in str(error.value)
+    assert "configs/preset/mine.yaml: clip.frames: Value '1.5'" in str(error.value)
+
+
+def test_zero_sizes_are_said_not_raised():
+    with pytest.raises(ConfigError, match="is zero"):
+        load("nano", ["vae.stride_s=0"])
+
+
+def test_every_leaf_has_a_type_that_an_override_can_set():
+    """A field that OmegaConf cannot type would silently take anything."""
+    for key, group in _known(Config, ""):
+        if group:
+            continue
+        kind: typing.Any = Config
+        for part in key.split("."):
+            kind = typing.get_type_hints(kind)[part]
+        assert kind in (int, float, str, bool) or typing.get_origin(kind) is tuple, f"{key}: {kind}"
+
+
+def test_presets_state_only_what_differs_from_the_defaults():
+    from omegaconf import OmegaConf
+
+    from pipelines.config import PRESETS, _leaves
+
+    for preset in preset_names():
+        for key, value in _leaves(OmegaConf.to_container(OmegaConf.load(PRESETS / f"{preset}.yaml")), ""):
+            default: typing.Any = Config()
+            for part in key.split("."):
+                default = getattr(default, part)
+            stated = tuple(value) if isinstance(value, list) else value
+            assert stated != default, f"{preset}.yaml: {key} states its default"
+
+
+def test_the_resolved_config_reads_back():
+    text = as_yaml(load("debug"))
+    assert "preset: debug" in text
+    assert dataclasses.is_dataclass(Config)

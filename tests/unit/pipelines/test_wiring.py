@@ -1,0 +1,189 @@
+"""A Run: what is cached, what a dry run sees, which seconds count for which target."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+
+from infra.codec import Codec
+from infra.executor import Executor
+from infra.progress import PlainConsole
+from infra.store import Store
+from pipelines import plan, summary
+from pipelines.config import load
+from pipelines.evaluate import publish
+from pipelines.stamps import weights_stamp
+from pipelines.wiring import RECORDS, NotMade, Run, found_in, without_student
+from stages.records import Checkpoint, Rejected, Report, ShardSet
+from stages.spec import Reject, Stage
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    value: int = 1
+
+
+class NoTracking:
+    """A tracker that tracks nothing."""
+
+    uri = "none"
+
+    def stage(self, name: str, tags: dict[str, str]) -> None:
+        return None
+
+    def finish(self, status: str) -> None:
+        """Nothing was begun."""
+
+
+CALLS: list[str] = []
+
+
+def make_video(cfg: Settings, item: str, ctx) -> str:
+    CALLS.append(item)
+    if item == "bad":
+        raise Reject("bad.mp4: empty file")
+    if item == "flaky" and not (ctx.workdir / "tried").exists():
+        (ctx.workdir / "tried").touch()
+        raise OSError("disk full")
+    return item.upper()
+
+
+def train(cfg: Settings, inputs: object, ctx) -> Checkpoint:
+    CALLS.append(f"train {cfg.value}")
+    return Checkpoint("teacher", str(ctx.workdir), cfg.value, "d")
+
+
+VIDEOS = Stage("videos", 1, "per_item", make_video)
+TRAIN = Stage("train", 1, "once", train)
+
+
+def new_run(folder: Path, dry: bool = False, retry_failed: bool = False) -> Run:
+    cfg = load("debug", ["compute.executor=local"], runs=str(folder))
+    store, console = Store(cfg.root, Codec(RECORDS, cfg.root)), PlainConsole()
+    executor = Executor(store, cfg.compute, console, Reject)
+    return Run(cfg, store, executor, NoTracking(), console, dry, retry_failed)  # type: ignore[arg-type]
+
+
+def data(run: Run, names: tuple[str, ...] = ("a", "bad")) -> tuple[str, ...]:
+    with run.making("data"):
+        return run.items(VIDEOS, Settings(), names)[0]
+
+
+def teacher(run: Run, value: int = 1, note: str = "") -> Checkpoint:
+    with run.making("teacher"):
+        return run.step(TRAIN, Settings(value), (data(run), note), key_inputs=data(run))
+
+
+@pytest.fixture(autouse=True)
+def no_calls():
+    CALLS.clear()
+
+
+def test_the_second_command_does_nothing_and_says_so(tmp_path, capsys):
+    first = teacher(new_run(tmp_path))
+    assert CALLS == ["a", "bad", "train 1"]
+    again = new_run(tmp_path)
+    assert teacher(again) == first
+    assert CALLS == ["a", "bad", "train 1"]
+    summary.summarise(again, 0.1, "FINISHED")
+    assert "nothing to do: all 2 steps are up to date" in capsys.readouterr().out
+
+
+def test_steps_count_for_their_own_target(tmp_path):
+    run = new_run(tmp_path)
+    teacher(run)
+    assert [(line.target, line.stage, line.state) for line in run.lines] == [
+        ("data", "videos", "ran"),
+        ("teacher", "train", "ran"),
+    ]
+    assert set(run.seconds()) == {"data", "teacher"}
+    cached = new_run(tmp_path)
+    teacher(cached)
+    assert cached.seconds() == run.seconds()
+
+
+def test_only_what_follows_a_change_runs(tmp_path):
+    teacher(new_run(tmp_path))
+    CALLS.clear()
+    teacher(new_run(tmp_path), value=2)
+    assert CALLS == ["train 2"]
+
+
+def test_what_is_left_out_of_the_key_makes_nothing_stale(tmp_path):
+    teacher(new_run(tmp_path), note="one commit")
+    CALLS.clear()
+    teacher(new_run(tmp_path), note="the next")
+    assert CALLS == []
+
+
+def test_rejected_items_carry_the_name_the_stage_gave(tmp_path):
+    run = new_run(tmp_path)
+    data(run)
+    assert run.rejected == [Rejected("bad.mp4", "videos", "empty file")]
+    cached = new_run(tmp_path)
+    data(cached)
+    assert cached.rejected == run.rejected
+
+
+def test_unexpected_failures_are_tried_again_when_asked(tmp_path):
+    assert data(new_run(tmp_path), ("a", "flaky")) == ("A",)
+    assert data(new_run(tmp_path), ("a", "flaky")) == ("A",)
+    assert data(new_run(tmp_path, retry_failed=True), ("a", "flaky")) == ("A", "FLAKY")
+    assert CALLS == ["a", "flaky", "flaky"]
+
+
+def test_a_dry_run_lists_and_makes_nothing(tmp_path):
+    run = new_run(tmp_path, dry=True)
+    with pytest.raises(NotMade):
+        teacher(run)
+    lines = plan.dry_run(run, {"teacher": teacher}, {"data": (VIDEOS,), "teacher": (TRAIN,)})
+    assert [(line.stage, line.state, line.note) for line in lines] == [
+        ("videos", "would run", "0 of 2 items done"),
+        ("train", "would run", "after the step above it"),
+    ]
+    assert CALLS == []
+    assert list(tmp_path.iterdir()) == []
+    teacher(new_run(tmp_path))
+    cached = plan.dry_run(new_run(tmp_path, dry=True), {"teacher": teacher}, {"data": (VIDEOS,), "teacher": (TRAIN,)})
+    assert [line.state for line in cached] == ["cached", "cached"]
+
+
+def test_estimates_grow_with_the_work():
+    small, large = plan.estimate(load("nano")), plan.estimate(load("nano", ["teacher.steps=400"]))
+    assert small.tokens == 900
+    assert large.flops["teacher"] > small.flops["teacher"]
+    assert large.flops["dmd"] == small.flops["dmd"]
+    assert plan.estimate(load("wan21-1.3b")).parameters == pytest.approx(1.42e9, rel=0.01)
+    assert "8 GPUs" in " ".join(plan.describe(load("wan21-1.3b"), small))
+
+
+def test_the_teacher_does_not_see_what_only_the_student_reads():
+    wide, narrow = load("nano", ["student.window=2", "student.steps=2"]), load("nano")
+    assert without_student(wide, "chunk") == without_student(narrow, "chunk")
+    assert without_student(wide, "chunk", "steps") != without_student(narrow, "chunk", "steps")
+
+
+def test_shipped_weights_count_by_content(tmp_path):
+    assert "vae.safetensors:" in weights_stamp("embedded:nano", "vae")
+    assert weights_stamp("Wan-AI/Wan2.1", "vae") == "Wan-AI/Wan2.1"
+    (tmp_path / "w.safetensors").write_bytes(b"1")
+    before = weights_stamp(str(tmp_path), "dit")
+    (tmp_path / "w.safetensors").write_bytes(b"12")
+    assert weights_stamp(str(tmp_path), "dit") != before
+
+
+def test_records_are_found_wherever_they_hide():
+    shards = ShardSet("f", "train", (), 0, 0, 0, "d", "c")
+    checkpoint = Checkpoint("teacher", "f", 1, "d")
+    assert list(found_in({"a": [(shards, 1)], "b": checkpoint}, ShardSet)) == [shards]
+
+
+def test_the_report_lies_where_scripts_look_for_it(tmp_path):
+    for name in ("report.json", "report.html"):
+        (tmp_path / name).write_text(name)
+    made = Report(str(tmp_path), str(tmp_path / "report.json"), str(tmp_path / "report.html"))
+    published = publish(made, tmp_path / "nano" / "report")
+    assert Path(published.json).read_text() == "report.json"
+    assert sorted(p.name for p in Path(published.folder).iterdir()) == ["report.html", "report.json"]

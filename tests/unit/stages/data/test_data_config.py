@@ -1,0 +1,25 @@
+from dataclasses import replace
+
+from msmodel.config import ModelConfig
+from stages.data.config import DataConfig
+from stages.data.configs import run_configs
+from stages.trackers import TrackerConfig
+
+
+def test_defaults_are_sound_and_every_problem_is_told_at_once():
+    assert DataConfig().problems() == []
+    bad = replace(
+        DataConfig(), motions=0, clip_overlap=1.0, heldout_share=0.0, variants=("warp",), tracker=TrackerConfig("magic")
+    )
+    told = " ".join(bad.problems())
+    for name in ("data.motions", "data.clip_overlap", "data.heldout_share", "data.variants", "data.tracker.name"):
+        assert name in told
+
+
+def test_a_stage_config_holds_only_what_the_stage_reads():
+    """A new tracker must not make cutting or rendering stale; the number of scenes no stage at all."""
+    before, model = DataConfig(), ModelConfig()
+    one, two = run_configs(before, model), run_configs(replace(before, tracker=TrackerConfig("lucas_kanade")), model)
+    assert one.track != two.track
+    assert (one.clips, one.render, one.encode, one.pack) == (two.clips, two.render, two.encode, two.pack)
+    assert run_configs(replace(before, train_scenes=9), model) == one

@@ -1,0 +1,178 @@
+"""A small world for the evaluation's tests: textured clips that really move, tiny models, a context that records."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from einops import rearrange
+from torch import nn
+
+from msmodel.causal import CausalDiT
+from msmodel.config import ClipConfig, DiTConfig, ModelConfig, StudentConfig, TextConfig, VAEConfig
+from msmodel.patch_vae import PatchVAE, fold, principal_components
+from msmodel.vae import load_vae, save_patch_vae
+from msmodel.weights import save_weights
+from stages.data.loader import Sample
+from stages.eval.config import (
+    EvalConfig,
+    GenerateConfig,
+    LongRunConfig,
+    MeasureConfig,
+    ReportConfig,
+    SelectConfig,
+    SpeedConfig,
+)
+from stages.eval.counterfactual import Motions
+from stages.records import Checkpoint
+from stages.trackers import TrackerConfig, uniform_grid
+from tests.unit.msmodel.models import randomise
+
+SIZE, FRAMES = (32, 48), 13
+
+
+def model_config(folder: Path) -> ModelConfig:
+    return ModelConfig(
+        clip=ClipConfig(*SIZE, frames=FRAMES, fps=12.0),
+        vae=VAEConfig(source=str(folder / "vae"), z_channels=4, stride_t=2, stride_s=4),
+        text=TextConfig(source="test", dim=12, length=6),
+        dit=DiTConfig(dim=32, ffn_dim=48, heads=2, layers=2, freq_dim=16, track_channels=3, track_id_dim=6, shift=3.0),
+        student=StudentConfig(chunk=1, sink=1, window=1, steps=2),
+    )
+
+
+def eval_config() -> EvalConfig:
+    return EvalConfig(
+        select=SelectConfig(
+            clips=3, counterfactual_clips=1, tracks=24, batch=2, motions=Motions(grid_rows=4, grid_cols=6)
+        ),
+        generate=GenerateConfig(steps=2),
+        measure=MeasureConfig(
+            raster_height=64,
+            raster_width=96,
+            tracker=TrackerConfig(name="lucas_kanade"),
+            fvd_frames=9,
+            perceptual_every=6,
+        ),
+        speed=SpeedConfig(teacher_steps=2, chunks=4, warmup_rollouts=1),
+        long_run=LongRunConfig(clips=1, horizons=2, chunks=6, warmup_chunks=1),
+        report=ReportConfig(show_clips=1, video_height=64),
+    )
+
+
+def texture(seed: int, height: int, width: int) -> np.ndarray:
+    """Smooth coloured noise with plenty to track: h w 3 float 0..255."""
+    import cv2
+
+    rough = np.random.default_rng(seed).uniform(0, 255, (height // 3 + 1, width // 3 + 1, 3)).astype(np.float32)
+    return cv2.resize(rough, (width, height), interpolation=cv2.INTER_CUBIC).clip(0, 255)
+
+
+def panning(seed: int, step: tuple[int, int], frames: int = FRAMES) -> np.ndarray:
+    """T h w 3 uint8: a texture that moves by `step` = (x, y) whole pixels a frame."""
+    h, w = SIZE
+    margin = 2 * frames
+    big = texture(seed, h + 2 * margin, w + 2 * margin)
+    corners = [(margin - step[1] * t, margin - step[0] * t) for t in range(frames)]
+    return np.stack([big[y : y + h, x : x + w] for y, x in corners]).astype(np.uint8)
+
+
+def sample(name: str, kind: str, scene: str, step: tuple[int, int], vae: PatchVAE) -> Sample:
+    frames = panning(sum(map(ord, name)), step)
+    grid = uniform_grid(*SIZE, 4, 6)
+    xy = grid + np.arange(FRAMES, dtype=np.float32)[:, None, None] * np.array(step, np.float32)
+    visible = ((xy >= 0) & (xy < np.array([SIZE[1], SIZE[0]]))).all(-1)
+    video = torch.from_numpy(frames).float().permute(3, 0, 1, 2)[None] / 127.5 - 1
+    latents, image = vae.encode(video)[0], vae.encode_image(video[:, :, 0], FRAMES)[0]
+    meta = {"clip_id": name, "kind": kind, "scene": scene, "source": "test", "recipe": "pan", "tracker": "ground_truth"}
+    return Sample(name, frames, xy.astype(np.float32), visible, latents, image, torch.ones(6, 12), f"a {name}", meta)
+
+
+def samples(model: ModelConfig) -> list[Sample]:
+    vae = load_vae(model.vae)
+    assert isinstance(vae, PatchVAE)
+    return [
+        sample(f"{kind}-{i}", kind, f"{kind}-scene-{i % 3}", (1 + i % 2, i % 3 - 1), vae)
+        for kind in ("rendered", "real")
+        for i in range(5)
+    ]
+
+
+def make_vae(folder: Path) -> None:
+    """A linear patch VAE fitted to such clips: its round trip is blurred, but it is the clip."""
+    cfg = VAEConfig(source="test", z_channels=4, stride_t=2, stride_s=4)
+    video = torch.from_numpy(panning(0, (1, 1))).float().permute(3, 0, 1, 2)[None] / 127.5 - 1
+    patches = rearrange(fold(video, cfg), "b p t h w -> (b t h w) p")
+    vae = PatchVAE(cfg, 8, 1)
+    vae.set_components(*principal_components(patches, cfg.z_channels))
+    save_patch_vae(vae, folder / "vae")
+
+
+def make_checkpoint(name: str, folder: Path, model: ModelConfig) -> Checkpoint:
+    """Random weights, none of them zero: tracks, text and context all have an effect."""
+    save_weights(randomise(CausalDiT(model), sum(map(ord, name))), folder / name, {"step": 1})
+    return Checkpoint(name, str(folder / name), 1, f"digest-of-{name}")
+
+
+class FakeI3D(nn.Module):
+    """400 fixed random projections of a coarse video, in place of the 50 MB network."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(0)
+        self.weight = nn.Parameter(torch.randn(400, 3 * 3 * 8 * 8, generator=generator), requires_grad=False)
+
+    def forward(self, video: torch.Tensor) -> torch.Tensor:
+        return nn.functional.adaptive_avg_pool3d(video, (3, 8, 8)).flatten(1) @ self.weight.T
+
+
+@dataclass
+class FakeContext:
+    """Records what a stage says and emits."""
+
+    workdir: Path
+    seed: int = 7
+    rank: int = 0
+    world_size: int = 1
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    lines: list[str] = field(default_factory=list)
+    metrics: dict[str, float] = field(default_factory=dict)
+    pictures: dict[str, np.ndarray] = field(default_factory=dict)
+    artifacts: list[Path] = field(default_factory=list)
+
+    def emit(self, step: int, metrics: Mapping[str, float]) -> None:
+        self.metrics |= metrics
+
+    def image(self, key: str, picture: np.ndarray, step: int = 0) -> None:
+        self.pictures[key] = picture
+
+    def artifact(self, path: Path, folder: str = "") -> None:
+        assert path.exists()
+        self.artifacts.append(path)
+
+    def say(self, line: str) -> None:
+        self.lines.append(line)
+
+    @contextmanager
+    def progress(self, what: str, total: int) -> Iterator[Any]:
+        yield self
+
+    def advance(self, done: int = 1, failed: int = 0, note: str = "") -> None:
+        self.lines.append(note)
+
+    def engine(self, module: nn.Module, optimizer: Any, clip_norm: float, accumulate: int = 1) -> Any:
+        raise AssertionError("an evaluation trains nothing")
+
+    def barrier(self) -> None:
+        raise AssertionError("an evaluation runs in one process")
+
+    def within(self, name: str) -> FakeContext:
+        """The context of another step."""
+        folder = self.workdir / name
+        folder.mkdir(parents=True, exist_ok=True)
+        return replace(self, workdir=folder)

@@ -1,0 +1,170 @@
+"""Fakes for the training stages: a tiny model, clips in memory, a context in a folder, a plain engine."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from msmodel.batch import Batch
+from msmodel.config import ClipConfig, DiTConfig, ModelConfig, StudentConfig, TextConfig, VAEConfig
+from stages.train.frames import FrameBatch
+
+
+def tiny_model(image: str = "channels") -> ModelConfig:
+    """32x32 pixels, 13 frames, 7 latent frames (13 and 1 + 6 with the image alone), two narrow layers."""
+    return ModelConfig(
+        clip=ClipConfig(height=32, width=32, frames=13, fps=24.0),
+        vae=VAEConfig(source="embedded:nano", z_channels=8, stride_t=2, stride_s=4),
+        text=TextConfig(source="embedded:minilm", dim=12, length=3),
+        dit=DiTConfig(
+            dim=32, ffn_dim=64, heads=2, layers=2, freq_dim=32, image=image, track_channels=4, track_id_dim=8, shift=3.0
+        ),
+        student=StudentConfig(chunk=1, sink=1, window=1, steps=3),
+    )
+
+
+def clips(model: ModelConfig, count: int, seed: int = 0, tracks: int = 20) -> Batch:
+    """`count` random clips with moving tracks, as the loader would give them."""
+    g = torch.Generator().manual_seed(seed)
+    size = (count, model.vae.z_channels, model.latent_frames, model.latent_height, model.latent_width)
+    start = torch.rand(count, 1, tracks, 2, generator=g) * 32
+    motion = torch.linspace(0, 1, model.clip.frames).view(1, -1, 1, 1) * 8
+    return Batch(
+        latents=torch.randn(size, generator=g),
+        image=torch.randn(size, generator=g),
+        text=torch.randn(count, model.text.length, model.text.dim, generator=g),
+        xy_px=start + motion * torch.randn(count, 1, 1, 2, generator=g),
+        visible=torch.rand(count, model.clip.frames, tracks, generator=g) > 0.2,
+        real=torch.ones(count, dtype=torch.bool),
+        clip_ids=tuple(f"clip{i}" for i in range(count)),
+    )
+
+
+class FakeLoader:
+    """New random clips at every position; the position is all its state."""
+
+    def __init__(self, model: ModelConfig, batch: int = 2, spoil_at: int = -1) -> None:
+        self.model, self.batch, self.spoil_at = model, batch, spoil_at
+        self.taken = 0
+
+    def __iter__(self) -> Iterator[Any]:
+        while True:
+            self.taken += 1
+            batch = clips(self.model, self.batch, seed=self.taken)
+            if self.taken == self.spoil_at:
+                batch.latents[0, 0, 1] = float("nan")
+            yield batch
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"taken": self.taken}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.taken = state["taken"]
+
+
+def frame_batch(model: ModelConfig, count: int, seed: int) -> FrameBatch:
+    """Random pictures with latents that are their averages over the strides, so that a decoder can learn something."""
+    g, c, v = torch.Generator().manual_seed(seed), model.clip, model.vae
+    coarse = torch.rand(count, 3, model.latent_frames, model.latent_height, model.latent_width, generator=g)
+    frames = coarse.repeat_interleave(v.stride_s, 3).repeat_interleave(v.stride_s, 4)
+    frames = frames.repeat_interleave(v.stride_t, 2)[:, :, v.stride_t - 1 :]
+    assert frames.shape[2] == c.frames
+    latents = torch.cat([2 * coarse - 1, torch.zeros(count, v.z_channels - 3, *coarse.shape[2:])], dim=1)
+    return FrameBatch(latents, (255 * frames).to(torch.uint8).movedim(1, -1).contiguous())
+
+
+class FakeFrames(FakeLoader):
+    """FrameBatches, new at every position."""
+
+    def __iter__(self) -> Iterator[Any]:
+        while True:
+            self.taken += 1
+            yield frame_batch(self.model, self.batch, self.taken)
+
+
+class PlainEngine:
+    """stages.spec.Engine in plain torch: averages over micro-steps, clips, steps at the boundary."""
+
+    def __init__(self, module: nn.Module, optimizer: torch.optim.Optimizer, clip_norm: float, accumulate: int) -> None:
+        self.module, self.optimizer, self.clip_norm, self.accumulate = module, optimizer, clip_norm, accumulate
+        self.micro = self.steps = 0
+
+    def backward(self, loss: Tensor) -> None:
+        (loss / self.accumulate).backward()
+
+    def step(self) -> float:
+        self.micro += 1
+        if self.micro % self.accumulate:
+            return 0.0
+        limit = self.clip_norm or float("inf")
+        norm = float(nn.utils.clip_grad_norm_(self.module.parameters(), limit))
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.steps += 1
+        return norm
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"module": self.module.state_dict(), "optimizer": self.optimizer.state_dict(), "steps": self.steps}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.module.load_state_dict(state["module"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.steps = state["steps"]
+
+
+class Bar:
+    def advance(self, done: int = 1, failed: int = 0, note: str = "") -> None: ...
+
+
+@dataclass
+class FakeContext:
+    """stages.spec.Context for one process; keeps everything it is told."""
+
+    workdir: Path
+    seed: int = 3
+    rank: int = 0
+    world_size: int = 1
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    emitted: list[tuple[int, dict[str, float]]] = field(default_factory=list)
+    images: dict[tuple[str, int], np.ndarray] = field(default_factory=dict)
+    said: list[str] = field(default_factory=list)
+    engines: list[PlainEngine] = field(default_factory=list)
+
+    def emit(self, step: int, metrics: Mapping[str, float]) -> None:
+        self.emitted.append((step, dict(metrics)))
+
+    def image(self, key: str, picture: np.ndarray, step: int = 0) -> None:
+        self.images[key, step] = picture
+
+    def artifact(self, path: Path, folder: str = "") -> None: ...
+
+    def say(self, line: str) -> None:
+        self.said.append(line)
+
+    @contextmanager
+    def progress(self, what: str, total: int) -> Iterator[Bar]:
+        yield Bar()
+
+    def engine(
+        self, module: nn.Module, optimizer: torch.optim.Optimizer, clip_norm: float, accumulate: int = 1
+    ) -> PlainEngine:
+        self.engines.append(PlainEngine(module, optimizer, clip_norm, accumulate))
+        return self.engines[-1]
+
+    def barrier(self) -> None: ...
+
+    def series(self, name: str) -> list[float]:
+        """Every emitted value of one metric."""
+        return [m[name] for _, m in self.emitted if name in m]
+
+
+def decode(latents: Tensor) -> Tensor:
+    """Stands in for the VAE: the first three channels as a picture, one frame a latent frame."""
+    return latents[:, :3].clamp(-1, 1)

@@ -1,0 +1,141 @@
+"""What the model is given: ids, dropout, masking, image channels, frame pairs."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from msmodel.tracks import track_map
+from stages.train.conditioning import (
+    Augment,
+    condition,
+    draw_tracks,
+    image_conditioning,
+    keep,
+    pair_frames,
+    pick_frames,
+    training_conditioning,
+    without_any_tracks,
+)
+from stages.train.method import Draws
+from stages.train.teacher import pairs
+
+from .fakes import clips, tiny_model
+
+WHOLE = Augment(tracks_low=20, tracks_high=20, text_dropout=0.0, track_dropout=0.0, mask=1.0)
+
+
+def test_ids_are_drawn_once_per_clip_and_kept():
+    model = tiny_model()
+    batch, draws = clips(model, 2), Draws(0, 0, 7)
+    one, same = (draw_tracks(batch, WHOLE, model, draws) for _ in range(2))
+    other = draw_tracks(batch, WHOLE, model, Draws(0, 0, 8))
+    assert torch.equal(one.phi, same.phi)
+    assert not torch.equal(one.phi, other.phi)
+    assert not torch.equal(one.phi[0], one.phi[1])
+    assert one.phi.shape == (2, 20, model.dit.track_id_dim)  # no time axis: the same id in all frames
+
+
+def test_number_of_tracks_stays_in_its_range():
+    model = tiny_model()
+    batch = clips(model, 8)
+    batch = replace(batch, visible=torch.ones_like(batch.visible))
+    augment = replace(WHOLE, tracks_low=5, tracks_high=9)
+    counts = [
+        n
+        for step in range(20)
+        for n in draw_tracks(batch, augment, model, Draws(0, 0, step)).visible.any(dim=1).sum(dim=1).tolist()
+    ]
+    assert set(counts) == {5, 6, 7, 8, 9}
+
+
+def test_dropout_rates_and_independence():
+    x = torch.ones(4000, 2)
+    g = torch.Generator().manual_seed(0)
+    text, tracks = keep(x, 0.2, g)[:, 0], keep(x, 0.1, g)[:, 0]
+    assert 1 - text.mean() == pytest.approx(0.2, abs=0.02)
+    assert 1 - tracks.mean() == pytest.approx(0.1, abs=0.02)
+    assert ((1 - text) * (1 - tracks)).mean() == pytest.approx(0.02, abs=0.01)
+
+
+def test_training_conditioning_drops_whole_clips_text_and_tracks():
+    model = tiny_model()
+    augment = replace(WHOLE, text_dropout=0.5, track_dropout=0.5)
+    cond = training_conditioning(clips(model, 64), augment, model, Draws(0, 0, 0), masked=False)
+    text_gone = ~cond.text.flatten(1).any(dim=1)
+    tracks_gone = ~cond.tracks.flatten(1).any(dim=1)
+    for gone in (text_gone, tracks_gone, text_gone & tracks_gone):
+        assert 0 < gone.sum() < 64
+    assert cond.image.flatten(1).any(dim=1).all()
+
+
+@pytest.mark.parametrize("image", ["channels", "first_latent"])
+def test_masking_happens_only_when_asked_for_and_spares_the_first_chunk(image):
+    model = tiny_model(image)
+    batch, draws = clips(model, 2), Draws(0, 0, 0)
+    plain = training_conditioning(batch, WHOLE, model, draws, masked=False)
+    masked = training_conditioning(batch, WHOLE, model, draws, masked=True)
+    assert torch.equal(plain.tracks, condition(batch, draw_tracks(batch, WHOLE, model, draws), model).tracks)
+    first = 2 if image == "first_latent" else 1  # the image alone, then the first chunk of one frame
+    assert torch.equal(masked.tracks[:, :, :first], plain.tracks[:, :, :first])
+    assert not masked.tracks[:, :, first:].any()  # mask = 1 here
+    assert plain.tracks[:, :, first:].any()
+
+
+def test_image_channels_mark_the_known_frame():
+    model = tiny_model()
+    image = clips(model, 1).image
+    given = image_conditioning(image, model)
+    assert given.shape[1] == model.mask_channels + model.image_channels
+    assert (given[:, : model.mask_channels, 0] == 1).all()
+    assert not given[:, : model.mask_channels, 1:].any()
+    assert torch.equal(given[:, model.mask_channels :], image)
+
+
+def test_first_latent_layout_gives_the_clean_latent_and_nothing_else():
+    model = tiny_model("first_latent")
+    image = clips(model, 1).image
+    given = image_conditioning(image, model)
+    assert torch.equal(given[:, :, 0], image[:, :, 0])
+    assert not given[:, :, 1:].any()
+
+
+def test_base_conditioning_has_no_tracks():
+    model = tiny_model()
+    assert not without_any_tracks(clips(model, 1), model).tracks.any()
+
+
+def test_pairs_take_frame_0_and_a_later_one_with_its_own_tracks():
+    model = tiny_model()
+    batch = clips(model, 3)
+    drawn = draw_tracks(batch, WHOLE, model, Draws(0, 0, 0))
+    cond = condition(batch, drawn, model)
+    latents, two = pairs(batch.latents, cond, 4, torch.Generator().manual_seed(0))
+    frames = pair_frames(12, model.latent_frames, torch.Generator().manual_seed(0))
+    assert latents.shape[:3] == (12, 8, 2)
+    assert two.tracks.shape[2] == two.image.shape[2] == 2
+    whole = track_map(drawn.xy_px, drawn.visible, drawn.phi, model)
+    for k in range(12):
+        clip, later = k % 3, int(frames[k, 1])
+        assert torch.equal(latents[k, :, 0], batch.latents[clip, :, 0])
+        assert torch.equal(latents[k, :, 1], batch.latents[clip, :, later])
+        assert torch.equal(two.tracks[k, :, 1], whole[clip, :, later])
+        assert torch.equal(two.text[k], batch.text[clip])
+
+
+def test_later_frames_cover_the_clip():
+    frames = pair_frames(500, 7, torch.Generator().manual_seed(0))
+    assert not frames[:, 0].any()
+    assert set(frames[:, 1].tolist()) == {1, 2, 3, 4, 5, 6}
+
+
+def test_pick_frames():
+    x = torch.arange(2 * 1 * 4).view(2, 1, 4, 1, 1)
+    assert pick_frames(x, torch.tensor([[0, 3], [2, 1]])).flatten().tolist() == [0, 3, 6, 5]
+
+
+def test_augment_problems():
+    fields = [p.split(":")[0] for p in Augment(tracks_low=0, text_dropout=2.0, mask=-0.1).problems()]
+    assert fields == ["tracks_low", "text_dropout", "mask"]

@@ -1,0 +1,169 @@
+"""DMD: who steps when, where gradient flows, which scores are compared, alarms."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from msmodel.batch import Conditioning
+from msmodel.causal import CausalDiT
+from msmodel.dit import WanDiT
+from stages.train import dmd
+from stages.train.conditioning import condition, draw_tracks
+from stages.train.method import Draws
+
+from .fakes import FakeContext, clips, decode
+from .methods import alive, dmd_config, frozen, small, train_dmd
+
+
+def method(image: str = "channels", **changes) -> dmd.DmdMethod:
+    model = small(image)
+    generator = alive(CausalDiT, model, 1)
+    assert isinstance(generator, CausalDiT)
+    run = dmd.DmdRun(model, dmd_config(picture_clips=0, **changes))
+    teacher = frozen(alive(WanDiT, model, 3))
+    return dmd.DmdMethod(run, generator, alive(WanDiT, model, 2), teacher, clips(model, 2, 99), decode, 0)
+
+
+def conditioning(m: dmd.DmdMethod) -> Conditioning:
+    batch = clips(m.model, 2)
+    return condition(batch, draw_tracks(batch, m.cfg.augment, m.model, Draws(0, 0, 0)), m.model)
+
+
+def test_the_critic_steps_every_step_and_the_generator_every_fifth(tmp_path):
+    ctx = FakeContext(tmp_path)
+    train_dmd(ctx, small(), steps=10, ratio=5, picture_clips=0, observe_steps=100)
+    generator, critic = ctx.engines
+    assert (generator.steps, critic.steps) == (2, 10)
+    assert [step for step, m in ctx.emitted if "loss/generator" in m] == [5, 10]
+
+
+def test_generator_and_critic_have_their_own_rates():
+    m = method(lr=2e-6, critic_lr=4e-7)
+    assert m.lr("generator", "body", 0) == 2e-6
+    assert m.lr("critic", "body", 0) == 4e-7
+
+
+def test_the_generators_loss_reaches_nobody_else():
+    m = method()
+    m.generator_loss(conditioning(m), Draws(0, 0, 0)).value.backward()
+    assert any(p.grad is not None and p.grad.any() for p in m.generator.parameters())
+    assert all(p.grad is None for p in m.critic.parameters())
+    assert all(p.grad is None for p in m.teacher.parameters())
+
+
+def test_the_critics_loss_reaches_only_the_critic():
+    m = method()
+    m.critic_loss(conditioning(m), Draws(0, 0, 0)).value.backward()
+    assert all(p.grad is None for p in m.generator.parameters())
+    assert any(p.grad is not None and p.grad.any() for p in m.critic.parameters())
+
+
+def test_gradient_flows_through_the_exit_step_only(monkeypatch):
+    """One pass with gradient for each chunk, at the exit step's time; all others run without."""
+    m = method()
+    passes: list[tuple[bool, float]] = []
+    whole = m.generator.forward_chunk
+
+    def watched(noisy, t, *rest, **kwargs):
+        passes.append((torch.is_grad_enabled(), float(t[0])))
+        assert not noisy.requires_grad
+        return whole(noisy, t, *rest, **kwargs)
+
+    monkeypatch.setattr(m.generator, "forward_chunk", watched)
+    exits = set()
+    for step in range(8):
+        passes.clear()
+        m.rolled(conditioning(m), Draws(0, 0, step), dmd.GENERATOR, grad=True)
+        with_grad = [t for grad, t in passes if grad]
+        assert len(with_grad) == m.model.chunks
+        assert len(set(with_grad)) == 1
+        exits.add(with_grad[0])
+        assert all(t > with_grad[0] for grad, t in passes if not grad)
+    assert sorted(exits) == pytest.approx(sorted(m.times))
+
+
+def test_every_rank_takes_the_same_exit_step_with_noise_of_its_own(monkeypatch):
+    m = method()
+    seen = []
+    monkeypatch.setattr(
+        dmd, "rollout", lambda s, c, noise, t, cfg, g, *, exit_step, grad: seen.append((exit_step, noise)) or noise
+    )
+    for step in range(6):
+        for rank in range(2):
+            m.rolled(conditioning(m), Draws(0, rank, step), dmd.GENERATOR, grad=False)
+    assert [k for k, _ in seen[::2]] == [k for k, _ in seen[1::2]]
+    assert {k for k, _ in seen} == {0, 1, 2}
+    assert not torch.equal(seen[0][1], seen[1][1])
+
+
+def test_descending_moves_the_rollout_toward_the_teacher(monkeypatch):
+    """The gradient in x is the normalised difference of the two estimates, per clip."""
+    m = method()
+    x = torch.randn(2, 8, 7, 4, 4, requires_grad=True)
+    real, fake = torch.randn_like(x), torch.randn_like(x)
+    monkeypatch.setattr(m, "rolled", lambda *a, **k: x)
+    monkeypatch.setattr(m, "scores", lambda *a: (real, fake))
+    m.generator_loss(conditioning(m), Draws(0, 0, 0)).value.backward()
+    scale = (x - real).abs().flatten(1).mean(1)[:, None, None, None, None]
+    assert torch.allclose(x.grad * x.numel(), ((fake - real) / scale).detach(), atol=1e-4)
+
+
+def test_the_given_image_counts_in_no_loss():
+    m = method("first_latent")
+    cond = conditioning(m)
+    x = m.rolled(cond, Draws(0, 0, 0), dmd.GENERATOR, grad=True)
+    assert torch.equal(x[:, :, 0], cond.image[:, :, 0])
+    t, eps = m.noising(x, Draws(0, 0, 0), dmd.GENERATOR)
+    real, fake = m.scores(eps, t, cond)
+    assert torch.equal(real[:, :, 0], fake[:, :, 0])
+    assert m.generator_loss(cond, Draws(0, 0, 0)).value.isfinite()
+
+
+def test_times_are_clamped_and_shifted():
+    m = method(t_low=0.3, t_high=0.6)
+    x = torch.zeros(500, 1, 1, 1, 1)
+    t, eps = m.noising(x, Draws(0, 0, 0), dmd.CRITIC)
+    assert float(t.min()) == pytest.approx(0.3)
+    assert float(t.max()) == pytest.approx(0.6)
+    assert eps.shape == x.shape
+
+
+def test_latents_of_the_clips_are_never_read():
+    m = method()
+    batch = clips(m.model, 2)
+    blind = clips(m.model, 2)
+    blind.latents.fill_(float("nan"))
+    for learner in (dmd.GENERATOR, dmd.CRITIC):
+        one, other = (m.loss(learner, b, Draws(0, 0, 0)).value for b in (batch, blind))
+        assert torch.equal(one, other)
+
+
+def test_collapse_is_said():
+    m = method()
+    assert "flat colour" in m.alarms(0.01)[0]
+    assert "noise" in m.alarms(10.0)[0]
+    assert m.alarms(1.0) == ()
+
+
+def test_what_is_logged(tmp_path):
+    ctx = FakeContext(tmp_path)
+    train_dmd(ctx, small())
+    for name in (
+        "loss/generator",
+        "loss/critic",
+        "grad_norm/generator",
+        "grad_norm/critic",
+        "std/generator",
+        "score_gap/generator",
+        "heldout/latent_mse",
+        "heldout/std",
+        "clips_per_second",
+    ):
+        assert ctx.series(name), name
+    assert ctx.images["student", 4].shape == (2 * 4, 6 * 4, 3)
+
+
+def test_config_problems():
+    bad = dmd_config(ratio=0, t_low=0.9, t_high=0.1)
+    assert [p.split(":")[0] for p in bad.problems()] == ["dmd.ratio", "dmd.t_low, t_high"]

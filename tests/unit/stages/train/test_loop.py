@@ -1,0 +1,201 @@
+"""The loop: accumulation, clipping, learning rates, averaging, alarms; on a method of one weight."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import nn
+
+from stages.spec import StageError
+from stages.train import loop
+from stages.train.method import Draws, Learner, LoopConfig, Loss, Observation, adamw, scheduled
+
+from .fakes import FakeContext, FakeLoader, tiny_model
+from .methods import METHODS, small
+
+
+class Numbers:
+    """Yields 1, 2, 3... as tensors."""
+
+    def __init__(self) -> None:
+        self.taken = 0
+
+    def __iter__(self):
+        while True:
+            self.taken += 1
+            yield {"x": torch.tensor([float(self.taken)])}
+
+    def state_dict(self):
+        return {"taken": self.taken}
+
+    def load_state_dict(self, state):
+        self.taken = state["taken"]
+
+
+class OneWeight:
+    """loss = w * x, plain gradient descent."""
+
+    name = "one weight"
+
+    def __init__(self, rate: float = 1.0) -> None:
+        self.module = nn.Linear(1, 1, bias=False)
+        nn.init.zeros_(self.module.weight)
+        groups = [{"name": "body", "params": list(self.module.parameters())}]
+        self.learner = Learner(self.module, torch.optim.SGD(groups, lr=1.0))
+        self.rate = rate
+
+    def learners(self):
+        return {"w": self.learner}
+
+    def turns(self, step):
+        return ("w",)
+
+    def lr(self, learner, group, step):
+        return self.rate
+
+    def loss(self, learner, batch, draws):
+        return Loss(self.module(batch["x"]).sum(), {"x": float(batch["x"])}, ("look",) if draws.step == 1 else ())
+
+    def observe(self, step):
+        return Observation({"weight": float(self.module.weight.detach())})
+
+
+QUICK = LoopConfig(steps=2, batch=1, clip_norm=0.0, ema_decay=0.0, log_steps=1, observe_steps=1, save_steps=100)
+
+
+def test_accumulation_averages_micro_steps_and_gives_each_its_own_batch(tmp_path):
+    method, ctx = OneWeight(), FakeContext(tmp_path)
+    loop.train(method, Numbers(), replace(QUICK, steps=1, accumulate=4), 0, ctx)
+    assert float(method.module.weight.detach()) == pytest.approx(-(1 + 2 + 3 + 4) / 4)
+    assert ctx.series("x/w") == [2.5]
+
+
+def test_gradient_norm_is_that_before_clipping(tmp_path):
+    method, ctx = OneWeight(), FakeContext(tmp_path)
+    loop.train(method, Numbers(), replace(QUICK, clip_norm=0.5), 0, ctx)
+    assert ctx.series("grad_norm/w") == [1.0, 2.0]
+    assert float(method.module.weight.detach()) == pytest.approx(-1.0)
+
+
+def test_the_methods_learning_rate_is_used(tmp_path):
+    method = OneWeight(rate=0.25)
+    loop.train(method, Numbers(), QUICK, 0, FakeContext(tmp_path))
+    assert float(method.module.weight.detach()) == pytest.approx(-0.75)
+
+
+def test_the_module_ends_with_the_average(tmp_path):
+    method = OneWeight()
+    ends = loop.train(method, Numbers(), replace(QUICK, ema_decay=0.9), 0, FakeContext(tmp_path))
+    first = 0.9 * -1.0  # the decay is 1/10 at the first update
+    assert ends["weight"] == pytest.approx((2 / 11) * first + (9 / 11) * -3.0)
+
+
+def test_observing_every_so_often_and_at_the_end(tmp_path):
+    ctx = FakeContext(tmp_path)
+    loop.train(OneWeight(), Numbers(), replace(QUICK, steps=5, observe_steps=2), 0, ctx)
+    assert [step for step, m in ctx.emitted if "weight" in m] == [2, 4, 5]
+
+
+def test_warnings_are_said_with_their_step(tmp_path):
+    ctx = FakeContext(tmp_path)
+    loop.train(OneWeight(), Numbers(), QUICK, 0, ctx)
+    assert ctx.said == ["step 2: look"]
+
+
+def test_a_save_is_due_after_so_many_minutes(tmp_path, monkeypatch):
+    clock = iter(range(0, 100_000, 40))
+    monkeypatch.setattr(loop.time, "monotonic", lambda: float(next(clock)))
+    saved = []
+    monkeypatch.setattr(loop, "save", lambda training, step, ctx: saved.append(step))
+    loop.train(OneWeight(), Numbers(), replace(QUICK, steps=6, save_minutes=3.0), 0, FakeContext(tmp_path))
+    assert saved[-1] == 6
+    assert 1 < len(saved) < 6
+
+
+def test_a_non_finite_loss_stops_the_step_and_saves_its_batch(tmp_path):
+    model, ctx = small(), FakeContext(tmp_path)
+    method_args = {"save_steps": 1}
+    loader_spoilt = FakeLoader(model, spoil_at=3)
+    with pytest.raises(StageError, match="loss of dit is not finite at step 3") as error:
+        _train_base_with(loader_spoilt, ctx, model, **method_args)
+    path = next((tmp_path / "alarms").glob("*.safetensors"))
+    assert str(path) in str(error.value)
+    saved = load_file(path)
+    assert saved["latents"].isnan().any()
+    assert saved["xy_px"].shape == (2, 13, 20, 2)
+    assert ctx.engines[0].steps == 2, "the optimizer must not have stepped on it"
+
+
+def _train_base_with(loader, ctx, model, **changes):
+    from stages.train import base
+    from stages.train.publish import fresh
+
+    from .fakes import clips, decode
+
+    cfg = base.BaseConfig(steps=4, batch=2, log_steps=1, probe_clips=2, picture_clips=0, **changes)
+    dit = fresh(base.WanDiT, model, 0)
+    base.fit(base.BaseRun(model, cfg), dit, loader, clips(model, 2), decode, ctx)
+
+
+def test_a_non_finite_gradient_is_an_alarm_too(tmp_path):
+    class Steep(OneWeight):
+        def loss(self, learner, batch, draws):
+            return Loss(self.module(batch["x"]).abs().sqrt().sum())  # finite at 0, its slope is not
+
+    with pytest.raises(StageError, match="gradient of w is not finite at step 1"):
+        loop.train(Steep(), Numbers(), QUICK, 0, FakeContext(tmp_path))
+
+
+def test_draws_depend_on_everything_they_should_and_on_nothing_else():
+    base = Draws(seed=1, rank=0, step=5)
+
+    def first(draws: Draws, purpose: str = "noise", shared: bool = False) -> float:
+        return float(torch.rand((), generator=draws.shared(purpose) if shared else draws.own(purpose)))
+
+    others = [Draws(2, 0, 5), Draws(1, 1, 5), Draws(1, 0, 6), Draws(1, 0, 5, micro=1)]
+    values = [first(base), first(base, "time"), *(first(o) for o in others)]
+    assert len(set(values)) == len(values)
+    assert first(base) == first(base)
+    assert first(base, shared=True) == first(Draws(1, 1, 5), shared=True)
+
+
+def test_schedule_warms_up_and_cools_down():
+    cfg = LoopConfig(steps=10, warmup_steps=4, cooldown_steps=2)
+    rates = [scheduled(1.0, cfg, step) for step in range(10)]
+    assert rates == pytest.approx([0.25, 0.5, 0.75, 1, 1, 1, 1, 1, 1, 0.5])
+
+
+def test_frozen_parameters_are_not_handed_to_the_optimizer():
+    module = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
+    module[0].requires_grad_(False)
+    groups = adamw(module, LoopConfig(), head="1.bias").param_groups
+    assert [(g["name"], len(g["params"])) for g in groups] == [("body", 1), ("head", 1)]
+
+
+def test_config_problems_name_group_and_field():
+    from stages.train.adapt import AdaptConfig
+
+    bad = AdaptConfig(batch=0, lr=-1.0, ema_decay=1.0, sinks=(2, 1))
+    fields = [p.split(":")[0] for p in bad.problems()]
+    assert fields == ["adapt.batch", "adapt.lr", "adapt.ema_decay", "adapt.sinks"]
+
+
+def test_logging_and_observing_change_nothing(tmp_path):
+    model = small()
+    one = METHODS["teacher"](FakeContext(tmp_path / "a"), model)
+    other = METHODS["teacher"](FakeContext(tmp_path / "b"), model, observe_steps=100, log_steps=3)
+    assert all(torch.equal(a, b) for a, b in zip(one.parameters(), other.parameters(), strict=True))
+
+
+def test_batches_are_saved_with_their_clip_ids(tmp_path):
+    from safetensors import safe_open
+
+    from .fakes import clips
+
+    loop.save_batch(clips(tiny_model(), 2), tmp_path / "b.safetensors")
+    with safe_open(tmp_path / "b.safetensors", "pt") as f:
+        assert "clip0" in json.dumps(f.metadata())

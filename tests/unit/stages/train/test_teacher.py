@@ -1,0 +1,153 @@
+"""The teacher's curriculum, and the base before it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+import pytest
+import torch
+
+from msmodel.batch import Batch
+from msmodel.dit import WanDiT
+from msmodel.weights import load_backbone, save_weights
+from stages.train import base, teacher
+from stages.train.conditioning import without_any_tracks
+from stages.train.publish import fresh, initial_dit
+
+from .fakes import FakeContext, FakeLoader, clips, decode
+from .methods import AUGMENT, alive, small, teacher_config, train_base, train_teacher
+
+
+def test_phases_and_total():
+    cfg = teacher_config(pair_steps=2, steps=3, phase2_steps=4)
+    assert [cfg.phase(s) for s in range(cfg.total_steps)] == ["pairs"] * 2 + ["clips"] * 3 + ["masked"] * 4
+
+
+def snapshots(tmp_path, **changes):
+    """Parameters after phase 1 and at the end, of the raw weights (no averaging)."""
+    model = small()
+    one = train_teacher(FakeContext(tmp_path / "a"), model, ema_decay=0.0, phase2_steps=0, **changes)
+    two = train_teacher(FakeContext(tmp_path / "b"), model, ema_decay=0.0, phase2_steps=2, **changes)
+    return dict(one.named_parameters()), dict(two.named_parameters())
+
+
+def test_the_track_head_is_frozen_in_phase_2_and_the_rest_is_not(tmp_path):
+    before, after = snapshots(tmp_path, weight_decay=0.1)
+    for name in before:
+        same = torch.equal(before[name], after[name])
+        assert same == name.startswith("track_head."), name
+
+
+def test_the_track_head_learns_in_phase_1(tmp_path):
+    model = small()
+    start = alive(WanDiT, model).track_head.weight
+    end = train_teacher(FakeContext(tmp_path), model, ema_decay=0.0, phase2_steps=0).track_head.weight
+    assert not torch.equal(start, end)
+
+
+def test_learning_rates_of_the_phases():
+    model = small()
+    cfg = teacher_config(pair_steps=1, steps=1, phase2_steps=1, lr=1e-3, phase2_lr=1e-5)
+    dit = alive(WanDiT, model)
+    probe = teacher.Probe(clips(model, 2), model, cfg.augment, decode, 0)
+    method = teacher.TeacherMethod(dit, model, cfg, probe)
+    rates = [[method.lr("dit", group, step) for group in ("body", "head")] for step in range(3)]
+    assert rates == [[1e-3, 1e-3], [1e-3, 1e-3], [1e-5, 0.0]]
+
+
+def test_masking_reaches_the_model_in_phase_2_only(tmp_path, monkeypatch):
+    asked = []
+    whole = teacher.training_conditioning
+
+    def watched(batch, augment, model, draws, masked):
+        asked.append(masked)
+        return whole(batch, augment, model, draws, masked)
+
+    monkeypatch.setattr(teacher, "training_conditioning", watched)
+    train_teacher(FakeContext(tmp_path), small(), pair_steps=1, steps=2, phase2_steps=2)
+    assert asked == [False, False, False, True, True]
+
+
+def test_the_gap_is_measured_on_fixed_inputs_and_is_zero_for_a_model_blind_to_tracks():
+    model = small()
+    cfg = teacher_config()
+    probe = teacher.Probe(clips(model, 2), model, cfg.augment, decode, 0)
+    seeing, blind = alive(WanDiT, model), alive(WanDiT, model)
+    blind.track_slice.zero_()
+    assert probe.gaps(seeing) == probe.gaps(seeing)
+    assert probe.gaps(seeing)["gap/t095"] != 0
+    gaps = {n: v for n, v in probe.gaps(blind).items() if n.startswith("gap/")}
+    assert gaps == {"gap/t095": 0.0, "gap/t080": 0.0, "gap/pair_t095": 0.0, "gap/pair_t080": 0.0}
+
+
+def test_contact_sheets_come_with_whole_clips_not_with_pairs(tmp_path):
+    ctx = FakeContext(tmp_path)
+    train_teacher(ctx, small(), pair_steps=2, steps=2, phase2_steps=0, observe_steps=1)
+    assert [step for key, step in ctx.images] == [2, 3, 4]  # after 2 pair steps the next step is a whole clip's
+    picture = ctx.images["teacher", 4]
+    assert picture.shape == (3 * 4, 6 * 4, 3)  # rows: real, with tracks, without
+
+
+def shown(batch: Batch) -> Batch:
+    """Latents that are a picture of the tracks: 1 where a track is, -1 elsewhere. Six tracks, always visible."""
+    xy, seen = batch.xy_px[:, :, :6] / 2, torch.ones_like(batch.visible[:, :, :6])
+    cell = (xy / 4).floor().long()
+    pixel = torch.full((xy.shape[0], 13, 4, 4), -1.0)
+    for clip, frame, track in torch.cartesian_prod(torch.arange(xy.shape[0]), torch.arange(13), torch.arange(6)):
+        column, row = cell[clip, frame, track]
+        if 0 <= column < 4 and 0 <= row < 4:
+            pixel[clip, frame, row, column] = 1.0
+    latents = pixel[:, [0, *range(1, 13, 2)], None].transpose(1, 2).expand_as(batch.latents)
+    return replace(batch, latents=latents, xy_px=xy, visible=seen)
+
+
+class Shown(FakeLoader):
+    def __iter__(self) -> Iterator[Batch]:
+        return map(shown, super().__iter__())
+
+
+def test_a_teacher_learns_to_use_tracks_on_a_task_that_needs_them(tmp_path):
+    model, ctx = small(), FakeContext(tmp_path)
+    changes = {"steps": 60, "batch": 8, "lr": 5e-3, "observe_steps": 1000, "picture_clips": 0, "log_steps": 40}
+    augment = replace(AUGMENT, tracks_low=6, tracks_high=6, text_dropout=0.0)
+    cfg = teacher_config(pair_steps=0, phase2_steps=0, augment=augment, **changes)
+    heldout = shown(clips(model, 8, 99))
+    dit = fresh(WanDiT, model, 0)
+    metrics = teacher.fit(teacher.TeacherRun(model, cfg), dit, Shown(model, batch=8), heldout, decode, ctx)
+    assert metrics["gap/t080"] > 0.002  # exactly 0 for a model that is blind to tracks
+
+
+def test_base_gives_a_backbone_that_a_teacher_starts_as(tmp_path):
+    model = small()
+    dit = train_base(FakeContext(tmp_path), model)
+    assert isinstance(dit, WanDiT)
+    save_weights(base.backbone(dit), tmp_path / "base", {})
+    start = fresh(WanDiT, model, 5)
+    load_backbone(start, tmp_path / "base")
+    batch = clips(model, 2)
+    cond = without_any_tracks(batch, model)
+    t = torch.tensor([0.3, 0.9])
+    assert torch.equal(start(batch.latents, t, cond), dit(batch.latents, t, cond))
+    tracks = torch.randn_like(cond.tracks)
+    assert torch.equal(start(batch.latents, t, replace(cond, tracks=tracks)), dit(batch.latents, t, cond))
+
+
+def test_base_leaves_the_track_head_alone(tmp_path):
+    model = small()
+    dit = train_base(FakeContext(tmp_path), model, weight_decay=0.5)
+    assert torch.equal(dit.track_head.weight, fresh(WanDiT, model, 0).track_head.weight)
+
+
+def test_config_problems():
+    bad = teacher_config(weighting="none", picture_clips=9, pair_steps=-1)
+    assert [p.split(":")[0] for p in bad.problems()] == [
+        "teacher.pair_steps",
+        "teacher.weighting",
+        "teacher.picture_clips",
+    ]
+
+
+def test_missing_embedded_or_local_weights_are_a_clear_error(tmp_path):
+    with pytest.raises(ValueError, match="no safetensors weights"):
+        initial_dit(small(), str(tmp_path), None, 0)

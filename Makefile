@@ -13,7 +13,7 @@ FIRST := $(if $(filter plan,$(MAKECMDGOALS)),,$(firstword $(GOALS)))
 RUN = $(PY) -m pipelines $(1) --preset '$(PRESET)' --runs '$(RUNS)' $(if $(SRC),--src '$(SRC)') $(ARGS)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup data teacher distill eval plan nano-base ui test lint clean
+.PHONY: help setup data teacher distill eval plan nano-base notebooks ui test lint clean
 .NOTPARALLEL:
 
 help:  ## this table
@@ -45,6 +45,12 @@ plan: $(STAMP)  ## dry run: cached or not, every config error, memory and time
 
 nano-base: $(STAMP)  ## pretrain what PRESET=nano starts from, into msmodel/assets/nano
 	@$(call RUN,nano-base)
+
+# Unless PRESET is given, they read a debug run.
+notebooks: PRESET := $(if $(filter file,$(origin PRESET)),debug,$(PRESET))
+notebooks: $(STAMP)  ## run the notebooks, on a debug run (made if missing) or on RUNS/PRESET
+	[ -f '$(RUNS)/$(PRESET)/report/report.html' ] || $(MAKE) data teacher distill eval PRESET='$(PRESET)' RUNS='$(RUNS)'
+	RUNS='$(abspath $(RUNS))' PRESET='$(PRESET)' $(PY) -m pytest --nbmake notebooks
 
 ui: $(STAMP)  ## MLflow's pages on http://127.0.0.1:5000
 	$(PY) -m mlflow ui --backend-store-uri "$${MLFLOW_TRACKING_URI:-sqlite:///$(abspath $(RUNS))/mlflow.db}" --host 127.0.0.1

@@ -69,6 +69,7 @@ class Executor:
 
     def run(self, work: Work, logger: RunLogger | None, provenance: dict[str, Any]) -> Manifest:
         """Does the work, or the rest of it, and publishes. Raises ValueError (user) or gang.StageFailed."""
+        work.step.folder.mkdir(parents=True, exist_ok=True)
         started = time.monotonic()
         attempt = uuid.uuid4().hex[:8]
         if work.stage.how == "per_item":
@@ -85,6 +86,8 @@ class Executor:
         return self.compute.threads or work.stage.resources.threads
 
     def _once(self, work: Work, logger: RunLogger | None, attempt: str) -> Any:
+        if work.stage.resources.cpus > 1:
+            self.session.stop()  # it wants the machine to itself, to time things
         set_threads(self._threads(work))
         ctx = RunContext(
             workdir=work.step.folder,

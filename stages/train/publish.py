@@ -67,8 +67,9 @@ def trainable_teacher(checkpoint: Checkpoint, device: torch.device) -> WanDiT:
 
 
 def frozen_teacher(checkpoint: Checkpoint, device: torch.device) -> WanDiT:
-    """The teacher, frozen."""
-    return load_teacher(Path(checkpoint.folder)).to(device).eval().requires_grad_(False)
+    """The teacher, frozen; bfloat16 on a GPU, float32 on a CPU (whose bfloat16 is far slower)."""
+    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+    return load_teacher(Path(checkpoint.folder)).to(device, dtype).eval().requires_grad_(False)
 
 
 def frozen_decoder(vae: VAEConfig, device: torch.device) -> Decode:

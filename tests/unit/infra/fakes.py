@@ -85,8 +85,10 @@ def steps(cfg: FakeConfig, inputs: object, ctx) -> Checkpoint:
     return Checkpoint("fake", str(ctx.workdir), step, "d", metrics={"value": value})
 
 
+SLOW = FakeConfig(seconds=0.15)  # long enough to be killed in the middle on a busy machine
 SQUARE = Stage("square", 1, "per_item", square)
 ONCE = Stage("once", 1, "once", steps)
+TIMED = Stage("timed", 1, "once", steps, Resources(cpus=2))
 GANG = Stage("gang", 1, "gang", steps, Resources(threads=2))
 
 
@@ -114,4 +116,4 @@ def drive(root: Path, stage: Stage, cfg: FakeConfig, inputs: object, executor: s
 if __name__ == "__main__":
     chosen = {"square": SQUARE, "once": ONCE, "gang": GANG}[sys.argv[2]]
     given = items(30) if chosen is SQUARE else ()
-    print(drive(Path(sys.argv[1]), chosen, FakeConfig(seconds=0.03), given, sys.argv[3]).records)
+    print(drive(Path(sys.argv[1]), chosen, SLOW, given, sys.argv[3]).records)

@@ -99,3 +99,15 @@ def test_gradient_norm_is_of_one_vector():
     module = nn.Linear(2, 1)
     module.weight.grad, module.bias.grad = torch.tensor([[3.0, 0.0]]), torch.tensor([4.0])
     assert gradient_norm(module) == pytest.approx(5.0)
+
+
+@pytest.mark.parametrize("stage", [0, 1])
+def test_channels_last_weights_are_accepted(stage):
+    module = nn.Conv2d(3, 4, 3).to(memory_format=torch.channels_last)
+    before = module.weight.detach().clone()
+    engine = DeepSpeedEngine(module, torch.optim.AdamW(module.parameters()), 1.0, zero_stage=stage)
+    assert torch.equal(module.weight, before)
+    assert stage == 1 or module.weight.is_contiguous(memory_format=torch.channels_last)
+    engine.backward(engine.module(torch.ones(1, 3, 5, 5)).square().sum())
+    assert engine.step() > 0
+    assert not torch.equal(module.weight, before)

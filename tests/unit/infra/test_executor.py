@@ -44,13 +44,13 @@ def test_per_item_stage_survives_kill_9(tmp_path):
     assert "items are done already" in out
     assert sorted(lines(tmp_path)) == sorted(i.name for i in fakes.items(30))  # each exactly once
     expected = tuple(fakes.Item(i.name + "2", i.number**2) for i in fakes.items(30))
-    assert fakes.drive(tmp_path, fakes.SQUARE, fakes.FakeConfig(seconds=0.03), fakes.items(30)).records == expected
+    assert fakes.drive(tmp_path, fakes.SQUARE, fakes.SLOW, fakes.items(30)).records == expected
 
 
 def test_once_stage_survives_kill_9(tmp_path):
     kill_and_rerun(tmp_path, "once", "local", [0.05])
     whole = fakes.drive(tmp_path / "whole", fakes.ONCE, fakes.FakeConfig(), ())
-    killed = fakes.drive(tmp_path, fakes.ONCE, fakes.FakeConfig(seconds=0.03), ())
+    killed = fakes.drive(tmp_path, fakes.ONCE, fakes.SLOW, ())
     assert killed.records.metrics == whole.records.metrics
     steps = [int(x) for x in next(tmp_path.glob("once/*/done.txt")).read_text().split()]
     assert sorted(set(steps)) == list(range(1, 11))
@@ -78,6 +78,15 @@ def test_broken_items_are_listed_and_the_rest_goes_on(tmp_path):
     assert len(manifest.records) == 2
     found = {f.name: (f.reason, f.expected) for f in manifest.failures}
     assert found == {"empty": ("holds nothing", True), "bug": ("TypeError: planted bug", False)}
+
+
+def test_a_stage_that_times_things_gets_a_quiet_machine(tmp_path, monkeypatch):
+    store, runner = fakes.world(tmp_path)
+    stopped: list[str] = []
+    monkeypatch.setattr(runner.session, "stop", lambda: stopped.append("ray"))
+    for stage in (fakes.ONCE, fakes.TIMED):
+        runner.run(fakes.work(store, stage, fakes.FakeConfig(), ()), None, {})
+    assert stopped == ["ray"]
 
 
 def test_all_items_broken_is_an_error(tmp_path):

@@ -137,9 +137,9 @@ class DeepSpeedEngine:
 def _make_contiguous(module: nn.Module) -> list[tuple[nn.Parameter, Tensor]]:
     """DeepSpeed broadcasts weights as bytes, which fails on channels-last ones: makes them contiguous, and returns them
     with their own memory, in which convolutions are quicker."""
-    strided = [(p, p.data) for p in module.parameters() if not p.data.is_contiguous()]
+    strided = [(p, p.data) for p in module.parameters() if p.dim() and (not p.is_contiguous() or p.stride(-1) != 1)]
     for parameter, own in strided:
-        parameter.data = own.contiguous()
+        parameter.data = torch.empty(own.shape, dtype=own.dtype, device=own.device).copy_(own)
     return strided
 
 

@@ -102,8 +102,9 @@ def test_gradient_norm_is_of_one_vector():
 
 
 @pytest.mark.parametrize("stage", [0, 1])
-def test_channels_last_weights_are_accepted(stage):
-    module = nn.Conv2d(3, 4, 3).to(memory_format=torch.channels_last)
+@pytest.mark.parametrize("kernel", [3, 1])  # a 1x1 kernel counts as contiguous, with strides that are not
+def test_channels_last_weights_are_accepted(stage, kernel):
+    module = nn.Conv2d(3, 4, kernel).to(memory_format=torch.channels_last)
     before = module.weight.detach().clone()
     engine = DeepSpeedEngine(module, torch.optim.AdamW(module.parameters()), 1.0, zero_stage=stage)
     assert torch.equal(module.weight, before)

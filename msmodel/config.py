@@ -23,6 +23,7 @@ class VAEConfig:
     z_channels: int = 16
     stride_t: int = 4
     stride_s: int = 8
+    image_tail: str = "grey"  # image conditioning after the first frame: "grey" as Wan, or "still", the frame repeated
 
 
 @dataclass(frozen=True)
@@ -130,6 +131,8 @@ class ModelConfig:
                 )
         if c.fps <= 0:
             out.append(f"clip.fps: {c.fps} must be positive")
+        if v.image_tail not in ("grey", "still"):
+            out.append(f"vae.image_tail: {v.image_tail!r} is not one of grey, still")
         if d.heads < 1 or d.dim % max(d.heads, 1) or (d.dim // max(d.heads, 1)) % 2:
             out.append(f"dit.heads: {d.heads} heads do not split dim {d.dim} into even head sizes")
         if d.layers < 1:

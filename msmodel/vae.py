@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from einops import rearrange
+from einops import rearrange, repeat
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -81,10 +81,13 @@ class VideoVAE(nn.Module):
 
     @torch.no_grad()
     def encode_image(self, first: Tensor, frames: int) -> Tensor:
-        """first b 3 H W in [-1, 1] -> latents b z t h w of the clip [first, grey, grey, ...] of `frames` frames.
+        """first b 3 H W in [-1, 1] -> latents b z t h w of the clip [first, tail, tail, ...] of `frames` frames.
 
-        Mid-grey is 0: the image conditioning of Wan image-to-video (Wan 2.1 report, section 5.1).
+        The tail is mid-grey (0), the image conditioning of Wan image-to-video (Wan 2.1 report, section 5.1), or, with
+        vae.image_tail == "still", the first frame again.
         """
+        if self.cfg.image_tail == "still":
+            return self.encode(repeat(first, "b c H W -> b c T H W", T=frames))
         video = first.new_zeros(first.shape[0], 3, frames, *first.shape[-2:])
         video[:, :, 0] = first
         return self.encode(video)

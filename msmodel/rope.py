@@ -2,7 +2,7 @@
 
 A rotation is a complex table e^(i * angle), one row a token. Angles come from integer positions in float64, so any
 position is exact; there is no table to run out of. Keys are kept unrotated and turned for the position at which they
-are read (SPEC: RoPE by cache position).
+are read (RoPE by cache position).
 
 Legend: b batch, l tokens (frame-major, then rows, then columns), a attention heads, d channels of one head.
 """

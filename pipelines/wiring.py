@@ -201,6 +201,12 @@ def found_in(value: Any, kind: type) -> Iterator[Any]:
             yield from found_in(vars(value)[f.name], kind)
 
 
+def made_here(made: Any, inputs: Any, kind: type) -> list[Any]:
+    """Records of a type in a step's result that it was not given: results may mention what they were made from."""
+    given = {record.digest for record in found_in(inputs, kind)}
+    return [record for record in _unique(found_in(made, kind)) if record.digest not in given]
+
+
 def _unique(values: Iterable[Any]) -> list[Any]:
     return list({v.digest: v for v in values}.values())
 
@@ -212,11 +218,13 @@ def _log_inputs(logger: tracking.RunLogger, inputs: Any) -> None:
 
 def _log_outputs(logger: tracking.RunLogger, made: Any, inputs: Any) -> None:
     """Shard sets as data sets, checkpoints as models linked to the data they were trained on."""
-    for shards in _unique(found_in(made, ShardSet)):
+    for shards in made_here(made, inputs, ShardSet):
         logger.dataset(shards.split, shards.folder, shards.digest, shards.split)
     train = next((s for s in found_in(inputs, ShardSet) if s.split == "train"), None)
-    parents = {f"parent.{c.name}": c.digest for c in _unique(found_in(inputs, Checkpoint))}
-    for checkpoint in _unique(found_in(made, Checkpoint)):
+    given = _unique(found_in(inputs, Checkpoint))
+    parents = {f"parent.{c.name}": c.digest for c in given}
+    known = {c.digest for c in given}  # records of an evaluation carry the checkpoints that were evaluated
+    for checkpoint in (c for c in _unique(found_in(made, Checkpoint)) if c.digest not in known):
         logger.checkpoint(
             tracking.TrackedModel(
                 name=checkpoint.name,

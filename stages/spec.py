@@ -47,7 +47,9 @@ class Engine(Protocol):
 class Context(Protocol):
     """The world as a stage sees it. Deleting every emit, image and artifact changes no output."""
 
-    workdir: Path  # private to this step and kept between attempts of the same key: partial work may be resumed from here
+    workdir: (
+        Path  # private to this step and kept between attempts of the same key: partial work may be resumed from here
+    )
     seed: int
     rank: int
     world_size: int
@@ -61,7 +63,9 @@ class Context(Protocol):
     def artifact(self, path: Path, folder: str = "") -> None: ...
     def say(self, line: str) -> None: ...
     def progress(self, what: str, total: int) -> AbstractContextManager[Progress]: ...
-    def engine(self, module: nn.Module, optimizer: torch.optim.Optimizer, clip_norm: float, accumulate: int = 1) -> Engine: ...
+    def engine(
+        self, module: nn.Module, optimizer: torch.optim.Optimizer, clip_norm: float, accumulate: int = 1
+    ) -> Engine: ...
     def barrier(self) -> None: ...
 
 
@@ -88,5 +92,3 @@ class Stage:
     how: Literal["once", "per_item", "gang"]
     run: Callable[..., Any]
     resources: Resources = field(default_factory=Resources)
-
-

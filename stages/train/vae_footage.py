@@ -44,7 +44,9 @@ class Footage:
     def batch(self, items: int, generator: torch.Generator) -> Tensor:
         """-> b 3 T H W in [-1, 1]."""
         makers = (self._real, self._real, self._pan, self._composite)
-        return torch.stack([_jitter(makers[_below(len(makers), generator)](generator), generator) for _ in range(items)])
+        return torch.stack(
+            [_jitter(makers[_below(len(makers), generator)](generator), generator) for _ in range(items)]
+        )
 
     def _real(self, generator: torch.Generator) -> Tensor:
         """Consecutive frames (step 1 or 2, either direction) of one clip, the same random crop in all."""

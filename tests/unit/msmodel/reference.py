@@ -1,5 +1,5 @@
 """An independent account of the rollout, without a cache: every chunk's frozen keys and values are kept for ever, and
-masks and positions follow SPEC's definition word for word. Plain einsum attention, real-valued RoPE.
+masks and positions follow the method's definition word for word. Plain einsum attention, real-valued RoPE.
 
 Legend: b batch, z latent channels, t latent frames, n tokens a frame, l tokens, a heads, d channels of one head.
 """

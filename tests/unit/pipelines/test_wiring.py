@@ -15,7 +15,7 @@ from pipelines import plan, summary
 from pipelines.config import load
 from pipelines.evaluate import publish
 from pipelines.stamps import weights_stamp
-from pipelines.wiring import RECORDS, NotMade, Run, found_in, without_student
+from pipelines.wiring import RECORDS, NotMade, Run, found_in, made_here, without_student
 from stages.records import Checkpoint, Rejected, Report, ShardSet
 from stages.spec import Reject, Stage
 
@@ -178,6 +178,11 @@ def test_records_are_found_wherever_they_hide():
     shards = ShardSet("f", "train", (), 0, 0, 0, "d", "c")
     checkpoint = Checkpoint("teacher", "f", 1, "d")
     assert list(found_in({"a": [(shards, 1)], "b": checkpoint}, ShardSet)) == [shards]
+
+
+def test_a_result_that_mentions_its_checkpoint_does_not_make_it():
+    given, made = Checkpoint("teacher", "f", 1, "d"), Checkpoint("student", "g", 1, "e")
+    assert made_here({"item": given, "new": made}, {"teacher": given}, Checkpoint) == [made]
 
 
 def test_the_report_lies_where_scripts_look_for_it(tmp_path):

@@ -2,7 +2,7 @@
 
 The encoder projects each patch (stride_t frames x stride_s x stride_s pixels) onto its principal components; the decoder is the
 transposed projection plus a residual network at latent resolution. Latents are smooth by construction, the encoder has no
-memory, and the decoder starts at the quality of the projection (docs/adr/0003-nano-vae.md has the figures against Wan's layout).
+memory, and the decoder starts at the quality of the projection (figures against Wan's layout: docs/adr/0003-nano-vae.md).
 
 Legend: b batch, z latent channels, t latent frames, T pixel frames (T = 1 + stride_t (t - 1)), h w latent, H W pixels, p patch
 values. Pixels are RGB in [-1, 1].

@@ -1,5 +1,5 @@
-"""make nano-base: pretrains what the nano preset starts from (VAE, tiny VAE, image-to-video DiT) and ships it in
-msmodel/assets/nano. The held-out sources are left out of all three."""
+"""make nano-base: pretrains what the nano preset starts from (VAE, tiny VAE, image-to-video DiT, and a phase-1 teacher
+made from that DiT) and ships it in msmodel/assets. The held-out sources are left out of all four."""
 
 from __future__ import annotations
 
@@ -7,20 +7,30 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
-from stages.train.tiny_vae import TINY_VAE, TinyVAEInputs, TinyVAERun
-
 from infra.files import CHECKOUT
 from stages.data.sources import assign_splits
 from stages.records import Checkpoint
 from stages.train.base import BASE, BaseRun, ClipInputs
+from stages.train.teacher import TEACHER, TeacherInputs, TeacherRun
+from stages.train.tiny_vae import TINY_VAE, TinyVAEInputs, TinyVAERun
 from stages.train.vae import STAGE as VAE
 from stages.train.vae import VAEPretrainConfig
 
 from .data import data, usable_videos
 from .wiring import Run, without_student
 
-STAGES = (VAE, BASE, TINY_VAE)
-ASSETS = CHECKOUT / "msmodel" / "assets" / "nano"
+STAGES = (VAE, BASE, TEACHER, TINY_VAE)
+ASSETS = CHECKOUT / "msmodel" / "assets"
+# Control appears in frame pairs first and carries over to whole clips (docs/LOG.md).
+PHASE1 = {
+    "pair_steps": 500,
+    "steps": 120,
+    "phase2_steps": 0,
+    "lr": 1e-3,
+    "warmup_steps": 30,
+    "cooldown_steps": 60,
+    "ema_decay": 0.98,
+}
 
 
 def nano_base(run: Run) -> None:
@@ -33,8 +43,11 @@ def nano_base(run: Run) -> None:
         shards = data(fresh)
         model = without_student(fresh.cfg)
         dit = run.step(BASE, BaseRun(model, run.cfg.base), ClipInputs(shards.train, shards.heldout))
+        phase1 = TeacherRun(without_student(fresh.cfg, "chunk"), replace(run.cfg.teacher, init="random", **PHASE1))
+        taught = run.step(TEACHER, phase1, TeacherInputs(shards.train, shards.heldout, dit))
         tiny = run.step(TINY_VAE, TinyVAERun(model, run.cfg.tiny_vae), TinyVAEInputs(shards.train, shards.heldout))
-        for part, checkpoint in (("vae", vae), ("dit", dit), ("tiny_vae", tiny)):
+        parts = {"nano/vae": vae, "nano/dit": dit, "nano-phase1/dit": taught, "nano/tiny_vae": tiny}
+        for part, checkpoint in parts.items():
             ship(checkpoint, ASSETS / part)
             run.say(f"shipped {checkpoint.name} to {ASSETS / part}")
 

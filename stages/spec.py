@@ -1,4 +1,4 @@
-"""What a stage is and what it may ask of the world. Stages see these Protocols only; infra implements them; wiring joins both."""
+"""What a stage is and what it may ask of the world. Stages see these Protocols; infra implements them; wiring joins both."""
 
 from __future__ import annotations
 

@@ -221,10 +221,8 @@ def _log_outputs(logger: tracking.RunLogger, made: Any, inputs: Any) -> None:
     for shards in made_here(made, inputs, ShardSet):
         logger.dataset(shards.split, shards.folder, shards.digest, shards.split)
     train = next((s for s in found_in(inputs, ShardSet) if s.split == "train"), None)
-    given = _unique(found_in(inputs, Checkpoint))
-    parents = {f"parent.{c.name}": c.digest for c in given}
-    known = {c.digest for c in given}  # records of an evaluation carry the checkpoints that were evaluated
-    for checkpoint in (c for c in _unique(found_in(made, Checkpoint)) if c.digest not in known):
+    parents = {f"parent.{c.name}": c.digest for c in _unique(found_in(inputs, Checkpoint))}
+    for checkpoint in made_here(made, inputs, Checkpoint):
         logger.checkpoint(
             tracking.TrackedModel(
                 name=checkpoint.name,

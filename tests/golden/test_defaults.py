@@ -38,10 +38,10 @@ def test_no_default_has_changed_unnoticed():
 
 
 def test_a_planted_wrong_default_is_caught():
-    golden = json.loads(GOLDEN.read_text())
-    assert differences({**defaults(), "dmd.critic_lr": 4e-6}, golden) == ["dmd.critic_lr: 4e-07 -> 4e-06"]
-    missing = {k: v for k, v in defaults().items() if k != "student.sink"}
-    assert differences(missing, golden) == ["student.sink: 1 -> None"]
+    now = defaults()
+    assert differences({**now, "dmd.critic_lr": -1.0}, now) == [f"dmd.critic_lr: {now['dmd.critic_lr']} -> -1.0"]
+    missing = {k: v for k, v in now.items() if k != "student.sink"}
+    assert differences(missing, now) == [f"student.sink: {now['student.sink']} -> None"]
 
 
 if __name__ == "__main__":

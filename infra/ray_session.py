@@ -85,8 +85,9 @@ def set_threads(threads: int) -> None:
     """Torch threads of this process. Ray sets OMP_NUM_THREADS=1 for its workers whatever they were promised."""
     import torch
 
-    torch.set_num_threads(max(threads, 1))
-    os.environ["OMP_NUM_THREADS"] = str(max(threads, 1))
+    threads = max(1, min(threads, os.cpu_count() or 1))
+    torch.set_num_threads(threads)
+    os.environ["OMP_NUM_THREADS"] = str(threads)
 
 
 def _last_line(error: BaseException) -> str:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from infra.files import CHECKOUT
 from stages.data.sources import assign_splits
@@ -22,7 +23,9 @@ from .wiring import Run, without_student
 STAGES = (VAE, BASE, TEACHER, TINY_VAE)
 ASSETS = CHECKOUT / "msmodel" / "assets"
 # Control appears in frame pairs first and carries over to whole clips (docs/LOG.md).
-PHASE1 = {
+PHASE1: dict[str, Any] = {
+    "track_init": "matching",
+    "pair_nearest": 6,
     "pair_steps": 500,
     "steps": 120,
     "phase2_steps": 0,
@@ -35,6 +38,8 @@ PHASE1 = {
 
 def nano_base(run: Run) -> None:
     """Training videos -> VAE -> shards of its latents -> DiT and tiny VAE -> msmodel/assets/nano."""
+    if run.cfg.preset != "nano":
+        raise ValueError(f"nano-base ships what PRESET=nano starts from; it cannot be made at PRESET={run.cfg.preset}")
     with run.making("nano-base"):
         videos, _ = usable_videos(run)
         split = assign_splits(videos, run.cfg.data)

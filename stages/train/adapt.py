@@ -21,7 +21,7 @@ from msmodel.config import ModelConfig, StudentConfig
 from msmodel.flow import student_timesteps
 from msmodel.rollout import denoise_chunks, fresh_noise, rollout
 from stages.records import Checkpoint, OdePairs
-from stages.spec import Context, Stage
+from stages.spec import Context, Resources, Stage
 from stages.train.loop import train
 from stages.train.method import Draws, Learner, Loader, LoopConfig, Loss, Observation, adamw, at_least, scheduled
 from stages.train.ode_pairs import PairBatch, PairLoader, heldout_pairs
@@ -167,4 +167,4 @@ def run(cfg: AdaptRun, inputs: AdaptInputs, ctx: Context) -> Checkpoint:
     )
 
 
-ADAPT = Stage(name="adapt", version=1, how="gang", run=run)
+ADAPT = Stage(name="adapt", version=1, how="gang", run=run, resources=Resources(threads=2))

@@ -18,7 +18,7 @@ from msmodel.config import ModelConfig
 from msmodel.dit import WanDiT
 from msmodel.rollout import fresh_noise
 from stages.records import Checkpoint, ShardSet
-from stages.spec import Context, Stage
+from stages.spec import Context, Resources, Stage
 from stages.train.conditioning import keep, without_any_tracks
 from stages.train.loop import train
 from stages.train.method import Draws, Learner, Loader, LoopConfig, Loss, Observation, adamw, at_least, scheduled
@@ -139,4 +139,4 @@ def run(cfg: BaseRun, inputs: ClipInputs, ctx: Context) -> Checkpoint:
     return publish("base", backbone(dit), cfg.base.total_steps, ctx, metrics=metrics)
 
 
-BASE = Stage(name="base", version=1, how="gang", run=run)
+BASE = Stage(name="base", version=1, how="gang", run=run, resources=Resources(threads=2))

@@ -107,9 +107,9 @@ def pick_frames(x: Tensor, index: Tensor) -> Tensor:
     return torch.gather(x, 2, index)
 
 
-def pair_frames(clips: int, latent_frames: int, generator: torch.Generator) -> Tensor:
-    """Frame 0 and a random later latent frame of each clip: (clips 2) int64."""
-    later = torch.randint(1, latent_frames, (clips, 1), generator=generator)
+def pair_frames(clips: int, latent_frames: int, generator: torch.Generator, nearest: int = 1) -> Tensor:
+    """Frame 0 and a random latent frame of each clip, not before `nearest`: (clips 2) int64."""
+    later = torch.randint(min(nearest, latent_frames - 1), latent_frames, (clips, 1), generator=generator)
     return torch.cat([torch.zeros_like(later), later], dim=1)
 
 

@@ -22,7 +22,7 @@ from msmodel.config import ModelConfig
 from msmodel.dit import WanDiT
 from msmodel.rollout import fresh_noise, rollout
 from stages.records import Checkpoint, ShardSet
-from stages.spec import Context, Stage
+from stages.spec import Context, Resources, Stage
 from stages.train.conditioning import Augment, condition, draw_tracks
 from stages.train.loop import train
 from stages.train.method import Draws, Learner, Loader, LoopConfig, Loss, Observation, adamw, at_least, scheduled
@@ -234,4 +234,4 @@ def run(cfg: DmdRun, inputs: DmdInputs, ctx: Context) -> Checkpoint:
     return publish("student", generator, cfg.dmd.total_steps, ctx, parents, metrics)
 
 
-DMD = Stage(name="dmd", version=1, how="gang", run=run)
+DMD = Stage(name="dmd", version=1, how="gang", run=run, resources=Resources(threads=2))

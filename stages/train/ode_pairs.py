@@ -23,7 +23,7 @@ from msmodel.batch import Batch, Conditioning
 from msmodel.config import ModelConfig
 from msmodel.rollout import fresh_noise
 from stages.records import Checkpoint, OdePairs, ShardSet
-from stages.spec import Context, Stage, StageError
+from stages.spec import Context, Resources, Stage, StageError
 from stages.train.conditioning import Augment, ClipTracks, condition, draw_tracks, image_conditioning
 from stages.train.method import Draws, Loader, at_least
 from stages.train.publish import frozen_teacher, open_loader, weights_digest
@@ -219,4 +219,4 @@ def run(cfg: OdeRun, inputs: OdeInputs, ctx: Context) -> OdePairs:
     return OdePairs(str(ctx.workdir), cfg.ode.pairs, timesteps, weights_digest(ctx.workdir))
 
 
-ODE_PAIRS = Stage(name="ode_pairs", version=1, how="gang", run=run)
+ODE_PAIRS = Stage(name="ode_pairs", version=1, how="gang", run=run, resources=Resources(threads=2))

@@ -20,9 +20,10 @@ from torch import Tensor, nn
 from msmodel import flow
 from msmodel.batch import Batch, Conditioning
 from msmodel.config import ModelConfig
+from msmodel.matching import match_tracks
 from msmodel.rollout import fresh_noise
 from stages.records import Checkpoint, ShardSet
-from stages.spec import Context, Stage
+from stages.spec import Context, Resources, Stage
 from stages.train.conditioning import (
     Augment,
     condition,
@@ -45,6 +46,7 @@ from stages.train.sampling import (
 Phase = Literal["pairs", "clips", "masked"]
 PROBE_TIMES = (0.95, 0.8)
 WEIGHTINGS = ("uniform", "bell")
+TRACK_INITS = ("zero", "matching")
 
 
 @dataclass(frozen=True)
@@ -52,13 +54,18 @@ class TeacherConfig(LoopConfig):
     """Paper, Wan 2.1: phase 1 of 4,800 steps at 1e-5, phase 2 of 800 at 1e-6, batch 128.
 
     init: where the backbone comes from when no base checkpoint is handed in: "embedded:nano", a folder, or "random".
+    track_init: "zero" leaves the backbone's function unchanged at step 0, as the paper; "matching" gives it an attention
+    head that looks for equal ids (msmodel/matching.py), for small models that would find it late or never.
+    pair_nearest: the earliest latent frame that a pair's second frame may be.
     """
 
     group: ClassVar[str] = "teacher"
 
     init: str = "embedded:nano"
+    track_init: str = "zero"
     pair_steps: int = 0
     pairs_per_clip: int = 4
+    pair_nearest: int = 1
     steps: int = 4800  # phase 1
     phase2_steps: int = 800
     lr: float = 1e-5
@@ -79,9 +86,11 @@ class TeacherConfig(LoopConfig):
         return "clips" if step < self.pair_steps + self.steps else "masked"
 
     def checks(self) -> list[str]:
-        least = dict.fromkeys(("pairs_per_clip", "probe_clips", "picture_steps"), 1)
+        least = dict.fromkeys(("pairs_per_clip", "pair_nearest", "probe_clips", "picture_steps"), 1)
         out = super().checks() + at_least(self, least | dict.fromkeys(("pair_steps", "phase2_steps", "phase2_lr"), 0))
         out += [f"augment.{p}" for p in self.augment.problems()]
+        if self.track_init not in TRACK_INITS:
+            out.append(f"track_init: {self.track_init!r} is not one of {', '.join(TRACK_INITS)}")
         if self.weighting not in WEIGHTINGS:
             out.append(f"weighting: {self.weighting!r} is not one of {', '.join(WEIGHTINGS)}")
         if not 0 <= self.picture_clips <= self.probe_clips:
@@ -134,7 +143,7 @@ class TeacherMethod:
         cond = training_conditioning(batch, self.cfg.augment, self.model, draws, masked=phase == "masked")
         latents = batch.latents
         if phase == "pairs":
-            latents, cond = pairs(latents, cond, self.cfg.pairs_per_clip, draws.own("pairs"))
+            latents, cond = pairs(latents, cond, self.cfg.pairs_per_clip, draws.own("pairs"), self.cfg.pair_nearest)
         t = flow.sample_t(latents.shape[0], self.model.dit.shift, draws.own("time")).to(device)
         eps = fresh_noise(latents, draws.own("noise"))
         return Loss(flow_loss(self.dit, latents, cond, t, eps, self.model, self.cfg.weighting))
@@ -147,13 +156,13 @@ class TeacherMethod:
 
 
 def pairs(
-    latents: Tensor, cond: Conditioning, per_clip: int, generator: torch.Generator
+    latents: Tensor, cond: Conditioning, per_clip: int, generator: torch.Generator, nearest: int = 1
 ) -> tuple[Tensor, Conditioning]:
     """Two-frame clips: `per_clip` of each clip, latent frame 0 and a random later one, with the tracks of both.
 
     latents b z t h w -> (per_clip b) z 2 h w, and the conditioning to match.
     """
-    frames = pair_frames(latents.shape[0] * per_clip, latents.shape[2], generator)
+    frames = pair_frames(latents.shape[0] * per_clip, latents.shape[2], generator, nearest)
 
     def many(x: Tensor) -> Tensor:
         return repeat(x, "b ... -> (k b) ...", k=per_clip)
@@ -212,7 +221,10 @@ def fit(
 
 def run(cfg: TeacherRun, inputs: TeacherInputs, ctx: Context) -> Checkpoint:
     """Checkpoint "teacher": averaged weights, with the held-out loss gaps as metrics."""
-    dit = initial_dit(cfg.model, cfg.teacher.init, inputs.base, ctx.seed).to(ctx.device)
+    dit = initial_dit(cfg.model, cfg.teacher.init, inputs.base, ctx.seed)
+    if cfg.teacher.track_init == "matching":
+        match_tracks(dit, torch.Generator().manual_seed(ctx.seed))
+    dit = dit.to(ctx.device)
     dit.checkpoint_layers = cfg.teacher.checkpoint_layers
     loader = open_loader((inputs.train,), cfg.teacher.batch, ctx)
     heldout = heldout_batch(inputs.heldout, cfg.teacher.probe_clips)
@@ -221,4 +233,4 @@ def run(cfg: TeacherRun, inputs: TeacherInputs, ctx: Context) -> Checkpoint:
     return publish("teacher", dit, cfg.teacher.total_steps, ctx, parents, metrics)
 
 
-TEACHER = Stage(name="teacher", version=1, how="gang", run=run)
+TEACHER = Stage(name="teacher", version=1, how="gang", run=run, resources=Resources(threads=2))

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from msmodel.config import ModelConfig
 from msmodel.tiny_vae import TinyDecoder, load_tiny_vae
 from stages.records import Checkpoint, ShardSet
-from stages.spec import Context, Stage
+from stages.spec import Context, Resources, Stage
 from stages.train.frames import FrameBatch, FrameLoader
 from stages.train.loop import train
 from stages.train.method import Draws, Learner, Loader, LoopConfig, Loss, Observation, adamw, at_least, scheduled
@@ -199,4 +199,4 @@ def run(cfg: TinyVAERun, inputs: TinyVAEInputs, ctx: Context) -> Checkpoint:
     return publish("tiny_vae", decoder, tiny.total_steps, ctx, metrics=metrics)
 
 
-TINY_VAE = Stage(name="tiny_vae", version=1, how="gang", run=run)
+TINY_VAE = Stage(name="tiny_vae", version=1, how="gang", run=run, resources=Resources(threads=2))

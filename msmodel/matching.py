@@ -1,0 +1,102 @@
+"""Matching initialisation: one attention head that looks for equal track ids from the first step on.
+
+To obey a track, attention at (t, p) must find the same id at (0, q) and copy what is there. Learned from scratch such a head
+appears suddenly, late, or not at all in a small model. Here it is given: the track channels are read alike at every
+place inside a patch and at both pixel frames of a latent frame, and one head's queries and keys both project on them, in
+rotary channels that hardly turn over a clip; its values carry the image found there into channels of their own. What to
+do with them is learned.
+
+Not in the paper, which starts from a large pretrained model; for small models trained in minutes (docs/LOG.md).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from msmodel.dit import WanDiT
+from msmodel.rope import THETA, axis_channels
+
+LARGEST_TURN = 0.35  # radians over the whole clip that a rotary channel may turn and still serve for matching
+
+
+def slow_channels(head_dim: int, sizes: tuple[int, int, int]) -> list[int]:
+    """Channels of a head whose rotation stays below LARGEST_TURN over a grid of `sizes` (frames, rows, columns)."""
+    slow, start = [], 0
+    for channels, size in zip(axis_channels(head_dim), sizes, strict=True):
+        for j in range(0, channels, 2):
+            if (size - 1) / THETA ** (j / channels) < LARGEST_TURN:
+                slow += [start + j, start + j + 1]
+        start += channels
+    return slow
+
+
+@torch.no_grad()
+def match_tracks(
+    dit: WanDiT,
+    generator: torch.Generator,
+    layers: int = 1,
+    loudness: float = 2.0,
+    focus: float = 5.0,
+    carry: float = 3.0,
+) -> None:
+    """Gives `dit` the matching head: head 0 of its first `layers` layers. Changes the function that dit computes.
+
+    loudness: size of an id's embedding in the residual stream, per channel. focus: how much of the head's query is
+    the wish for the given frame (latent frame 0, known by its mask) over the other frames of the same track.
+    """
+    d = dit.cfg.dit
+    head_dim = d.dim // d.heads
+    rows, columns = dit.cfg.latent_height // d.patch[1], dit.cfg.latent_width // d.patch[2]
+    slow = slow_channels(head_dim, (dit.cfg.latent_frames, rows, columns))
+    if len(slow) <= d.track_channels:
+        raise ValueError(
+            f"heads of {head_dim} have {len(slow)} slow rotary channels; {d.track_channels} + 1 are needed"
+        )
+    basis = _orthonormal(d.dim, d.track_channels, generator)
+    _read_ids_alike(dit, basis * loudness, generator)
+    image = torch.linalg.qr(dit.patch_embedding.weight[:, d_image(dit)].flatten(1))[0]
+    apart = _orthonormal(d.dim, image.shape[1], generator)
+    apart = torch.linalg.qr(apart - image @ (image.T @ apart) - basis @ (basis.T @ apart))[0]
+    known = dit.patch_embedding.weight[:, d_mask(dit)].sum(dim=(1, 2, 3, 4))
+    known = known - basis @ (basis.T @ known)
+    known = known / known.norm()
+    for layer in dit.blocks[:layers]:
+        attention = layer.attn1
+        scale = attention.to_q.weight.norm(dim=1).mean() * (d.dim / d.track_channels) ** 0.5
+        for linear in (attention.to_q, attention.to_k):
+            linear.weight[:head_dim] = 0.0
+            linear.bias[:head_dim] = 0.0
+            linear.weight[slow[1 : 1 + d.track_channels]] = scale * basis.T
+        attention.to_k.weight[slow[0]] = scale * known
+        attention.to_q.bias[slow[0]] = focus * scale
+        carried = min(image.shape[1], head_dim)
+        attention.to_v.weight[:carried] = image.T[:carried]
+        attention.to_v.bias[:head_dim] = 0.0
+        attention.to_out[0].weight[:, :carried] = carry * apart[:, :carried]
+
+
+def d_mask(dit: WanDiT) -> slice:
+    """The mask channels among the patch embedding's inputs."""
+    z = dit.cfg.vae.z_channels
+    return slice(z, z + dit.cfg.mask_channels)
+
+
+def d_image(dit: WanDiT) -> slice:
+    """The image channels among the patch embedding's inputs."""
+    mask = d_mask(dit)
+    return slice(mask.stop, mask.stop + dit.cfg.image_channels)
+
+
+def _orthonormal(rows: int, columns: int, generator: torch.Generator) -> Tensor:
+    return torch.linalg.qr(torch.randn(rows, columns, generator=generator))[0]
+
+
+def _read_ids_alike(dit: WanDiT, embedding: Tensor, generator: torch.Generator) -> None:
+    """Track head: one random orthonormal map for all pixel frames of a latent frame. Patch embedding: one for all places."""
+    head: nn.Conv3d = dit.track_head
+    d, stride_t = dit.cfg.dit, dit.cfg.vae.stride_t
+    one = _orthonormal(d.track_id_dim, d.track_channels, generator).T / (stride_t * (d.track_id_dim / 2) ** 0.5)
+    head.weight.copy_(torch.cat([one] * stride_t, dim=1)[:, :, None, None, None] * (d.dim**0.5))
+    nn.init.zeros_(head.bias)  # type: ignore[arg-type]
+    dit.track_slice.copy_(embedding[:, :, None, None, None].expand_as(dit.track_slice))

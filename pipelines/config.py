@@ -14,7 +14,6 @@ from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from stages.train.tiny_vae import TinyVAEConfig
 
 from infra.config import ComputeConfig
 from msmodel.config import ClipConfig, DiTConfig, ModelConfig, StudentConfig, TextConfig, VAEConfig
@@ -26,6 +25,8 @@ from stages.train.dmd import DmdConfig, DmdRun
 from stages.train.ode_pairs import OdeConfig, OdeRun
 from stages.train.sampling import Guidance
 from stages.train.teacher import TeacherConfig
+from stages.train.tiny_vae import TinyVAEConfig
+from stages.train.vae import VAETrainConfig
 
 PRESETS = Path(__file__).resolve().parents[1] / "configs" / "preset"
 FROM_COMMAND_LINE = ("preset", "runs", "src")  # set by --preset, --runs, --src
@@ -46,7 +47,8 @@ class Config:
     student: StudentConfig = field(default_factory=StudentConfig)
     guidance: Guidance = field(default_factory=Guidance)  # of the teacher, while it teaches
     data: DataConfig = field(default_factory=DataConfig)
-    base: BaseConfig = field(default_factory=BaseConfig)
+    vae_training: VAETrainConfig = field(default_factory=VAETrainConfig)  # make nano-base
+    base: BaseConfig = field(default_factory=BaseConfig)  # make nano-base
     teacher: TeacherConfig = field(default_factory=TeacherConfig)
     ode: OdeConfig = field(default_factory=OdeConfig)
     adapt: AdaptConfig = field(default_factory=AdaptConfig)
@@ -70,6 +72,7 @@ class Config:
         groups = (
             self.model,
             self.data,
+            self.vae_training,
             self.base,
             self.teacher,
             *runs,

@@ -14,8 +14,7 @@ from stages.records import Checkpoint
 from stages.train.base import BASE, BaseRun, ClipInputs
 from stages.train.teacher import TEACHER, TeacherInputs, TeacherRun
 from stages.train.tiny_vae import TINY_VAE, TinyVAEInputs, TinyVAERun
-from stages.train.vae import STAGE as VAE
-from stages.train.vae import VAEPretrainConfig
+from stages.train.vae import VAE, VAEInputs, VAERun
 
 from .data import data, usable_videos
 from .wiring import Run, without_student
@@ -43,7 +42,10 @@ def nano_base(run: Run) -> None:
     with run.making("nano-base"):
         videos, _ = usable_videos(run)
         split = assign_splits(videos, run.cfg.data)
-        vae = run.step(VAE, VAEPretrainConfig(vae=run.cfg.vae), [v for v in videos if split[v.video_id] == "train"])
+        train, heldout = (tuple(v for v in videos if split[v.video_id] == name) for name in ("train", "heldout"))
+        clip = run.cfg.clip
+        pixels = VAERun(run.cfg.vae, run.cfg.vae_training, clip.height, clip.width)
+        vae = run.step(VAE, pixels, VAEInputs(train, heldout))
         fresh = replace(run, cfg=replace(run.cfg, vae=replace(run.cfg.vae, source=vae.folder)))
         shards = data(fresh)
         model = without_student(fresh.cfg)

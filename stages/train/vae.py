@@ -1,95 +1,136 @@
-"""Pre-training of the nano VAE: videos -> Checkpoint("vae"). Part of `make nano-base`; the full presets use Wan's own VAE.
+"""Stage VAE: pre-trains the nano VAE on videos. Part of `make nano-base`; the full presets use Wan's own VAE.
 
 The encoder is fixed first: the principal components of space-time patches. Then its decoder's residual network is trained on
 Charbonnier(reconstruction) + g Charbonnier(its spatial gradients), from latents with a little noise on them, so that the
 decoder does not amplify the small errors of a diffusion model (Rombach et al. 2022, section 3.1, does it by a KL term).
-Legend: b batch, z latent channels, t latent frames, T pixel frames, H W pixels; RGB in [-1, 1].
+Legend: b batch, z latent channels, t latent frames, p patch values, T pixel frames, H W pixels; RGB in [-1, 1].
 """
 
 from __future__ import annotations
 
-import math
-import time
-from collections.abc import Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import torch
 from einops import rearrange
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from msmodel.config import VAEConfig
-from msmodel.packages import sha256
 from msmodel.patch_vae import PatchVAE, fold, principal_components
-from msmodel.vae import WEIGHTS, save_patch_vae
+from msmodel.vae import save_patch_vae
 from stages.records import Checkpoint, Video
-from stages.spec import Context, Stage, StageError
+from stages.spec import Context, Resources, Stage, StageError
+from stages.train.loop import train
+from stages.train.method import Draws, Learner, Loader, LoopConfig, Loss, Observation, adamw, at_least, scheduled
+from stages.train.publish import weights_digest
+from stages.train.sampling import film_strips
 from stages.train.vae_footage import Footage, decode_small
-
-STATE = "state.safetensors"
 
 
 @dataclass(frozen=True)
-class VAEPretrainConfig:
-    """The recipe of the shipped VAE. One step is `batch` clips of `frames` frames at height x width."""
+class VAETrainConfig(LoopConfig):
+    """The recipe of the shipped VAE. A step is `batch` clips of `frames` frames.
 
-    vae: VAEConfig = field(default_factory=lambda: VAEConfig("embedded:nano", z_channels=8, stride_t=2, stride_s=4))
-    decoder_width: int = 96
-    decoder_layers: int = 3
-    steps: int = 1500
-    batch: int = 8
-    frames: int = 9
-    height: int = 48
-    width: int = 80
-    learning_rate: float = 1e-3
-    warmup: int = 50
-    gradient_weight: float = 0.5
-    latent_noise: float = 0.05  # standard deviation added to normalised latents while training
-    component_batches: int = 100  # of `batch` clips, from which the principal components are taken
-    short_side: int = 96  # of the cached footage, pixels
-    max_frames: int = 160  # of each source
-    save_seconds: float = 120.0
-    log_every: int = 20
-
-    def problems(self) -> list[str]:
-        out = []
-        if (self.frames - 1) % self.vae.stride_t:
-            out.append(f"vae_pretrain.frames: {self.frames} is not 1 + a multiple of {self.vae.stride_t}")
-        if self.height % self.vae.stride_s or self.width % self.vae.stride_s:
-            out.append(f"vae_pretrain.height, width: {self.height}x{self.width} not multiples of {self.vae.stride_s}")
-        if self.steps < 1 or self.batch < 1:
-            out.append(f"vae_pretrain.steps, batch: {self.steps}, {self.batch} must be at least 1")
-        return out
-
-
-def run(cfg: VAEPretrainConfig, inputs: Sequence[Video], ctx: Context) -> Checkpoint:
-    """Trains a VAE on `inputs` (a list that must not hold evaluation sources) and writes it into ctx.workdir.
-
-    Resumes from ctx.workdir where an earlier attempt was cut off. Raises StageError when nothing can be decoded.
+    latent_noise: standard deviation added to normalised latents while training. component_clips: clips whose patches give
+    the principal components. short_side, max_frames: size of the footage kept in memory, pixels and frames a video.
     """
-    if cfg.problems():
-        raise StageError("; ".join(cfg.problems()))
-    clips = _decode_all(cfg, inputs, ctx)
-    footage = Footage(clips, cfg.height, cfg.width, cfg.frames)
-    trainer = Trainer(cfg, footage, ctx)
-    if not trainer.resume():
-        fix_encoder(trainer.vae, footage, cfg, ctx.seed)
-    metrics = trainer.train()
-    save_patch_vae(trainer.vae, ctx.workdir)
-    return Checkpoint("vae", str(ctx.workdir), cfg.steps, sha256(str(ctx.workdir / WEIGHTS)), metrics=metrics)
+
+    group: ClassVar[str] = "vae_training"
+
+    steps: int = 800
+    batch: int = 8
+    lr: float = 1e-3
+    warmup_steps: int = 50
+    cooldown_steps: int = 400
+    weight_decay: float = 1e-4
+    save_steps: int = 200
+    observe_steps: int = 200
+    width: int = 96
+    layers: int = 3
+    frames: int = 9
+    gradient_weight: float = 0.5
+    latent_noise: float = 0.05
+    component_clips: int = 800
+    short_side: int = 96
+    max_frames: int = 160
+    heldout_clips: int = 8
+
+    def checks(self) -> list[str]:
+        ones = ("width", "layers", "frames", "component_clips", "short_side", "max_frames", "heldout_clips")
+        return super().checks() + at_least(self, dict.fromkeys(ones, 1) | {"gradient_weight": 0, "latent_noise": 0})
 
 
-STAGE = Stage("vae", 2, "once", run)
+@dataclass(frozen=True)
+class VAERun:
+    """What this stage reads; hashed whole into its key. height, width: of the training crops, pixels."""
+
+    vae: VAEConfig
+    vae_training: VAETrainConfig
+    height: int
+    width: int
 
 
-@torch.no_grad()
-def fix_encoder(vae: PatchVAE, footage: Footage, cfg: VAEPretrainConfig, seed: int) -> None:
-    """Sets the encoder to the principal components of patches drawn from the footage."""
-    generator = torch.Generator().manual_seed(seed)
-    drawn = [fold(footage.batch(cfg.batch, generator), cfg.vae) for _ in range(cfg.component_batches)]
-    patches = torch.cat([rearrange(p, "b p t h w -> (b t h w) p") for p in drawn])
-    vae.set_components(*principal_components(patches, cfg.vae.z_channels))
+@dataclass(frozen=True)
+class VAEInputs:
+    """Videos to train on, and others to watch."""
+
+    train: tuple[Video, ...]
+    heldout: tuple[Video, ...]
+
+
+class FootageLoader:
+    """Batches b 3 T H W for ever; the i-th of a rank depends on (seed, rank, i) only."""
+
+    def __init__(self, footage: Footage, batch: int, seed: int, rank: int = 0) -> None:
+        self.footage, self.batch, self.seed, self.rank = footage, batch, seed, rank
+        self.drawn = 0
+
+    def __iter__(self) -> Iterator[dict[str, Tensor]]:
+        while True:
+            self.drawn += 1
+            generator = Draws(self.seed, self.rank, self.drawn).own("footage")
+            yield {"video": self.footage.batch(self.batch, generator)}
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"drawn": self.drawn}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.drawn = int(state["drawn"])
+
+
+class VAEMethod:
+    """One learner, "vae": the decoder's network. The encoder's components are buffers."""
+
+    name = "vae"
+
+    def __init__(self, vae: PatchVAE, cfg: VAETrainConfig, heldout: Tensor) -> None:
+        self.vae, self.cfg, self.heldout = vae, cfg, heldout
+        self._learner = Learner(vae, adamw(vae, cfg))
+
+    def learners(self) -> dict[str, Learner]:
+        return {"vae": self._learner}
+
+    def turns(self, step: int) -> tuple[str, ...]:
+        return ("vae",)
+
+    def lr(self, learner: str, group: str, step: int) -> float:
+        return scheduled(self.cfg.lr, self.cfg, step)
+
+    def loss(self, learner: str, batch: Mapping[str, Tensor], draws: Draws) -> Loss:
+        video = batch["video"].to(self.heldout.device)
+        latents = self.vae.encode(video)
+        noise = torch.randn(latents.shape, generator=draws.own("noise")).to(latents)
+        made = self.vae.reconstruct(latents + self.cfg.latent_noise * noise)
+        return Loss(reconstruction_loss(made, video, self.cfg.gradient_weight), {"psnr": psnr(made.detach(), video)})
+
+    @torch.no_grad()
+    def observe(self, step: int) -> Observation:
+        """heldout/psnr (dB, mean over clips) of the round trip; contact sheet."""
+        made = self.vae.decode(self.vae.encode(self.heldout))
+        value = sum(psnr(a, b) for a, b in zip(made, self.heldout, strict=True)) / len(made)
+        strips = [v[clip] for clip in range(min(2, len(made))) for v in (self.heldout, made)]
+        return Observation({"heldout/psnr": value}, {"vae": film_strips(strips)})
 
 
 def reconstruction_loss(x: Tensor, target: Tensor, gradient_weight: float) -> Tensor:
@@ -102,105 +143,51 @@ def reconstruction_loss(x: Tensor, target: Tensor, gradient_weight: float) -> Te
 
 
 def psnr(x: Tensor, target: Tensor) -> float:
-    """dB over the whole batch, peak 2 (pixels in [-1, 1])."""
+    """dB over the whole tensor, peak 2 (pixels in [-1, 1])."""
     return float(10.0 * torch.log10(4.0 / (x - target).square().mean()))
 
 
-class Trainer:
-    """AdamW with warm-up and cosine decay, and a state file so that a cut-off run goes on where it stood."""
+@torch.no_grad()
+def fix_encoder(vae: PatchVAE, footage: Footage, clips: int, seed: int) -> None:
+    """Sets the encoder to the principal components of patches drawn from the footage."""
+    drawn = fold(footage.batch(clips, torch.Generator().manual_seed(seed)), vae.cfg)
+    patches = rearrange(drawn, "b p t h w -> (b t h w) p")
+    vae.set_components(*principal_components(patches, vae.cfg.z_channels))
 
-    def __init__(self, cfg: VAEPretrainConfig, footage: Footage, ctx: Context):
+
+def fit(cfg: VAERun, vae: PatchVAE, loader: Loader, heldout: Tensor, ctx: Context) -> dict[str, float]:
+    """Trains `vae` in place (it ends with the averaged weights). heldout b 3 T H W. Returns the final held-out figures."""
+    return train(VAEMethod(vae, cfg.vae_training, heldout.to(ctx.device)), loader, cfg.vae_training, ctx.seed, ctx)
+
+
+def run(cfg: VAERun, inputs: VAEInputs, ctx: Context) -> Checkpoint:
+    """Checkpoint "vae". Raises StageError when no video can be decoded."""
+    own = cfg.vae_training
+    size = (cfg.height, cfg.width, own.frames)
+    footage = Footage(decode_all(inputs.train, own, ctx), *size)
+    watched = Footage(decode_all(inputs.heldout, own, ctx), *size)
+    with torch.random.fork_rng():
         torch.manual_seed(ctx.seed)
-        self.cfg, self.footage, self.ctx = cfg, footage, ctx
-        self.vae = PatchVAE(cfg.vae, cfg.decoder_width, cfg.decoder_layers).to(ctx.device)
-        self.weights = list(self.vae.parameters())
-        self.optimizer = torch.optim.AdamW(self.weights, lr=cfg.learning_rate, betas=(0.9, 0.99), weight_decay=1e-4)
-        self.generator = torch.Generator().manual_seed(ctx.seed + 1)
-        self.step = 0
-
-    def train(self) -> dict[str, float]:
-        """Runs to cfg.steps; returns the means of the last metrics logged."""
-        metrics: dict[str, float] = {}
-        window: list[dict[str, float]] = []
-        saved = time.monotonic()
-        with self.ctx.progress("vae", self.cfg.steps) as bar:
-            bar.advance(self.step)
-            while self.step < self.cfg.steps:
-                window.append(self.train_step())
-                self.step += 1
-                bar.advance()
-                if self.step % self.cfg.log_every == 0 or self.step == self.cfg.steps:
-                    metrics = {k: sum(m[k] for m in window) / len(window) for k in window[0]}
-                    window = []
-                    self.ctx.emit(self.step, metrics)
-                if time.monotonic() - saved > self.cfg.save_seconds:
-                    self.save()
-                    saved = time.monotonic()
-        self.save()
-        return metrics
-
-    def train_step(self) -> dict[str, float]:
-        """One optimizer step. Raises StageError when the loss is not finite; the batch is saved beside the state."""
-        cfg = self.cfg
-        for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate(cfg, self.step)
-        x = self.footage.batch(cfg.batch, self.generator).to(self.ctx.device)
-        latents = self.vae.encode(x)
-        noise = torch.randn(latents.shape, generator=self.generator).to(latents)
-        y = self.vae.reconstruct(latents + cfg.latent_noise * noise)
-        loss = reconstruction_loss(y, x, cfg.gradient_weight)
-        if not torch.isfinite(loss):
-            save_file({"video": x}, self.ctx.workdir / "bad_batch.safetensors")
-            raise StageError(f"vae: loss is {loss.item()} at step {self.step}; its batch is in {self.ctx.workdir}")
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        norm = torch.nn.utils.clip_grad_norm_(self.weights, 1.0)
-        self.optimizer.step()
-        return {"vae/loss": loss.item(), "vae/psnr": psnr(y.detach(), x), "vae/grad_norm": float(norm)}
-
-    def save(self) -> None:
-        """Writes weights, optimizer, generator and step, atomically."""
-        state: dict[str, Tensor] = {"step": torch.tensor(self.step), "generator": self.generator.get_state()}
-        state |= {f"vae.{k}": v for k, v in self.vae.state_dict().items()}
-        for i, w in enumerate(self.weights):
-            state |= {f"adam.{i}.{k}": v for k, v in self.optimizer.state[w].items()}
-        aside = self.ctx.workdir / f".{STATE}.writing"
-        save_file({k: v.contiguous() for k, v in state.items()}, aside)
-        aside.replace(self.ctx.workdir / STATE)
-
-    def resume(self) -> bool:
-        """Goes on from the state file in the work folder; whether there was one."""
-        path: Path = self.ctx.workdir / STATE
-        if not path.is_file():
-            return False
-        state = load_file(path)
-        self.step = int(state["step"])
-        self.generator.set_state(state["generator"])
-        self.vae.load_state_dict({k.removeprefix("vae."): v for k, v in state.items() if k.startswith("vae.")})
-        for i, w in enumerate(self.weights):
-            prefix = f"adam.{i}."
-            self.optimizer.state[w] = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
-        self.ctx.say(f"vae: going on at step {self.step}")
-        return True
+        vae = PatchVAE(cfg.vae, own.width, own.layers)
+    fix_encoder(vae, footage, own.component_clips, ctx.seed)
+    heldout = watched.batch(own.heldout_clips, torch.Generator().manual_seed(0))
+    loader = FootageLoader(footage, own.batch, ctx.seed, ctx.rank)
+    metrics = fit(cfg, vae.to(ctx.device), loader, heldout, ctx)
+    folder = ctx.workdir / "vae"
+    if ctx.rank == 0:
+        save_patch_vae(vae, folder)
+    ctx.barrier()
+    return Checkpoint("vae", str(folder), own.total_steps, weights_digest(folder), metrics=metrics)
 
 
-def learning_rate(cfg: VAEPretrainConfig, step: int) -> float:
-    """Linear warm-up, then a cosine to 2% of the peak at cfg.steps."""
-    if step < cfg.warmup:
-        return cfg.learning_rate * (step + 1) / cfg.warmup
-    share = (step - cfg.warmup) / max(1, cfg.steps - cfg.warmup)
-    return cfg.learning_rate * (0.02 + 0.98 * 0.5 * (1.0 + math.cos(math.pi * min(1.0, share))))
-
-
-def _decode_all(cfg: VAEPretrainConfig, videos: Sequence[Video], ctx: Context) -> list[Tensor]:
+def decode_all(videos: Sequence[Video], cfg: VAETrainConfig, ctx: Context) -> list[Tensor]:
+    """Small clips T H W 3 uint8 of the videos that can be decoded; the others are said."""
     clips = []
-    with ctx.progress("footage", len(videos)) as bar:
-        for video in videos:
-            try:
-                clips.append(decode_small(video, cfg.short_side, cfg.max_frames))
-                bar.advance()
-            except ValueError as e:
-                bar.advance(failed=1, note=str(e))
+    for video in videos:
+        try:
+            clips.append(decode_small(video, cfg.short_side, cfg.max_frames))
+        except ValueError as e:
+            ctx.say(f"{video.path}: left out: {e}")
     if not clips:
         raise StageError(f"vae: none of {len(videos)} videos could be decoded; check the paths of the sources")
     return clips
@@ -208,3 +195,6 @@ def _decode_all(cfg: VAEPretrainConfig, videos: Sequence[Video], ctx: Context) -
 
 def _charbonnier(error: Tensor) -> Tensor:
     return (error.square() + 1e-6).sqrt()
+
+
+VAE = Stage(name="vae", version=3, how="gang", run=run, resources=Resources(threads=2))

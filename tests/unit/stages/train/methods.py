@@ -6,15 +6,17 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
+from typing import cast
 
 import torch
 from torch import nn
 
 from msmodel.causal import CausalDiT
-from msmodel.config import ModelConfig
+from msmodel.config import ModelConfig, VAEConfig
 from msmodel.dit import WanDiT
+from msmodel.patch_vae import PatchVAE
 from stages.records import OdePairs
-from stages.train import adapt, base, dmd, teacher, tiny_vae
+from stages.train import adapt, base, dmd, teacher, tiny_vae, vae
 from stages.train.conditioning import Augment
 from stages.train.ode_pairs import (
     HELDOUT,
@@ -26,6 +28,7 @@ from stages.train.ode_pairs import (
     make_pairs,
 )
 from stages.train.publish import fresh
+from stages.train.vae_footage import Footage
 
 from .fakes import FakeContext, FakeFrames, FakeLoader, clips, decode, frame_batch, tiny_model
 
@@ -116,6 +119,25 @@ def train_tiny_vae(ctx: FakeContext, model: ModelConfig, **changes) -> nn.Module
     return decoder
 
 
+class FakeFootage:
+    """Noise in place of videos."""
+
+    def batch(self, items: int, generator: torch.Generator) -> torch.Tensor:
+        return torch.rand(items, 3, 5, 16, 16, generator=generator) * 2 - 1
+
+
+def train_vae(ctx: FakeContext, model: ModelConfig, **changes) -> nn.Module:
+    cfg = vae.VAETrainConfig(**({k: v for k, v in QUICK.items() if k != "picture_clips"} | {"steps": 4} | changes))
+    footage = cast(Footage, FakeFootage())
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        patch_vae = PatchVAE(VAEConfig("random", 4, 2, 4), 8, 1)
+    vae.fix_encoder(patch_vae, footage, 4, 0)
+    loader = vae.FootageLoader(footage, cfg.batch, ctx.seed, ctx.rank)
+    vae.fit(vae.VAERun(patch_vae.cfg, cfg, 16, 16), patch_vae, loader, footage.batch(2, torch.Generator()), ctx)
+    return patch_vae
+
+
 Train = Callable[..., nn.Module]
 METHODS: dict[str, Train] = {
     "base": train_base,
@@ -123,6 +145,7 @@ METHODS: dict[str, Train] = {
     "adapt": train_adapt,
     "dmd": train_dmd,
     "tiny_vae": train_tiny_vae,
+    "vae": train_vae,
 }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -184,11 +185,16 @@ def _walk(folder: Path, root: Path) -> tuple[list[Path], list[Rejected]]:
     return files, rejected
 
 
+def caption_from_name(stem: str) -> str:
+    """The words of a file's name: "my_dog-on.beach 02" -> "my dog on beach"; "" where it has none."""
+    return " ".join(word for word in re.split(r"[\W\d_]+", stem) if word)
+
+
 def _candidate(file: Path, root: Path) -> Candidate:
     """Raises OSError where the file cannot be opened."""
     with open(file, "rb") as f:
         stat = os.fstat(f.fileno())
-    caption = ""
+    caption = caption_from_name(file.stem)
     for sidecar in (file.with_suffix(CAPTION_SUFFIX), file.with_name(file.name + CAPTION_SUFFIX)):
         if sidecar != file and sidecar.is_file():
             caption = sidecar.read_text(encoding="utf-8", errors="replace").strip()

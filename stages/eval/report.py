@@ -114,7 +114,8 @@ def clip_videos(cfg: ReportRun, inputs: ReportInputs, ctx: Context) -> list[Show
         picture = mosaic(clip_rows(clip, videos), cfg.eval.report.video_height)
         ctx.image(f"eval/{clip.kind}/{clip.clip_id}", picture[len(picture) // 2])
         note = f"{clip.kind}, {clip.source}" + (f", {clip.recipe}" if clip.recipe else "")
-        out.append(shown(f"{clip.clip_id}: {clip.caption}", note, picture, cfg.model.clip.fps))
+        film = kept_mp4(clip.clip_id, picture, cfg.model.clip.fps, ctx)
+        out.append(shown(f"{clip.clip_id}: {clip.caption}", note, picture, film))
     return out
 
 
@@ -128,12 +129,21 @@ def long_videos(cfg: ReportRun, inputs: ReportInputs, ctx: Context) -> list[Show
     ctx.image("eval/long_run", picture[-1])
     seconds = len(picture) / cfg.model.clip.fps
     note = f"{len(picture)} frames, {seconds:.1f} s: {cfg.eval.long_run.horizons} times the training horizon"
-    return [shown("Long run", note, picture, cfg.model.clip.fps)]
+    return [shown("Long run", note, picture, kept_mp4("long_run", picture, cfg.model.clip.fps, ctx))]
 
 
-def shown(title: str, note: str, picture: np.ndarray, fps: float) -> Shown:
+def kept_mp4(name: str, picture: np.ndarray, fps: float, ctx: Context) -> bytes:
+    """The video (T H W 3 uint8) as mp4, also left in ctx.workdir/clips and handed to the tracker."""
+    film, file = mp4(picture, fps), ctx.workdir / "clips" / f"{name}.mp4"
+    file.parent.mkdir(exist_ok=True)
+    file.write_bytes(film)
+    ctx.artifact(file, "clips")
+    return film
+
+
+def shown(title: str, note: str, picture: np.ndarray, film: bytes) -> Shown:
     poster = data_uri(png(picture[len(picture) // 2]), "image/png")
-    return Shown(title, note, data_uri(mp4(picture, fps), "video/mp4"), poster)
+    return Shown(title, note, data_uri(film, "video/mp4"), poster)
 
 
 def page(cfg: ReportRun, inputs: ReportInputs, report: Mapping[str, Any], videos: list[Shown]) -> str:
@@ -175,4 +185,4 @@ def words(name: str) -> str:
     return name.replace("_", " ")
 
 
-REPORT = Stage("eval_report", version=1, how="once", run=run)
+REPORT = Stage("eval_report", version=2, how="once", run=run)

@@ -42,8 +42,8 @@ def test_every_file_is_a_candidate_but_a_sidecar_caption(tmp_path):
     assert {c.name: c.caption for c in found} == {
         "a.mp4": "a red car",
         "c.mp4": "a dog",
-        "deep/b b.v1.mov": "",
-        "notes.txt": "",
+        "deep/b b.v1.mov": "b b v",
+        "notes.txt": "notes",
     }
     assert rejected == []
 

@@ -14,7 +14,7 @@ from msmodel.attention import LayerKV
 from msmodel.batch import Conditioning
 from msmodel.cache import KV, ChunkCache, Context
 from msmodel.config import StudentConfig
-from msmodel.dit import Layer, WanDiT
+from msmodel.dit import WanDiT
 
 TextKV = tuple[LayerKV, ...]  # cross-attention keys and values of every layer
 
@@ -35,7 +35,7 @@ class CausalDiT(WanDiT):
     def text_keys_values(self, text: Tensor) -> TextKV:
         """Cross-attention keys and values of text (b l c), to be reused by every pass without gradient."""
         embedded = self.embed_text(text)
-        return tuple(layer.attn2.keys_values(embedded) for layer in self._layers())
+        return tuple(layer.attn2.keys_values(embedded) for layer in self.layers)
 
     def forward_chunk(
         self, noisy: Tensor, t: Tensor, cond: Conditioning, context: Context, text: TextKV | None = None
@@ -47,7 +47,7 @@ class CausalDiT(WanDiT):
         """
         x, embedding, time, table, said = self._prepare(noisy, t, cond, context, text)
         kept = []
-        for index, layer in enumerate(self._layers()):
+        for index, layer in enumerate(self.layers):
             x, own = self._run(layer, x, said[index], time, table, context.layer(index))
             kept.append(own)
         return self.unpatch(x, embedding, noisy), KV(tuple(kept))
@@ -61,15 +61,12 @@ class CausalDiT(WanDiT):
         t = times(clean, 0.0)
         x, _, time, table, said = self._prepare(clean, t, cond, context, text)
         kept = []
-        layers = self._layers()
+        layers = self.layers
         for index, layer in enumerate(layers):
             last = layer is layers[-1]
             x, own = layer(x, said[index], time, table, context.layer(index), keys_only=last)
             kept.append(own)
         return KV(tuple(kept))
-
-    def _layers(self) -> list[Layer]:
-        return list(self.blocks)  # type: ignore[arg-type]
 
     def _prepare(
         self, latents: Tensor, t: Tensor, cond: Conditioning, context: Context, text: TextKV | None

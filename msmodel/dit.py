@@ -184,8 +184,8 @@ class WanDiT(nn.Module):
             if isinstance(module, nn.Linear):
                 nn.init.xavier_uniform_(module.weight)
                 nn.init.zeros_(module.bias)
-        for layer in self.blocks:  # queries start out looking for what resembles them: matching is learned sooner
-            layer.attn1.to_k.weight.data.copy_(layer.attn1.to_q.weight.data)  # type: ignore[union-attr, operator, arg-type]
+        for layer in self.layers:  # queries start out looking for what resembles them: matching is learned sooner
+            layer.attn1.to_k.weight.data.copy_(layer.attn1.to_q.weight.data)
         embedders = (self.condition_embedder.text_embedder, self.condition_embedder.time_embedder)
         for linear in (e for embedder in embedders for e in (embedder.linear_1, embedder.linear_2)):
             nn.init.normal_(linear.weight, std=0.02)
@@ -194,6 +194,11 @@ class WanDiT(nn.Module):
         nn.init.normal_(self.track_head.weight, std=self.track_head.in_channels**-0.5)
         nn.init.zeros_(self.track_head.bias)  # type: ignore[arg-type]
         nn.init.zeros_(self.track_slice)
+
+    @property
+    def layers(self) -> list[Layer]:
+        """The transformer layers, first to last."""
+        return list(self.blocks)  # type: ignore[arg-type]
 
     @property
     def track_slice(self) -> Tensor:
@@ -214,7 +219,7 @@ class WanDiT(nn.Module):
         embedding, time = self.embed_time(t)
         table = self.rotation(range(noisy.shape[2]), noisy)
         text = self.embed_text(cond.text)
-        for layer in self.blocks:
+        for layer in self.layers:
             x, _ = self._run(layer, x, text, time, table, None)
         return self.unpatch(x, embedding, noisy)
 

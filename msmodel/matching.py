@@ -61,7 +61,7 @@ def match_tracks(
     known = dit.patch_embedding.weight[:, d_mask(dit)].sum(dim=(1, 2, 3, 4))
     known = known - basis @ (basis.T @ known)
     known = known / known.norm()
-    for layer in dit.blocks[:layers]:
+    for layer in dit.layers[:layers]:
         attention = layer.attn1
         scale = attention.to_q.weight.norm(dim=1).mean() * (d.dim / d.track_channels) ** 0.5
         for linear in (attention.to_q, attention.to_k):
@@ -73,7 +73,9 @@ def match_tracks(
         carried = min(image.shape[1], head_dim)
         attention.to_v.weight[:carried] = image.T[:carried]
         attention.to_v.bias[:head_dim] = 0.0
-        attention.to_out[0].weight[:, :carried] = carry * apart[:, :carried]
+        out = attention.to_out[0]
+        assert isinstance(out, nn.Linear)
+        out.weight[:, :carried] = carry * apart[:, :carried]
 
 
 def d_mask(dit: WanDiT) -> slice:

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from stages.train.tiny_vae import TINY_VAE, TinyVAEInputs, TinyVAERun
-
 from stages.records import Checkpoint
 from stages.train.adapt import ADAPT, AdaptInputs, AdaptRun
 from stages.train.dmd import DMD, DmdInputs, DmdRun
 from stages.train.ode_pairs import ODE_PAIRS, OdeInputs, OdeRun
+from stages.train.tiny_vae import TINY_VAE, TinyVAEInputs, TinyVAERun
 
 from .data import data
 from .teacher import teacher

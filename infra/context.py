@@ -55,7 +55,7 @@ class RunContext:
         """DeepSpeed where a process group is up (gangs), plain torch elsewhere or where the config says so."""
         if self.compute.engine == "torch" or not torch.distributed.is_initialized():
             return TorchEngine(module, optimizer, clip_norm, accumulate)
-        bf16 = self.device.type == "cuda"
+        bf16 = self.device.type == "cuda" and not getattr(optimizer, "whole_tensors", False)
         return DeepSpeedEngine(module, optimizer, clip_norm, accumulate, self.compute.zero_stage, bf16)
 
     def barrier(self) -> None:

@@ -87,6 +87,11 @@ class DeepSpeedEngine:
     ) -> None:
         deepspeed = _deepspeed()
         self.sharded = bf16 or zero_stage > 0
+        if self.sharded and getattr(optimizer, "whole_tensors", False):
+            raise ValueError(
+                "this optimizer (muon) needs weights whole, and ZeRO shards them: set compute.zero_stage=0, or the "
+                "training's optimizer to adamw"
+            )
         config = {
             "train_micro_batch_size_per_gpu": 1,  # only counts samples; batches are the loader's affair
             "gradient_accumulation_steps": accumulate,

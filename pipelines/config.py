@@ -24,7 +24,7 @@ from stages.train.base import BaseConfig
 from stages.train.dmd import DmdConfig, DmdRun
 from stages.train.ode_pairs import OdeConfig, OdeRun
 from stages.train.sampling import Guidance
-from stages.train.teacher import TeacherConfig
+from stages.train.teacher import Phase1Config, TeacherConfig
 from stages.train.tiny_vae import TinyVAEConfig
 from stages.train.vae import VAETrainConfig
 
@@ -49,6 +49,7 @@ class Config:
     data: DataConfig = field(default_factory=DataConfig)
     vae_training: VAETrainConfig = field(default_factory=VAETrainConfig)  # make nano-base
     base: BaseConfig = field(default_factory=BaseConfig)  # make nano-base
+    phase1: Phase1Config = field(default_factory=Phase1Config)  # make nano-base
     teacher: TeacherConfig = field(default_factory=TeacherConfig)
     ode: OdeConfig = field(default_factory=OdeConfig)
     adapt: AdaptConfig = field(default_factory=AdaptConfig)
@@ -74,6 +75,7 @@ class Config:
             self.data,
             self.vae_training,
             self.base,
+            self.phase1,
             self.teacher,
             *runs,
             self.adapt,

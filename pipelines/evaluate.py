@@ -1,4 +1,4 @@
-"""make eval: how well, how fast and how long. Leaves RUNS/PRESET/report/report.json and report.html."""
+"""make eval: how well, how fast and how long. Leaves report.json, report.html and overview.png in RUNS/PRESET/report."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def publish(report: Report, folder: Path) -> Report:
     """Copies the report to where scripts look for it."""
     folder.mkdir(parents=True, exist_ok=True)
     copies = []
-    for file in (Path(report.json), Path(report.html)):
+    for file in (Path(report.json), Path(report.html), Path(report.overview)):
         aside = folder / f".{file.name}"
         shutil.copyfile(file, aside)
         aside.replace(folder / file.name)

@@ -6,7 +6,6 @@ from __future__ import annotations
 import shutil
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from infra.files import CHECKOUT
 from stages.data.sources import assign_splits
@@ -21,18 +20,6 @@ from .wiring import Run, without_student
 
 STAGES = (VAE, BASE, TEACHER, TINY_VAE)
 ASSETS = CHECKOUT / "msmodel" / "assets"
-# Control appears in frame pairs first and carries over to whole clips (docs/LOG.md).
-PHASE1: dict[str, Any] = {
-    "track_init": "matching",
-    "pair_nearest": 6,
-    "pair_steps": 500,
-    "steps": 120,
-    "phase2_steps": 0,
-    "lr": 1e-3,
-    "warmup_steps": 30,
-    "cooldown_steps": 60,
-    "ema_decay": 0.98,
-}
 
 
 def nano_base(run: Run) -> None:
@@ -46,11 +33,12 @@ def nano_base(run: Run) -> None:
         clip = run.cfg.clip
         pixels = VAERun(run.cfg.vae, run.cfg.vae_training, clip.height, clip.width)
         vae = run.step(VAE, pixels, VAEInputs(train, heldout))
-        fresh = replace(run, cfg=replace(run.cfg, vae=replace(run.cfg.vae, source=vae.folder)))
+        more = replace(run.cfg.data, train_scenes=run.cfg.base.scenes)
+        fresh = replace(run, cfg=replace(run.cfg, vae=replace(run.cfg.vae, source=vae.folder), data=more))
         shards = data(fresh)
         model = without_student(fresh.cfg)
         dit = run.step(BASE, BaseRun(model, run.cfg.base), ClipInputs(shards.train, shards.heldout))
-        phase1 = TeacherRun(without_student(fresh.cfg, "chunk"), replace(run.cfg.teacher, init="random", **PHASE1))
+        phase1 = TeacherRun(without_student(fresh.cfg, "chunk"), run.cfg.phase1)
         taught = run.step(TEACHER, phase1, TeacherInputs(shards.train, shards.heldout, dit))
         tiny = run.step(TINY_VAE, TinyVAERun(model, run.cfg.tiny_vae), TinyVAEInputs(shards.train, shards.heldout))
         parts = {"nano/vae": vae, "nano/dit": dit, "nano-phase1/dit": taught, "nano/tiny_vae": tiny}

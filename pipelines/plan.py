@@ -58,11 +58,15 @@ def estimate(cfg: Config) -> Estimate:
         teacher, student = WanDiT(model), CausalDiT(model)
     count = sum(p.numel() for p in teacher.parameters())
     forward = _forward(cfg, count, model.tokens)
-    pair = _forward(cfg, count, 2 * model.tokens_per_frame) * cfg.teacher.pairs_per_clip
+    later = (1 + cfg.teacher.group_later) / 2  # on average
+    groups = _forward(cfg, count, (1 + later) * model.tokens_per_frame) * cfg.teacher.groups_per_clip
     rollout = cfg.student.steps + 1  # denoising steps and the pass that writes the cache
-    whole = cfg.teacher.total_steps - cfg.teacher.pair_steps
+    whole = cfg.teacher.total_steps - cfg.teacher.group_steps
     flops = {
-        "teacher": 3 * (forward * whole + pair * cfg.teacher.pair_steps) * cfg.teacher.batch * cfg.teacher.accumulate,
+        "teacher": 3
+        * (forward * whole + groups * cfg.teacher.group_steps)
+        * cfg.teacher.batch
+        * cfg.teacher.accumulate,
         "ode_pairs": 3 * forward * cfg.ode.solver_steps * (cfg.ode.pairs + cfg.ode.heldout_pairs),
         "adapt": 3 * forward * cfg.adapt.batch * cfg.adapt.accumulate * cfg.adapt.total_steps,
         "dmd": (rollout + 3 + 6 / cfg.dmd.ratio) * forward * cfg.dmd.batch * cfg.dmd.accumulate * cfg.dmd.total_steps,
@@ -108,6 +112,6 @@ def _gpus(cfg: Config) -> int:
     return cfg.compute.workers or min(here, 1) if here or cfg.compute.workers > 1 else 0
 
 
-def _forward(cfg: Config, parameters: int, tokens: int) -> float:
+def _forward(cfg: Config, parameters: int, tokens: float) -> float:
     """FLOPs of one forward pass over one clip of so many tokens."""
     return 2.0 * parameters * tokens + 4.0 * cfg.dit.layers * cfg.dit.dim * tokens**2

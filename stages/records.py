@@ -95,6 +95,9 @@ class OdePairs:
 
 @dataclass(frozen=True)
 class Report:
+    """Figures for scripts, a page for people, and one picture (PNG) of film strips."""
+
     folder: str
     json: str
     html: str
+    overview: str

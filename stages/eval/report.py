@@ -20,6 +20,7 @@ from stages.eval.videos import Tile, data_uri, mosaic, mp4, png
 from stages.records import Report
 from stages.spec import Context, Stage
 
+OVERVIEW_COLUMNS = 6  # frames of a film strip
 TEMPLATE = Path(__file__).with_name("report.html.j2")
 
 
@@ -41,10 +42,14 @@ def run(cfg: ReportRun, inputs: ReportInputs, ctx: Context) -> Report:
     json_file.write_text(json.dumps(report, indent=1, allow_nan=False, ensure_ascii=False))
     videos = clip_videos(cfg, inputs, ctx) + long_videos(cfg, inputs, ctx)
     html_file.write_text(page(cfg, inputs, report, videos))
+    sheet = overview(cfg, inputs)
+    picture_file = ctx.workdir / "overview.png"
+    picture_file.write_bytes(png(sheet))
+    ctx.image("eval/overview", sheet)
     for file in (json_file, html_file):
         ctx.artifact(file, "report")
     ctx.emit(0, flat(report))
-    return Report(str(ctx.workdir), str(json_file), str(html_file))
+    return Report(str(ctx.workdir), str(json_file), str(html_file), str(picture_file))
 
 
 def flat(report: Mapping[str, Any]) -> dict[str, float]:
@@ -106,6 +111,16 @@ def clip_rows(clip: EvalClip, videos: Videos) -> list[list[Tile]]:
         if row:
             rows.append(row)
     return rows
+
+
+def overview(cfg: ReportRun, inputs: ReportInputs) -> np.ndarray:
+    """The first clip of each kind as film strips: real with the asked tracks, both models with and without. H W 3 uint8."""
+    videos = Videos(inputs)
+    clips = shown_clips(inputs.selection.clips, 1)
+    tiles = [[tile] for clip in clips for tile in clip_rows(clip, videos)[0]]
+    columns = mosaic(tiles, cfg.eval.report.video_height // 2)
+    picked = np.linspace(0, len(columns) - 1, OVERVIEW_COLUMNS).round().astype(int)
+    return np.concatenate(list(columns[picked]), axis=1)
 
 
 def clip_videos(cfg: ReportRun, inputs: ReportInputs, ctx: Context) -> list[Shown]:
@@ -185,4 +200,4 @@ def words(name: str) -> str:
     return name.replace("_", " ")
 
 
-REPORT = Stage("eval_report", version=2, how="once", run=run)
+REPORT = Stage("eval_report", version=3, how="once", run=run)

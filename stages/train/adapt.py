@@ -23,8 +23,9 @@ from msmodel.rollout import denoise_chunks, fresh_noise, rollout
 from stages.records import Checkpoint, OdePairs
 from stages.spec import Context, Resources, Stage
 from stages.train.loop import train
-from stages.train.method import Draws, Learner, Loader, LoopConfig, Loss, Observation, adamw, at_least, scheduled
+from stages.train.method import Draws, Learner, Loader, LoopConfig, Loss, Observation, at_least, scheduled
 from stages.train.ode_pairs import PairBatch, PairLoader, heldout_pairs
+from stages.train.optim import make_optimizer
 from stages.train.publish import frozen_decoder, publish, student_from
 from stages.train.sampling import Decode, contact_sheet, first_conditions, scored_frames
 
@@ -93,7 +94,7 @@ class AdaptMethod:
         self.student, self.model, self.cfg, self.decode, self.seed = student, model, cfg, decode, seed
         self.heldout = heldout
         self.times = torch.tensor(student_timesteps(model.student.steps, model.dit.shift))
-        self._learner = Learner(student, adamw(student, cfg))
+        self._learner = Learner(student, make_optimizer(student, cfg))
 
     def learners(self) -> dict[str, Learner]:
         return {"student": self._learner}

@@ -20,8 +20,10 @@ from msmodel.rollout import fresh_noise
 from stages.records import Checkpoint, ShardSet
 from stages.spec import Context, Resources, Stage
 from stages.train.conditioning import keep, without_any_tracks
+from stages.train.groups import GroupedConfig
 from stages.train.loop import train
-from stages.train.method import Draws, Learner, Loader, LoopConfig, Loss, Observation, adamw, at_least, scheduled
+from stages.train.method import Draws, Learner, Loader, Loss, Observation, at_least, scheduled
+from stages.train.optim import make_optimizer
 from stages.train.publish import fresh, frozen_decoder, heldout_batch, open_loader, publish
 from stages.train.sampling import Decode, contact_sheet, first_conditions, flow_loss, sample_teacher
 
@@ -29,7 +31,7 @@ PROBE_TIMES = (0.95, 0.8, 0.5)
 
 
 @dataclass(frozen=True)
-class BaseConfig(LoopConfig):
+class BaseConfig(GroupedConfig):
     """Pretraining of the nano base. There is no paper counterpart: the paper starts from Wan."""
 
     group: ClassVar[str] = "base"
@@ -43,9 +45,10 @@ class BaseConfig(LoopConfig):
     probe_clips: int = 8
     picture_clips: int = 2
     picture_steps: int = 10
+    scenes: int = 500  # rendered for `make nano-base`; the user's own `make data` renders data.train_scenes
 
     def checks(self) -> list[str]:
-        out = super().checks() + at_least(self, {"probe_clips": 1, "picture_clips": 0, "picture_steps": 1})
+        out = super().checks() + at_least(self, {"probe_clips": 1, "picture_clips": 0, "picture_steps": 1, "scenes": 0})
         if not 0.0 <= self.text_dropout <= 1.0:
             out.append(f"text_dropout: {self.text_dropout} is not a probability")
         return out
@@ -76,7 +79,7 @@ class BaseMethod:
         self.dit, self.model, self.cfg, self.decode = dit, model, cfg, decode
         self.heldout, self.held_cond = heldout, without_any_tracks(heldout, model)
         self.held_eps = fresh_noise(heldout.latents, Draws(seed, rank=0, step=-1).own("noise"))
-        self._learner = Learner(dit, adamw(dit, cfg))
+        self._learner = Learner(dit, make_optimizer(dit, cfg))
 
     def learners(self) -> dict[str, Learner]:
         return {"dit": self._learner}
@@ -91,9 +94,12 @@ class BaseMethod:
         batch = batch.to(self.heldout.latents.device)
         cond = without_any_tracks(batch, self.model)
         cond = replace(cond, text=keep(cond.text, self.cfg.text_dropout, draws.own("dropout")))
-        t = flow.sample_t(batch.latents.shape[0], self.model.dit.shift, draws.own("time")).to(batch.latents.device)
-        eps = fresh_noise(batch.latents, draws.own("noise"))
-        return Loss(flow_loss(self.dit, batch.latents, cond, t, eps, self.model))
+        latents = batch.latents
+        if self.cfg.grouped(draws.step):
+            latents, cond = self.cfg.draw_groups(latents, cond, draws)
+        t = flow.sample_t(latents.shape[0], self.model.dit.shift, draws.own("time")).to(latents.device)
+        eps = fresh_noise(latents, draws.own("noise"))
+        return Loss(flow_loss(self.dit, latents, cond, t, eps, self.model))
 
     @torch.no_grad()
     def observe(self, step: int) -> Observation:

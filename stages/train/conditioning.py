@@ -107,12 +107,6 @@ def pick_frames(x: Tensor, index: Tensor) -> Tensor:
     return torch.gather(x, 2, index)
 
 
-def pair_frames(clips: int, latent_frames: int, generator: torch.Generator, nearest: int = 1) -> Tensor:
-    """Frame 0 and a random latent frame of each clip, not before `nearest`: (clips 2) int64."""
-    later = torch.randint(min(nearest, latent_frames - 1), latent_frames, (clips, 1), generator=generator)
-    return torch.cat([torch.zeros_like(later), later], dim=1)
-
-
 def keep(x: Tensor, dropout: float, generator: torch.Generator) -> Tensor:
     """x (b ...) with each item zeroed with probability `dropout`."""
     kept = torch.rand(x.shape[0], generator=generator) >= dropout

@@ -25,7 +25,8 @@ from stages.records import Checkpoint, ShardSet
 from stages.spec import Context, Resources, Stage
 from stages.train.conditioning import Augment, condition, draw_tracks
 from stages.train.loop import train
-from stages.train.method import Draws, Learner, Loader, LoopConfig, Loss, Observation, adamw, at_least, scheduled
+from stages.train.method import Draws, Learner, Loader, LoopConfig, Loss, Observation, at_least, scheduled
+from stages.train.optim import make_optimizer
 from stages.train.publish import (
     frozen_decoder,
     frozen_teacher,
@@ -124,8 +125,8 @@ class DmdMethod:
         self.heldout = heldout
         self.held_cond = condition(heldout, draw_tracks(heldout, cfg.dmd.augment, cfg.model, draws), cfg.model)
         self._learners = {
-            GENERATOR: Learner(generator, adamw(generator, cfg.dmd)),
-            CRITIC: Learner(critic, adamw(critic, cfg.dmd, lr=cfg.dmd.critic_lr), ema=False),
+            GENERATOR: Learner(generator, make_optimizer(generator, cfg.dmd)),
+            CRITIC: Learner(critic, make_optimizer(critic, cfg.dmd, lr=cfg.dmd.critic_lr), ema=False),
         }
 
     def learners(self) -> dict[str, Learner]:

@@ -14,6 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+OPTIMIZERS = ("adamw", "muon")
+
 
 @dataclass(frozen=True)
 class LoopConfig:
@@ -28,6 +30,7 @@ class LoopConfig:
     steps: int = 1000
     batch: int = 8
     accumulate: int = 1
+    optimizer: str = "adamw"  # or "muon", for small models that train unsharded (stages/train/optim.py)
     lr: float = 1e-4
     betas: tuple[float, float] = (0.9, 0.99)
     weight_decay: float = 0.01
@@ -54,6 +57,8 @@ class LoopConfig:
         least = dict.fromkeys(("batch", "accumulate", "save_steps", "log_steps", "observe_steps"), 1)
         least |= dict.fromkeys(("steps", "warmup_steps", "cooldown_steps", "lr", "weight_decay", "clip_norm"), 0)
         out = at_least(self, least)
+        if self.optimizer not in OPTIMIZERS:
+            out.append(f"optimizer: {self.optimizer!r} is not one of {', '.join(OPTIMIZERS)}")
         if self.save_minutes <= 0:
             out.append(f"save_minutes: {self.save_minutes} must be positive")
         if not 0.0 <= self.ema_decay < 1.0:
@@ -157,18 +162,3 @@ def scheduled(lr: float, cfg: LoopConfig, step: int) -> float:
     up = (step + 1) / cfg.warmup_steps if cfg.warmup_steps else 1.0
     down = (cfg.total_steps - step) / cfg.cooldown_steps if cfg.cooldown_steps else 1.0
     return lr * min(1.0, up, down)
-
-
-def adamw(module: nn.Module, cfg: LoopConfig, lr: float | None = None, head: str = "") -> torch.optim.AdamW:
-    """AdamW over the parameters that train, in groups named "body" and, for names starting with `head`, "head"."""
-    named = [(n, p) for n, p in module.named_parameters() if p.requires_grad]
-    groups = [
-        {"name": "body", "params": [p for n, p in named if not (head and n.startswith(head))]},
-        {"name": "head", "params": [p for n, p in named if head and n.startswith(head)]},
-    ]
-    return torch.optim.AdamW(
-        [g for g in groups if g["params"]],
-        lr=cfg.lr if lr is None else lr,
-        betas=cfg.betas,
-        weight_decay=cfg.weight_decay,
-    )

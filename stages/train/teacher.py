@@ -1,24 +1,23 @@
 """Stage TEACHER: a pretrained image-to-video DiT learns to follow tracks (MotionStream, sections 3.1 and 3.2).
 
 Three phases of flow matching:
-  pairs   two-latent-frame clips (frame 0 and a random later one): large displacements; control appears here, and carries
-          over to whole clips within seconds (an addition of ours, for small models; off at paper scale);
+  groups  frame 0 and a few random later latent frames: large displacements in cheap steps; control appears here, and
+          carries over to whole clips within seconds (an addition of ours, for small models; off at paper scale);
   clips   whole clips;
   masked  whole clips with mid-frame masking, the track head frozen, a lower learning rate.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
 import numpy as np
 import torch
-from einops import repeat
-from torch import Tensor, nn
+from torch import nn
 
 from msmodel import flow
-from msmodel.batch import Batch, Conditioning
+from msmodel.batch import Batch
 from msmodel.config import ModelConfig
 from msmodel.matching import match_tracks
 from msmodel.rollout import fresh_noise
@@ -28,12 +27,12 @@ from stages.train.conditioning import (
     Augment,
     condition,
     draw_tracks,
-    pair_frames,
-    pick_frames,
     training_conditioning,
 )
+from stages.train.groups import GroupedConfig, frame_groups
 from stages.train.loop import train
-from stages.train.method import Draws, Learner, Loader, LoopConfig, Loss, Observation, adamw, at_least, scheduled
+from stages.train.method import Draws, Learner, Loader, Loss, Observation, at_least, scheduled
+from stages.train.optim import make_optimizer
 from stages.train.publish import frozen_decoder, heldout_batch, initial_dit, open_loader, publish
 from stages.train.sampling import (
     Decode,
@@ -43,29 +42,25 @@ from stages.train.sampling import (
     sample_teacher,
 )
 
-Phase = Literal["pairs", "clips", "masked"]
+Phase = Literal["groups", "clips", "masked"]
 PROBE_TIMES = (0.95, 0.8)
 WEIGHTINGS = ("uniform", "bell")
 TRACK_INITS = ("zero", "matching")
 
 
 @dataclass(frozen=True)
-class TeacherConfig(LoopConfig):
+class TeacherConfig(GroupedConfig):
     """Paper, Wan 2.1: phase 1 of 4,800 steps at 1e-5, phase 2 of 800 at 1e-6, batch 128.
 
     init: where the backbone comes from when no base checkpoint is handed in: "embedded:nano", a folder, or "random".
     track_init: "zero" leaves the backbone's function unchanged at step 0, as the paper; "matching" gives it an attention
     head that looks for equal ids (msmodel/matching.py), for small models that would find it late or never.
-    pair_nearest: the earliest latent frame that a pair's second frame may be.
     """
 
     group: ClassVar[str] = "teacher"
 
     init: str = "embedded:nano"
     track_init: str = "zero"
-    pair_steps: int = 0
-    pairs_per_clip: int = 4
-    pair_nearest: int = 1
     steps: int = 4800  # phase 1
     phase2_steps: int = 800
     lr: float = 1e-5
@@ -78,16 +73,16 @@ class TeacherConfig(LoopConfig):
 
     @property
     def total_steps(self) -> int:
-        return self.pair_steps + self.steps + self.phase2_steps
+        return self.group_steps + self.steps + self.phase2_steps
 
     def phase(self, step: int) -> Phase:
-        if step < self.pair_steps:
-            return "pairs"
-        return "clips" if step < self.pair_steps + self.steps else "masked"
+        if self.grouped(step):
+            return "groups"
+        return "clips" if step < self.group_steps + self.steps else "masked"
 
     def checks(self) -> list[str]:
-        least = dict.fromkeys(("pairs_per_clip", "pair_nearest", "probe_clips", "picture_steps"), 1)
-        out = super().checks() + at_least(self, least | dict.fromkeys(("pair_steps", "phase2_steps", "phase2_lr"), 0))
+        least = dict.fromkeys(("probe_clips", "picture_steps"), 1) | dict.fromkeys(("phase2_steps", "phase2_lr"), 0)
+        out = super().checks() + at_least(self, least)
         out += [f"augment.{p}" for p in self.augment.problems()]
         if self.track_init not in TRACK_INITS:
             out.append(f"track_init: {self.track_init!r} is not one of {', '.join(TRACK_INITS)}")
@@ -96,6 +91,13 @@ class TeacherConfig(LoopConfig):
         if not 0 <= self.picture_clips <= self.probe_clips:
             out.append(f"picture_clips: {self.picture_clips} is not within 0..probe_clips ({self.probe_clips})")
         return out
+
+
+@dataclass(frozen=True)
+class Phase1Config(TeacherConfig):
+    """The phase-1 teacher that `make nano-base` ships: where the nano preset's own teacher starts."""
+
+    group: ClassVar[str] = "phase1"
 
 
 @dataclass(frozen=True)
@@ -122,7 +124,7 @@ class TeacherMethod:
 
     def __init__(self, dit: nn.Module, model: ModelConfig, cfg: TeacherConfig, probe: Probe) -> None:
         self.dit, self.model, self.cfg, self.probe = dit, model, cfg, probe
-        self._learner = Learner(dit, adamw(dit, cfg, head="track_head."))
+        self._learner = Learner(dit, make_optimizer(dit, cfg, head="track_head."))
 
     def learners(self) -> dict[str, Learner]:
         return {"dit": self._learner}
@@ -142,33 +144,17 @@ class TeacherMethod:
         batch = batch.to(device)
         cond = training_conditioning(batch, self.cfg.augment, self.model, draws, masked=phase == "masked")
         latents = batch.latents
-        if phase == "pairs":
-            latents, cond = pairs(latents, cond, self.cfg.pairs_per_clip, draws.own("pairs"), self.cfg.pair_nearest)
+        if phase == "groups":
+            latents, cond = self.cfg.draw_groups(latents, cond, draws)
         t = flow.sample_t(latents.shape[0], self.model.dit.shift, draws.own("time")).to(device)
         eps = fresh_noise(latents, draws.own("noise"))
         return Loss(flow_loss(self.dit, latents, cond, t, eps, self.model, self.cfg.weighting))
 
     def observe(self, step: int) -> Observation:
         pictures = {}
-        if self.cfg.phase(step) != "pairs" and self.cfg.picture_clips:
+        if self.cfg.phase(step) != "groups" and self.cfg.picture_clips:
             pictures["teacher"] = self.probe.picture(self.dit, self.cfg.picture_clips, self.cfg.picture_steps)
         return Observation(self.probe.gaps(self.dit), pictures)
-
-
-def pairs(
-    latents: Tensor, cond: Conditioning, per_clip: int, generator: torch.Generator, nearest: int = 1
-) -> tuple[Tensor, Conditioning]:
-    """Two-frame clips: `per_clip` of each clip, latent frame 0 and a random later one, with the tracks of both.
-
-    latents b z t h w -> (per_clip b) z 2 h w, and the conditioning to match.
-    """
-    frames = pair_frames(latents.shape[0] * per_clip, latents.shape[2], generator, nearest)
-
-    def many(x: Tensor) -> Tensor:
-        return repeat(x, "b ... -> (k b) ...", k=per_clip)
-
-    image, c_m = pick_frames(many(cond.image), frames), pick_frames(many(cond.tracks), frames)
-    return pick_frames(many(latents), frames), Conditioning(many(cond.text), image, c_m)
 
 
 class Probe:
@@ -183,17 +169,17 @@ class Probe:
         self.latents = heldout.latents
         self.cond = condition(heldout, draw_tracks(heldout, augment, model, draws), model)
         self.eps = fresh_noise(heldout.latents, draws.own("noise"))
-        frames = pair_frames(heldout.latents.shape[0], heldout.latents.shape[2], draws.own("pairs"))
-        self.pair_latents, self.pair_eps = pick_frames(self.latents, frames), pick_frames(self.eps, frames)
-        self.pair_cond = replace(
-            self.cond, image=pick_frames(self.cond.image, frames), tracks=pick_frames(self.cond.tracks, frames)
-        )
+        self.group_latents, self.group_cond = frame_groups(self.latents, self.cond, 1, 1, draws.own("groups"))
+        self.group_eps = self.eps[:, :, :2]
 
     @torch.no_grad()
     def gaps(self, dit: nn.Module) -> dict[str, float]:
-        """heldout/tXXX: loss with tracks. gap/tXXX: loss without minus loss with. The same for frame pairs."""
+        """heldout/tXXX: loss with tracks. gap/tXXX: loss without minus loss with. The same for groups of two frames."""
         out: dict[str, float] = {}
-        inputs = {"": (self.latents, self.eps, self.cond), "pair_": (self.pair_latents, self.pair_eps, self.pair_cond)}
+        inputs = {
+            "": (self.latents, self.eps, self.cond),
+            "group_": (self.group_latents, self.group_eps, self.group_cond),
+        }
         for prefix, (latents, eps, cond) in inputs.items():
             for time in PROBE_TIMES:
                 t = torch.full((latents.shape[0],), time, device=latents.device)

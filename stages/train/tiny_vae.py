@@ -24,7 +24,8 @@ from stages.records import Checkpoint, ShardSet
 from stages.spec import Context, Resources, Stage
 from stages.train.frames import FrameBatch, FrameLoader
 from stages.train.loop import train
-from stages.train.method import Draws, Learner, Loader, LoopConfig, Loss, Observation, adamw, at_least, scheduled
+from stages.train.method import Draws, Learner, Loader, LoopConfig, Loss, Observation, at_least, scheduled
+from stages.train.optim import make_optimizer
 from stages.train.publish import RANDOM, publish
 from stages.train.sampling import film_strips
 
@@ -115,13 +116,13 @@ class TinyVAEMethod:
 
     def __init__(self, decoder: TinyDecoder, cfg: TinyVAERun, heldout: FrameBatch, seed: int) -> None:
         self.decoder, self.cfg, self.vae, self.heldout = decoder, cfg.tiny_vae, cfg.model.vae, heldout
-        self._learners = {DECODER: Learner(decoder, adamw(decoder, cfg.tiny_vae))}
+        self._learners = {DECODER: Learner(decoder, make_optimizer(decoder, cfg.tiny_vae))}
         self.discriminator: PatchDiscriminator | None = None
         if cfg.tiny_vae.adversarial_weight > 0:
             with torch.random.fork_rng():
                 torch.manual_seed(seed)
                 self.discriminator = PatchDiscriminator().to(heldout.latents.device)
-            optimizer = adamw(self.discriminator, cfg.tiny_vae, lr=cfg.tiny_vae.discriminator_lr)
+            optimizer = make_optimizer(self.discriminator, cfg.tiny_vae, lr=cfg.tiny_vae.discriminator_lr)
             self._learners[DISCRIMINATOR] = Learner(self.discriminator, optimizer, ema=False)
 
     def learners(self) -> dict[str, Learner]:

@@ -22,7 +22,8 @@ from msmodel.vae import save_patch_vae
 from stages.records import Checkpoint, Video
 from stages.spec import Context, Resources, Stage, StageError
 from stages.train.loop import train
-from stages.train.method import Draws, Learner, Loader, LoopConfig, Loss, Observation, adamw, at_least, scheduled
+from stages.train.method import Draws, Learner, Loader, LoopConfig, Loss, Observation, at_least, scheduled
+from stages.train.optim import make_optimizer
 from stages.train.publish import weights_digest
 from stages.train.sampling import film_strips
 from stages.train.vae_footage import Footage, decode_small
@@ -106,7 +107,7 @@ class VAEMethod:
 
     def __init__(self, vae: PatchVAE, cfg: VAETrainConfig, heldout: Tensor) -> None:
         self.vae, self.cfg, self.heldout = vae, cfg, heldout
-        self._learner = Learner(vae, adamw(vae, cfg))
+        self._learner = Learner(vae, make_optimizer(vae, cfg))
 
     def learners(self) -> dict[str, Learner]:
         return {"vae": self._learner}

@@ -186,9 +186,10 @@ def test_a_result_that_mentions_its_checkpoint_does_not_make_it():
 
 
 def test_the_report_lies_where_scripts_look_for_it(tmp_path):
-    for name in ("report.json", "report.html"):
+    names = ("report.json", "report.html", "overview.png")
+    for name in names:
         (tmp_path / name).write_text(name)
-    made = Report(str(tmp_path), str(tmp_path / "report.json"), str(tmp_path / "report.html"))
+    made = Report(str(tmp_path), *(str(tmp_path / name) for name in names))
     published = publish(made, tmp_path / "nano" / "report")
     assert Path(published.json).read_text() == "report.json"
-    assert sorted(p.name for p in Path(published.folder).iterdir()) == ["report.html", "report.json"]
+    assert sorted(p.name for p in Path(published.folder).iterdir()) == sorted(names)

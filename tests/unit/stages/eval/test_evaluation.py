@@ -219,7 +219,7 @@ def test_ratios_are_ratios(full_report):
 def test_the_tracker_gets_figures_pictures_and_files(full_report):
     r, _, ctx = full_report
     assert ctx.metrics["real/student/epe"] == r["real"]["student"]["epe"]
-    assert "eval/long_run" in ctx.pictures and len(ctx.pictures) == 3
+    assert {"eval/long_run", "eval/overview"} <= ctx.pictures.keys() and len(ctx.pictures) == 4
     assert {p.name for p in ctx.artifacts} == {"report.json", "report.html"}
 
 

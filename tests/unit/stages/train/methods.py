@@ -50,7 +50,7 @@ def frozen(dit: WanDiT) -> WanDiT:
 
 
 def teacher_config(**changes) -> teacher.TeacherConfig:
-    settings = QUICK | {"pair_steps": 1, "steps": 2, "phase2_steps": 1, "phase2_lr": 1e-4, "pairs_per_clip": 2}
+    settings = QUICK | {"group_steps": 1, "steps": 2, "phase2_steps": 1, "phase2_lr": 1e-4}
     settings |= {"augment": AUGMENT, "probe_clips": 2, "picture_steps": 2, "weighting": "uniform"}
     return teacher.TeacherConfig(**(settings | changes))
 

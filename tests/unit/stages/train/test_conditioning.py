@@ -7,20 +7,17 @@ from dataclasses import replace
 import pytest
 import torch
 
-from msmodel.tracks import track_map
 from stages.train.conditioning import (
     Augment,
     condition,
     draw_tracks,
     image_conditioning,
     keep,
-    pair_frames,
     pick_frames,
     training_conditioning,
     without_any_tracks,
 )
 from stages.train.method import Draws
-from stages.train.teacher import pairs
 
 from .fakes import clips, tiny_model
 
@@ -105,30 +102,6 @@ def test_first_latent_layout_gives_the_clean_latent_and_nothing_else():
 def test_base_conditioning_has_no_tracks():
     model = tiny_model()
     assert not without_any_tracks(clips(model, 1), model).tracks.any()
-
-
-def test_pairs_take_frame_0_and_a_later_one_with_its_own_tracks():
-    model = tiny_model()
-    batch = clips(model, 3)
-    drawn = draw_tracks(batch, WHOLE, model, Draws(0, 0, 0))
-    cond = condition(batch, drawn, model)
-    latents, two = pairs(batch.latents, cond, 4, torch.Generator().manual_seed(0))
-    frames = pair_frames(12, model.latent_frames, torch.Generator().manual_seed(0))
-    assert latents.shape[:3] == (12, 8, 2)
-    assert two.tracks.shape[2] == two.image.shape[2] == 2
-    whole = track_map(drawn.xy_px, drawn.visible, drawn.phi, model)
-    for k in range(12):
-        clip, later = k % 3, int(frames[k, 1])
-        assert torch.equal(latents[k, :, 0], batch.latents[clip, :, 0])
-        assert torch.equal(latents[k, :, 1], batch.latents[clip, :, later])
-        assert torch.equal(two.tracks[k, :, 1], whole[clip, :, later])
-        assert torch.equal(two.text[k], batch.text[clip])
-
-
-def test_later_frames_cover_the_clip():
-    frames = pair_frames(500, 7, torch.Generator().manual_seed(0))
-    assert not frames[:, 0].any()
-    assert set(frames[:, 1].tolist()) == {1, 2, 3, 4, 5, 6}
 
 
 def test_pick_frames():

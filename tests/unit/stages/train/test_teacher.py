@@ -20,8 +20,8 @@ from .methods import AUGMENT, alive, small, teacher_config, train_base, train_te
 
 
 def test_phases_and_total():
-    cfg = teacher_config(pair_steps=2, steps=3, phase2_steps=4)
-    assert [cfg.phase(s) for s in range(cfg.total_steps)] == ["pairs"] * 2 + ["clips"] * 3 + ["masked"] * 4
+    cfg = teacher_config(group_steps=2, steps=3, phase2_steps=4)
+    assert [cfg.phase(s) for s in range(cfg.total_steps)] == ["groups"] * 2 + ["clips"] * 3 + ["masked"] * 4
 
 
 def snapshots(tmp_path, **changes):
@@ -48,7 +48,7 @@ def test_the_track_head_learns_in_phase_1(tmp_path):
 
 def test_learning_rates_of_the_phases():
     model = small()
-    cfg = teacher_config(pair_steps=1, steps=1, phase2_steps=1, lr=1e-3, phase2_lr=1e-5)
+    cfg = teacher_config(group_steps=1, steps=1, phase2_steps=1, lr=1e-3, phase2_lr=1e-5)
     dit = alive(WanDiT, model)
     probe = teacher.Probe(clips(model, 2), model, cfg.augment, decode, 0)
     method = teacher.TeacherMethod(dit, model, cfg, probe)
@@ -65,7 +65,7 @@ def test_masking_reaches_the_model_in_phase_2_only(tmp_path, monkeypatch):
         return whole(batch, augment, model, draws, masked)
 
     monkeypatch.setattr(teacher, "training_conditioning", watched)
-    train_teacher(FakeContext(tmp_path), small(), pair_steps=1, steps=2, phase2_steps=2)
+    train_teacher(FakeContext(tmp_path), small(), group_steps=1, steps=2, phase2_steps=2)
     assert asked == [False, False, False, True, True]
 
 
@@ -78,12 +78,12 @@ def test_the_gap_is_measured_on_fixed_inputs_and_is_zero_for_a_model_blind_to_tr
     assert probe.gaps(seeing) == probe.gaps(seeing)
     assert probe.gaps(seeing)["gap/t095"] != 0
     gaps = {n: v for n, v in probe.gaps(blind).items() if n.startswith("gap/")}
-    assert gaps == {"gap/t095": 0.0, "gap/t080": 0.0, "gap/pair_t095": 0.0, "gap/pair_t080": 0.0}
+    assert gaps == {"gap/t095": 0.0, "gap/t080": 0.0, "gap/group_t095": 0.0, "gap/group_t080": 0.0}
 
 
-def test_contact_sheets_come_with_whole_clips_not_with_pairs(tmp_path):
+def test_contact_sheets_come_with_whole_clips_not_with_groups(tmp_path):
     ctx = FakeContext(tmp_path)
-    train_teacher(ctx, small(), pair_steps=2, steps=2, phase2_steps=0, observe_steps=1)
+    train_teacher(ctx, small(), group_steps=2, steps=2, phase2_steps=0, observe_steps=1)
     assert [step for key, step in ctx.images] == [2, 3, 4]  # after 2 pair steps the next step is a whole clip's
     picture = ctx.images["teacher", 4]
     assert picture.shape == (3 * 4, 6 * 4, 3)  # rows: real, with tracks, without
@@ -111,7 +111,7 @@ def test_a_teacher_learns_to_use_tracks_on_a_task_that_needs_them(tmp_path):
     model, ctx = small(), FakeContext(tmp_path)
     changes = {"steps": 60, "batch": 8, "lr": 5e-3, "observe_steps": 1000, "picture_clips": 0, "log_steps": 40}
     augment = replace(AUGMENT, tracks_low=6, tracks_high=6, text_dropout=0.0)
-    cfg = teacher_config(pair_steps=0, phase2_steps=0, augment=augment, **changes)
+    cfg = teacher_config(group_steps=0, phase2_steps=0, augment=augment, **changes)
     heldout = shown(clips(model, 8, 99))
     dit = fresh(WanDiT, model, 0)
     metrics = teacher.fit(teacher.TeacherRun(model, cfg), dit, Shown(model, batch=8), heldout, decode, ctx)
@@ -140,9 +140,9 @@ def test_base_leaves_the_track_head_alone(tmp_path):
 
 
 def test_config_problems():
-    bad = teacher_config(weighting="none", picture_clips=9, pair_steps=-1)
+    bad = teacher_config(weighting="none", picture_clips=9, group_steps=-1)
     assert [p.split(":")[0] for p in bad.problems()] == [
-        "teacher.pair_steps",
+        "teacher.group_steps",
         "teacher.weighting",
         "teacher.picture_clips",
     ]

@@ -1,0 +1,67 @@
+"""Frame groups: latent frame 0 and a few random later ones, as short clips. Cheap steps in which control over large
+displacements appears, before whole clips (an addition of ours for small models; docs/adr/0004).
+
+Legend: b batch, z latent channels, t latent frames, h w latent size, k latent frames of a group.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from einops import repeat
+from torch import Tensor
+
+from msmodel.batch import Conditioning
+from stages.train.conditioning import pick_frames
+from stages.train.method import Draws, LoopConfig, at_least
+
+
+@dataclass(frozen=True)
+class GroupedConfig(LoopConfig):
+    """A training that begins with `group_steps` steps of frame groups: groups_per_clip of each clip, every group with 1 to
+    group_later later frames (one draw a step). At paper scale there are none."""
+
+    group_steps: int = 0
+    groups_per_clip: int = 2
+    group_later: int = 3
+
+    @property
+    def total_steps(self) -> int:
+        return self.group_steps + self.steps
+
+    def grouped(self, step: int) -> bool:
+        """Whether `step` (from 0) trains on groups."""
+        return step < self.group_steps
+
+    def checks(self) -> list[str]:
+        return super().checks() + at_least(self, {"group_steps": 0, "groups_per_clip": 1, "group_later": 1})
+
+    def draw_groups(self, latents: Tensor, cond: Conditioning, draws: Draws) -> tuple[Tensor, Conditioning]:
+        """The groups of one step: latents b z t h w -> (groups_per_clip b) z k h w, and their conditioning."""
+        most = min(self.group_later, latents.shape[2] - 1)
+        later = int(torch.randint(1, most + 1, (), generator=draws.shared("group size")))
+        return frame_groups(latents, cond, self.groups_per_clip, later, draws.own("groups"))
+
+
+def group_frames(groups: int, latent_frames: int, later: int, generator: torch.Generator) -> Tensor:
+    """Frame 0 and `later` distinct later latent frames in their order: (groups 1+later) int64."""
+    order = torch.rand(groups, latent_frames - 1, generator=generator).argsort(dim=1)
+    chosen = 1 + order[:, :later].sort(dim=1).values
+    return torch.cat([torch.zeros_like(chosen[:, :1]), chosen], dim=1)
+
+
+def frame_groups(
+    latents: Tensor, cond: Conditioning, per_clip: int, later: int, generator: torch.Generator
+) -> tuple[Tensor, Conditioning]:
+    """`per_clip` groups of each clip, with the image and the tracks of their frames.
+
+    latents b z t h w -> (per_clip b) z 1+later h w, and the conditioning to match.
+    """
+    frames = group_frames(latents.shape[0] * per_clip, latents.shape[2], later, generator)
+
+    def many(x: Tensor) -> Tensor:
+        return repeat(x, "b ... -> (k b) ...", k=per_clip)
+
+    image, c_m = pick_frames(many(cond.image), frames), pick_frames(many(cond.tracks), frames)
+    return pick_frames(many(latents), frames), Conditioning(many(cond.text), image, c_m)

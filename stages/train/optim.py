@@ -1,0 +1,62 @@
+"""Optimizers of the trainings. AdamW as the paper's, or Muon for the transformer's matrices with AdamW for all else."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from stages.train.method import LoopConfig
+
+
+class Joined(torch.optim.Optimizer):
+    """Several optimizers that step as one. Groups are shared: whoever sets a group's learning rate sets its part's.
+
+    whole_tensors: its parts need every weight whole, so that weights cannot be sharded (ZeRO 1 and above).
+    """
+
+    whole_tensors = True
+
+    def __init__(self, parts: Sequence[torch.optim.Optimizer]) -> None:
+        self.parts = tuple(parts)
+        super().__init__([group for part in self.parts for group in part.param_groups], {})
+
+    def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
+        assert closure is None, "no part here evaluates a loss anew"
+        for part in self.parts:
+            part.step()
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"parts": [part.state_dict() for part in self.parts]}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        for part, own in zip(self.parts, state["parts"], strict=True):
+            part.load_state_dict(own)
+        self.param_groups = [group for part in self.parts for group in part.param_groups]  # loading made new ones
+
+
+def make_optimizer(
+    module: nn.Module, cfg: LoopConfig, lr: float | None = None, head: str = ""
+) -> torch.optim.Optimizer:
+    """cfg.optimizer over the parameters that train, in groups named "body" and, for names starting with `head`, "head".
+
+    "muon": orthogonalised momentum (Jordan et al. 2024) for the two-dimensional weights inside the layers, scaled to AdamW's
+    update size (Liu et al. 2025), so that one learning rate serves both; embeddings, head, norms and biases keep AdamW.
+    """
+    named = [(n, p) for n, p in module.named_parameters() if p.requires_grad]
+    rate = cfg.lr if lr is None else lr
+    matrices = [p for n, p in named if n.startswith("blocks.") and p.ndim == 2] if cfg.optimizer == "muon" else []
+    taken = {id(p) for p in matrices}
+    rest = [(n, p) for n, p in named if id(p) not in taken]
+    groups = [
+        {"name": "body", "params": [p for n, p in rest if not (head and n.startswith(head))]},
+        {"name": "head", "params": [p for n, p in rest if head and n.startswith(head)]},
+    ]
+    decay = cfg.weight_decay
+    adamw = torch.optim.AdamW([g for g in groups if g["params"]], lr=rate, betas=cfg.betas, weight_decay=decay)
+    if not matrices:
+        return adamw
+    whole: list[dict[str, Any]] = [{"name": "body", "params": matrices}]
+    return Joined([torch.optim.Muon(whole, lr=rate, weight_decay=decay, adjust_lr_fn="match_rms_adamw"), adamw])

@@ -22,6 +22,7 @@ from stages.eval.config import EvalConfig
 from stages.train.adapt import AdaptConfig
 from stages.train.base import BaseConfig
 from stages.train.dmd import DmdConfig, DmdRun
+from stages.train.method import LoopConfig
 from stages.train.ode_pairs import OdeConfig, OdeRun
 from stages.train.sampling import Guidance
 from stages.train.teacher import Phase1Config, TeacherConfig
@@ -84,6 +85,7 @@ class Config:
             self.compute,
         )
         found = [f"seed: {self.seed} is below zero"] if self.seed < 0 else []
+        found += self._unshardable()
         for group in groups:
             try:
                 found += group.problems()
@@ -92,6 +94,17 @@ class Config:
                     f"{type(group).__name__}: a size, stride, patch or step count is zero; set it to 1 or more"
                 )
         return list(dict.fromkeys(found))
+
+    def _unshardable(self) -> list[str]:
+        """Trainings whose optimizer needs whole weights, where ZeRO is asked to shard them."""
+        if not self.compute.zero_stage:
+            return []
+        trainings = (c for c in vars(self).values() if isinstance(c, LoopConfig) and c.optimizer == "muon")
+        return [
+            f"{c.group}.optimizer: muon needs whole weights, and compute.zero_stage={self.compute.zero_stage} shards "
+            f"them: set compute.zero_stage=0 or {c.group}.optimizer=adamw"
+            for c in trainings
+        ]
 
 
 class ConfigError(ValueError):

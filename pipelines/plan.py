@@ -47,7 +47,8 @@ def dry_run(run: Run, targets: Mapping[str, Any], stages: Mapping[str, tuple[Sta
                 note = "after the step above it"
                 waiting[place] = Line(target, stage.name, "would run", 0.0, run.store.root / stage.name, note)
     order = [(target, stage.name) for target, names in stages.items() for stage in names]
-    return sorted([*run.lines, *waiting.values()], key=lambda line: order.index((line.target, line.stage)))
+    places = {place: number for number, place in enumerate(order)}  # a step of another target's stands where it was met
+    return sorted([*run.lines, *waiting.values()], key=lambda line: places.get((line.target, line.stage), -1))
 
 
 def estimate(cfg: Config) -> Estimate:

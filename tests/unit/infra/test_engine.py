@@ -112,3 +112,19 @@ def test_channels_last_weights_are_accepted(stage, kernel):
     engine.backward(engine.module(torch.ones(1, 3, 5, 5)).square().sum())
     assert engine.step() > 0
     assert not torch.equal(module.weight, before)
+
+
+def test_an_optimizer_that_needs_whole_weights_trains_unsharded_and_is_refused_otherwise():
+    def whole(kind: str):
+        module = nn.Linear(4, 4)
+        optimizer = torch.optim.Muon([module.weight], lr=1e-2)
+        optimizer.whole_tensors = True
+        return DeepSpeedEngine(module, optimizer, 0.0, zero_stage=int(kind[-1]))
+
+    with pytest.raises(ValueError, match=r"compute\.zero_stage=0"):
+        whole("zero1")
+    engine = whole("zero0")
+    before = engine.module.weight.detach().clone()
+    engine.backward(engine.module(torch.ones(2, 4)).square().mean())
+    engine.step()
+    assert not torch.equal(engine.module.weight, before)

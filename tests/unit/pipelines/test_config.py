@@ -18,8 +18,8 @@ def test_presets_are_sound(preset):
 
 def test_nano_is_what_was_decided():
     model = load("nano").model
-    assert (model.latent_frames, model.latent_height, model.latent_width) == (15, 12, 20)
-    assert (model.tokens_per_frame, model.tokens, model.chunks, model.in_channels) == (60, 900, 5, 34)
+    assert (model.latent_frames, model.latent_height, model.latent_width) == (15, 10, 16)
+    assert (model.tokens_per_frame, model.tokens, model.chunks, model.in_channels) == (160, 2400, 5, 34)
 
 
 def test_wan_presets_have_the_papers_layouts():
@@ -71,6 +71,13 @@ def test_a_key_that_a_preset_file_misspells_is_found(tmp_path, monkeypatch):
         load("mine")
     assert "configs/preset/mine.yaml: teacher.lrr: unknown key; did you mean teacher.lr" in str(error.value)
     assert "configs/preset/mine.yaml: clip.frames: Value '1.5'" in str(error.value)
+
+
+def test_muon_and_sharded_weights_exclude_each_other_before_anything_starts():
+    with pytest.raises(ConfigError, match=r"teacher\.optimizer: muon needs whole weights") as error:
+        load("nano", ["compute.zero_stage=1"])
+    assert all("optimizer: muon" in p for p in error.value.problems)
+    assert load("nano", ["compute.zero_stage=1", *(f"{g}.optimizer=adamw" for g in ("base", "phase1", "teacher"))])
 
 
 def test_zero_sizes_are_said_not_raised():

@@ -150,9 +150,14 @@ def test_a_dry_run_lists_and_makes_nothing(tmp_path):
     assert [line.state for line in cached] == ["cached", "cached"]
 
 
+def test_a_dry_run_takes_steps_that_the_target_borrows_from_another(tmp_path):
+    lines = plan.dry_run(new_run(tmp_path, dry=True), {"teacher": teacher}, {"teacher": (TRAIN,)})
+    assert [line.stage for line in lines] == ["videos", "train"]
+
+
 def test_estimates_grow_with_the_work():
     small, large = plan.estimate(load("nano")), plan.estimate(load("nano", ["teacher.steps=400"]))
-    assert small.tokens == 900
+    assert small.tokens == 2400
     assert large.flops["teacher"] > small.flops["teacher"]
     assert large.flops["dmd"] == small.flops["dmd"]
     assert plan.estimate(load("wan21-1.3b")).parameters == pytest.approx(1.42e9, rel=0.01)

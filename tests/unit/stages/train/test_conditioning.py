@@ -1,4 +1,4 @@
-"""What the model is given: ids, dropout, masking, image channels, frame pairs."""
+"""What the model is given: ids, dropout, masking, image channels."""
 
 from __future__ import annotations
 

@@ -12,7 +12,8 @@ from torch import nn
 
 from stages.spec import StageError
 from stages.train import loop
-from stages.train.method import Draws, Learner, LoopConfig, Loss, Observation, adamw, scheduled
+from stages.train.method import Draws, Learner, LoopConfig, Loss, Observation, scheduled
+from stages.train.optim import make_optimizer
 
 from .fakes import FakeContext, FakeLoader, tiny_model
 from .methods import METHODS, small
@@ -172,7 +173,7 @@ def test_schedule_warms_up_and_cools_down():
 def test_frozen_parameters_are_not_handed_to_the_optimizer():
     module = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
     module[0].requires_grad_(False)
-    groups = adamw(module, LoopConfig(), head="1.bias").param_groups
+    groups = make_optimizer(module, LoopConfig(), head="1.bias").param_groups
     assert [(g["name"], len(g["params"])) for g in groups] == [("body", 1), ("head", 1)]
 
 

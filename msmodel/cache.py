@@ -131,6 +131,14 @@ class ChunkCache:
         return KV(tuple(LayerKV(rotate(layer.key, table), layer.value) for layer in kv.layers))
 
 
+class AbsoluteCache(ChunkCache):
+    """The same cache with rotary positions that count from the start of the video and grow for ever (Self Forcing, Huang et
+    al. 2025): for comparison. Beyond the training horizon positions were never seen in training."""
+
+    def position(self, i: int, chunk: int | None = None) -> int:
+        return self.prefix + (i if chunk is None else chunk) * self.student.chunk
+
+
 def _joined(parts: list[KV]) -> tuple[LayerKV, ...]:
     """Layer by layer, the tokens of all parts one after the other."""
     if len(parts) < 2:

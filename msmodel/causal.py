@@ -26,11 +26,13 @@ def times(latents: Tensor, t: float) -> Tensor:
 
 
 class CausalDiT(WanDiT):
-    """WanDiT with a chunk-wise forward pass; `forward` remains the bidirectional one."""
+    """WanDiT with a chunk-wise forward pass; `forward` remains the bidirectional one. cache_type: of its rollouts."""
+
+    cache_type: type[ChunkCache] = ChunkCache
 
     def new_cache(self, latents: Tensor, student: StudentConfig) -> ChunkCache:
         """An empty cache with the sink and window of `student`, for latents (b c t h w) of this size."""
-        return ChunkCache(student, self.token_grid(latents), prefix=int(self.cfg.image_alone))
+        return self.cache_type(student, self.token_grid(latents), prefix=int(self.cfg.image_alone))
 
     def text_keys_values(self, text: Tensor) -> TextKV:
         """Cross-attention keys and values of text (b l c), to be reused by every pass without gradient."""

@@ -19,6 +19,7 @@ from infra.config import ComputeConfig
 from msmodel.config import ClipConfig, DiTConfig, ModelConfig, StudentConfig, TextConfig, VAEConfig
 from stages.data.config import DataConfig
 from stages.eval.config import EvalConfig
+from stages.eval.sweep import SweepConfig
 from stages.train.adapt import AdaptConfig
 from stages.train.base import BaseConfig
 from stages.train.dmd import DmdConfig, DmdRun
@@ -57,6 +58,7 @@ class Config:
     dmd: DmdConfig = field(default_factory=DmdConfig)
     tiny_vae: TinyVAEConfig = field(default_factory=TinyVAEConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
+    sweep: SweepConfig = field(default_factory=SweepConfig)  # make sweep
     compute: ComputeConfig = field(default_factory=ComputeConfig)
 
     @property
@@ -82,6 +84,7 @@ class Config:
             self.adapt,
             self.tiny_vae,
             self.eval,
+            self.sweep,
             self.compute,
         )
         found = [f"seed: {self.seed} is below zero"] if self.seed < 0 else []

@@ -70,12 +70,13 @@ class Run:
     lines: list[Line] = field(default_factory=list)
     rejected: list[Rejected] = field(default_factory=list)
 
-    def step(self, stage: Stage, config: Any, inputs: Any, key_inputs: Any = None) -> Any:
+    def step(self, stage: Stage, config: Any, inputs: Any, key_inputs: Any = None, label: str = "") -> Any:
         """The stage's records, made now or before.
 
-        key_inputs: stands for `inputs` in the key, where these hold what must not make a result stale.
+        key_inputs: stands for `inputs` in the key, where these hold what must not make a result stale. label: tells steps
+        of one stage apart, in the table and in the tracker.
         """
-        return self._manifest(stage, config, inputs, inputs if key_inputs is None else key_inputs).records
+        return self._manifest(stage, config, inputs, inputs if key_inputs is None else key_inputs, label).records
 
     def items(self, stage: Stage, config: Any, items: Sequence[Any]) -> tuple[tuple[Any, ...], list[Rejected]]:
         """A per-item stage over all items: (records in order, items that came to nothing)."""
@@ -114,7 +115,7 @@ class Run:
         self.tracking.finish(status)
         self.executor.stop()
 
-    def _manifest(self, stage: Stage, config: Any, inputs: Any, key_inputs: Any) -> Manifest:
+    def _manifest(self, stage: Stage, config: Any, inputs: Any, key_inputs: Any, label: str = "") -> Manifest:
         step = self.store.step(stage.name, stage.version, config, key_inputs, self.cfg.seed)
         work = Work(stage, config, inputs, step, self.cfg.seed)
         found = self._load(step)
@@ -125,9 +126,9 @@ class Run:
             with self.store.lock(step, self.say):
                 found = self._load(step)  # another command may have made it while this one waited
                 if found is None:
-                    found, state = self._execute(work), "ran"
+                    found, state = self._execute(work, label), "ran"
         if not any(line.folder == step.folder for line in self.lines):
-            note = f"{len(found.failures)} rejected" if found.failures else ""
+            note = f"{len(found.failures)} rejected" if found.failures else label
             self.lines.append(Line(self.target, stage.name, state, found.seconds, step.folder, note))
         return found
 
@@ -142,10 +143,11 @@ class Run:
         tasks = item_tasks(self.store, work)
         return f"{sum(finished(t, self.store.codec) is not None for t in tasks)} of {len(tasks)} items done"
 
-    def _execute(self, work: Work) -> Manifest:
-        self.say(f"== {work.stage.name} ({work.step.name})")
+    def _execute(self, work: Work, label: str) -> Manifest:
+        name = f"{work.stage.name} {label}".strip()
+        self.say(f"== {name} ({work.step.name})")
         tags = {"stage": work.stage.name, "step_key": work.step.key, "folder": str(work.step.folder)}
-        logger = self.tracking.stage(work.stage.name, tags)
+        logger = self.tracking.stage(name, tags)
         provenance = {"mlflow_run": logger.address.run_id if logger else ""}
         status = "FAILED"
         try:

@@ -10,6 +10,11 @@ What calls what (pipelines/evaluate.py wires it; every run takes (config, inputs
     LONG_RUN  once      LongRunRun(model, eval.measure, eval.long_run), LongRunInputs(selection, student) -> Figures
     REPORT    once      ReportRun(preset, model, eval), ReportInputs(...) -> Report
 
+and for ablations:
+
+    SWEEP     once, a setting   SweepRun(...), SweepInputs(selection, student) -> Figures
+    SWEEP_REPORT  once  SweepReportRun(...), SweepReportInputs(points, guided) -> Report
+
 A model that has not been trained is None: its figures are null in report.json, with the reason under `null_reasons`.
 Items of real clips hold no checkpoint, so their features are measured once, whatever is trained. SPEED and LONG_RUN want
 the machine to themselves. Records made here, for the codec: RECORDS.
@@ -19,13 +24,15 @@ from __future__ import annotations
 
 from stages.eval.config import EvalConfig, GenerateRun, LongRunRun, MeasureRun, ReportRun, SelectRun, SpeedRun
 from stages.eval.generate import GENERATE
-from stages.eval.items import EvalClip, EvalItem, Figures, Generated, Measured, Selection, plan
+from stages.eval.items import EvalClip, EvalItem, Figures, Generated, Measured, Selection, guided_items, plan
 from stages.eval.long_run import LONG_RUN, LongRunInputs
 from stages.eval.measure import MEASURE
 from stages.eval.report import REPORT
 from stages.eval.select import SELECT, SelectInputs
 from stages.eval.speed import SPEED, SpeedInputs
 from stages.eval.summary import ReportInputs
+from stages.eval.sweep import SWEEP, SweepInputs, read_weights, sweep_run
+from stages.eval.sweep_report import SWEEP_REPORT, Guided, SweepReportInputs, SweepReportRun
 
 RECORDS = (EvalClip, Selection, EvalItem, Generated, Measured, Figures)
 
@@ -37,8 +44,11 @@ __all__ = [
     "REPORT",
     "SELECT",
     "SPEED",
+    "SWEEP",
+    "SWEEP_REPORT",
     "EvalConfig",
     "GenerateRun",
+    "Guided",
     "LongRunInputs",
     "LongRunRun",
     "MeasureRun",
@@ -48,5 +58,11 @@ __all__ = [
     "SelectRun",
     "SpeedInputs",
     "SpeedRun",
+    "SweepInputs",
+    "SweepReportInputs",
+    "SweepReportRun",
+    "guided_items",
     "plan",
+    "read_weights",
+    "sweep_run",
 ]

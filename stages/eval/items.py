@@ -134,6 +134,15 @@ def plan(selection: Selection, batch: int, teacher: Checkpoint | None, student: 
     return out
 
 
+def guided_items(selection: Selection, clips: int, batch: int, teacher: Checkpoint) -> list[EvalItem]:
+    """The teacher on its own tracks, on the first `clips` chosen clips of each kind: what a sweep of guidance runs over."""
+    out: list[EvalItem] = []
+    for kind in CLIP_KINDS:
+        chosen = [c for c in selection.clips if c.kind == kind and not c.spare][:clips]
+        out += _items(kind, "teacher", "tracks", chosen, batch, teacher)
+    return out
+
+
 def _items(
     kind: str, model: str, variant: str, clips: list[EvalClip], batch: int, checkpoint: Checkpoint | None
 ) -> list[EvalItem]:

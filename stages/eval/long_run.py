@@ -49,8 +49,7 @@ def run(cfg: LongRunRun, inputs: LongRunInputs, ctx: Context) -> Figures:
     shown: dict[str, np.ndarray] = {}
     with ctx.progress("long runs", len(clips) * len(runs)) as progress:
         for clip in clips:
-            target = read_clip(clip)["frames"]
-            target = target[ping_pong(len(target), frames_in(chunks, cfg.model))]
+            target = back_and_forth(clip, frames_in(chunks, cfg.model))
             videos = {"real": target}
             for name, setting in runs.items():
                 videos[name] = long_video(cfg, student, setting, clip, chunks, ctx)
@@ -83,6 +82,12 @@ def some_clips(selection: Selection, count: int) -> list[EvalClip]:
     by_kind = [[c for c in selection.clips if c.kind == kind and not c.spare] for kind in CLIP_KINDS]
     longest = max(map(len, by_kind), default=0)
     return [group[i] for i in range(longest) for group in by_kind if i < len(group)][:count]
+
+
+def back_and_forth(clip: EvalClip, frames: int) -> np.ndarray:
+    """The real clip played forward and backward: T h w 3 uint8 of so many frames."""
+    target = read_clip(clip)["frames"]
+    return target[ping_pong(len(target), frames)]
 
 
 def long_video(

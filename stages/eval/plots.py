@@ -128,5 +128,36 @@ def drift_plot(long_run: Mapping[str, Any]) -> bytes:
     return _png(figure)
 
 
+def sweep_plot(report: Mapping[str, Any]) -> bytes:
+    """Bars of EPE, perceptual distance and latency by setting of the student, and of the teacher's EPE by guidance."""
+    figure, axes = _figure(4, 14.0, 3.4)
+    students, guidance = report["students"], report["guidance"]
+    titles = {
+        "epe": "EPE, px of the raster",
+        "perceptual": "perceptual distance",
+        "latency_ms": "latency of a chunk, ms",
+    }
+    for axis, (name, title) in zip(axes, titles.items(), strict=False):
+        errors = [s["latency_std_ms"] for s in students.values()] if name == "latency_ms" else None
+        axis.bar(
+            range(len(students)),
+            _numbers([s[name] for s in students.values()]),
+            0.7,
+            yerr=errors,
+            ecolor=GREY,
+            color=COLOURS["student"],
+        )
+        axis.set_xticks(range(len(students)), list(students), rotation=60, ha="right")
+        axis.set_title(title)
+    for i, kind in enumerate(("rendered", "real")):
+        at = np.arange(len(guidance)) + (i - 0.5) * 0.38
+        values = _numbers([g[f"{kind}_epe"] for g in guidance.values()])
+        axes[3].bar(at, values, 0.36, color=SETTING_COLOURS[1 + i], label=kind)
+    axes[3].set_xticks(range(len(guidance)), list(guidance), rotation=60, ha="right")
+    axes[3].set_title("teacher: EPE by text / track weights")
+    _legend(axes[3])
+    return _png(figure)
+
+
 def _numbers(values: Sequence[float | None]) -> list[float]:
     return [np.nan if v is None else v for v in values]

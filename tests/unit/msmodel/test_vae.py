@@ -178,7 +178,7 @@ def test_unknown_embedded_weights_are_named() -> None:
 
 
 def test_embedded_nano_reconstructs_a_smooth_picture() -> None:
-    vae = load_vae(VAEConfig("embedded:nano", z_channels=8, stride_t=2, stride_s=4))
+    vae = load_vae(VAEConfig("embedded:nano", z_channels=16, stride_t=2, stride_s=4))
     ramp = torch.linspace(-0.8, 0.8, 80).expand(1, 3, 5, 48, 80).clone()
     ramp[:, 1] *= -0.5
     assert (vae.decode(vae.encode(ramp)) - ramp).abs().mean() < 0.05

@@ -21,7 +21,7 @@ def tiny_model(image: str = "channels") -> ModelConfig:
     """32x32 pixels, 13 frames, 7 latent frames (13 and 1 + 6 with the image alone), two narrow layers."""
     return ModelConfig(
         clip=ClipConfig(height=32, width=32, frames=13, fps=24.0),
-        vae=VAEConfig(source="embedded:nano", z_channels=8, stride_t=2, stride_s=4),
+        vae=VAEConfig(source="embedded:nano", z_channels=16, stride_t=2, stride_s=4),
         text=TextConfig(source="embedded:minilm", dim=12, length=3),
         dit=DiTConfig(
             dim=32, ffn_dim=64, heads=2, layers=2, freq_dim=32, image=image, track_channels=4, track_id_dim=8, shift=3.0

@@ -67,7 +67,7 @@ def test_the_whole_training_chain(image, tmp_path, fake_vae):
     assert taught.step == 4
     assert "gap/t095" in taught.metrics
     assert load_teacher(taught.folder).cfg == load_student(student.folder).cfg == model
-    assert load_tiny_vae(small_decoder.folder).decode(torch.zeros(1, 8, 2, 4, 4)).shape == (1, 3, 3, 16, 16)
+    assert load_tiny_vae(small_decoder.folder).decode(torch.zeros(1, 16, 2, 4, 4)).shape == (1, 3, 3, 16, 16)
 
 
 def test_the_track_head_survives_every_hand_over(tmp_path, fake_vae):

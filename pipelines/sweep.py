@@ -1,0 +1,45 @@
+"""make sweep: the ablations of the paper from one trained model. Leaves sweep.json, .html and .png in RUNS/PRESET/sweep."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from infra.files import git_sha
+from stages import eval as ev
+from stages.records import Report
+
+from .data import data
+from .distill import distill
+from .evaluate import publish
+from .teacher import teacher
+from .wiring import Run
+
+STAGES = (ev.SELECT, ev.SWEEP, ev.GENERATE, ev.MEASURE, ev.SWEEP_REPORT)
+
+
+def sweep(run: Run) -> Report:
+    """Every setting of the student is a step, and so a run in MLflow, of its own."""
+    shards, taught, made = data(run), teacher(run), distill(run)
+    with run.making("sweep"):
+        cfg, model, own = run.cfg.eval, run.cfg.model, run.cfg.sweep
+        selection = run.step(ev.SELECT, ev.SelectRun(model, cfg.select), ev.SelectInputs(shards.heldout))
+        points = tuple(
+            run.step(
+                ev.SWEEP,
+                ev.sweep_run(model, cfg.measure, own, name),
+                ev.SweepInputs(selection, made.student),
+                label=name,
+            )
+            for name in own.settings
+        )
+        items = ev.guided_items(selection, own.guidance_clips, cfg.select.batch, taught)
+        guided = []
+        for weights in own.guidance:
+            setting = replace(cfg.generate, guidance=ev.read_weights(weights))
+            generated, _ = run.items(ev.GENERATE, ev.GenerateRun(model, setting), items)
+            measured, _ = run.items(ev.MEASURE, ev.MeasureRun(model, cfg.measure), generated)
+            guided.append(ev.Guided(weights, measured))
+        inputs = ev.SweepReportInputs(points, tuple(guided), git_sha())
+        page = ev.SweepReportRun(run.cfg.preset, cfg.generate.steps, own.horizons, cfg.measure.raster)
+        report = run.step(ev.SWEEP_REPORT, page, inputs, key_inputs=replace(inputs, git_sha=""))
+        return publish(report, run.store.root / "sweep")

@@ -27,7 +27,7 @@ from stages.train.method import LoopConfig
 from stages.train.ode_pairs import OdeConfig, OdeRun
 from stages.train.sampling import Guidance
 from stages.train.teacher import Phase1Config, TeacherConfig
-from stages.train.tiny_vae import TinyVAEConfig
+from stages.train.tiny_vae import TinyBaseConfig, TinyVAEConfig
 from stages.train.vae import VAETrainConfig
 
 PRESETS = Path(__file__).resolve().parents[1] / "configs" / "preset"
@@ -52,6 +52,7 @@ class Config:
     vae_training: VAETrainConfig = field(default_factory=VAETrainConfig)  # make nano-base
     base: BaseConfig = field(default_factory=BaseConfig)  # make nano-base
     phase1: Phase1Config = field(default_factory=Phase1Config)  # make nano-base
+    tiny_base: TinyBaseConfig = field(default_factory=TinyBaseConfig)  # make nano-base
     teacher: TeacherConfig = field(default_factory=TeacherConfig)
     ode: OdeConfig = field(default_factory=OdeConfig)
     adapt: AdaptConfig = field(default_factory=AdaptConfig)
@@ -79,6 +80,7 @@ class Config:
             self.vae_training,
             self.base,
             self.phase1,
+            self.tiny_base,
             self.teacher,
             *runs,
             self.adapt,

@@ -40,7 +40,7 @@ def nano_base(run: Run) -> None:
         dit = run.step(BASE, BaseRun(model, run.cfg.base), ClipInputs(shards.train, shards.heldout))
         phase1 = TeacherRun(without_student(fresh.cfg, "chunk"), run.cfg.phase1)
         taught = run.step(TEACHER, phase1, TeacherInputs(shards.train, shards.heldout, dit))
-        tiny = run.step(TINY_VAE, TinyVAERun(model, run.cfg.tiny_vae), TinyVAEInputs(shards.train, shards.heldout))
+        tiny = run.step(TINY_VAE, TinyVAERun(model, run.cfg.tiny_base), TinyVAEInputs(shards.train, shards.heldout))
         parts = {"nano/vae": vae, "nano/dit": dit, "nano-phase1/dit": taught, "nano/tiny_vae": tiny}
         for part, checkpoint in parts.items():
             ship(checkpoint, ASSETS / part)

@@ -69,6 +69,13 @@ class TinyVAEConfig(LoopConfig):
 
 
 @dataclass(frozen=True)
+class TinyBaseConfig(TinyVAEConfig):
+    """The tiny VAE that `make nano-base` ships: where the nano preset's own starts."""
+
+    group: ClassVar[str] = "tiny_base"
+
+
+@dataclass(frozen=True)
 class TinyVAERun:
     """What this stage reads; hashed whole into its key."""
 

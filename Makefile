@@ -49,7 +49,8 @@ sweep: $(STAMP)  ## ablations of one trained student and teacher, and RUNS/PRESE
 nano-base: $(STAMP)  ## pretrain what PRESET=nano starts from, into msmodel/assets/nano
 	@$(call RUN,nano-base)
 
-# Unless PRESET is given, they read a debug run.
+# Unless PRESET is given, they read a debug run of their own, so that its models are nobody's candidates.
+notebooks: RUNS := $(if $(filter file,$(origin PRESET)),$(RUNS)/notebooks,$(RUNS))
 notebooks: PRESET := $(if $(filter file,$(origin PRESET)),debug,$(PRESET))
 notebooks: $(STAMP)  ## run the notebooks, on a debug run (made if missing) or on RUNS/PRESET
 	[ -f '$(RUNS)/$(PRESET)/report/report.html' ] || $(MAKE) data teacher distill eval PRESET='$(PRESET)' RUNS='$(RUNS)'

@@ -15,7 +15,8 @@ class ComputeConfig:
     workers: processes of a gang; 0 takes what the stage declares. threads: torch threads of a worker without a GPU; 0
     takes what the stage declares. zero_stage: DeepSpeed ZeRO 0, 1 or 2 (stage 3 hides the weights from EMA
     and observers). max_failures: how often a gang is restarted after
-    a dead worker. object_store_mb: Ray's shared memory on a machine of one's own.
+    a dead worker. max_failed_share: share of a stage's items that may break (not: be rejected) without stopping it; what
+    broke is tried again by the same command. object_store_mb: Ray's shared memory on a machine of one's own.
     """
 
     executor: str = "ray"
@@ -24,6 +25,7 @@ class ComputeConfig:
     engine: str = "deepspeed"
     zero_stage: int = 0
     max_failures: int = 2
+    max_failed_share: float = 0.0
     object_store_mb: int = 200
 
     def problems(self) -> list[str]:
@@ -37,6 +39,8 @@ class ComputeConfig:
         for name in ("workers", "threads", "max_failures"):
             if vars(self)[name] < 0:
                 out.append(f"compute.{name}: {vars(self)[name]} is below zero")
+        if not 0 <= self.max_failed_share < 1:
+            out.append(f"compute.max_failed_share: {self.max_failed_share} must be at least 0 and below 1")
         if self.object_store_mb < 80:
             out.append(f"compute.object_store_mb: {self.object_store_mb} is below the 80 MB that Ray needs")
         return out

@@ -156,11 +156,8 @@ class Executor:
         missing = sum(r is None for r in results) - len(unexpected)
         if missing:
             raise gang.StageFailed(f"stage {work.stage.name}: {missing} items are unfinished; run the command again")
-        if unexpected and len(unexpected) == len(tasks):
-            folder = unexpected[0][0].step.folder
-            raise gang.StageFailed(
-                f"stage {work.stage.name}: every item failed; the first: {unexpected[0][1]} (traceback: {folder}/error.txt)"
-            )
+        if len(unexpected) > self.compute.max_failed_share * len(tasks):
+            raise gang.StageFailed(_broken(work.stage.name, unexpected, len(tasks)))
         kept = [r for r in results if r is not None]
         _log_items(logger, kept, len(failures))
         records = tuple(record for r in kept if r.failure is None for record in _flat(r.records))
@@ -207,6 +204,18 @@ def item_tasks(store: Store, work: Work) -> list[items.ItemTask]:
         step = store.item(work.step, work.stage.version, item, work.seed)
         tasks.setdefault(step.key, items.ItemTask(item, step, work.seed))
     return list(tasks.values())
+
+
+def _broken(stage: str, unexpected: list[tuple[items.ItemTask, str]], total: int) -> str:
+    """What to tell of items that broke for a reason that may pass (disk, memory, network) or is a bug."""
+    shown = "".join(
+        f"\n  {task.label}: {reason} (traceback: {task.step.folder}/error.txt)" for task, reason in unexpected[:5]
+    )
+    more = f"\n  and {len(unexpected) - 5} more" if len(unexpected) > 5 else ""
+    return (
+        f"stage {stage}: {len(unexpected)} of {total} items broke:{shown}{more}\nWhat is done is kept: the same command tries "
+        f"these again; compute.max_failed_share=0.1 goes on without up to a tenth of them"
+    )
 
 
 def _was_rejected(task: items.ItemTask, job: items.ItemJob) -> bool:

@@ -76,6 +76,11 @@ def _dispatch(cfg: Any, names: list[str], retry_failed: bool) -> int:
     except (ValueError, StageFailed) as error:
         print(f"\nstopped: {error}", file=sys.stderr)
         return FAILED
+    except OSError as error:
+        print(
+            f"\nstopped: {error}. Mend that (disk full?) and give the same command again: it goes on", file=sys.stderr
+        )
+        return FAILED
     finally:
         from .summary import summarise
 

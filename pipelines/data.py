@@ -30,7 +30,14 @@ class Dataset:
 
 
 def data(run: Run) -> Dataset:
-    """Videos -> shots -> clips, and scenes cut from them -> tracks -> latents -> shards."""
+    """Videos -> shots -> clips, and scenes cut from them -> tracks -> latents -> shards.
+
+    Once a command: whatever is added to the source meanwhile belongs to the next one.
+    """
+    return run.once(("data", run.cfg), lambda: _data(run))
+
+
+def _data(run: Run) -> Dataset:
     with run.making("data"):
         cfg = run.cfg
         stage = run_configs(cfg.data, cfg.model, weights_stamp(cfg.vae.source, "vae"))
@@ -59,7 +66,12 @@ def data(run: Run) -> Dataset:
 def usable_videos(run: Run) -> tuple[list[Video], list[Rejected]]:
     """Every readable video once, and the files that are none, with the reason."""
     stage = run_configs(run.cfg.data, run.cfg.model)
-    candidates, rejected = sources.find_candidates(run.source_folder())
+    folder = run.source_folder()
+    if folder and run.store.root.parent.is_relative_to(folder):
+        raise ValueError(
+            f"SRC={folder} holds RUNS={run.store.root.parent}: its videos would become sources; move one of them"
+        )
+    candidates, rejected = sources.find_candidates(folder)
     found, refused = run.items(INGEST, stage.ingest, candidates)
     videos, repeated = sources.drop_duplicates(found)
     rejected = [*rejected, *refused, *repeated]

@@ -11,6 +11,7 @@ from stages.train.ode_pairs import ODE_PAIRS, OdeInputs, OdeRun
 from stages.train.tiny_vae import TINY_VAE, TinyVAEInputs, TinyVAERun
 
 from .data import data
+from .stamps import weights_stamp
 from .teacher import teacher
 from .wiring import Run, without_student
 
@@ -34,5 +35,7 @@ def distill(run: Run) -> Distilled:
         dmd = DmdRun(cfg.model, cfg.dmd, cfg.guidance)
         student = run.step(DMD, dmd, DmdInputs(shards.train, shards.heldout, taught, adapted))
         tiny = TinyVAERun(without_student(cfg), cfg.tiny_vae)
-        tiny_vae = run.step(TINY_VAE, tiny, TinyVAEInputs(shards.train, shards.heldout))
+        inputs = TinyVAEInputs(shards.train, shards.heldout)
+        start = weights_stamp(cfg.tiny_vae.init, "tiny_vae")
+        tiny_vae = run.step(TINY_VAE, tiny, inputs, key_inputs=(inputs, start))
         return Distilled(student, tiny_vae)

@@ -11,18 +11,20 @@ EMBEDDED = "embedded:"
 
 
 def weights_stamp(source: str, part: str) -> str:
-    """embedded:NAME: digest of msmodel/assets/NAME/<part>; a folder: names, sizes and times; a hub id: itself.
+    """embedded:NAME: digest of msmodel/assets/NAME/<part>; a folder or file: names, sizes and times; a hub id: itself.
 
     "" where embedded weights are not there: the stage that reads them says so.
     """
     if source.startswith(EMBEDDED):
         folder = Path(str(resources.files("msmodel"))) / "assets" / source.removeprefix(EMBEDDED) / part
         return " ".join(f"{p.name}:{sha256(str(p))}" for p in _files(folder))
-    folder = Path(source).expanduser()
-    if folder.is_dir():
-        return " ".join(f"{p.name}:{p.stat().st_size}:{p.stat().st_mtime_ns}" for p in _files(folder))
-    return source
+    place = Path(source).expanduser()
+    if not place.exists():
+        return source
+    files = [place] if place.is_file() else _files(place)
+    return " ".join(f"{p.name}:{p.stat().st_size}:{p.stat().st_mtime_ns}" for p in files)
 
 
 def _files(folder: Path) -> list[Path]:
-    return sorted(p for p in folder.glob("*") if p.suffix in (".safetensors", ".json")) if folder.is_dir() else []
+    """Weights and their configs, also in subfolders (diffusers keeps vae/, text_encoder/...)."""
+    return sorted(p for p in folder.rglob("*") if p.suffix in (".safetensors", ".json"))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
@@ -69,6 +69,13 @@ class Run:
     target: str = ""
     lines: list[Line] = field(default_factory=list)
     rejected: list[Rejected] = field(default_factory=list)
+    remembered: dict[Any, Any] = field(default_factory=dict)
+
+    def once(self, name: Any, make: Callable[[], Any]) -> Any:
+        """What `make` gives, made at the first call of this command. name: hashable."""
+        if name not in self.remembered:
+            self.remembered[name] = make()
+        return self.remembered[name]
 
     def step(self, stage: Stage, config: Any, inputs: Any, key_inputs: Any = None, label: str = "") -> Any:
         """The stage's records, made now or before.
@@ -155,7 +162,7 @@ class Run:
                 _log_inputs(logger, work.inputs)
             made = self.executor.run(work, logger, provenance)
             if logger:
-                _log_outputs(logger, made.records, work.inputs)
+                _log_outputs(logger, made.records, work.inputs, products={} if self.target == "nano-base" else PRODUCTS)
                 logger.metrics(0, {"seconds": made.seconds})
             status = "FINISHED"
         except KeyboardInterrupt:
@@ -218,8 +225,8 @@ def _log_inputs(logger: tracking.RunLogger, inputs: Any) -> None:
         logger.dataset(shards.split, shards.folder, shards.digest, shards.split)
 
 
-def _log_outputs(logger: tracking.RunLogger, made: Any, inputs: Any) -> None:
-    """Shard sets as data sets, checkpoints as models linked to the data they were trained on."""
+def _log_outputs(logger: tracking.RunLogger, made: Any, inputs: Any, products: Mapping[str, str]) -> None:
+    """Shard sets as data sets, checkpoints as models linked to the data they were trained on; `products` are registered."""
     for shards in made_here(made, inputs, ShardSet):
         logger.dataset(shards.split, shards.folder, shards.digest, shards.split)
     train = next((s for s in found_in(inputs, ShardSet) if s.split == "train"), None)
@@ -233,7 +240,7 @@ def _log_outputs(logger: tracking.RunLogger, made: Any, inputs: Any) -> None:
                 digest=checkpoint.digest,
                 metrics=checkpoint.metrics,
                 tags=parents,
-                registered_as=PRODUCTS.get(checkpoint.name, ""),
+                registered_as=products.get(checkpoint.name, ""),
                 dataset=train.split if train else "",
                 dataset_digest=train.digest if train else "",
             )

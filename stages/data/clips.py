@@ -5,6 +5,7 @@ Legend: T frames of a clip, h w its size. Times are seconds from the video's fir
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,7 +14,7 @@ import cv2
 import numpy as np
 
 from msmodel.config import ClipConfig
-from stages.data.files import save_frames
+from stages.data.files import save_frames, write_png
 from stages.data.split import Shots
 from stages.data.video import Container, Unreadable, read_frames, read_timestamps
 from stages.records import Clip, Rejected
@@ -118,7 +119,7 @@ def _cut(
     plain_frames = _frames(source, plain, clip)
     out = [_save(base, plain_frames, clip.fps)]
     for name, index in zip(PLATES, (plain[0], plain[clip.frames // 2]), strict=True):
-        cv2.imwrite(str(Path(base.folder) / name), cv2.cvtColor(source[int(index)], cv2.COLOR_RGB2BGR))
+        write_png(Path(base.folder) / name, source[int(index)])
     make: dict[str, Callable[[], np.ndarray]] = {
         "reversed": lambda: plain_frames[::-1],
         "push_in": lambda: push_in([source[i] for i in plain.tolist()], clip, _generator(clip_id)),
@@ -179,6 +180,8 @@ def settle_splits(clips: Sequence[Clip], say: Callable[[str], None]) -> list[Cli
         raise StageError("no clip was made: every input was rejected (see the reasons above)")
     if len({c.split for c in clips}) == 2:
         return list(clips)
+    if len({c.source for c in clips}) > 1:
+        return _by_source(clips, say)
     plain = sorted((c for c in clips if not c.recipe), key=lambda c: (c.source, c.start_seconds))
     if len(plain) < 2:
         say(f"one real clip only ({plain[0].clip_id}): it trains; held-out scenes are cut from its middle frame")
@@ -192,6 +195,18 @@ def settle_splits(clips: Sequence[Clip], say: Callable[[str], None]) -> list[Cli
         if clip.clip_id not in taken and apart:
             out.append(replace(clip, split="train"))
     return sorted(out, key=lambda c: c.clip_id)
+
+
+def _by_source(clips: Sequence[Clip], say: Callable[[str], None]) -> list[Clip]:
+    """All clips fell to one split, as the sources meant for the other gave none: one whole source changes sides.
+
+    To the held-out side the one with the fewest clips, its variants dropped; to the training side all but that one.
+    """
+    counts = Counter(c.source for c in clips)
+    held = min(counts, key=lambda source: (counts[source], source))
+    say(f"the sources chosen for one split gave no clip: {held} is held out, the other {len(counts) - 1} train")
+    kept = [c for c in clips if c.source != held or not c.recipe]
+    return [replace(c, split="heldout" if c.source == held else "train") for c in kept]
 
 
 def _apart(a: Clip, b: Clip) -> bool:

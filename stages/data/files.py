@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import subprocess
 import unicodedata
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
+import cv2
 import imageio_ffmpeg
 import numpy as np
 
@@ -36,26 +38,32 @@ def load_npz(path: str | Path) -> dict[str, np.ndarray]:
         return {name: f[name] for name in f.files}
 
 
-def write_mp4(path: Path, frames: np.ndarray, fps: float) -> None:
-    """frames T h w 3 uint8 (h, w even) -> H.264, yuv420p, faststart: plays in browsers and in the tracker's viewer."""
+def write_mp4(path: Path, frames: np.ndarray, fps: float, crf: int = 18) -> None:
+    """frames T h w 3 uint8 (h, w even) -> H.264, yuv420p, faststart: plays in browsers and in the tracker's viewer.
+
+    Written aside and renamed when ffmpeg has ended well. Raises OSError with ffmpeg's words when it has not (disk full).
+    """
     height, width = frames.shape[1:3]
-    options = ["-movflags", "+faststart", "-crf", "18", "-preset", "veryfast", "-threads", "1", "-fflags", "+bitexact"]
-    writer = imageio_ffmpeg.write_frames(
-        str(path),
-        (width, height),
-        fps=fps,
-        codec="libx264",
-        pix_fmt_out="yuv420p",
-        macro_block_size=2,
-        output_params=[*options, "-flags:v", "+bitexact"],
-        ffmpeg_log_level="error",
-    )
-    writer.send(None)
-    for frame in np.ascontiguousarray(frames):
-        writer.send(frame)
-    writer.close()
-    if not path.is_file() or not path.stat().st_size:
-        raise RuntimeError(f"ffmpeg wrote nothing to {path}")
+    aside = path.with_name(f".{path.stem}.part.mp4")
+    command = [imageio_ffmpeg.get_ffmpeg_exe(), "-v", "error", "-y", "-f", "rawvideo", "-pix_fmt", "rgb24"]
+    command += ["-s", f"{width}x{height}", "-r", f"{fps:g}", "-i", "-", "-c:v", "libx264", "-pix_fmt", "yuv420p"]
+    command += ["-crf", str(crf), "-preset", "veryfast", "-threads", "1", "-movflags", "+faststart"]
+    command += ["-fflags", "+bitexact", "-flags:v", "+bitexact", str(aside)]
+    done = subprocess.run(command, input=np.ascontiguousarray(frames).tobytes(), capture_output=True, check=False)
+    if done.returncode:
+        aside.unlink(missing_ok=True)
+        words = done.stderr.decode(errors="replace").strip()
+        raise OSError(f"ffmpeg could not write {path} ({frames.shape}): {words}")
+    os.replace(aside, path)
+
+
+def write_png(path: Path, picture: np.ndarray) -> None:
+    """picture h w 3 uint8 RGB. Raises OSError when it could not be written (disk full)."""
+    aside = path.with_name(f".{path.stem}.part.png")
+    if not cv2.imwrite(str(aside), cv2.cvtColor(picture, cv2.COLOR_RGB2BGR)):
+        aside.unlink(missing_ok=True)
+        raise OSError(f"{path} could not be written: is the disk full?")
+    os.replace(aside, path)
 
 
 def save_frames(folder: Path, frames: np.ndarray, fps: float) -> None:

@@ -26,7 +26,7 @@ def run(cfg: IngestRun, item: Candidate, ctx: Context) -> Video:
         return probe(cfg, item)
     except Unreadable as e:
         raise Reject(f"{item.name}: {e}") from None
-    except OSError as e:
+    except (PermissionError, IsADirectoryError) as e:  # other errors of the disk or the network may pass: tried again
         raise Reject(f"{item.name}: cannot be read ({e.strerror or e})") from None
 
 

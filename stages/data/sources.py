@@ -140,15 +140,20 @@ def find_candidates(src: str) -> tuple[list[Candidate], list[Rejected]]:
     if not src:
         return packaged_candidates(), []
     root = Path(src).expanduser()
-    if root.is_file():
-        return [_candidate(root, root.parent)], []
-    if not root.is_dir():
-        raise StageError(f"SRC={src}: no such folder; give a folder that holds videos, or leave SRC empty")
+    try:
+        if root.is_file():
+            return [_candidate(root, root.parent)], []
+        if not root.is_dir():
+            raise StageError(f"SRC={src}: no such folder; give a folder that holds videos, or leave SRC empty")
+    except OSError as e:
+        raise StageError(f"SRC={src}: cannot be opened: {e.strerror}") from None
     files, rejected = _walk(root, root)
-    names = {f.name for f in files}
+    names: dict[Path, set[str]] = {}
+    for file in files:
+        names.setdefault(file.parent, set()).add(file.name)
     candidates = []
     for file in files:
-        if file.suffix == CAPTION_SUFFIX and _has_video(file, names):
+        if file.suffix == CAPTION_SUFFIX and _has_video(file, names[file.parent]):
             continue
         try:
             candidates.append(_candidate(file, root))
@@ -166,7 +171,8 @@ def _has_video(sidecar: Path, names: set[str]) -> bool:
 
 
 def _walk(folder: Path, root: Path) -> tuple[list[Path], list[Rejected]]:
-    """All files below folder, sorted, links to folders not followed; folders that cannot be listed as Rejected."""
+    """All files below folder, sorted, links to folders not followed. Rejected: folders that cannot be listed, what is no
+    regular file (a pipe would be waited on for ever), names that are not UTF-8 (they fit no catalogue)."""
     files: list[Path] = []
     rejected: list[Rejected] = []
     try:
@@ -176,13 +182,28 @@ def _walk(folder: Path, root: Path) -> tuple[list[Path], list[Rejected]]:
         name = str(folder.relative_to(root)) if folder != root else str(root)
         return [], [Rejected(name + os.sep, "sources", f"folder cannot be listed: {e.strerror}")]
     for entry in entries:
-        if entry.is_dir(follow_symlinks=False):
+        reason = _unusable(entry)
+        if reason:
+            shown = os.fsencode(os.path.relpath(entry.path, root)).decode(errors="backslashreplace")
+            rejected.append(Rejected(shown, "sources", reason))
+        elif entry.is_dir(follow_symlinks=False):
             more, bad = _walk(Path(entry.path), root)
             files += more
             rejected += bad
         else:
             files.append(Path(entry.path))
     return files, rejected
+
+
+def _unusable(entry: os.DirEntry[str]) -> str:
+    """Why a folder's entry is not even looked at; "" where it is."""
+    try:
+        entry.name.encode()
+    except UnicodeEncodeError:
+        return "its name is not UTF-8: rename it"
+    if entry.is_dir(follow_symlinks=False) or entry.is_file() or not os.path.exists(entry.path):
+        return ""  # a broken link is listed when it is opened
+    return "a link to a folder: give that folder itself" if entry.is_dir() else "a pipe, socket or device, no file"
 
 
 def caption_from_name(stem: str) -> str:

@@ -6,7 +6,6 @@ Legend: T frames, n tracks.
 from __future__ import annotations
 
 import base64
-import subprocess
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,6 +13,8 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+
+from stages.data.files import write_mp4
 
 LABEL_PX, GAP_PX, TRAIL = 22, 4, 8
 PAPER, INK = (24, 26, 31), (228, 230, 235)
@@ -89,18 +90,10 @@ def _drawn(tile: Tile, t: int, height: int) -> np.ndarray:
 
 
 def mp4(video: np.ndarray, fps: float) -> bytes:
-    """H.264, yuv420p, faststart. video: T H W 3 uint8 with even sizes. Raises ValueError with ffmpeg's words on failure."""
-    import imageio_ffmpeg
-
-    height, width = video.shape[1:3]
+    """H.264, yuv420p, faststart. video: T H W 3 uint8 with even sizes. Raises OSError with ffmpeg's words on failure."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "out.mp4"
-        command = [imageio_ffmpeg.get_ffmpeg_exe(), "-v", "error", "-y", "-f", "rawvideo", "-pix_fmt", "rgb24"]
-        command += ["-s", f"{width}x{height}", "-r", f"{fps:g}", "-i", "-", "-c:v", "libx264", "-pix_fmt", "yuv420p"]
-        command += ["-crf", "23", "-preset", "veryfast", "-movflags", "+faststart", str(path)]
-        done = subprocess.run(command, input=np.ascontiguousarray(video).tobytes(), capture_output=True, check=False)
-        if done.returncode:
-            raise ValueError(f"ffmpeg could not encode {video.shape}: {done.stderr.decode(errors='replace').strip()}")
+        write_mp4(path, video, fps, crf=23)
         return path.read_bytes()
 
 

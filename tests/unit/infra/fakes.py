@@ -96,17 +96,17 @@ def items(count: int) -> list[Item]:
     return [Item(f"i{n}", n) for n in range(count)]
 
 
-def world(root: Path, executor: str = "local", stream=None) -> tuple[Store, Executor]:
+def world(root: Path, executor: str = "local", stream=None, **compute) -> tuple[Store, Executor]:
     store = Store(root, Codec(TYPES, root))
-    return store, Executor(store, ComputeConfig(executor=executor), PlainConsole(stream), Reject)
+    return store, Executor(store, ComputeConfig(executor=executor, **compute), PlainConsole(stream), Reject)
 
 
 def work(store: Store, stage: Stage, cfg: FakeConfig, inputs: object, seed: int = 0) -> Work:
     return Work(stage, cfg, inputs, store.step(stage.name, stage.version, cfg, inputs, seed), seed)
 
 
-def drive(root: Path, stage: Stage, cfg: FakeConfig, inputs: object, executor: str = "local"):
-    store, runner = world(root, executor)
+def drive(root: Path, stage: Stage, cfg: FakeConfig, inputs: object, executor: str = "local", **compute):
+    store, runner = world(root, executor, **compute)
     job = work(store, stage, cfg, inputs)
     with store.lock(job.step, print):
         found = store.load(job.step)

@@ -9,6 +9,7 @@ import pytest
 
 from infra.codec import Codec
 from infra.executor import Executor
+from infra.gang import StageFailed
 from infra.progress import PlainConsole
 from infra.store import Store
 from pipelines import plan, summary
@@ -59,8 +60,8 @@ VIDEOS = Stage("videos", 1, "per_item", make_video)
 TRAIN = Stage("train", 1, "once", train)
 
 
-def new_run(folder: Path, dry: bool = False, retry_failed: bool = False) -> Run:
-    cfg = load("debug", ["compute.executor=local"], runs=str(folder))
+def new_run(folder: Path, dry: bool = False, retry_failed: bool = False, *overrides: str) -> Run:
+    cfg = load("debug", ["compute.executor=local", *overrides], runs=str(folder))
     store, console = Store(cfg.root, Codec(RECORDS, cfg.root)), PlainConsole()
     executor = Executor(store, cfg.compute, console, Reject)
     return Run(cfg, store, executor, NoTracking(), console, dry, retry_failed)  # type: ignore[arg-type]
@@ -127,11 +128,25 @@ def test_rejected_items_carry_the_name_the_stage_gave(tmp_path):
     assert cached.rejected == run.rejected
 
 
-def test_unexpected_failures_are_tried_again_when_asked(tmp_path):
-    assert data(new_run(tmp_path), ("a", "flaky")) == ("A",)
-    assert data(new_run(tmp_path), ("a", "flaky")) == ("A",)
-    assert data(new_run(tmp_path, retry_failed=True), ("a", "flaky")) == ("A", "FLAKY")
+def test_unexpected_failures_stop_the_command_and_the_next_tries_them_again(tmp_path):
+    with pytest.raises(StageFailed, match="flaky: OSError: disk full"):
+        data(new_run(tmp_path), ("a", "flaky"))
+    assert data(new_run(tmp_path), ("a", "flaky")) == ("A", "FLAKY")
     assert CALLS == ["a", "flaky", "flaky"]
+
+
+def test_unexpected_failures_that_were_allowed_are_tried_again_when_asked(tmp_path):
+    allow = "compute.max_failed_share=0.5"
+    assert data(new_run(tmp_path, False, False, allow), ("a", "flaky")) == ("A",)
+    assert data(new_run(tmp_path, False, False, allow), ("a", "flaky")) == ("A",)
+    assert data(new_run(tmp_path, False, True, allow), ("a", "flaky")) == ("A", "FLAKY")
+    assert CALLS == ["a", "flaky", "flaky"]
+
+
+def test_what_is_made_once_a_command_is_made_once(tmp_path):
+    run, made = new_run(tmp_path), []
+    assert [run.once("x", lambda: made.append(1) or len(made)) for _ in range(3)] == [1, 1, 1]
+    assert new_run(tmp_path).once("x", lambda: 5) == 5
 
 
 def test_a_dry_run_lists_and_makes_nothing(tmp_path):

@@ -108,6 +108,46 @@ def test_a_folder_without_read_permission_is_listed_and_the_rest_is_used():
         (root / "closed").chmod(0o755)
 
 
+def test_what_is_no_file_or_has_no_readable_name_is_listed_and_never_opened(tmp_path):
+    (tmp_path / "a.mp4").write_bytes(b"x")
+    os.mkfifo(tmp_path / "pipe.mp4")  # opening it would wait for ever
+    (tmp_path / "deep").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "deep")
+    with open(os.fsencode(tmp_path) + b"/caf\xe9.mp4", "wb") as f:
+        f.write(b"x")
+    found, rejected = find_candidates(str(tmp_path))
+    assert [c.name for c in found] == ["a.mp4"]
+    assert {(r.name, r.reason.split(":")[0]) for r in rejected} == {
+        ("pipe.mp4", "a pipe, socket or device, no file"),
+        ("link", "a link to a folder"),
+        ("caf\\xe9.mp4", "its name is not UTF-8"),
+    }
+
+
+def test_a_text_is_a_caption_of_its_own_folders_videos_only(tmp_path):
+    (tmp_path / "deep").mkdir()
+    for name in ("walk.mp4", "walk.txt", "deep/walk.txt"):
+        (tmp_path / name).write_text("words")
+    found, _ = find_candidates(str(tmp_path))
+    assert [c.name for c in found] == ["deep/walk.txt", "walk.mp4"]
+
+
+def test_a_src_that_may_not_be_entered_says_so():
+    with tempfile.TemporaryDirectory() as name:
+        root = Path(name)
+        root.chmod(0o755)
+        (root / "closed" / "videos").mkdir(parents=True)
+        (root / "closed").chmod(0)
+
+        def listing() -> str:
+            with pytest.raises(StageError, match="cannot be opened: Permission denied"):
+                find_candidates(str(root / "closed" / "videos"))
+            return "said"
+
+        assert as_nobody(listing) == "said"
+        (root / "closed").chmod(0o755)
+
+
 def test_a_useless_src_says_so(tmp_path):
     with pytest.raises(StageError, match="no such folder"):
         find_candidates(str(tmp_path / "missing"))

@@ -1,3 +1,5 @@
+import resource
+import signal
 import subprocess
 from dataclasses import replace
 
@@ -9,7 +11,7 @@ import pytest
 from msmodel.packages import packaged_file
 from stages.data import clips, ingest, split
 from stages.data.clips import ClipsRun, settle_splits
-from stages.data.files import read_clip_frames, slug, write_mp4
+from stages.data.files import read_clip_frames, slug, write_mp4, write_png
 from stages.data.ingest import IngestRun
 from stages.data.sources import Candidate
 from stages.data.split import Shots, SplitRun
@@ -162,6 +164,42 @@ def test_one_source_is_split_by_time_and_says_so():
     assert sorted(c.clip_id for c in out if c.split == "heldout") == ["c8", "c9"]
     assert sorted(c.clip_id for c in out if c.split == "train") == [f"c{i}" for i in range(8)]
     assert "by time" in said[0]
+
+
+def test_where_the_heldout_source_gives_no_clip_another_whole_source_takes_its_place():
+    """No shot may lie on both sides while there is more than one source."""
+    said: list[str] = []
+    made = [
+        replace(a_clip(s, recipe=r), source=f"{n}.mp4")
+        for n in "abc"
+        for s in range(3 + (n == "a"))
+        for r in ("", "fast")
+    ]
+    out = settle_splits(made, said.append)
+    sides = {source: {c.split for c in out if c.source == source} for source in ("a.mp4", "b.mp4", "c.mp4")}
+    assert sides == {"a.mp4": {"train"}, "b.mp4": {"heldout"}, "c.mp4": {"train"}}
+    assert not any(c.recipe for c in out if c.split == "heldout")
+    assert "b.mp4 is held out" in said[0]
+
+
+def test_what_ffmpeg_or_opencv_cannot_write_is_an_error_and_leaves_nothing(tmp_path):
+    """As on a full disk."""
+    frames = np.zeros((5, 32, 48, 3), np.uint8)
+    with pytest.raises(OSError, match="ffmpeg could not write"):
+        write_mp4(tmp_path / "missing" / "a.mp4", frames, 24.0)
+    with pytest.raises(OSError, match="could not be written"):
+        write_png(tmp_path / "missing" / "a.png", frames[0])
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    noise = np.random.default_rng(0).integers(0, 256, (40, 128, 192, 3)).astype(np.uint8)
+    previous = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (8192, limit[1]))
+        with pytest.raises(OSError, match="ffmpeg could not write"):
+            write_mp4(tmp_path / "a.mp4", noise, 24.0)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+        signal.signal(signal.SIGXFSZ, previous)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_two_sources_are_left_alone_and_none_is_an_error():

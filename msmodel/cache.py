@@ -133,7 +133,7 @@ class ChunkCache:
 
 class AbsoluteCache(ChunkCache):
     """The same cache with rotary positions that count from the start of the video and grow for ever (Self Forcing, Huang et
-    al. 2025): for comparison. Beyond the training horizon positions were never seen in training."""
+    al. 2025): for comparison. Distances to a sink then grow beyond all that training showed; without one nothing differs."""
 
     def position(self, i: int, chunk: int | None = None) -> int:
         return self.prefix + (i if chunk is None else chunk) * self.student.chunk

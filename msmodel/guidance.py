@@ -1,4 +1,4 @@
-"""Joint guidance over text and tracks (MotionStream, section 3.2): three evaluations, run as one batch."""
+"""Joint guidance over text and tracks (MotionStream, section 3.2): three evaluations in one batch, or two."""
 
 from __future__ import annotations
 
@@ -26,13 +26,18 @@ def combine(full: Tensor, tracks_only: Tensor, text_only: Tensor, w_text: float,
 
 @torch.no_grad()
 def joint(model: Velocity, noisy: Tensor, t: Tensor, cond: Conditioning, w_text: float, w_track: float) -> Tensor:
-    """Guided velocity (b c t h w) of a frozen `model(noisy, t, cond)`. Three times the batch goes through at once."""
-    branches = (cond, cond.without_text(), cond.without_tracks())
+    """Guided velocity (b c t h w) of a frozen `model(noisy, t, cond)`. All branches that count go through at once: three,
+    or two where a weight is zero, as `combine` then multiplies that branch by zero."""
+    by_text, by_track = w_text > 0, w_track > 0
+    branches = [cond, *[cond.without_text()] * by_text, *[cond.without_tracks()] * by_track]
     stacked = Conditioning(
         text=torch.cat([c.text for c in branches]),
         image=torch.cat([c.image for c in branches]),
         tracks=torch.cat([c.tracks for c in branches]),
     )
-    v = model(torch.cat([noisy] * 3), torch.cat([t] * 3), stacked)
-    full, tracks_only, text_only = rearrange(v, "(k b) ... -> k b ...", k=3)
+    v = model(torch.cat([noisy] * len(branches)), torch.cat([t] * len(branches)), stacked)
+    full, *others = rearrange(v, "(k b) ... -> k b ...", b=noisy.shape[0])
+    zero = torch.zeros_like(full)
+    tracks_only = others.pop(0) if by_text else zero
+    text_only = others.pop(0) if by_track else zero
     return combine(full, tracks_only, text_only, w_text, w_track)

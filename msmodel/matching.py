@@ -46,6 +46,10 @@ def match_tracks(
     the wish for the given frame (latent frame 0, known by its mask) over the other frames of the same track.
     """
     d = dit.cfg.dit
+    if not dit.cfg.mask_channels:
+        raise ValueError(
+            "the matching head knows the given frame by its mask channels, which dit.image=first_latent has not"
+        )
     head_dim = d.dim // d.heads
     rows, columns = dit.cfg.latent_height // d.patch[1], dit.cfg.latent_width // d.patch[2]
     slow = slow_channels(head_dim, (dit.cfg.latent_frames, rows, columns))

@@ -29,7 +29,7 @@ def evaluate(run: Run) -> Report:
         measured, _ = run.items(ev.MEASURE, ev.MeasureRun(model, cfg.measure), generated)
         speed = run.step(
             ev.SPEED,
-            ev.SpeedRun(model, cfg.generate, cfg.speed),
+            ev.SpeedRun(model, cfg.speed),
             ev.SpeedInputs(selection, taught, made.student, made.tiny_vae),
         )
         long_run = run.step(

@@ -6,7 +6,7 @@ What calls what (pipelines/evaluate.py wires it; every run takes (config, inputs
               plan(selection, eval.select.batch, teacher, student) -> [EvalItem]
     GENERATE  per_item  GenerateRun(model, eval.generate), EvalItem -> Generated
     MEASURE   per_item  MeasureRun(model, eval.measure), Generated -> Measured
-    SPEED     once      SpeedRun(model, eval.generate, eval.speed), SpeedInputs(selection, teacher, student, ...) -> Figures
+    SPEED     once      SpeedRun(model, eval.speed), SpeedInputs(selection, teacher, student, ...) -> Figures
     LONG_RUN  once      LongRunRun(model, eval.measure, eval.long_run), LongRunInputs(selection, student) -> Figures
     REPORT    once      ReportRun(preset, model, eval), ReportInputs(...) -> Report
 

@@ -161,7 +161,6 @@ class MeasureRun:
 @dataclass(frozen=True)
 class SpeedRun:
     model: ModelConfig
-    generate: GenerateConfig  # the guidance that is timed
     speed: SpeedConfig
 
 

@@ -41,6 +41,7 @@ def authored(
     progress = np.linspace(0.0, 1.0, frames, dtype=np.float32)[:, None, None]
     angle = generator.uniform(0, 2 * np.pi)
     heading = np.array([np.cos(angle), np.sin(angle)], np.float32)
+    covered: np.ndarray | bool = np.zeros((frames, 1), bool)  # pinned points under what was dragged over them
     if kind == "pan":
         xy = grid + progress * heading * (how.pan * width)
     elif kind == "zoom":
@@ -48,14 +49,20 @@ def authored(
         xy = centre + (grid - centre) * (1 + progress * (how.zoom - 1))
     elif kind == "drag_dense":
         centre = _place(size, how, generator)
-        xy = grid + _drag(grid, centre, size, how) * progress * heading * (how.drag * width)
+        dragged = _drag(grid, centre, size, how)
+        grid, dragged = (
+            a[np.argsort(dragged[:, 0], kind="stable")] for a in (grid, dragged)
+        )  # the moved are drawn last
+        moved = progress * heading * (how.drag * width)
+        xy = grid + dragged * moved
+        covered = (np.linalg.norm(grid - (centre + moved), axis=-1) <= how.drag_radius * width) & (dragged[:, 0] == 0)
     elif kind == "drag_sparse":
         points = _sparse_points(grid, _place(size, how, generator), size, how, generator)
         xy = points + _first(len(points), how.sparse_dragged) * progress * heading * (how.drag * width)
     else:
         raise ValueError(f"no authored motion is called {kind!r}: one of {', '.join(KINDS[1:])}")
     xy = np.broadcast_to(xy, (frames, xy.shape[1], 2)).astype(np.float32)
-    return xy, stays_inside(xy, size)
+    return xy, stays_inside(xy, size) & ~covered
 
 
 def swapped(xy_px: np.ndarray, visible: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -53,12 +53,20 @@ def latents_of(cfg: GenerateRun, item: EvalItem, ctx: Context) -> Tensor:
     net = (
         teacher_on(item.checkpoint, ctx.device) if item.model == "teacher" else student_on(item.checkpoint, ctx.device)
     )
-    dtype = next(net.parameters()).dtype
-    cond = conditioning(item.clips, item.variant, cfg.model, ctx.seed, ctx.device).to(ctx.device, dtype)
-    noise = clip_noise(item.clips, cfg.model, ctx.seed, ctx.device).to(dtype)
+    cond = conditioning(item.clips, item.variant, cfg.model, ctx.seed, ctx.device)
+    noise = clip_noise(item.clips, cfg.model, ctx.seed, ctx.device)
     if not isinstance(net, CausalDiT):
         return sample_teacher(net, cond, noise, cfg.generate.steps, cfg.generate.guidance, cfg.model)
-    return student_rollout(net, cond, noise, seeded(ctx.seed, "steps", *(c.clip_id for c in item.clips)))
+    alone = [  # one by one: the noise between steps must not depend on what else is in the batch
+        student_rollout(net, one_of(cond, i), noise[i, None], seeded(ctx.seed, "steps", clip.clip_id))
+        for i, clip in enumerate(item.clips)
+    ]
+    return torch.cat(alone)
+
+
+def one_of(cond: Conditioning, i: int) -> Conditioning:
+    """The i-th item of a batch of conditionings, as a batch of one."""
+    return Conditioning(cond.text[i, None], cond.image[i, None], cond.tracks[i, None])
 
 
 def student_rollout(

@@ -8,11 +8,12 @@ from typing import Any
 
 from msmodel.config import ModelConfig
 from stages.eval.config import EvalConfig
+from stages.train.sampling import Guidance
 
 EPE_RASTER = (480, 832)
 CUT = 0.5  # tracks count as followed when they at least halve the EPE
 KEPT = 1.55  # the paper's larger ratio of the student's EPE to the teacher's
-WIDEST = 10.0  # percent: a latency slope known less exactly than this says nothing
+WIDEST = 2.0  # percent: a latency slope known less exactly than this says nothing
 
 
 @dataclass(frozen=True)
@@ -127,5 +128,11 @@ def differences(model: ModelConfig, cfg: EvalConfig, speed: Mapping[str, Any]) -
     if cfg.generate.steps != 50:
         out.append(
             f"Teacher: quality at {cfg.generate.steps} steps, the paper's at 50. (Its speed here is at 50 steps, as there.)"
+        )
+    weights, paper = cfg.generate.guidance, Guidance()
+    if weights != paper:
+        out.append(
+            f"Guidance: text {weights.text:g}, track {weights.track:g}; the paper's {paper.text:g} and {paper.track:g}. "
+            "(The teacher's speed here is at the paper's.)"
         )
     return out

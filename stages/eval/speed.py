@@ -22,7 +22,7 @@ from stages.eval.streaming import ClipStream, chunks_of, clip_stream, filled_aft
 from stages.eval.timing import latency, now, peak_memory
 from stages.records import Checkpoint
 from stages.spec import Context, Resources, Stage, StageError
-from stages.train.sampling import sample_teacher
+from stages.train.sampling import Guidance, sample_teacher
 
 
 @dataclass(frozen=True)
@@ -68,16 +68,16 @@ def settings(ctx: Context) -> dict[str, Any]:
 
 
 def teacher_speed(cfg: SpeedRun, checkpoint: Checkpoint, clip: EvalClip, ctx: Context) -> dict[str, Any]:
-    """Seconds of whole clips at speed.teacher_steps with joint guidance, after one warm-up step."""
+    """Seconds of whole clips at speed.teacher_steps with the paper's joint guidance, after one warm-up step."""
     teacher = teacher_on(checkpoint, ctx.device)
     vae, dtype = vae_on(cfg.model.vae, ctx.device), next(teacher.parameters()).dtype
-    cond = conditioning([clip], "tracks", cfg.model, ctx.seed, ctx.device).to(ctx.device, dtype)
-    noise = clip_noise([clip], cfg.model, ctx.seed, ctx.device).to(dtype)
-    vae.decode(sample_teacher(teacher, cond, noise, 1, cfg.generate.guidance, cfg.model).float())
+    cond = conditioning([clip], "tracks", cfg.model, ctx.seed, ctx.device)
+    noise = clip_noise([clip], cfg.model, ctx.seed, ctx.device)
+    vae.decode(sample_teacher(teacher, cond, noise, 1, Guidance(), cfg.model).float())
     sampling = decoding = 0.0
     for _ in range(cfg.speed.teacher_rollouts):
         began = now(ctx.device)
-        latents = sample_teacher(teacher, cond, noise, cfg.speed.teacher_steps, cfg.generate.guidance, cfg.model)
+        latents = sample_teacher(teacher, cond, noise, cfg.speed.teacher_steps, Guidance(), cfg.model)
         sampled = now(ctx.device)
         vae.decode(latents.float())
         sampling, decoding = sampling + sampled - began, decoding + now(ctx.device) - sampled

@@ -69,12 +69,12 @@ class ClipStream:
 
 
 def clip_stream(student: CausalDiT, clip: EvalClip, model: ModelConfig, seed: int, device: torch.device) -> ClipStream:
-    arrays, dtype = read_clip(clip), next(student.parameters()).dtype
+    arrays = read_clip(clip)
     xy_px, visible = read_tracks(clip.track_file("tracks"))
     return ClipStream(
         student,
-        stacked([arrays["text"]], device).to(dtype),
-        image_conditioning(stacked([arrays["image"]], device), model).to(dtype),
+        stacked([arrays["text"]], device),
+        image_conditioning(stacked([arrays["image"]], device), model),
         clip_ids(clip, xy_px.shape[1], model, seed).to(device),
         torch.from_numpy(xy_px),
         torch.from_numpy(visible),

@@ -4,7 +4,8 @@ The paper's extended-length table and its figures of sinks and windows, from one
 far from the trained one pays for that too. Figures are those of LONG_RUN over `eval.sweep.horizons` horizons.
 
 A setting is named cXsYwZ, with "a" for absolute rotary positions (Self Forcing's) and kN for N denoising steps:
-c3s1w1, c3s0w6a, c3s1w1k2.
+c3s1w1, c3s1w1a, c3s1w1k2. Attention sees differences of positions only, so "a" changes nothing without a sink: the paper's
+Self Forcing row, c3s0w6 with absolute positions, is c3s0w6.
 """
 
 from __future__ import annotations
@@ -43,7 +44,8 @@ class SweepConfig:
     """settings: of the student. guidance: weights "text/track" under which the teacher is measured. chunks: timed ones."""
 
     settings: tuple[str, ...] = (
-        "c3s1w1", "c3s0w1", "c1s1w1", "c3s0w6a", "c3s2w1", "c3s1w2", "c3s1w3", "c3s1w4", "c3s1w1k1", "c3s1w1k2", "c3s1w1k4",
+        "c3s1w1", "c3s1w1a", "c3s0w1", "c1s1w1", "c3s0w6", "c3s2w1", "c3s1w2", "c3s1w3", "c3s1w4", "c3s1w1k1",
+        "c3s1w1k2", "c3s1w1k4",
     )  # fmt: skip
     guidance: tuple[str, ...] = ("0/1.5", "1.5/1.5", "3/1.5", "3/0", "3/3")
     guidance_clips: int = 4  # of each kind

@@ -28,6 +28,23 @@ def test_joint_guidance_equals_three_separate_evaluations():
     torch.testing.assert_close(v, base + 3.0 * (full - no_text) + 1.5 * (full - no_tracks))
 
 
+@pytest.mark.parametrize(("w_text", "w_track", "evaluations"), [(3.0, 1.5, 3), (0.0, 1.5, 2), (2.0, 0.0, 2)])
+def test_a_branch_of_no_weight_is_left_out_and_changes_nothing(w_text, w_track, evaluations):
+    g = torch.Generator().manual_seed(0)
+    noisy, t = torch.randn(2, 3, 4, 5, 6, generator=g), torch.rand(2, generator=g)
+    cond = Conditioning(*(torch.randn(2, 3, 4, 5, 6, generator=g) for _ in range(3)))
+    sizes = []
+
+    def model(x, t, c):
+        sizes.append(x.shape[0])
+        return x * t[:, None, None, None, None] + c.text * 2 + c.tracks.square()
+
+    got = guidance.joint(model, noisy, t, cond, w_text, w_track)
+    full, tracks_only, text_only = (model(noisy, t, c) for c in (cond, cond.without_text(), cond.without_tracks()))
+    torch.testing.assert_close(got, guidance.combine(full, tracks_only, text_only, w_text, w_track))
+    assert sizes[0] == 2 * evaluations
+
+
 def test_guidance_is_neutral_when_all_branches_agree():
     v = torch.randn(1, 1, 1, 2, 2)
     torch.testing.assert_close(guidance.combine(v, v, v, 3.0, 1.5), v)

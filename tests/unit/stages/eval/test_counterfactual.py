@@ -42,6 +42,18 @@ def test_drag_dense_moves_a_region_and_pins_the_rest():
     np.testing.assert_allclose(far[moving], 0.25 * 80, rtol=1e-5)
 
 
+def test_what_a_dragged_region_covers_is_not_asked_for():
+    """In training a covered point is invisible too; two points in one place cannot both be followed."""
+    xy, visible = make("drag_dense")
+    pinned = np.linalg.norm(xy[-1] - xy[0], axis=-1) == 0
+    assert not pinned[-1] and pinned[0]  # the dragged ones come last, so that they win a shared cell
+    middle = xy[:, ~pinned].mean(axis=1)
+    near = np.linalg.norm(xy - middle[:, None], axis=-1) < 0.15 * 80
+    assert (near & pinned)[-1].any()
+    assert not (visible & near & pinned).any()
+    assert visible[0].all()
+
+
 def test_drag_sparse_has_few_points_dragged_first():
     xy, _ = make("drag_sparse")
     far = np.linalg.norm(xy[-1] - xy[0], axis=-1)

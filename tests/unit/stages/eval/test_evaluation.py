@@ -92,7 +92,7 @@ def world(tmp_path_factory) -> World:
 def full_report(world) -> tuple[dict, Path, FakeContext]:
     ctx, w = world.ctx.within("report"), world
     speeds = speed.run(
-        SpeedRun(w.model, w.cfg.generate, w.cfg.speed),
+        SpeedRun(w.model, w.cfg.speed),
         SpeedInputs(w.selection, w.teacher, w.student),
         w.ctx.within("speed"),
     )
@@ -133,12 +133,13 @@ def test_few_tracks_are_always_the_same_ones():
     assert selecting.few_tracks(xy, visible, 100, "clip")[0].shape[1] == 40
 
 
-def test_generation_depends_on_seed_and_clip_not_on_batching(world):
-    """The teacher's video of a clip is the same alone as in a batch."""
-    item = next(g.item for g in world.generated if g.item.model == "teacher" and len(g.item.clips) == 2)
+@pytest.mark.parametrize("model", ["teacher", "student"])
+def test_generation_depends_on_seed_and_clip_not_on_batching(world, model):
+    """A clip's video is the same alone as in a batch."""
+    item = next(g.item for g in world.generated if g.item.model == model and len(g.item.clips) == 2)
     together = read_videos(next(g.file for g in world.generated if g.item == item))
     alone = replace(item, name="alone", clips=item.clips[1:])
-    again = generate.run(GenerateRun(world.model, world.cfg.generate), alone, world.ctx.within("alone"))
+    again = generate.run(GenerateRun(world.model, world.cfg.generate), alone, world.ctx.within(f"alone-{model}"))
     difference = read_videos(again.file)[0].astype(int) - together[1].astype(int)
     assert np.abs(difference).max() <= 1
 
@@ -220,7 +221,9 @@ def test_the_tracker_gets_figures_pictures_and_files(full_report):
     r, _, ctx = full_report
     assert ctx.metrics["real/student/epe"] == r["real"]["student"]["epe"]
     assert {"eval/long_run", "eval/overview"} <= ctx.pictures.keys() and len(ctx.pictures) == 4
-    assert {p.name for p in ctx.artifacts} == {"report.json", "report.html"}
+    names = {p.name for p in ctx.artifacts}
+    assert {"report.json", "report.html", "long_run.mp4"} <= names
+    assert sum(name.endswith(".mp4") for name in names) == 3
 
 
 def test_long_run_windows_and_frames(full_report, world):

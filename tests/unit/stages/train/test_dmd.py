@@ -109,7 +109,7 @@ def test_descending_moves_the_rollout_toward_the_teacher(monkeypatch):
     assert torch.allclose(x.grad * x.numel(), ((fake - real) / scale).detach(), atol=1e-4)
 
 
-def test_the_given_image_counts_in_no_loss():
+def test_the_given_image_counts_in_no_loss(monkeypatch):
     m = method("first_latent")
     cond = conditioning(m)
     x = m.rolled(cond, Draws(0, 0, 0), dmd.GENERATOR, grad=True)
@@ -117,7 +117,19 @@ def test_the_given_image_counts_in_no_loss():
     t, eps = m.noising(x, Draws(0, 0, 0), dmd.GENERATOR)
     real, fake = m.scores(eps, t, cond)
     assert torch.equal(real[:, :, 0], fake[:, :, 0])
-    assert m.generator_loss(cond, Draws(0, 0, 0)).value.isfinite()
+
+    def values() -> list[float]:
+        return [float(loss(cond, Draws(0, 0, 0)).value.detach()) for loss in (m.generator_loss, m.critic_loss)]
+
+    whole = values()
+    rolled = m.rolled
+
+    def other_first_frame(*args, **kwargs):
+        x = rolled(*args, **kwargs)
+        return torch.cat([x[:, :, :1] + 5, x[:, :, 1:]], dim=2)
+
+    monkeypatch.setattr(m, "rolled", other_first_frame)
+    assert values() == pytest.approx(whole, rel=1e-5)
 
 
 def test_times_are_clamped_and_shifted():
@@ -127,6 +139,9 @@ def test_times_are_clamped_and_shifted():
     assert float(t.min()) == pytest.approx(0.3)
     assert float(t.max()) == pytest.approx(0.6)
     assert eps.shape == x.shape
+    open_t, _ = method(t_low=0.001, t_high=0.999).noising(x, Draws(0, 0, 0), dmd.CRITIC)
+    k = m.model.dit.shift
+    assert float(open_t.median()) == pytest.approx(k * 0.5 / (1 + (k - 1) * 0.5), abs=0.05)
 
 
 def test_latents_of_the_clips_are_never_read():

@@ -20,6 +20,9 @@ STAGES = (ODE_PAIRS, ADAPT, DMD, TINY_VAE)
 
 @dataclass(frozen=True)
 class Distilled:
+    """adapted: the student before distribution matching, to compare with."""
+
+    adapted: Checkpoint
     student: Checkpoint
     tiny_vae: Checkpoint
 
@@ -38,4 +41,4 @@ def distill(run: Run) -> Distilled:
         inputs = TinyVAEInputs(shards.train, shards.heldout)
         start = weights_stamp(cfg.tiny_vae.init, "tiny_vae")
         tiny_vae = run.step(TINY_VAE, tiny, inputs, key_inputs=(inputs, start))
-        return Distilled(student, tiny_vae)
+        return Distilled(adapted, student, tiny_vae)

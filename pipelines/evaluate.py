@@ -24,7 +24,7 @@ def evaluate(run: Run) -> Report:
     with run.making("eval"):
         cfg, model = run.cfg.eval, run.cfg.model
         selection = run.step(ev.SELECT, ev.SelectRun(model, cfg.select), ev.SelectInputs(shards.heldout))
-        plan = ev.plan(selection, cfg.select.batch, taught, made.student)
+        plan = ev.plan(selection, cfg.select.batch, taught, made.student, made.adapted)
         generated, _ = run.items(ev.GENERATE, ev.GenerateRun(model, cfg.generate), plan)
         measured, _ = run.items(ev.MEASURE, ev.MeasureRun(model, cfg.measure), generated)
         speed = run.step(
@@ -44,6 +44,7 @@ def evaluate(run: Run) -> Report:
             long_run=long_run,
             teacher=taught,
             student=made.student,
+            adapted=made.adapted,
             tiny_vae=made.tiny_vae,
             git_sha=git_sha(),
             seconds=run.seconds(),

@@ -1,8 +1,9 @@
 """Records of the evaluation: the clips chosen, what is generated from them, and what was measured.
 
 One EvalItem is a batch of clips of one kind, one model and one variant. Models: "real" (the clip itself), "vae" (its round
-trip through the VAE), "teacher", "student". Variants: "tracks" (the clip's own), "no_tracks", the counterfactuals, and for
-"real" also "spare" (clips nothing is generated from: the other side of FVD real against real).
+trip through the VAE), "teacher", "student", "adapted" (the student before distribution matching; own tracks only).
+Variants: "tracks" (the clip's own), "no_tracks", the counterfactuals, and for "real" also "spare" (clips nothing is generated
+from: the other side of FVD real against real).
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from stages.records import Checkpoint
 RENDERED, REAL = "rendered", "real"
 CLIP_KINDS = (RENDERED, REAL)
 MODELS = ("teacher", "student")
+ADAPTED = "adapted"
 
 
 @dataclass(frozen=True)
@@ -115,11 +117,18 @@ def seeded(*key: object) -> torch.Generator:
     return torch.Generator().manual_seed(int.from_bytes(digest, "big") >> 1)
 
 
-def plan(selection: Selection, batch: int, teacher: Checkpoint | None, student: Checkpoint | None) -> list[EvalItem]:
+def plan(
+    selection: Selection,
+    batch: int,
+    teacher: Checkpoint | None,
+    student: Checkpoint | None,
+    adapted: Checkpoint | None = None,
+) -> list[EvalItem]:
     """All items of an evaluation: what GENERATE and MEASURE run over. A model that is None is left out."""
     out: list[EvalItem] = []
     models: dict[str, Checkpoint | None] = {"real": None, "vae": None}
-    models |= {name: c for name, c in (("teacher", teacher), ("student", student)) if c is not None}
+    trained = (("teacher", teacher), ("student", student), (ADAPTED, adapted))
+    models |= {name: c for name, c in trained if c is not None}
     for kind in CLIP_KINDS:
         chosen = [c for c in selection.clips if c.kind == kind and not c.spare]
         spare = [c for c in selection.clips if c.kind == kind and c.spare]

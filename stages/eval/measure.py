@@ -37,7 +37,7 @@ def run(cfg: MeasureRun, item: Generated, ctx: Context) -> Measured:
             figures[clip.clip_id] |= picture_figures(clip, video, cfg.measure, ctx)
     file = folder_file(ctx.workdir, "figures.json")
     Path(file).write_text(json.dumps(figures, indent=1))
-    taken = what.model in ("real", "teacher", "student") and what.variant in ("tracks", "spare")
+    taken = what.model != "vae" and what.variant in ("tracks", "spare")
     return Measured(item.name, what, file, _features(videos, cfg.measure, ctx) if taken else "")
 
 

@@ -20,7 +20,7 @@ from stages.eval.config import ReportRun
 from stages.eval.counterfactual import KINDS
 from stages.eval.epe import TrackError, average, finite_mean
 from stages.eval.frechet import frechet_distance, kernel_distance, split_spread
-from stages.eval.items import CLIP_KINDS, EvalClip, Figures, Generated, Measured, Selection
+from stages.eval.items import ADAPTED, CLIP_KINDS, EvalClip, Figures, Generated, Measured, Selection
 from stages.records import Checkpoint, ShardSet
 
 SCHEMA = 1
@@ -42,6 +42,7 @@ class ReportInputs:
     long_run: Figures | None = None
     teacher: Checkpoint | None = None
     student: Checkpoint | None = None
+    adapted: Checkpoint | None = None
     tiny_vae: Checkpoint | None = None
     git_sha: str = "unknown"
     seconds: dict[str, float] = field(default_factory=dict)
@@ -141,6 +142,7 @@ def kind_summary(
     for name, checkpoint in (("teacher", inputs.teacher), ("student", inputs.student)):
         models[name] = model_summary(cfg, kind, name, table, speed, checkpoint, floor_n, nulls)
     teacher, student = models["teacher"], models["student"]
+    models[ADAPTED] = adapted_summary(cfg, kind, table, inputs.adapted, floor_n, nulls)
     no_clips = f"no {kind} clips were evaluated"
     ratios = {
         "student_fps_over_teacher": ratio(student["fps"], teacher["fps"]),
@@ -234,6 +236,18 @@ def model_summary(
     return out
 
 
+def adapted_summary(
+    cfg: ReportRun, kind: str, table: Table, checkpoint: Checkpoint | None, floor_n: int, nulls: Nulls
+) -> dict[str, float | None]:
+    """The student before distribution matching, on its own tracks at the same number of steps: what DMD adds."""
+    why = "the adapted student is not in this evaluation" if checkpoint is None else f"no {kind} clips were evaluated"
+    values = {"epe": table.errors(kind, ADAPTED, "tracks").epe}
+    values |= {name: table.mean(kind, ADAPTED, name) for name in PICTURES}
+    sets = set_figures(cfg, table.set_of(kind, ADAPTED), table.set_of(kind, "real"), floor_n)
+    values |= {name: sets[name] for name in ("fvd_i3d", "kvd_i3d")}
+    return {name: nulls.number(f"{kind}.{ADAPTED}.{name}", value, why) for name, value in values.items()}
+
+
 def _steps(cfg: ReportRun, model: str) -> int:
     return cfg.eval.generate.steps if model == "teacher" else cfg.model.student.steps
 
@@ -298,7 +312,9 @@ def provenance(cfg: ReportRun, inputs: ReportInputs, speed: Mapping[str, Any]) -
     """Everything a figure depends on."""
     m = cfg.eval.measure
     checkpoints = {
-        c.name: {"step": c.step, "digest": c.digest} for c in (inputs.teacher, inputs.student, inputs.tiny_vae) if c
+        c.name: {"step": c.step, "digest": c.digest}
+        for c in (inputs.teacher, inputs.adapted, inputs.student, inputs.tiny_vae)
+        if c
     }
     return {
         "checkpoints": checkpoints,

@@ -61,6 +61,7 @@ class World:
     ctx: FakeContext
     teacher: Checkpoint
     student: Checkpoint
+    adapted: Checkpoint
     selection: Selection
     generated: list[Generated]
     measured: list[Measured]
@@ -78,14 +79,14 @@ def world(tmp_path_factory) -> World:
     folder = tmp_path_factory.mktemp("eval")
     make_vae(folder)
     model, cfg, ctx = model_config(folder), eval_config(), FakeContext(folder)
-    teacher, student = (make_checkpoint(name, folder, model) for name in ("teacher", "student"))
+    teacher, student, adapted = (make_checkpoint(name, folder, model) for name in ("teacher", "student", "adapted"))
     selection = selecting.select(SelectRun(model, cfg.select), samples(model), "held-out", ctx.within("select"))
     generated, measured = [], []
-    for item in plan(selection, cfg.select.batch, teacher, student):
+    for item in plan(selection, cfg.select.batch, teacher, student, adapted):
         generated.append(generate.run(GenerateRun(model, cfg.generate), item, ctx.within("g-" + item.name)))
         measured.append(measure.run(MeasureRun(model, cfg.measure), generated[-1], ctx.within("m-" + item.name)))
     patch.undo()
-    return World(model, cfg, ctx, teacher, student, selection, generated, measured)
+    return World(model, cfg, ctx, teacher, student, adapted, selection, generated, measured)
 
 
 @pytest.fixture(scope="module")
@@ -100,7 +101,9 @@ def full_report(world) -> tuple[dict, Path, FakeContext]:
         LongRunRun(w.model, w.cfg.measure, w.cfg.long_run), LongRunInputs(w.selection, w.student), w.ctx.within("long")
     )
     seconds = {"data": 1.0, "teacher": 2.0, "distill": 3.0, "eval": 4.0}
-    inputs = w.report_inputs(teacher=w.teacher, student=w.student, speed=speeds, long_run=long, seconds=seconds)
+    inputs = w.report_inputs(
+        teacher=w.teacher, student=w.student, adapted=w.adapted, speed=speeds, long_run=long, seconds=seconds
+    )
     out = report.run(ReportRun("debug", w.model, w.cfg), inputs, ctx)
     return json.loads(Path(out.json).read_text()), Path(out.html), ctx
 
@@ -204,6 +207,16 @@ def test_every_null_of_the_contract_has_a_reason(full_report):
     assert set(nulls) == {f"{k}.student.fps_with_tiny_vae" for k in ("rendered", "real")}
     assert set(nulls) <= set(r["null_reasons"])
     assert all(math.isfinite(v) for v in flat(r).values())
+
+
+def test_the_student_before_dmd_stands_beside_it(full_report):
+    r, page, _ = full_report
+    for kind in ("rendered", "real"):
+        assert r[kind]["adapted"].keys() == {"epe", "psnr", "ssim", "perceptual", "fvd_i3d", "kvd_i3d"}
+        assert all(v is not None for v in r[kind]["adapted"].values())
+        assert r[kind]["adapted"]["epe"] != r[kind]["student"]["epe"]
+    assert page.read_text().count("student before DMD") == 4
+    assert r["provenance"]["checkpoints"]["adapted"]["digest"] == "digest-of-adapted"
 
 
 def test_ratios_are_ratios(full_report):

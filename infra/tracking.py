@@ -24,6 +24,7 @@ FLUSH_METRICS = 200
 FLUSH_SECONDS = 5.0
 DIGEST_LENGTH = 36  # MLflow allows no more
 CHILD_RUN = "mlflow.parentRunId"
+HOST, PID = "driver_host", "driver_pid"  # tags of every run: whose it is
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,18 @@ def prepare_database(uri: str, runs: Path) -> None:
         if done.returncode:
             raise RuntimeError(f"mlflow db upgrade {uri} failed: {done.stderr.strip()[-500:]}")
         stamp.write_text(VERSION)
+
+
+def _mine() -> dict[str, str]:
+    return {HOST: os.uname().nodename, PID: str(os.getpid())}
+
+
+def close_abandoned(client: Any, experiment: str) -> None:
+    """Marks as killed the runs of commands of this machine that died without a word (kill -9, power cut)."""
+    for run in client.search_runs([experiment], "attributes.status = 'RUNNING'"):
+        tags = run.data.tags
+        if tags.get(HOST) == os.uname().nodename and not Path(f"/proc/{tags.get(PID)}").exists():
+            client.set_terminated(run.info.run_id, "KILLED")
 
 
 class Guard:
@@ -262,7 +275,7 @@ class Tracking:
             return None
         with self.guard("opening a stage's run"):
             experiment = parent.client.get_run(parent.address.run_id).info.experiment_id
-            all_tags = {CHILD_RUN: parent.address.run_id, **tags}
+            all_tags = {CHILD_RUN: parent.address.run_id, **_mine(), **tags}
             run = parent.client.create_run(experiment, tags=all_tags, run_name=name)
             return RunLogger(RunAddress(self.uri, run.info.run_id), self.say)
         return None
@@ -273,7 +286,9 @@ class Tracking:
             with self.guard("opening the run"):
                 prepare_database(self.uri, self.runs)
                 client = _client(self.uri)
-                run = client.create_run(self._experiment(client), run_name=self.run_name)
+                experiment = self._experiment(client)
+                close_abandoned(client, experiment)
+                run = client.create_run(experiment, run_name=self.run_name, tags=_mine())
                 self.parent = RunLogger(RunAddress(self.uri, run.info.run_id), self.say)
                 tags, texts = self._about
                 self.parent.tags(tags)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+
 import numpy as np
 import pytest
 
-from infra.tracking import PRIMARY_METRIC, RunLogger, TrackedModel, Tracking
+from infra.tracking import HOST, PID, PRIMARY_METRIC, RunLogger, TrackedModel, Tracking, close_abandoned
 
 
 @pytest.fixture(scope="module")
@@ -86,3 +89,17 @@ def test_nothing_executed_leaves_no_database(tmp_path, monkeypatch):
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     Tracking(tmp_path, "motionstream", "run", print).finish("FINISHED")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_runs_of_commands_that_were_killed_are_closed_and_nobody_elses(tree):
+    client = tree.parent.client
+    experiment = client.create_experiment("killed")
+    dead = subprocess.Popen(["true"])
+    dead.wait()
+    here, alive = os.uname().nodename, str(os.getpid())
+    owners = {"dead": (here, str(dead.pid)), "alive": (here, alive), "elsewhere": ("other host", str(dead.pid))}
+    for name, (host, pid) in owners.items():
+        client.create_run(experiment, run_name=name, tags={HOST: host, PID: pid})
+    close_abandoned(client, experiment)
+    status = {r.info.run_name: r.info.status for r in client.search_runs([experiment])}
+    assert status == {"dead": "KILLED", "alive": "RUNNING", "elsewhere": "RUNNING"}

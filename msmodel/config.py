@@ -124,6 +124,8 @@ class ModelConfig:
         out = []
         if c.frames < 1 or (c.frames - 1) % v.stride_t:
             out.append(f"clip.frames: {c.frames} is not 1 + a multiple of the VAE's temporal stride {v.stride_t}")
+        if d.patch[0] != 1:
+            out.append(f"dit.patch: {list(d.patch)} folds latent frames together; the first entry must be 1")
         for name, size, patch in (("height", c.height, d.patch[1]), ("width", c.width, d.patch[2])):
             if size <= 0 or size % (v.stride_s * patch):
                 out.append(

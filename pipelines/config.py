@@ -215,6 +215,8 @@ def _set(tree: DictConfig, origin: str, key: str, value: Any, problems: list[str
             _set(tree, origin, inner, part, problems)
     elif known[key]:
         problems.append(f"{where}: {key} is a group of settings; set one of them, as in {_example(key, list(known))}")
+    elif (length := _fixed_length(key)) and not (isinstance(value, (list, tuple)) and len(value) == length):
+        problems.append(f"{where}: {value} is not a list of {length} values")
     else:
         try:
             OmegaConf.update(tree, key, value)
@@ -230,6 +232,16 @@ def _known(kind: type, prefix: str) -> Iterator[tuple[str, bool]]:
         yield f"{prefix}{f.name}", group
         if group:
             yield from _known(hints[f.name], f"{prefix}{f.name}.")
+
+
+def _fixed_length(key: str) -> int:
+    """How many values a key of type tuple[X, Y, ...] takes; 0 for any other type, and for tuples of any length."""
+    hint: Any = Config
+    for part in key.split("."):
+        hint = get_type_hints(hint)[part]
+    if get_origin(hint) is not tuple or Ellipsis in get_args(hint):
+        return 0
+    return len(get_args(hint))
 
 
 def _meant(key: str, known: Sequence[str]) -> str:

@@ -80,6 +80,19 @@ def test_muon_and_sharded_weights_exclude_each_other_before_anything_starts():
     assert load("nano", ["compute.zero_stage=1", *(f"{g}.optimizer=adamw" for g in ("base", "phase1", "teacher"))])
 
 
+def test_lists_of_a_wrong_length_and_patches_over_time_are_said_before_anything_starts():
+    with pytest.raises(ConfigError) as error:
+        load("nano", ["dit.patch=[1,2]", "adapt.sinks=[0]", "teacher.betas=0.9", "data.variants=[fast]"])
+    assert [p.split(":")[0] for p in error.value.problems] == [
+        "dit.patch=[1,2]",
+        "adapt.sinks=[0]",
+        "teacher.betas=0.9",
+    ]
+    assert "is not a list of 3 values" in error.value.problems[0]
+    with pytest.raises(ConfigError, match=r"dit\.patch: \[2, 1, 1\] folds latent frames"):
+        load("nano", ["dit.patch=[2,1,1]"])
+
+
 def test_zero_sizes_are_said_not_raised():
     with pytest.raises(ConfigError, match="is zero"):
         load("nano", ["vae.stride_s=0"])

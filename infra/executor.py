@@ -148,7 +148,9 @@ class Executor:
         todo = [t for t, r in zip(tasks, before, strict=True) if r is None]
         if len(todo) < len(tasks):
             self.console.say(f"{work.stage.name}: {len(tasks) - len(todo)} of {len(tasks)} items are done already")
-        job = items.ItemJob(work.stage.run, work.config, codec, self.reject, self._threads(work), attempt)
+        job = items.ItemJob(
+            work.stage.run, work.config, codec, self.reject, self._threads(work), attempt, work.stage.resources.gpus > 0
+        )
         unexpected = self._run_items(work, job, todo)
         results = [items.finished(t, codec) for t in tasks]
         failures = [r.failure for r in results if r is not None and r.failure is not None]

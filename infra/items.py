@@ -16,6 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from .codec import Codec
 from .context import ItemContext, free_device
 from .files import FolderLock, read_json, write_atomic
@@ -27,7 +29,8 @@ MAX_DEATHS = 3  # a worker that dies this often on one item will die again
 
 @dataclass(frozen=True)
 class ItemJob:
-    """All that a worker needs to know besides the item. attempt: names one execution of the stage."""
+    """All that a worker needs to know besides the item. attempt: names one execution of the stage. gpu: whether it was
+    promised one; without, it keeps off those that it happens to see."""
 
     run: Callable[[Any, Any, Any], Any]
     config: Any
@@ -35,6 +38,7 @@ class ItemJob:
     reject: type[Exception]
     threads: int
     attempt: str
+    gpu: bool = False
 
 
 @dataclass(frozen=True)
@@ -84,7 +88,9 @@ def run_item(job: ItemJob, task: ItemTask) -> Failure | None:
             return None
         if _deaths(task, job.attempt) >= MAX_DEATHS:
             return Failure(task.label, f"the worker died {MAX_DEATHS} times on this item", expected=False)
-        ctx = ItemContext(workdir=task.step.folder, seed=task.seed, device=free_device())
+        ctx = ItemContext(
+            workdir=task.step.folder, seed=task.seed, device=free_device() if job.gpu else torch.device("cpu")
+        )
         started = time.monotonic()
         records: Any = ()
         failure = None

@@ -84,4 +84,4 @@ def _encoder(cfg: TextConfig) -> Any:
     return load_text_encoder(cfg)
 
 
-ENCODE = Stage("encode", 1, "per_item", run, Resources(cpus=1.0))
+ENCODE = Stage("encode", 1, "per_item", run, Resources(cpus=1.0, gpus=1.0))

@@ -13,7 +13,7 @@ FIRST := $(if $(filter plan,$(MAKECMDGOALS)),,$(firstword $(GOALS)))
 RUN = $(PY) -m pipelines $(1) --preset '$(PRESET)' --runs '$(RUNS)' $(if $(SRC),--src '$(SRC)') $(ARGS)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup data teacher distill eval plan sweep nano-base notebooks ui test lint clean
+.PHONY: help setup data teacher distill eval plan bench sweep nano-base notebooks ui test lint clean
 .NOTPARALLEL:
 
 help:  ## this table
@@ -42,6 +42,9 @@ eval: $(STAMP)  ## figures, and RUNS/PRESET/report/report.html
 
 plan: $(STAMP)  ## dry run: cached or not, every config error, memory and time
 	@$(call RUN,plan $(GOALS))
+
+bench: $(STAMP)  ## paired timings: cache, transformer, decoder, at the preset's size with random weights
+	@$(call RUN,bench)
 
 sweep: $(STAMP)  ## ablations of one trained student and teacher, and RUNS/PRESET/sweep/sweep.html
 	@$(call RUN,sweep)

@@ -14,7 +14,7 @@ from typing import Any
 
 OK, FAILED, BAD_CONFIG, INTERRUPTED = 0, 1, 2, 130
 TARGETS = ("data", "teacher", "distill", "eval")
-OTHERS = ("plan", "config", "sweep", "nano-base")
+OTHERS = ("plan", "config", "sweep", "bench", "nano-base")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -91,13 +91,14 @@ def _dispatch(cfg: Any, names: list[str], retry_failed: bool) -> int:
 
 def _targets() -> dict[str, tuple[Callable[[Any], Any], Any]]:
     """Name -> (function of a Run, its stages in order)."""
-    from . import data, distill, evaluate, nano_base, sweep, teacher
+    from . import bench, data, distill, evaluate, nano_base, sweep, teacher
 
     return {
         "data": (data.data, data.STAGES),
         "teacher": (teacher.teacher, teacher.STAGES),
         "distill": (distill.distill, distill.STAGES),
         "eval": (evaluate.evaluate, evaluate.STAGES),
+        "bench": (bench.bench, bench.STAGES),
         "sweep": (sweep.sweep, sweep.STAGES),
         "nano-base": (nano_base.nano_base, nano_base.STAGES),
     }

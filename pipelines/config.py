@@ -18,6 +18,7 @@ from omegaconf.errors import OmegaConfBaseException
 from infra.config import ComputeConfig
 from msmodel.config import ClipConfig, DiTConfig, ModelConfig, StudentConfig, TextConfig, VAEConfig
 from stages.data.config import DataConfig
+from stages.eval.bench import BenchConfig
 from stages.eval.config import EvalConfig
 from stages.eval.sweep import SweepConfig
 from stages.train.adapt import AdaptConfig
@@ -60,6 +61,7 @@ class Config:
     tiny_vae: TinyVAEConfig = field(default_factory=TinyVAEConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
     sweep: SweepConfig = field(default_factory=SweepConfig)  # make sweep
+    bench: BenchConfig = field(default_factory=BenchConfig)  # make bench
     compute: ComputeConfig = field(default_factory=ComputeConfig)
 
     @property
@@ -87,6 +89,7 @@ class Config:
             self.tiny_vae,
             self.eval,
             self.sweep,
+            self.bench,
             self.compute,
         )
         found = [f"seed: {self.seed} is below zero"] if self.seed < 0 else []

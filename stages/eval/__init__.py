@@ -10,9 +10,10 @@ What calls what (pipelines/evaluate.py wires it; every run takes (config, inputs
     LONG_RUN  once      LongRunRun(model, eval.measure, eval.long_run), LongRunInputs(selection, student) -> Figures
     REPORT    once      ReportRun(preset, model, eval), ReportInputs(...) -> Report
 
-and for ablations:
+and for ablations and timings:
 
     SWEEP     once, a setting   SweepRun(...), SweepInputs(selection, student) -> Figures
+    BENCH     once      BenchRun(model, bench), None -> Figures
     SWEEP_REPORT  once  SweepReportRun(...), SweepReportInputs(points, guided) -> Report
 
 A model that has not been trained is None: its figures are null in report.json, with the reason under `null_reasons`.
@@ -22,6 +23,7 @@ the machine to themselves. Records made here, for the codec: RECORDS.
 
 from __future__ import annotations
 
+from stages.eval.bench import BENCH, BenchRun
 from stages.eval.config import EvalConfig, GenerateRun, LongRunRun, MeasureRun, ReportRun, SelectRun, SpeedRun
 from stages.eval.generate import GENERATE
 from stages.eval.items import EvalClip, EvalItem, Figures, Generated, Measured, Selection, guided_items, plan
@@ -37,6 +39,7 @@ from stages.eval.sweep_report import SWEEP_REPORT, Guided, SweepReportInputs, Sw
 RECORDS = (EvalClip, Selection, EvalItem, Generated, Measured, Figures)
 
 __all__ = [
+    "BENCH",
     "GENERATE",
     "LONG_RUN",
     "MEASURE",
@@ -46,7 +49,9 @@ __all__ = [
     "SPEED",
     "SWEEP",
     "SWEEP_REPORT",
+    "BenchRun",
     "EvalConfig",
+    "Figures",
     "GenerateRun",
     "Guided",
     "LongRunInputs",

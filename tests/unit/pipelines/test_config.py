@@ -77,7 +77,9 @@ def test_muon_and_sharded_weights_exclude_each_other_before_anything_starts():
     with pytest.raises(ConfigError, match=r"teacher\.optimizer: muon needs whole weights") as error:
         load("nano", ["compute.zero_stage=1"])
     assert all("optimizer: muon" in p for p in error.value.problems)
-    assert load("nano", ["compute.zero_stage=1", *(f"{g}.optimizer=adamw" for g in ("base", "phase1", "teacher"))])
+    assert load(
+        "nano", ["compute.zero_stage=1", *(f"{g}.optimizer=adamw" for g in ("base", "phase1", "teacher", "adapt"))]
+    )
 
 
 def test_lists_of_a_wrong_length_and_patches_over_time_are_said_before_anything_starts():

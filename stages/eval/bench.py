@@ -1,0 +1,265 @@
+"""Stage BENCH (once): what the cache, our transformer and the small decoder are worth, as ratios of paired timings.
+
+Weights are random, as nothing timed depends on them, so it needs no trained model. The two sides of a pair take turns within
+one run, so that a busy machine slows both; a figure is the median over rounds, a ratio the median of the rounds' ratios.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from msmodel import flow
+from msmodel.attention import LayerKV
+from msmodel.batch import Conditioning
+from msmodel.cache import KV, ChunkCache
+from msmodel.causal import CausalDiT, times
+from msmodel.config import ModelConfig
+from msmodel.dit import WanDiT
+from msmodel.rollout import generate_chunk, start
+from msmodel.tiny_vae import TinyDecoder
+from stages.eval.items import Figures, folder_file
+from stages.eval.speed import settings
+from stages.eval.timing import now
+from stages.spec import Context, Resources, Stage
+from stages.train.method import at_least
+from stages.train.publish import fresh
+from stages.train.sampling import Guidance, sample_teacher
+
+Work = Callable[[], Any]
+
+
+@dataclass(frozen=True)
+class BenchConfig:
+    """rounds: timed turns of each pair, after one to warm up. tiny_width: of the tiny decoder. jpeg_quality: 0 to 100."""
+
+    rounds: int = 9
+    tiny_width: int = 64
+    jpeg_quality: int = 90
+
+    def problems(self) -> list[str]:
+        return [f"bench.{p}" for p in at_least(self, {"rounds": 1, "tiny_width": 1, "jpeg_quality": 0})]
+
+
+@dataclass(frozen=True)
+class BenchRun:
+    model: ModelConfig
+    bench: BenchConfig
+
+
+class ShiftingCache(ChunkCache):
+    """The same attention with the bookkeeping of a buffer that is shifted and copied whole at every chunk."""
+
+    def write(self, i: int, kv: KV) -> None:
+        super().write(i, kv)
+        self._pinned = {slot: _copy(held) for slot, held in self._pinned.items()}
+        self._window = {slot: (chunk, _copy(held)) for slot, (chunk, held) in self._window.items()}
+
+
+def _copy(kv: KV) -> KV:
+    return KV(tuple(LayerKV(layer.key.clone(), layer.value.clone()) for layer in kv.layers))
+
+
+def run(cfg: BenchRun, inputs: None, ctx: Context) -> Figures:
+    """Writes bench.json {settings, pairs: {name: {a_ms, b_ms, ratio}}, parts: {name: ms}} and says it as a table."""
+    bench = Bench(cfg, ctx)
+    out: dict[str, Any] = {"settings": settings(ctx), "pairs": {}, "parts": {}}
+    jobs: Mapping[str, Callable[[], tuple[Work, Work]]] = {
+        "recomputed_over_cached": bench.recomputed_and_cached,
+        "shifting_over_cached": bench.shifted_and_cached,
+        "diffusers_over_ours_forward": lambda: bench.diffusers_and_ours(train=False),
+        "diffusers_over_ours_training": lambda: bench.diffusers_and_ours(train=True),
+        "teacher_step_over_rollout": bench.teacher_and_student,
+    }
+    with ctx.progress("bench", len(jobs) + 1) as progress:
+        for name, job in jobs.items():
+            out["pairs"][name] = paired(*job(), cfg.bench.rounds, ctx.device)
+            progress.advance(note=name)
+        out["parts"] = {name: alone(work, cfg.bench.rounds, ctx.device) for name, work in bench.parts().items()}
+        progress.advance()
+    for name, pair in out["pairs"].items():
+        ctx.say(f"{name}: {pair['a_ms']:.1f} / {pair['b_ms']:.1f} ms = {pair['ratio']:.2f}")
+    for name, ms in out["parts"].items():
+        ctx.say(f"{name}: {ms:.1f} ms")
+    ctx.emit(0, {name: pair["ratio"] for name, pair in out["pairs"].items()})
+    ctx.emit(0, {f"{name}_ms": ms for name, ms in out["parts"].items()})
+    file = folder_file(ctx.workdir, "bench.json")
+    Path(file).write_text(json.dumps(out, indent=1))
+    ctx.artifact(Path(file))
+    return Figures("bench", file)
+
+
+def paired(a: Work, b: Work, rounds: int, device: torch.device) -> dict[str, float]:
+    """Median milliseconds of both, taking turns, and the median of a / b."""
+    a(), b()
+    turns = np.array([(timed(a, device), timed(b, device)) for _ in range(rounds)])
+    return {
+        "a_ms": float(np.median(turns[:, 0])),
+        "b_ms": float(np.median(turns[:, 1])),
+        "ratio": float(np.median(turns[:, 0] / turns[:, 1])),
+    }
+
+
+def alone(work: Work, rounds: int, device: torch.device) -> float:
+    """Median milliseconds."""
+    work()
+    return float(np.median([timed(work, device) for _ in range(rounds)]))
+
+
+def timed(work: Work, device: torch.device) -> float:
+    began = now(device)
+    work()
+    return 1000 * (now(device) - began)
+
+
+class Bench:
+    """The models and inputs of one bench: batch 1, fixed seed."""
+
+    def __init__(self, cfg: BenchRun, ctx: Context) -> None:
+        self.model, self.bench, self.device = cfg.model, cfg.bench, ctx.device
+        student = fresh(CausalDiT, cfg.model, 0)
+        assert isinstance(student, CausalDiT)
+        self.student = student.to(ctx.device).eval()
+        self.generator = torch.Generator().manual_seed(0)
+        self.steps = flow.student_timesteps(cfg.model.student.steps, cfg.model.dit.shift)
+
+    def normal(self, *shape: int) -> Tensor:
+        return torch.randn(shape, generator=self.generator).to(self.device)
+
+    def latents(self, frames: int) -> Tensor:
+        m = self.model
+        return self.normal(1, m.vae.z_channels, frames, m.latent_height, m.latent_width)
+
+    def conditioning(self, frames: int) -> Conditioning:
+        m, size = self.model, (frames, self.model.latent_height, self.model.latent_width)
+        image = self.normal(1, m.mask_channels + m.image_channels or m.vae.z_channels, *size)
+        return Conditioning(
+            self.normal(1, m.text.length, m.text.dim), image, self.normal(1, m.track_feature_channels, *size)
+        )
+
+    def chunk_with(self, cache_type: type[ChunkCache]) -> Work:
+        """One steady chunk: its denoising steps, the clean pass, and the write."""
+        own, student = self.model.student, self.student
+        cond, noise = self.conditioning(own.chunk + int(self.model.image_alone)), self.latents(own.chunk)
+        cond_of_chunk = cond.frames(cond.image.shape[2] - own.chunk, cond.image.shape[2])
+        with torch.no_grad():
+            text = student.text_keys_values(cond.text)
+            student.cache_type = cache_type
+            cache = start(student, cond, own, text)
+            student.cache_type = ChunkCache
+
+        @torch.no_grad()
+        def one() -> None:
+            context = cache.context(cache.written)
+            x = generate_chunk(student, noise, cond_of_chunk, context, self.steps, self.generator, text=text)
+            cache.write(cache.written, student.clean_pass(x, cond_of_chunk, context, text))
+
+        for _ in range(own.sink + own.window + 1):
+            one()
+        return one
+
+    def recomputed_and_cached(self) -> tuple[Work, Work]:
+        """Without a cache every step runs over all that is attended to."""
+        own = self.model.student
+        frames = (own.sink + own.window + 1) * own.chunk + int(self.model.image_alone)
+        cond, noise = self.conditioning(frames), self.latents(frames)
+
+        @torch.no_grad()
+        def recomputed() -> None:
+            for t in self.steps:
+                self.student(noise, times(noise, t), cond)
+
+        return recomputed, self.chunk_with(ChunkCache)
+
+    def shifted_and_cached(self) -> tuple[Work, Work]:
+        return self.chunk_with(ShiftingCache), self.chunk_with(ChunkCache)
+
+    def teacher_and_student(self) -> tuple[Work, Work]:
+        """DiT only, one clip: one of the teacher's 50 steps of joint guidance, and the student's whole rollout. The ratio of
+        throughputs is 50 times this."""
+        m = self.model
+        cond, noise = self.conditioning(m.latent_frames), self.latents(m.latent_frames)
+        chunk = self.chunk_with(ChunkCache)
+
+        def teacher() -> None:
+            sample_teacher(self.student, cond, noise, 1, Guidance(), m)
+
+        def student() -> None:
+            for _ in range(m.chunks):
+                chunk()
+
+        return teacher, student
+
+    def diffusers_and_ours(self, train: bool) -> tuple[Work, Work]:
+        """The bidirectional model, one clip; a step is forward and backward."""
+        ours = fresh(WanDiT, self.model, 0).to(self.device).train(train)
+        theirs = diffusers_twin(ours).to(self.device).train(train)
+        cond, noisy = self.conditioning(self.model.latent_frames), self.latents(self.model.latent_frames)
+        t = torch.full((1,), 0.7, device=self.device)
+        given = torch.cat([noisy, *([] if self.model.image_alone else [cond.image])], dim=1)
+
+        def through(forward: Callable[[], Tensor]) -> Work:
+            def work() -> None:
+                with torch.set_grad_enabled(train):
+                    out = forward()
+                if train:
+                    out.square().mean().backward()
+
+            return work
+
+        def diffusers() -> Tensor:
+            return theirs(torch.cat([given, ours.track_head(cond.tracks)], dim=1), 1000 * t, cond.text).sample
+
+        return through(diffusers), through(lambda: ours(noisy, t, cond))
+
+    def parts(self) -> dict[str, Work]:
+        """What follows the transformer: decoding one chunk with the tiny VAE, and its frames as JPEG."""
+        import cv2
+
+        m = self.model
+        decoder = TinyDecoder(replace(m.vae), self.bench.tiny_width).to(self.device).eval().decoder()
+        latents = self.latents(m.student.chunk)
+        frames = decoder.push(latents)
+        pictures = ((frames[0].permute(1, 2, 3, 0).cpu() + 1) * 127.5).byte().numpy()
+        quality = [cv2.IMWRITE_JPEG_QUALITY, self.bench.jpeg_quality]
+
+        def encode() -> None:
+            for picture in pictures:
+                cv2.imencode(".jpg", picture, quality)
+
+        return {
+            "student_chunk": self.chunk_with(ChunkCache),
+            "tiny_vae_chunk": lambda: decoder.push(latents),
+            "jpeg_chunk": encode,
+        }
+
+
+def diffusers_twin(ours: WanDiT) -> Any:
+    """diffusers' model with the same sizes and weights; it reads our track features as plain input channels."""
+    from diffusers import WanTransformer3DModel
+
+    d, m = ours.cfg.dit, ours.cfg
+    twin: Any = WanTransformer3DModel(
+        patch_size=d.patch,
+        num_attention_heads=d.heads,
+        attention_head_dim=d.dim // d.heads,
+        in_channels=m.in_channels,
+        out_channels=m.vae.z_channels,
+        text_dim=m.text.dim,
+        freq_dim=d.freq_dim,
+        ffn_dim=d.ffn_dim,
+        num_layers=d.layers,
+        eps=d.eps,
+    )
+    twin.load_state_dict({k: v for k, v in ours.state_dict().items() if not k.startswith("track_head.")})
+    return twin
+
+
+BENCH = Stage("eval_bench", version=1, how="once", run=run, resources=Resources(cpus=2, threads=2))

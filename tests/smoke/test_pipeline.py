@@ -108,3 +108,20 @@ def test_changing_the_student_keeps_data_and_teacher(runs):
     }
     assert "cached" in rows["teacher"]
     assert "would run" in rows["adapt"]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(2 * LIMIT_SECONDS)
+def test_sweep_and_bench_leave_their_figures(runs):
+    command = [sys.executable, "-m", "pipelines", "sweep", "bench", "--preset", "debug", "--runs", str(runs)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=LIMIT_SECONDS)
+    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
+    found = json.loads((runs / "debug" / "sweep" / "sweep.json").read_text())
+    assert list(found["students"]) == ["c1s1w1", "c1s0w2ak1"]
+    assert all(row["epe"] > 0 and row["fps"] > 0 for row in found["students"].values())
+    assert (runs / "debug" / "sweep" / "sweep.png").is_file()
+    base = sqlite3.connect(runs / "mlflow.db")
+    names = {row[0] for row in base.execute("select name from runs where name like 'eval_sweep c1%'")}
+    assert names == {"eval_sweep c1s1w1", "eval_sweep c1s0w2ak1"}
+    pairs = json.loads(next(runs.glob("debug/eval_bench/*/bench.json")).read_text())["pairs"]
+    assert pairs["recomputed_over_cached"]["ratio"] > 0

@@ -15,6 +15,9 @@ from typing import Any, Union, get_args, get_origin, get_type_hints
 RUN_MARK, ENVIRONMENT_MARK = "@run/", "@env/"
 
 
+IDENTITY = ("digest", "name", "split")  # of a record with a digest: what it is and what it is used as
+
+
 class Codec:
     """Knows the record types by name (it is handed them) and the run's folder (paths are kept relative to it)."""
 
@@ -70,9 +73,20 @@ class Codec:
             raise ValueError(f"record {name} on disk has fields this version does not know: {', '.join(unknown)}")
         return kind(**{k: self.decode(v, hints[k]) for k, v in data.items() if k != "@"})
 
+    def identity(self, value: Any) -> Any:
+        """What `value` is, wherever it lies: as `encode`, but a record with a digest of its content counts by that alone."""
+        if is_dataclass(value) and not isinstance(value, type):
+            kept = IDENTITY if vars(value).get("digest") else [f.name for f in fields(value)]
+            return {"@": type(value).__name__} | {n: self.identity(vars(value)[n]) for n in kept if n in vars(value)}
+        if isinstance(value, Mapping):
+            return {str(k): self.identity(v) for k, v in value.items()}
+        if isinstance(value, (list, tuple)):
+            return [self.identity(v) for v in value]
+        return self.encode(value)
+
     def digest(self, value: Any) -> str:
-        """SHA-256 of the canonical JSON. Independent of where the run's folder lies."""
-        text = json.dumps(self.encode(value), sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+        """SHA-256 of the canonical JSON of `identity`. Independent of where the run's folder lies."""
+        text = json.dumps(self.identity(value), sort_keys=True, separators=(",", ":"), ensure_ascii=False)
         return hashlib.sha256(text.encode()).hexdigest()
 
     def paths(self, encoded: Any) -> Iterable[Path]:

@@ -170,3 +170,14 @@ def test_fetching_a_remote_folder_copies_what_changed(tmp_path):
 
 def test_a_local_folder_is_used_where_it_lies(tmp_path):
     assert fetch_folder(str(tmp_path), tmp_path / "cache", print) == tmp_path.resolve()
+
+
+def test_a_record_with_a_digest_counts_by_its_content_wherever_it_lies(tmp_path):
+    """An unusable file more in the source makes new, equal shards: nothing that was trained on them is stale."""
+    codec = Codec(TYPES, tmp_path)
+    one, moved = shards(tmp_path), replace(shards(tmp_path), folder="elsewhere", catalogue="another")
+    assert codec.digest((one, 1)) == codec.digest((moved, 1))
+    assert codec.digest(one) != codec.digest(replace(one, digest="e"))
+    assert codec.digest(one) != codec.digest(replace(one, split="heldout"))
+    bare = replace(one, digest="")
+    assert codec.digest(bare) != codec.digest(replace(bare, folder="elsewhere"))

@@ -44,6 +44,7 @@ def _one(cfg: TrackRun, clip: Clip, workdir: Path) -> Clip:
         xy, visible = tracker.track(
             frames, uniform_grid(frames.shape[1], frames.shape[2], cfg.grid_rows, cfg.grid_cols)
         )
+        xy = held(xy, visible)
         save_npz(Path(out.folder) / "tracks.npz", {"xy_px": xy, "visible": visible})
         name = f"{tracker.name} {tracker.version} ({tracker.licence})"
     return replace(
@@ -53,6 +54,12 @@ def _one(cfg: TrackRun, clip: Clip, workdir: Path) -> Clip:
         visible_share=float(visible.mean()),
         moving_px=path_px(xy, visible),
     )
+
+
+def held(xy_px: np.ndarray, visible: np.ndarray) -> np.ndarray:
+    """Positions with those of invisible points replaced by where the point was seen last: a label holds no guess. T n 2."""
+    last = np.maximum.accumulate(np.where(visible, np.arange(len(xy_px))[:, None], 0), axis=0)
+    return np.take_along_axis(xy_px, last[..., None], axis=0)
 
 
 def path_px(xy_px: np.ndarray, visible: np.ndarray) -> float:

@@ -54,7 +54,7 @@ class Tracker(Protocol):
     def track(self, frames: np.ndarray, queries_xy: np.ndarray, query_frame: int = 0) -> tuple[np.ndarray, np.ndarray]:
         """frames T h w 3 uint8, queries_xy n 2 px at query_frame -> xy_px T n 2 float32, visible T n bool.
 
-        Invisible points keep a finite position (the last one known).
+        Invisible points have a finite position: the tracker's best guess.
         """
         ...
 

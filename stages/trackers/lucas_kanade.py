@@ -11,9 +11,12 @@ import numpy as np
 
 from stages.trackers.base import TrackerConfig, check_inputs, inside
 
+MAX_REACH = 0.15  # frame widths that an unchecked point may move in one frame
+
 
 class LucasKanade:
-    """Needs no weights. A point that fails the check once is invisible from then on and keeps its last position."""
+    """Needs no weights. A point that fails the check once is invisible from then on, but followed further as well as may be:
+    where a re-tracked point ends up must not be where it was lost. One that leaves the frame stays where it left."""
 
     name = "lucas_kanade"
     version = f"opencv-{cv2.__version__}"
@@ -34,18 +37,23 @@ class LucasKanade:
         xy[query_frame] = queries_xy
         visible[query_frame] = inside(queries_xy, height, width)
         for order in (range(query_frame + 1, len(frames)), range(query_frame - 1, -1, -1)):
-            before = query_frame
+            before, present = query_frame, visible[query_frame]
             for now in order:
-                xy[now], seen = self._step(grey[before], grey[now], xy[before], visible[before], scale)
-                visible[now] = seen & inside(xy[now], height, width)
-                xy[now, ~visible[now]] = xy[before, ~visible[now]]
+                found, seen = self._step(grey[before], grey[now], xy[before], present, scale)
+                reach = np.abs(found - xy[before]).max(axis=-1, initial=0.0)
+                kept = visible[before] & seen
+                believed = present & (kept | (reach < MAX_REACH * width))  # further in one frame: a mismatch
+                present = present & ~(believed & ~inside(found, height, width))
+                xy[now] = np.where((believed & present)[:, None], found, xy[before])
+                visible[now] = kept & present
                 before = now
         return xy, visible
 
     def _step(
         self, a: np.ndarray, b: np.ndarray, xy: np.ndarray, alive: np.ndarray, scale: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray]:
-        """One frame: a, b are resized grey frames; xy n 2 px, alive n -> positions at b, and who passed the check."""
+        """One frame: a, b are resized grey frames; xy n 2 px, alive n -> positions at b (of the alive ones, finite), and who
+        passed the check."""
         out, seen = xy.copy(), np.zeros_like(alive)
         if not alive.any():
             return out, seen
@@ -53,7 +61,8 @@ class LucasKanade:
         moved, found = self._flow(a, b, start)
         back, found_back = self._flow(b, a, moved)
         error = np.linalg.norm((back - start)[:, 0] / scale, axis=-1)
-        out[alive] = (moved[:, 0] + 0.5) / scale
+        place = (moved[:, 0] + 0.5) / scale
+        out[alive] = np.where(np.isfinite(place), place, xy[alive])
         seen[alive] = found & found_back & (error <= self.cfg.max_back_px)
         return out, seen
 

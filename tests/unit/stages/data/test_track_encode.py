@@ -107,3 +107,10 @@ def test_a_clip_whose_latents_are_not_finite_is_listed(tmp_path, fake_models, mo
     monkeypatch.setattr(fake_models, "encode", lambda video: torch.full((1, 8, 5, 8, 12), 1e6))
     (out,) = encode.run(EncodeRun(CLIP, VAEConfig(), TextConfig()), (real_clip(tmp_path),), FakeContext(tmp_path / "o"))
     assert out == Rejected("real", "encode", "its latents are not finite in float16")
+
+
+def test_a_label_holds_no_guess():
+    xy = np.arange(10, dtype=np.float32).reshape(5, 1, 2)
+    visible = np.array([True, True, False, False, True])[:, None]
+    assert track.held(xy, visible)[:, 0, 0].tolist() == [0.0, 2.0, 2.0, 2.0, 8.0]
+    assert (track.held(xy, np.ones((5, 1), bool)) == xy).all()

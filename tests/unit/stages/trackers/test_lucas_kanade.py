@@ -66,6 +66,17 @@ def test_a_covered_point_fails_the_check():
     assert visible[-1].tolist() == [False, True]
 
 
+def test_a_lost_point_is_followed_further_but_stays_invisible():
+    """A flash hides everything for one frame: the point is no label any more, but where it ends is still known."""
+    frames, maps = warped(25, 0.0, 1.0, (12.0, 0.0))
+    frames[10] = 255 - frames[10] // 4
+    query = np.array([[30.0, 24.0]], np.float32)
+    xy, visible = make_tracker(CFG).track(frames, query)
+    assert visible[:9].all() and not visible[11:].any()
+    end = query @ maps[-1][:, :2].T + maps[-1][:, 2]
+    assert np.linalg.norm(xy[-1] - end) < np.linalg.norm(xy[9] - end) / 2
+
+
 def test_tracking_from_a_later_frame_goes_both_ways():
     frames, maps = warped(13, 0.0, 1.0, (12.0, 0.0))
     middle = maps[6][:, 2]

@@ -61,6 +61,8 @@ def train(method: Method, loader: Loader, cfg: LoopConfig, seed: int, ctx: Conte
     done = resume(training, ctx)
     saved_at, window = time.monotonic(), _Window()
     batches = iter(loader)
+    if not done:
+        observe(method, 0, ctx)  # what the start knows; also the first picture of the tracker's slider
     with ctx.progress(method.name, cfg.total_steps) as progress:
         if done:
             progress.advance(done, note="resumed")

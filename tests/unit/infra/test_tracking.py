@@ -50,6 +50,7 @@ def test_one_parent_and_a_nested_run_per_stage(tree):
     assert {r.data.tags["mlflow.parentRunId"] for n, r in runs.items() if n != "nano data teacher"} == {parent}
     assert {r.info.status for r in runs.values()} == {"FINISHED"}
     assert experiment.tags["mlflow.experiment.primaryMetric.name"] == PRIMARY_METRIC
+    assert experiment.tags["mlflow.experimentKind"] == "custom_model_development"
     assert runs["nano data teacher"].data.tags["lock_hash"] == "def"
     assert [f.path for f in client.list_artifacts(parent)] == ["config.yaml"]
     assert runs["pack"].inputs.dataset_inputs[0].dataset.digest == "d" * 36

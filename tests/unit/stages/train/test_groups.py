@@ -20,7 +20,7 @@ def test_groups_take_frame_0_and_later_ones_with_their_own_tracks():
     cond = condition(batch, drawn, model)
     latents, short = frame_groups(batch.latents, cond, 4, 2, torch.Generator().manual_seed(0))
     frames = group_frames(12, model.latent_frames, 2, torch.Generator().manual_seed(0))
-    assert latents.shape[:3] == (12, 8, 3)
+    assert latents.shape[:3] == (12, 16, 3)
     assert short.tracks.shape[2] == short.image.shape[2] == 3
     whole = track_map(drawn.xy_px, drawn.visible, drawn.phi, model)
     for k in range(12):

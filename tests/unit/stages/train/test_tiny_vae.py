@@ -19,7 +19,7 @@ def test_a_crop_shows_the_same_place_in_latents_and_pixels():
     model = small()
     batch = frame_batch(model, 2, 0)
     latents, video = batch.crop(4, 8, model.vae, torch.Generator().manual_seed(1))
-    assert latents.shape == (2, 8, 4, 2, 2)
+    assert latents.shape == (2, 16, 4, 2, 2)
     assert video.shape == (2, 3, 7, 8, 8)
     assert torch.allclose(video[:, :, 0, ::4, ::4], latents[:, :3, 0], atol=0.01)  # both show the same colours
     assert torch.allclose(video[:, :, 1::2, 1::4, 2::4], latents[:, :3, 1:], atol=0.01)

@@ -304,7 +304,9 @@ class Tracking:
         place = (self.runs.resolve() / "mlartifacts").as_uri() if local else None
         made = client.create_experiment(self.experiment, artifact_location=place)
         client.set_experiment_tag(made, "mlflow.experiment.primaryMetric.name", PRIMARY_METRIC)
-        client.set_experiment_tag(made, "mlflow.experimentKind", "custom_model_development")  # else it opens as a chat app's
+        client.set_experiment_tag(
+            made, "mlflow.experimentKind", "custom_model_development"
+        )  # else it opens as a chat app's
         return made
 
     def finish(self, status: str) -> None:

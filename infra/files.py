@@ -120,18 +120,24 @@ def fetch_folder(source: str, cache: Path, say: Callable[[str], None]) -> Path:
     folder = cache / hashlib.sha256(source.encode()).hexdigest()[:12]
     try:
         fs, root = fsspec.core.url_to_fs(source)
-        found = {name: info for name, info in fs.find(root, detail=True).items() if info["type"] == "file"}
+        listing = fs.find(root, detail=True)
+        if not listing and fs.isfile(root):
+            listing = {root: fs.info(root)}
     except (OSError, ImportError, ValueError) as error:
         raise ValueError(f"SRC {source} cannot be read: {error}") from error
+    found = {name: info.get("size") for name, info in listing.items() if info.get("type", "file") == "file"}
     if not found:
         raise ValueError(f"SRC {source} holds no file")
-    for name, info in sorted(found.items()):
+    for name, size in sorted(found.items()):
         target = folder / Path(name).relative_to(root) if name != root else folder / Path(name).name
-        if target.is_file() and target.stat().st_size == info["size"]:
+        if target.is_file() and size in (None, target.stat().st_size):  # a web server may not tell
             continue
         target.parent.mkdir(parents=True, exist_ok=True)
-        say(f"fetching {name} ({info['size'] / 1e6:.1f} MB)")
+        say(f"fetching {name}" + (f" ({size / 1e6:.1f} MB)" if size else ""))
         aside = target.with_name(target.name + ".part")
-        fs.get_file(name, str(aside))
+        try:
+            fs.get_file(name, str(aside))
+        except OSError as error:
+            raise ValueError(f"SRC {source}: {name} cannot be fetched: {error}") from error
         os.replace(aside, target)
     return folder.resolve()

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from dataclasses import dataclass, replace
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -166,6 +169,22 @@ def test_fetching_a_remote_folder_copies_what_changed(tmp_path):
     assert len(said) == 3
     with pytest.raises(ValueError, match="holds no file"):
         fetch_folder("memory://nothing", tmp_path, said.append)
+
+
+def test_a_web_folder_is_fetched_once_though_its_listing_tells_no_sizes(tmp_path):
+    (tmp_path / "web").mkdir()
+    (tmp_path / "web" / "a.mp4").write_bytes(b"abc")
+    handler = functools.partial(SimpleHTTPRequestHandler, directory=str(tmp_path / "web"))
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        address, said = f"http://127.0.0.1:{server.server_port}/", []
+        for _ in range(2):
+            folder = fetch_folder(address, tmp_path / "cache", said.append)
+            assert [p.read_bytes() for p in folder.rglob("*.mp4")] == [b"abc"]
+        assert len(said) == 1
+        with pytest.raises(ValueError, match="SRC http"):
+            fetch_folder(address + "missing.mp4", tmp_path / "cache", said.append)
+        server.shutdown()
 
 
 def test_a_local_folder_is_used_where_it_lies(tmp_path):

@@ -118,6 +118,6 @@ def _plan(cfg: Any, names: list[str], targets: dict[str, tuple[Callable[[Any], A
         print(error, file=sys.stderr)
         return FAILED
     table(lines)
-    for line in plan.describe(cfg, plan.estimate(cfg)):
+    for line in [*plan.describe(cfg, plan.estimate(cfg)), *plan.hints(cfg)]:
         print(line)
     return OK

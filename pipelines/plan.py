@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,7 +12,9 @@ import torch
 from infra.progress import duration
 from msmodel.causal import CausalDiT
 from msmodel.dit import WanDiT
+from msmodel.weights import EMBEDDED
 from stages.spec import Stage
+from stages.train.publish import RANDOM
 
 from .config import Config
 from .wiring import Line, NotMade, Run
@@ -104,6 +107,17 @@ def describe(cfg: Config, found: Estimate) -> list[str]:
         + ", ".join(f"{name} {size / 1e9:.2f} GB" for name, size in found.memory.items()),
         f"rough time on {where} at {speed / 1e9:,.0f} GFLOP/s: "
         + ", ".join(f"{name} {duration(flops / speed)}" for name, flops in found.flops.items()),
+    ]
+
+
+def hints(cfg: Config) -> list[str]:
+    """What a dry run can see will stop a target later."""
+    init = cfg.teacher.init
+    if init == RANDOM or init.startswith(EMBEDDED) or Path(init).expanduser().exists():
+        return []
+    return [
+        f"note: teacher.init={init} is no folder or file here, and is not fetched: `make teacher` would stop at it. Download "
+        f'its transformer and name the folder, as in ARGS="teacher.init=/path/to/transformer"'
     ]
 
 

@@ -170,6 +170,12 @@ def test_a_dry_run_takes_steps_that_the_target_borrows_from_another(tmp_path):
     assert [line.stage for line in lines] == ["videos", "train"]
 
 
+def test_a_plan_says_which_weights_are_not_there(tmp_path):
+    assert plan.hints(load("nano")) == plan.hints(load("debug")) == []
+    assert "is not fetched" in plan.hints(load("wan21-1.3b"))[0]
+    assert plan.hints(load("wan21-1.3b", [f"teacher.init={tmp_path}"])) == []
+
+
 def test_estimates_grow_with_the_work():
     small, large = plan.estimate(load("nano")), plan.estimate(load("nano", ["teacher.steps=400"]))
     assert small.tokens == 2400

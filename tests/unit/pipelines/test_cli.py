@@ -38,6 +38,15 @@ def test_a_source_that_does_not_exist_is_one_line(tmp_path, capsys):
     assert "Traceback" not in captured.err
 
 
+def test_a_source_that_holds_the_results_is_refused(tmp_path, capsys):
+    """Else the clips made by one run would be videos of the next."""
+    (tmp_path / "a.mp4").write_bytes(b"x")
+    words = ["data", "--preset", "debug", "--src", str(tmp_path), "--runs", str(tmp_path / "deep" / "runs")]
+    assert cli.main(words) == cli.FAILED
+    assert "holds RUNS" in capsys.readouterr().err
+    assert not (tmp_path / "deep").exists()
+
+
 def make(*words: str) -> list[str]:
     """What make would run, environment set-up aside."""
     out = subprocess.run(["make", "-n", *words], cwd=CHECKOUT, capture_output=True, text=True, check=True).stdout

@@ -136,33 +136,20 @@ def _train_worker(config: dict[str, Any]) -> None:
 def over_ray(job: GangJob, session: RaySession, workers: int, cpus: float, gpus: float, console: Console) -> Any:
     """Runs the gang; returns rank 0's records. ValueError: the user's mistake. StageFailed: anything else."""
     session.start()
-    from ray.train import FailureConfig, RunConfig, ScalingConfig
-    from ray.train.torch import TorchConfig, TorchTrainer
+    from ray.train import ControllerError
 
     quiet()
-    trainer = TorchTrainer(
-        _train_worker,
-        train_loop_config={"job": job},
-        scaling_config=ScalingConfig(
-            num_workers=workers,
-            use_gpu=gpus > 0,
-            resources_per_worker={"CPU": cpus} | ({"GPU": gpus} if gpus else {}),
-        ),
-        torch_config=TorchConfig(backend="nccl" if gpus else "gloo"),
-        run_config=RunConfig(
-            name=f"{job.step.stage}-{job.attempt}",
-            storage_path=str(job.step.folder / "ray"),
-            failure_config=FailureConfig(max_failures=job.compute.max_failures),
-        ),
-    )
+    failed: Exception | None = None
     with Replay(job.events_path, console):
-        try:
-            trainer.fit()
-        except Exception as error:  # Ray raises several kinds; what matters lies in error.json or result.json
-            (job.step.folder / "ray-error.txt").write_text(f"{type(error).__name__}: {error}")
-            failed: Exception | None = error
-        else:
-            failed = None
+        for start in range(job.compute.max_failures + 1):
+            try:
+                _trainer(job, workers, cpus, gpus, start).fit()
+                failed = None
+            except Exception as error:  # Ray raises several kinds; what matters lies in error.json or result.json
+                (job.step.folder / "ray-error.txt").write_text(f"{type(error).__name__}: {error}")
+                failed = error
+            if not isinstance(failed, ControllerError):
+                break  # Ray restarts dead workers itself, unless it meets the death in the middle of work of its own
     done, records = read_result(job)
     if done:
         return records
@@ -172,6 +159,28 @@ def over_ray(job: GangJob, session: RaySession, workers: int, cpus: float, gpus:
         f"stage {job.step.stage}: its workers died {job.compute.max_failures + 1} times or could not start ({reason}); "
         f"see {job.step.folder / 'ray-error.txt'}. Run the same command to resume from the last checkpoint"
     ) from failed
+
+
+def _trainer(job: GangJob, workers: int, cpus: float, gpus: float, start: int) -> Any:
+    """Ray Train's trainer of the gang. start: how often it was begun before in this execution."""
+    from ray.train import FailureConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchConfig, TorchTrainer
+
+    return TorchTrainer(
+        _train_worker,
+        train_loop_config={"job": job},
+        scaling_config=ScalingConfig(
+            num_workers=workers,
+            use_gpu=gpus > 0,
+            resources_per_worker={"CPU": cpus} | ({"GPU": gpus} if gpus else {}),
+        ),
+        torch_config=TorchConfig(backend="nccl" if gpus else "gloo"),
+        run_config=RunConfig(
+            name=f"{job.step.stage}-{job.attempt}-{start}",
+            storage_path=str(job.step.folder / "ray"),
+            failure_config=FailureConfig(max_failures=job.compute.max_failures),
+        ),
+    )
 
 
 def raise_noted(job: GangJob) -> None:

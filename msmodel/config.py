@@ -50,6 +50,7 @@ class DiTConfig:
     )
     track_channels: int = 16
     track_id_dim: int = 64
+    track_offsets: bool = False  # also tell where in its cell a track lies: for small frames, whose cells are wide
     eps: float = 1e-6
     shift: float = 6.0  # timestep shift k of flow matching (paper, section 3)
 
@@ -116,7 +117,12 @@ class ModelConfig:
     @property
     def track_feature_channels(self) -> int:
         """Channels of the packed track map c_m: stride_t pixel frames folded into one latent frame."""
-        return self.vae.stride_t * self.dit.track_id_dim
+        return self.vae.stride_t * (self.dit.track_id_dim + self.offset_channels)
+
+    @property
+    def offset_channels(self) -> int:
+        """Channels of the unpacked track map that tell where in its cell a track lies: x and y, or none."""
+        return 2 if self.dit.track_offsets else 0
 
     def problems(self) -> list[str]:
         """Every inconsistency, as 'field: what is wrong and how to mend it'; empty when sound."""

@@ -12,6 +12,7 @@ Not in the paper, which starts from a large pretrained model; for small models t
 from __future__ import annotations
 
 import torch
+from einops import rearrange
 from torch import Tensor, nn
 
 from msmodel.dit import WanDiT
@@ -53,12 +54,14 @@ def match_tracks(
     head_dim = d.dim // d.heads
     rows, columns = dit.cfg.latent_height // d.patch[1], dit.cfg.latent_width // d.patch[2]
     slow = slow_channels(head_dim, (dit.cfg.latent_frames, rows, columns))
-    if len(slow) <= d.track_channels:
-        raise ValueError(
-            f"heads of {head_dim} have {len(slow)} slow rotary channels; {d.track_channels} + 1 are needed"
-        )
-    basis = _orthonormal(d.dim, d.track_channels, generator)
-    _read_ids_alike(dit, basis * loudness, generator)
+    ids = d.track_channels - dit.cfg.vae.stride_t * dit.cfg.offset_channels
+    if ids < 1:
+        raise ValueError(f"dit.track_channels: {d.track_channels} leave none for the ids beside the offsets")
+    if len(slow) <= ids:
+        raise ValueError(f"heads of {head_dim} have {len(slow)} slow rotary channels; {ids} + 1 are needed")
+    embedding = _orthonormal(d.dim, d.track_channels, generator)
+    _read_ids_alike(dit, embedding * loudness, ids, generator)
+    basis = embedding[:, :ids]
     image = torch.linalg.qr(dit.patch_embedding.weight[:, d_image(dit)].flatten(1))[0]
     apart = _orthonormal(d.dim, image.shape[1], generator)
     apart = torch.linalg.qr(apart - image @ (image.T @ apart) - basis @ (basis.T @ apart))[0]
@@ -67,11 +70,11 @@ def match_tracks(
     known = known / known.norm()
     for layer in dit.layers[:layers]:
         attention = layer.attn1
-        scale = attention.to_q.weight.norm(dim=1).mean() * (d.dim / d.track_channels) ** 0.5
+        scale = attention.to_q.weight.norm(dim=1).mean() * (d.dim / ids) ** 0.5
         for linear in (attention.to_q, attention.to_k):
             linear.weight[:head_dim] = 0.0
             linear.bias[:head_dim] = 0.0
-            linear.weight[slow[1 : 1 + d.track_channels]] = scale * basis.T
+            linear.weight[slow[1 : 1 + ids]] = scale * basis.T
         attention.to_k.weight[slow[0]] = scale * known
         attention.to_q.bias[slow[0]] = focus * scale
         carried = min(image.shape[1], head_dim)
@@ -98,11 +101,17 @@ def _orthonormal(rows: int, columns: int, generator: torch.Generator) -> Tensor:
     return torch.linalg.qr(torch.randn(rows, columns, generator=generator))[0]
 
 
-def _read_ids_alike(dit: WanDiT, embedding: Tensor, generator: torch.Generator) -> None:
-    """Track head: one random orthonormal map for all pixel frames of a latent frame. Patch embedding: one for all places."""
+def _read_ids_alike(dit: WanDiT, embedding: Tensor, ids: int, generator: torch.Generator) -> None:
+    """Track head: one random orthonormal map of the ids for all pixel frames of a latent frame, into its first `ids`
+    channels; offsets pass as they are into the others. Patch embedding: one for all places."""
     head: nn.Conv3d = dit.track_head
-    d, stride_t = dit.cfg.dit, dit.cfg.vae.stride_t
-    one = _orthonormal(d.track_id_dim, d.track_channels, generator).T / (stride_t * (d.track_id_dim / 2) ** 0.5)
-    head.weight.copy_(torch.cat([one] * stride_t, dim=1)[:, :, None, None, None] * (d.dim**0.5))
+    d, stride_t, offsets = dit.cfg.dit, dit.cfg.vae.stride_t, dit.cfg.offset_channels
+    one = _orthonormal(d.track_id_dim, ids, generator).T / (stride_t * (d.track_id_dim / 2) ** 0.5) * d.dim**0.5
+    head.weight.zero_()
+    by_frame = rearrange(head.weight[..., 0, 0, 0], "c (s d) -> s c d", s=stride_t)
+    for frame, weight in enumerate(by_frame):
+        weight[:ids, : d.track_id_dim] = one
+        first = ids + frame * offsets
+        weight[first : first + offsets, d.track_id_dim :] = torch.eye(offsets)
     nn.init.zeros_(head.bias)  # type: ignore[arg-type]
     dit.track_slice.copy_(embedding[:, :, None, None, None].expand_as(dit.track_slice))

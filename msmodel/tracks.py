@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 
 import torch
+import torch.nn.functional as F
 from einops import rearrange, repeat
 from torch import Tensor
 
@@ -42,7 +43,8 @@ def rasterise(xy_px: Tensor, visible: Tensor, phi: Tensor, cfg: ModelConfig) -> 
     """Track map c_m: phi_n at cell (floor(y / s), floor(x / s)) of every frame in which track n is visible, zero elsewhere.
 
     xy_px (b T n 2), visible (b T n), phi (b n d) -> (b T h w d). Where two tracks fall in one cell the one with the higher
-    index stands. Points outside the frame, or not finite, are not drawn.
+    index stands. Points outside the frame, or not finite, are not drawn. With dit.track_offsets two more channels tell where
+    in its cell the track lies, from -1 to 1 (an addition of ours; docs/adr/0006).
     """
     h, w = cfg.latent_height, cfg.latent_width
     b, frames, n, _ = xy_px.shape
@@ -58,7 +60,12 @@ def rasterise(xy_px: Tensor, visible: Tensor, phi: Tensor, cfg: ModelConfig) -> 
     table = torch.cat([torch.zeros_like(phi[:, :1]), phi], dim=1)  # row 0: no track
     rows = rearrange(winner, "b T c -> b (T c)")
     drawn = torch.gather(table, 1, repeat(rows, "b r -> b r d", d=phi.shape[-1]))
-    return rearrange(drawn, "b (T h w) d -> b T h w d", T=frames, h=h, w=w)
+    drawn = rearrange(drawn, "b (T h w) d -> b T h w d", T=frames, h=h, w=w)
+    if not cfg.dit.track_offsets:
+        return drawn
+    offset = F.pad(2 * (xy_px / cfg.vae.stride_s - cell) - 1, (0, 0, 1, 0))  # row 0: no track
+    offset = torch.gather(offset, 2, repeat(winner, "b T c -> b T c xy", xy=2))
+    return torch.cat([drawn, rearrange(offset, "b T (h w) xy -> b T h w xy", h=h, w=w).to(drawn)], dim=-1)
 
 
 def pack(c_m: Tensor, stride_t: int, starts_clip: bool = True) -> Tensor:

@@ -13,7 +13,7 @@ FIRST := $(if $(filter plan,$(MAKECMDGOALS)),,$(firstword $(GOALS)))
 RUN = $(PY) -m pipelines $(1) --preset '$(PRESET)' --runs '$(RUNS)' $(if $(SRC),--src '$(SRC)') $(ARGS)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup data teacher distill eval plan bench sweep nano-base notebooks ui test lint clean
+.PHONY: help setup data teacher distill eval plan bench sweep nano-base notebooks ui test test-gpu lint clean
 .NOTPARALLEL:
 
 help:  ## this table
@@ -70,6 +70,10 @@ lint: $(STAMP)  ## ruff, mypy, import contracts
 
 test: lint  ## lint and all tests
 	$(PY) -m pytest tests
+
+test-gpu: $(STAMP)  ## the tests that need a CUDA device; fails where there is none
+	$(PY) -c "import torch, sys; sys.exit(None if torch.cuda.is_available() else 'test-gpu: no CUDA device here')"
+	$(PY) -m pytest tests/gpu
 
 clean:  ## caches; results in RUNS stay
 	rm -rf .mypy_cache .ruff_cache .pytest_cache .import_linter_cache

@@ -25,6 +25,7 @@ from msmodel.config import ModelConfig
 from msmodel.dit import WanDiT
 from msmodel.rollout import generate_chunk, start
 from msmodel.tiny_vae import TinyDecoder
+from msmodel.weights import inference_dtype
 from stages.eval.items import Figures, folder_file
 from stages.eval.speed import settings
 from stages.eval.timing import now
@@ -126,7 +127,8 @@ class Bench:
         self.model, self.bench, self.device = cfg.model, cfg.bench, ctx.device
         student = fresh(CausalDiT, cfg.model, 0)
         assert isinstance(student, CausalDiT)
-        self.student = student.to(ctx.device).eval()
+        self.dtype = inference_dtype(ctx.device)
+        self.student = student.to(ctx.device, self.dtype).eval()
         self.generator = torch.Generator().manual_seed(0)
         self.steps = flow.student_timesteps(cfg.model.student.steps, cfg.model.dit.shift)
 
@@ -199,11 +201,12 @@ class Bench:
 
     def diffusers_and_ours(self, train: bool) -> tuple[Work, Work]:
         """The bidirectional model, one clip; a step is forward and backward."""
-        ours = fresh(WanDiT, self.model, 0).to(self.device).train(train)
-        theirs = diffusers_twin(ours).to(self.device).train(train)
+        ours = fresh(WanDiT, self.model, 0).to(self.device, self.dtype).train(train)
+        theirs = diffusers_twin(ours).to(self.device, self.dtype).train(train)
         cond, noisy = self.conditioning(self.model.latent_frames), self.latents(self.model.latent_frames)
         t = torch.full((1,), 0.7, device=self.device)
-        given = torch.cat([noisy, *([] if self.model.image_alone else [cond.image])], dim=1)
+        given = torch.cat([noisy, *([] if self.model.image_alone else [cond.image])], dim=1).to(self.dtype)
+        text, tracks = cond.text.to(self.dtype), cond.tracks.to(self.dtype)
 
         def through(forward: Callable[[], Tensor]) -> Work:
             def work() -> None:
@@ -215,7 +218,7 @@ class Bench:
             return work
 
         def diffusers() -> Tensor:
-            return theirs(torch.cat([given, ours.track_head(cond.tracks)], dim=1), 1000 * t, cond.text).sample
+            return theirs(torch.cat([given, ours.track_head(tracks)], dim=1), 1000 * t, text).sample
 
         return through(diffusers), through(lambda: ours(noisy, t, cond))
 

@@ -25,7 +25,7 @@ from msmodel.patch_vae import PatchVAE
 from msmodel.rollout import rollout
 from msmodel.tracks import track_ids, track_map
 from msmodel.vae import VideoVAE, load_vae
-from msmodel.weights import load_student, load_teacher
+from msmodel.weights import inference_dtype, load_student, load_teacher
 from stages.eval.config import GenerateRun
 from stages.eval.items import EvalClip, EvalItem, Generated, folder_file, read_clip, read_tracks, seeded
 from stages.records import Checkpoint
@@ -126,12 +126,12 @@ def vae_on(cfg: VAEConfig, device: torch.device) -> VideoVAE | PatchVAE:
 
 @lru_cache(maxsize=1)
 def _teacher(folder: str, digest: str, device: torch.device) -> WanDiT:
-    return load_teacher(folder).eval().requires_grad_(False).to(device)
+    return load_teacher(folder).eval().requires_grad_(False).to(device, inference_dtype(device))
 
 
 @lru_cache(maxsize=1)
 def _student(folder: str, digest: str, device: torch.device) -> CausalDiT:
-    return load_student(folder).eval().requires_grad_(False).to(device)
+    return load_student(folder).eval().requires_grad_(False).to(device, inference_dtype(device))
 
 
 def teacher_on(checkpoint: Checkpoint, device: torch.device) -> WanDiT:

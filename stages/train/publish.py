@@ -14,7 +14,7 @@ from msmodel.causal import CausalDiT
 from msmodel.config import ModelConfig, VAEConfig
 from msmodel.dit import WanDiT
 from msmodel.vae import load_vae
-from msmodel.weights import load_backbone, load_teacher, load_weights, save_weights
+from msmodel.weights import inference_dtype, load_backbone, load_teacher, load_weights, save_weights
 from stages.data.loader import Loader
 from stages.records import Checkpoint, ShardSet
 from stages.spec import Context
@@ -67,9 +67,8 @@ def trainable_teacher(checkpoint: Checkpoint, device: torch.device) -> WanDiT:
 
 
 def frozen_teacher(checkpoint: Checkpoint, device: torch.device) -> WanDiT:
-    """The teacher, frozen; bfloat16 on a GPU, float32 on a CPU (whose bfloat16 is far slower)."""
-    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
-    return load_teacher(Path(checkpoint.folder)).to(device, dtype).eval().requires_grad_(False)
+    """The teacher, frozen, in the type of inference."""
+    return load_teacher(Path(checkpoint.folder)).to(device, inference_dtype(device)).eval().requires_grad_(False)
 
 
 def frozen_decoder(vae: VAEConfig, device: torch.device) -> Decode:

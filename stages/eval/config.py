@@ -71,7 +71,7 @@ class LongRunConfig:
     horizons: int = 10
     chunks: int = 400  # of the latency run
     warmup_chunks: int = 10
-    without_sink: bool = True  # also run the same student with sink 0
+    beside: tuple[str, ...] = ("c3s0w1", "c3s0w6")  # the same student under other caches (stages/eval/setting.py)
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Stage LONG_RUN (once): the student far beyond its training horizon, with and without a sink, and whether latency grows.
+"""Stage LONG_RUN (once): the student far beyond its training horizon, beside other caches, and whether latency grows.
 
 The asked motion is the clip's own, forward and backward for ever, so the real clip played likewise is the target throughout.
 Figures are taken over windows of one horizon. EPE is measured window by window, the tracker being queried anew at each window's
@@ -10,8 +10,8 @@ Legend: T frames, n tracks.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ from stages.eval.epe import Tracker, finite_mean, retrack
 from stages.eval.generate import student_on, vae_on
 from stages.eval.items import CLIP_KINDS, EvalClip, Figures, Selection, folder_file, read_clip, read_tracks, seeded
 from stages.eval.measure import retracker
+from stages.eval.setting import read_setting, setting_name, with_positions
 from stages.eval.streaming import NoDecoder, chunks_of, clip_stream, filled_after, frames_in
 from stages.eval.timing import latency, latency_slope
 from stages.records import Checkpoint
@@ -42,7 +43,7 @@ class LongRunInputs:
 def run(cfg: LongRunRun, inputs: LongRunInputs, ctx: Context) -> Figures:
     """Writes long_run.json {frames, latency slope, drift by setting} and long_run.npz {setting: T h w 3 uint8, of one clip}."""
     student = student_on(inputs.student, ctx.device)
-    runs = settings(student.cfg.student, cfg.long_run.without_sink)
+    runs = settings(student.cfg.student, cfg.long_run.beside)
     clips = some_clips(inputs.selection, cfg.long_run.clips)
     chunks = cfg.long_run.horizons * cfg.model.chunks
     drift: dict[str, list[dict[str, Trend]]] = {name: [] for name in (*runs, "real")}
@@ -51,8 +52,10 @@ def run(cfg: LongRunRun, inputs: LongRunInputs, ctx: Context) -> Figures:
         for clip in clips:
             target = back_and_forth(clip, frames_in(chunks, cfg.model))
             videos = {"real": target}
-            for name, setting in runs.items():
-                videos[name] = long_video(cfg, student, setting, clip, chunks, ctx)
+            for name, (setting, absolute) in runs.items():
+                count = -(-chunks * cfg.model.student.chunk // setting.chunk)
+                video = long_video(cfg, with_positions(student, absolute), setting, clip, count, ctx)
+                videos[name] = video[: len(target)]
                 progress.advance(note=name)
             for name, video in videos.items():
                 drift[name].append(clip_drift(cfg, clip, video, target, ctx))
@@ -71,10 +74,9 @@ def run(cfg: LongRunRun, inputs: LongRunInputs, ctx: Context) -> Figures:
     return Figures("long_run", file, videos_file)
 
 
-def settings(own: StudentConfig, without_sink: bool) -> dict[str, StudentConfig]:
-    """By name (cXsYwZ): the student's own setting, and the same without a sink."""
-    both = [own, replace(own, sink=0)] if without_sink and own.sink else [own]
-    return {f"c{s.chunk}s{s.sink}w{s.window}": s for s in both}
+def settings(own: StudentConfig, beside: Sequence[str]) -> dict[str, tuple[StudentConfig, bool]]:
+    """By name: the student's own setting, then those it is compared with, and whether their positions are absolute."""
+    return {setting_name(own): (own, False)} | {name: read_setting(name, own) for name in beside}
 
 
 def some_clips(selection: Selection, count: int) -> list[EvalClip]:
@@ -136,20 +138,35 @@ def averaged(parts: Iterable[dict[str, Trend]], size: int) -> dict[str, Any]:
 
 
 def latency_growth(cfg: LongRunRun, student: CausalDiT, clip: EvalClip, ctx: Context) -> dict[str, Any]:
-    """Latency of long_run.chunks further chunks, DiT only: its slope must not differ from zero."""
+    """Latency of long_run.chunks further chunks, DiT only, each over that of a young stream at the same moment.
+
+    A machine wanders by more than the growth that is looked for. So a fork of the stream as it was after the warm-up makes one
+    chunk beside every chunk of the growing one, taking turns in going first: the same work, at an age that stays. The slope of
+    the ratio must not differ from zero; that of the seconds alone is reported too.
+    """
     stream = clip_stream(student, clip, cfg.model, ctx.seed, ctx.device)
     session = stream.session(NoDecoder(), seeded(ctx.seed, "latency"))
     chunks_of(session, max(cfg.long_run.warmup_chunks, filled_after(student.cfg.student)))
-    seconds = [chunk.seconds_dit for chunk in chunks_of(session, cfg.long_run.chunks)]
-    slope = latency_slope(seconds)
+    young = session.fork()
+    seconds: list[float] = []
+    beside: list[float] = []
+    for index in range(cfg.long_run.chunks):
+        turns = [(session, seconds), (young.fork(), beside)]
+        for one, taken in turns if index % 2 else reversed(turns):
+            taken.append(one.next_chunk().seconds_dit)
+    ratios = [a / b for a, b in zip(seconds, beside, strict=True)]
+    slope, alone = latency_slope(ratios), latency_slope(seconds)
     return {
         "latency_slope_pct_per_100_chunks": slope.pct_per_100_chunks,
         "latency_slope_ci": [slope.low, slope.high],
         "latency_constant": slope.constant,
+        "latency_slope_alone_pct_per_100_chunks": alone.pct_per_100_chunks,
+        "latency_slope_alone_ci": [alone.low, alone.high],
         "latency_chunks": len(seconds),
         "latency_ms": asdict(latency(seconds)),
         "chunk_seconds": seconds,
+        "chunk_seconds_beside": beside,
     }
 
 
-LONG_RUN = Stage("eval_long_run", version=2, how="once", run=run, resources=Resources(cpus=2, threads=2))
+LONG_RUN = Stage("eval_long_run", version=3, how="once", run=run, resources=Resources(cpus=2, threads=2))

@@ -79,18 +79,18 @@ def _frozen(kind: Mapping[str, Any], variant: str) -> float:
     return np.nan
 
 
-def latency_plot(seconds: Sequence[float], slope_pct: float, ci: Sequence[float]) -> bytes:
-    """Milliseconds of every chunk of the latency run, a running median and the fitted line."""
+def latency_plot(seconds: Sequence[float], beside: Sequence[float], slope_pct: float, ci: Sequence[float]) -> bytes:
+    """Every chunk of the growing stream over the chunk of the young stream that was made beside it, and the fitted line."""
     figure, (axis,) = _figure(1, 10.5, 2.6)
-    ms = np.asarray(seconds) * 1000
-    at = np.arange(len(ms))
-    axis.plot(at, ms, ".", markersize=2.5, color=COLOURS["student"], alpha=0.55, label="chunk")
-    fit = ms.mean() * (1 + slope_pct / 100 * (at - at.mean()) / 100)
+    ratio = np.asarray(seconds) / np.asarray(beside)
+    at = np.arange(len(ratio))
+    axis.plot(at, ratio, ".", markersize=2.5, color=COLOURS["student"], alpha=0.55, label="chunk")
+    fit = np.median(ratio) * (1 + slope_pct / 100 * (at - at.mean()) / 100)
     label = f"slope {slope_pct:+.2f}% per 100 chunks, 95% interval {ci[0]:+.2f} to {ci[1]:+.2f}"
     axis.plot(at, fit, color=COLOURS["teacher"], linewidth=1.4, label=label)
-    axis.set_ylim(0, float(np.percentile(ms, 99.5)) * 1.25)
+    axis.set_ylim(0, float(np.percentile(ratio, 99.5)) * 1.25)
     axis.set_xlabel("chunk")
-    axis.set_ylabel("ms a chunk, DiT")
+    axis.set_ylabel("latency / young stream's")
     _legend(axis)
     return _png(figure)
 

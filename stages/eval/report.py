@@ -168,9 +168,8 @@ def page(cfg: ReportRun, inputs: ReportInputs, report: Mapping[str, Any], videos
     long_run = read_json(inputs.long_run)
     plots = {"epe": epe_bars(report, [k for k in CLIP_KINDS if report[k]["clips"]] or list(CLIP_KINDS))}
     if long_run:
-        seconds = long_run["chunk_seconds"]
         slope, ci = long_run["latency_slope_pct_per_100_chunks"], long_run["latency_slope_ci"]
-        plots["latency"] = latency_plot(seconds, slope, ci)
+        plots["latency"] = latency_plot(long_run["chunk_seconds"], long_run["chunk_seconds_beside"], slope, ci)
         plots["drift"] = drift_plot(report["long_run"])
     environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
     environment.filters |= {"figure": figure, "words": words}

@@ -292,7 +292,10 @@ def long_run(measured: Mapping[str, Any], nulls: Nulls) -> dict[str, Any]:
         nulls.reasons["long_run"] = "no long run was made: there is no student in this evaluation"
         return dict.fromkeys(names) | {"drift": {}}
     drift = {k: clean(v) for k, v in measured["drift"].items()}
-    more = ("window_frames", "clips", "latency_constant", "latency_chunks", "latency_ms")
+    more = (
+        *("window_frames", "clips", "latency_constant", "latency_chunks", "latency_ms"),
+        *("latency_slope_alone_pct_per_100_chunks", "latency_slope_alone_ci"),
+    )
     out = {name: measured[name] for name in (*names, *more)}
     return out | {"drift": {k: v for k, v in drift.items() if k != "real"}, "reference": drift.get("real", {})}
 

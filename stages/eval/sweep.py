@@ -2,25 +2,18 @@
 
 The paper's extended-length table and its figures of sinks and windows, from one model: nothing is trained anew, so a setting
 far from the trained one pays for that too. Figures are those of LONG_RUN over `eval.sweep.horizons` horizons.
-
-A setting is named cXsYwZ, with "a" for absolute rotary positions (Self Forcing's) and kN for N denoising steps:
-c3s1w1, c3s1w1a, c3s1w1k2. Attention sees differences of positions only, so "a" changes nothing without a sink: the paper's
-Self Forcing row, c3s0w6 with absolute positions, is c3s0w6.
 """
 
 from __future__ import annotations
 
-import copy
 import json
-import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from msmodel.cache import AbsoluteCache
 from msmodel.causal import CausalDiT
 from msmodel.config import ModelConfig, StudentConfig
 from stages.eval.config import LongRunConfig, LongRunRun, MeasureConfig
@@ -28,6 +21,7 @@ from stages.eval.epe import finite_mean
 from stages.eval.generate import student_on
 from stages.eval.items import Figures, Selection, folder_file, seeded
 from stages.eval.long_run import averaged, back_and_forth, clip_drift, long_video, some_clips
+from stages.eval.setting import read_setting, with_positions
 from stages.eval.streaming import NoDecoder, chunks_of, clip_stream, filled_after
 from stages.eval.timing import latency
 from stages.records import Checkpoint
@@ -36,7 +30,6 @@ from stages.train.method import at_least
 from stages.train.sampling import Guidance
 
 WARMUP_CHUNKS = 5
-SETTING = re.compile(r"c(\d+)s(\d+)w(\d+)(a?)(?:k(\d+))?")
 
 
 @dataclass(frozen=True)
@@ -58,7 +51,7 @@ class SweepConfig:
         least = {"guidance_clips": 1, "clips": 1, "horizons": 2, "chunks": 3}
         out = at_least(self, least)
         for field, names, read in (
-            ("settings", self.settings, _sound_setting),
+            ("settings", self.settings, lambda name: read_setting(name, StudentConfig())),
             ("guidance", self.guidance, read_weights),
         ):
             for name in names:
@@ -89,22 +82,6 @@ class SweepInputs:
 
 def sweep_run(model: ModelConfig, measure: MeasureConfig, cfg: SweepConfig, setting: str) -> SweepRun:
     return SweepRun(model, measure, setting, cfg.clips, cfg.horizons, cfg.chunks)
-
-
-def read_setting(name: str, own: StudentConfig) -> tuple[StudentConfig, bool]:
-    """The student's setting that `name` means, and whether rotary positions are absolute. ValueError: not a name."""
-    found = SETTING.fullmatch(name)
-    if found is None:
-        raise ValueError(f"{name!r} is no setting: write cXsYwZ, then `a` for absolute positions, then kN for N steps")
-    chunk, sink, window, absolute, steps = found.groups()
-    chosen = replace(own, chunk=int(chunk), sink=int(sink), window=int(window), steps=int(steps or own.steps))
-    return chosen, bool(absolute)
-
-
-def _sound_setting(name: str) -> None:
-    setting, _ = read_setting(name, StudentConfig())
-    if setting.chunk < 1 or setting.steps < 1:
-        raise ValueError(f"{name!r} has no chunk or no step")
 
 
 def read_weights(name: str) -> Guidance:
@@ -139,15 +116,6 @@ def run(cfg: SweepRun, inputs: SweepInputs, ctx: Context) -> Figures:
     file = folder_file(ctx.workdir, "sweep.json")
     Path(file).write_text(json.dumps(out, indent=1))
     return Figures(cfg.setting, file)
-
-
-def with_positions(student: CausalDiT, absolute: bool) -> CausalDiT:
-    """The student itself, or one that shares its weights and whose caches count absolute positions."""
-    if not absolute:
-        return student
-    other = copy.copy(student)
-    other.cache_type = AbsoluteCache
-    return other
 
 
 def speed_of(

@@ -44,7 +44,7 @@ def latency(seconds: Sequence[float]) -> Latency:
 
 @dataclass(frozen=True)
 class Slope:
-    """Growth of latency in percent of its mean per 100 chunks, with a 95% confidence interval."""
+    """Growth of latency in percent of its median per 100 chunks, with a 95% confidence interval."""
 
     pct_per_100_chunks: float
     low: float
@@ -57,19 +57,16 @@ class Slope:
 
 
 def latency_slope(seconds: Sequence[float]) -> Slope:
-    """Least squares of latency over chunk number; the interval is Student's t with n - 2 degrees of freedom."""
-    from scipy.stats import t as student
+    """Theil-Sen slope of latency over chunk number, with the interval of Kendall's rank test: single slow chunks, of which
+    every machine has some, do not move it. Any unit will do, as the slope is relative."""
+    from scipy.stats import theilslopes
 
     y = np.asarray(seconds, np.float64)
     if len(y) < 3:
         raise ValueError(f"a slope with an interval needs at least three chunks, got {len(y)}")
-    x = np.arange(len(y)) - (len(y) - 1) / 2
-    slope = float((x * y).sum() / np.square(x).sum())
-    rest = y - y.mean() - slope * x
-    error = math.sqrt(np.square(rest).sum() / (len(y) - 2) / np.square(x).sum())
-    half = float(student.ppf(0.975, len(y) - 2)) * error
-    scale = 100 * 100 / float(y.mean())
-    return Slope(slope * scale, (slope - half) * scale, (slope + half) * scale)
+    found = theilslopes(y, np.arange(len(y)), alpha=0.95)
+    scale = 100 * 100 / float(np.median(y))
+    return Slope(float(found.slope) * scale, float(found.low_slope) * scale, float(found.high_slope) * scale)
 
 
 class Peak:

@@ -29,6 +29,7 @@ from stages.train.conditioning import (
     draw_tracks,
     training_conditioning,
 )
+from stages.train.context import context_loss
 from stages.train.groups import GroupedConfig, frame_groups
 from stages.train.loop import train
 from stages.train.method import Draws, Learner, Loader, Loss, Observation, at_least, scheduled
@@ -66,6 +67,10 @@ class TeacherConfig(GroupedConfig):
     lr: float = 1e-5
     phase2_lr: float = 1e-6
     weighting: str = "bell"
+    context_share: float = (
+        0.0  # of the steps after the groups: on one chunk with clean context (stages/train/context.py)
+    )
+    context_noise: float = 0.1  # most noise that this context keeps
     augment: Augment = field(default_factory=Augment)
     probe_clips: int = 8  # held-out clips of the paired loss gap
     picture_clips: int = 2
@@ -84,6 +89,9 @@ class TeacherConfig(GroupedConfig):
         least = dict.fromkeys(("probe_clips", "picture_steps"), 1) | dict.fromkeys(("phase2_steps", "phase2_lr"), 0)
         out = super().checks() + at_least(self, least)
         out += [f"augment.{p}" for p in self.augment.problems()]
+        for name in ("context_share", "context_noise"):
+            if not 0.0 <= vars(self)[name] <= 1.0:
+                out.append(f"{name}: {vars(self)[name]} is not within 0..1")
         if self.track_init not in TRACK_INITS:
             out.append(f"track_init: {self.track_init!r} is not one of {', '.join(TRACK_INITS)}")
         if self.weighting not in WEIGHTINGS:
@@ -144,6 +152,9 @@ class TeacherMethod:
         batch = batch.to(device)
         cond = training_conditioning(batch, self.cfg.augment, self.model, draws, masked=phase == "masked")
         latents = batch.latents
+        if phase != "groups" and float(torch.rand((), generator=draws.shared("context"))) < self.cfg.context_share:
+            noise, weighting = self.cfg.context_noise, self.cfg.weighting
+            return Loss(context_loss(self.dit, latents, cond, self.model, draws, noise, weighting))
         if phase == "groups":
             latents, cond = self.cfg.draw_groups(latents, cond, draws)
         t = flow.sample_t(latents.shape[0], self.model.dit.shift, draws.own("time")).to(device)

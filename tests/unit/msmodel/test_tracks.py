@@ -42,12 +42,44 @@ def test_invisible_points_are_not_drawn_and_collisions_keep_the_last_track():
     assert tracks.rasterise(xy, seen, phi, CFG)[0, 0, 1, 1].tolist() == [2.0] * 8
 
 
-def test_pieces_packed_one_by_one_equal_slices_of_the_whole():
+WITH_OFFSETS = dataclasses.replace(CFG, dit=dataclasses.replace(CFG.dit, track_offsets=True))
+
+
+def test_offsets_tell_where_in_its_cell_a_track_lies():
+    xy = torch.tensor([[5.0, 6.0], [23.99, 12.0]]).expand(1, 9, 2, 2)
+    c_m = tracks.rasterise(xy, torch.ones(1, 9, 2, dtype=torch.bool), torch.ones(1, 2, 8), WITH_OFFSETS)
+    assert c_m.shape == (1, 9, 4, 6, 10)
+    torch.testing.assert_close(c_m[0, 3, 1, 1, 8:], torch.tensor([-0.5, 0.0]))
+    torch.testing.assert_close(c_m[0, 3, 3, 5, 8:], torch.tensor([0.995, -1.0]), atol=1e-5, rtol=0)
+    assert c_m.abs().sum(-1).count_nonzero() == 18
+
+
+def test_offsets_are_those_of_the_track_that_stands_and_leave_the_ids_alone():
+    xy, seen, phi = clip_of_tracks(30)
+    c_m = tracks.rasterise(xy, seen, phi, WITH_OFFSETS)
+    assert torch.equal(c_m[..., :8], tracks.rasterise(xy, seen, phi, CFG))
+    for b, t, n in torch.nonzero(seen).tolist():
+        x, y = xy[b, t, n].tolist()
+        cell = c_m[b, t, int(y // 4), int(x // 4)]
+        later = [m for m in range(n + 1, 30) if seen[b, t, m] and (xy[b, t, m] // 4 == xy[b, t, n] // 4).all()]
+        if not later:
+            torch.testing.assert_close(cell[8:], torch.tensor([x % 4 / 2 - 1, y % 4 / 2 - 1]), atol=1e-5, rtol=0)
+    assert tracks.track_map(xy, seen, phi, WITH_OFFSETS).shape[1] == WITH_OFFSETS.track_feature_channels == 20
+
+
+def test_an_invisible_track_that_is_nowhere_spoils_no_offset():
+    xy = torch.tensor([[float("nan"), 1.0], [5.0, 6.0]]).expand(1, 9, 2, 2)
+    c_m = tracks.rasterise(xy, torch.ones(1, 9, 2, dtype=torch.bool), torch.ones(1, 2, 8), WITH_OFFSETS)
+    assert torch.isfinite(c_m).all()
+
+
+@pytest.mark.parametrize("cfg", [CFG, WITH_OFFSETS])
+def test_pieces_packed_one_by_one_equal_slices_of_the_whole(cfg):
     xy, seen, phi = clip_of_tracks()
-    whole = tracks.track_map(xy, seen, phi, CFG)
-    assert whole.shape == (2, CFG.track_feature_channels, CFG.latent_frames, 4, 6)
-    first = tracks.track_map(xy[:, :5], seen[:, :5], phi, CFG)
-    later = tracks.track_map(xy[:, 5:], seen[:, 5:], phi, CFG, starts_clip=False)
+    whole = tracks.track_map(xy, seen, phi, cfg)
+    assert whole.shape == (2, cfg.track_feature_channels, cfg.latent_frames, 4, 6)
+    first = tracks.track_map(xy[:, :5], seen[:, :5], phi, cfg)
+    later = tracks.track_map(xy[:, 5:], seen[:, 5:], phi, cfg, starts_clip=False)
     assert torch.equal(torch.cat([first, later], dim=2), whole)
     assert [list(tracks.latent_to_pixel_frames(i, 2)) for i in range(3)] == [[0], [1, 2], [3, 4]]
 

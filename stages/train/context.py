@@ -1,0 +1,68 @@
+"""One chunk with the clean chunks before it that the student's cache would hold, as a short clip of the bidirectional model.
+
+A teacher that has only seen one noise level for a whole clip knows nothing of clean context, and for a student that starts from
+it a few minutes of causal adaptation are not enough to learn of it (docs/adr/0007). One that was trained in part on such pieces
+has seen what the student will see. An addition of ours for small models, after Diffusion Forcing (Chen et al. 2024); off at
+paper scale.
+
+Legend: b batch, z latent channels, t latent frames, k latent frames of a piece, h w latent size.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from msmodel import flow, losses
+from msmodel.batch import Conditioning
+from msmodel.cache import ChunkCache
+from msmodel.config import ModelConfig
+from msmodel.rollout import fresh_noise
+from stages.train.conditioning import pick_frames
+from stages.train.method import Draws
+
+
+def draw_pieces(batch: int, model: ModelConfig, draws: Draws) -> tuple[Tensor, int]:
+    """(frames of one piece of each clip: (b k) int64, how many of them, from the first, are context).
+
+    All pieces of a step have one length: that of a chunk drawn uniformly; where the cache is full, each clip draws its chunk.
+    """
+    own, prefix, cache = model.student, int(model.image_alone), ChunkCache(model.student, (1, 1))
+    full = own.sink + own.window
+    first = int(torch.randint(model.chunks, (), generator=draws.shared("piece")))
+    chunks = torch.full((batch,), first)
+    if first >= full:
+        chunks = torch.randint(full, model.chunks, (batch,), generator=draws.own("piece"))
+    frames = [
+        [
+            *range(prefix),
+            *(prefix + c * own.chunk + f for c in (*cache.attended(int(i)), int(i)) for f in range(own.chunk)),
+        ]
+        for i in chunks
+    ]
+    return torch.tensor(frames), len(frames[0]) - own.chunk
+
+
+def context_loss(
+    dit: nn.Module,
+    latents: Tensor,
+    cond: Conditioning,
+    model: ModelConfig,
+    draws: Draws,
+    noise: float,
+    weighting: str = "uniform",
+) -> Tensor:
+    """Flow-matching loss of one chunk of each clip (latents b z t h w) whose context is given at time 0. Scalar.
+
+    noise: the context keeps up to this share of noise that its time does not tell, as a student's own output is never clean.
+    """
+    frames, context = draw_pieces(latents.shape[0], model, draws)
+    latents = pick_frames(latents, frames)
+    cond = Conditioning(cond.text, pick_frames(cond.image, frames), pick_frames(cond.tracks, frames))
+    t = flow.sample_t(latents.shape[0], model.dit.shift, draws.own("time")).to(latents.device)
+    hidden = noise * torch.rand(latents.shape[0], generator=draws.own("context noise")).to(latents.device)
+    eps = fresh_noise(latents, draws.own("noise"))
+    given = torch.arange(latents.shape[2], device=latents.device) < context
+    noisy = flow.add_noise(latents, eps, torch.where(given, hidden[:, None], t[:, None]))
+    v = dit(noisy, torch.where(given, torch.zeros_like(t)[:, None], t[:, None]), cond)
+    return losses.flow_matching(v, flow.velocity(latents, eps), t, weighting, ~given)

@@ -27,7 +27,7 @@ from stages.train.dmd import DmdConfig, DmdRun
 from stages.train.method import LoopConfig
 from stages.train.ode_pairs import OdeConfig, OdeRun
 from stages.train.sampling import Guidance
-from stages.train.teacher import Phase1Config, TeacherConfig
+from stages.train.teacher import ContextConfig, Phase1Config, TeacherConfig
 from stages.train.tiny_vae import TinyBaseConfig, TinyVAEConfig
 from stages.train.vae import VAETrainConfig
 
@@ -53,6 +53,7 @@ class Config:
     vae_training: VAETrainConfig = field(default_factory=VAETrainConfig)  # make nano-base
     base: BaseConfig = field(default_factory=BaseConfig)  # make nano-base
     phase1: Phase1Config = field(default_factory=Phase1Config)  # make nano-base
+    phase1_context: ContextConfig = field(default_factory=ContextConfig)  # make nano-base
     tiny_base: TinyBaseConfig = field(default_factory=TinyBaseConfig)  # make nano-base
     teacher: TeacherConfig = field(default_factory=TeacherConfig)
     ode: OdeConfig = field(default_factory=OdeConfig)
@@ -82,6 +83,7 @@ class Config:
             self.vae_training,
             self.base,
             self.phase1,
+            self.phase1_context,
             self.tiny_base,
             self.teacher,
             *runs,

@@ -38,8 +38,10 @@ def nano_base(run: Run) -> None:
         shards = data(fresh)
         model = without_student(fresh.cfg)
         dit = run.step(BASE, BaseRun(model, run.cfg.base), ClipInputs(shards.train, shards.heldout))
-        phase1 = TeacherRun(without_student(fresh.cfg, "chunk"), run.cfg.phase1)
-        taught = run.step(TEACHER, phase1, TeacherInputs(shards.train, shards.heldout, dit))
+        taught = dit
+        for phase in (run.cfg.phase1, run.cfg.phase1_context):
+            teacher = TeacherRun(without_student(fresh.cfg, "chunk"), phase)
+            taught = run.step(TEACHER, teacher, TeacherInputs(shards.train, shards.heldout, taught), label=phase.group)
         tiny = run.step(TINY_VAE, TinyVAERun(model, run.cfg.tiny_base), TinyVAEInputs(shards.train, shards.heldout))
         parts = {"nano/vae": vae, "nano/dit": dit, "nano-phase1/dit": taught, "nano/tiny_vae": tiny}
         for part, checkpoint in parts.items():

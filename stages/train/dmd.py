@@ -46,7 +46,7 @@ from stages.train.sampling import (
 )
 
 GENERATOR, CRITIC = "generator", "critic"
-SPREAD = (0.3, 3.0)  # rollouts whose std leaves this range (latents are normalised to 1) are flat colour or noise
+SPREAD = (0.4, 2.0)  # of the held-out latents' std: rollouts outside this range are flat colour or noise
 
 
 @dataclass(frozen=True)
@@ -122,7 +122,7 @@ class DmdMethod:
         self.generator, self.critic, self.teacher = generator, critic, teacher
         self.times = flow.student_timesteps(cfg.model.student.steps, cfg.model.dit.shift)
         draws = Draws(seed, rank=0, step=-1)
-        self.heldout = heldout
+        self.heldout, self.real_spread = heldout, float(heldout.latents.std())
         self.held_cond = condition(heldout, draw_tracks(heldout, cfg.dmd.augment, cfg.model, draws), cfg.model)
         self._learners = {
             GENERATOR: Learner(generator, make_optimizer(generator, cfg.dmd)),
@@ -188,10 +188,14 @@ class DmdMethod:
         return restore_image(real, cond, self.model), restore_image(fake, cond, self.model)
 
     def alarms(self, spread: float) -> tuple[str, ...]:
-        if SPREAD[0] <= spread <= SPREAD[1]:
+        ratio = spread / self.real_spread
+        if SPREAD[0] <= ratio <= SPREAD[1]:
             return ()
-        kind = "flat colour" if spread < SPREAD[0] else "noise"
-        return (f"rollouts have std {spread:.2f}: they collapse to {kind}; lower dmd.lr or the guidance weights",)
+        kind = "flat colour" if ratio < SPREAD[0] else "noise"
+        return (
+            f"rollouts have {ratio:.2f} times the spread of real latents: they collapse to {kind}; lower dmd.lr, "
+            f"dmd.critic_lr or the guidance weights",
+        )
 
     @torch.no_grad()
     def observe(self, step: int) -> Observation:

@@ -92,6 +92,8 @@ def observe(method: Method, step: int, ctx: Context) -> dict[str, float]:
         ctx.emit(step, seen.metrics)
     for key, picture in seen.pictures.items():
         ctx.image(key, picture, step)
+    for warning in seen.warnings:
+        ctx.say(f"step {step}: {warning}")
     return dict(seen.metrics)
 
 

@@ -119,10 +119,11 @@ class Loss:
 
 @dataclass(frozen=True)
 class Observation:
-    """Held-out figures, and contact sheets (h w 3 uint8), at one step."""
+    """Held-out figures, and contact sheets (h w 3 uint8), at one step. warnings: said to the user at once."""
 
     metrics: Mapping[str, float] = field(default_factory=dict)
     pictures: Mapping[str, np.ndarray] = field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
 
 
 class Method(Protocol):

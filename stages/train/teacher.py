@@ -9,6 +9,7 @@ Three phases of flow matching:
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
@@ -45,6 +46,7 @@ from stages.train.sampling import (
 
 Phase = Literal["groups", "clips", "masked"]
 PROBE_TIMES = (0.95, 0.8)
+ALARM = "gap/t095"  # what tracks bring where noise leaves little else
 WEIGHTINGS = ("uniform", "bell")
 TRACK_INITS = ("zero", "matching")
 
@@ -103,9 +105,16 @@ class TeacherConfig(GroupedConfig):
 
 @dataclass(frozen=True)
 class Phase1Config(TeacherConfig):
-    """The phase-1 teacher that `make nano-base` ships: where the nano preset's own teacher starts."""
+    """The phase-1 teacher of `make nano-base`: from the base, on groups and whole clips."""
 
     group: ClassVar[str] = "phase1"
+
+
+@dataclass(frozen=True)
+class ContextConfig(TeacherConfig):
+    """What follows in `make nano-base`: the phase-1 teacher goes on, half of its steps with clean context."""
+
+    group: ClassVar[str] = "phase1_context"
 
 
 @dataclass(frozen=True)
@@ -165,7 +174,17 @@ class TeacherMethod:
         pictures = {}
         if self.cfg.phase(step) != "groups" and self.cfg.picture_clips:
             pictures["teacher"] = self.probe.picture(self.dit, self.cfg.picture_clips, self.cfg.picture_steps)
-        return Observation(self.probe.gaps(self.dit), pictures)
+        gaps = self.probe.gaps(self.dit)
+        return Observation(gaps, pictures, self.alarms(step, gaps))
+
+    def alarms(self, step: int, gaps: Mapping[str, float]) -> tuple[str, ...]:
+        """From the middle of the training on, tracks must lower the held-out loss."""
+        if 2 * step < self.cfg.total_steps or gaps[ALARM] > 0:
+            return ()
+        return (
+            f"tracks do not lower the held-out loss ({ALARM} {gaps[ALARM]:+.4f}): the teacher ignores them; train longer, "
+            f"with more {self.cfg.group}.group_steps, or from {self.cfg.group}.track_init=matching",
+        )
 
 
 class Probe:

@@ -78,7 +78,11 @@ def test_muon_and_sharded_weights_exclude_each_other_before_anything_starts():
         load("nano", ["compute.zero_stage=1"])
     assert all("optimizer: muon" in p for p in error.value.problems)
     assert load(
-        "nano", ["compute.zero_stage=1", *(f"{g}.optimizer=adamw" for g in ("base", "phase1", "teacher", "adapt"))]
+        "nano",
+        [
+            "compute.zero_stage=1",
+            *(f"{g}.optimizer=adamw" for g in ("base", "phase1", "phase1_context", "teacher", "adapt")),
+        ],
     )
 
 

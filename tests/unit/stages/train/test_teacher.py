@@ -13,6 +13,7 @@ from msmodel.dit import WanDiT
 from msmodel.weights import load_backbone, save_weights
 from stages.train import base, teacher
 from stages.train.conditioning import without_any_tracks
+from stages.train.method import Draws
 from stages.train.publish import fresh, initial_dit
 
 from .fakes import FakeContext, FakeLoader, clips, decode
@@ -151,3 +152,36 @@ def test_config_problems():
 def test_missing_embedded_or_local_weights_are_a_clear_error(tmp_path):
     with pytest.raises(ValueError, match="no safetensors weights"):
         initial_dit(small(), str(tmp_path), None, 0)
+
+
+def method_of(**changes) -> teacher.TeacherMethod:
+    model = small()
+    cfg = teacher_config(picture_clips=0, **changes)
+    dit = alive(WanDiT, model, 1)
+    return teacher.TeacherMethod(dit, model, cfg, teacher.Probe(clips(model, 2, 99), model, AUGMENT, decode, 0))
+
+
+def test_a_teacher_that_ignores_tracks_is_said_from_the_middle_on(tmp_path):
+    m = method_of(steps=10, group_steps=0, phase2_steps=0)
+    ignores, uses = {teacher.ALARM: 0.0}, {teacher.ALARM: 0.01}
+    assert m.alarms(4, ignores) == ()
+    assert "ignores them" in m.alarms(5, ignores)[0]
+    assert m.alarms(10, uses) == ()
+    ctx = FakeContext(tmp_path)
+    model = small()
+    deaf = fresh(WanDiT, model, 0)  # the track slice is zero
+    heldout = clips(model, 2, 99)
+    cfg = teacher.TeacherRun(model, teacher_config(picture_clips=0, lr=0.0, steps=2, group_steps=0, phase2_steps=0))
+    teacher.fit(cfg, deaf, FakeLoader(model), heldout, decode, ctx)
+    assert any("ignores them" in line for line in ctx.said)
+
+
+def test_a_share_of_the_steps_sees_clean_context_and_groups_do_not(monkeypatch):
+    taken = []
+    monkeypatch.setattr(teacher, "context_loss", lambda *args: taken.append(1) or torch.zeros(()))
+    for share, expected in ((0.0, 0), (1.0, 6), (0.5, 3)):
+        taken.clear()
+        m = method_of(steps=4, group_steps=2, phase2_steps=2, context_share=share)
+        for step in range(m.cfg.total_steps):
+            m.loss("dit", clips(m.model, 2), Draws(0, 0, step))
+        assert abs(len(taken) - expected) <= (1 if share == 0.5 else 0), share

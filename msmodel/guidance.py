@@ -26,9 +26,10 @@ def combine(full: Tensor, tracks_only: Tensor, text_only: Tensor, w_text: float,
 
 @torch.no_grad()
 def joint(model: Velocity, noisy: Tensor, t: Tensor, cond: Conditioning, w_text: float, w_track: float) -> Tensor:
-    """Guided velocity (b c t h w) of a frozen `model(noisy, t, cond)`. All branches that count go through at once: three,
-    or two where a weight is zero, as `combine` then multiplies that branch by zero."""
-    by_text, by_track = w_text > 0, w_track > 0
+    """Guided velocity (b c t h w) of a frozen `model(noisy, t, cond)`. All branches that count go through at once: three, or
+    fewer where `combine` multiplies one by zero, which is where a weight is zero or the only one is 1."""
+    alpha = w_text / (w_text + w_track) if w_text + w_track else 0.0
+    by_text, by_track = alpha != w_text, 1 - alpha != w_track
     branches = [cond, *[cond.without_text()] * by_text, *[cond.without_tracks()] * by_track]
     stacked = Conditioning(
         text=torch.cat([c.text for c in branches]),

@@ -13,6 +13,7 @@ from msmodel.config import ModelConfig
 from stages.eval.counterfactual import KINDS, Motions
 from stages.eval.i3d import MIN_FRAMES
 from stages.eval.pictures import SSIM_WINDOW
+from stages.eval.setting import CACHE
 from stages.trackers.base import TrackerConfig
 from stages.train.sampling import Guidance
 
@@ -71,7 +72,7 @@ class LongRunConfig:
     horizons: int = 10
     chunks: int = 400  # of the latency run
     warmup_chunks: int = 10
-    beside: tuple[str, ...] = ("c3s0w1", "c3s0w6")  # the same student under other caches (stages/eval/setting.py)
+    beside: tuple[str, ...] = ("s0w1", "s0w6")  # sink and window of the same student under other caches
 
 
 @dataclass(frozen=True)
@@ -106,6 +107,8 @@ class EvalConfig:
             out.append(f"eval.select.motions.zoom: {m.zoom} must be positive and not 1")
         if self.measure.moving_px < 0:
             out.append(f"eval.measure.moving_px: {self.measure.moving_px} is below zero")
+        caches = [name for name in self.long_run.beside if not CACHE.fullmatch(name)]
+        out += [f"eval.long_run.beside: {name!r} is no sink and window: write sXwY" for name in caches]
         out += [f"eval.generate.guidance.{p}" for p in self.generate.guidance.problems()]
         return out + [f"eval.measure.{p}" for p in self.measure.tracker.problems()]
 

@@ -53,9 +53,7 @@ def run(cfg: LongRunRun, inputs: LongRunInputs, ctx: Context) -> Figures:
             target = back_and_forth(clip, frames_in(chunks, cfg.model))
             videos = {"real": target}
             for name, (setting, absolute) in runs.items():
-                count = -(-chunks * cfg.model.student.chunk // setting.chunk)
-                video = long_video(cfg, with_positions(student, absolute), setting, clip, count, ctx)
-                videos[name] = video[: len(target)]
+                videos[name] = long_video(cfg, with_positions(student, absolute), setting, clip, chunks, ctx)
                 progress.advance(note=name)
             for name, video in videos.items():
                 drift[name].append(clip_drift(cfg, clip, video, target, ctx))
@@ -76,7 +74,9 @@ def run(cfg: LongRunRun, inputs: LongRunInputs, ctx: Context) -> Figures:
 
 def settings(own: StudentConfig, beside: Sequence[str]) -> dict[str, tuple[StudentConfig, bool]]:
     """By name: the student's own setting, then those it is compared with, and whether their positions are absolute."""
-    return {setting_name(own): (own, False)} | {name: read_setting(name, own) for name in beside}
+    return {setting_name(own): (own, False)} | {
+        (name := f"c{own.chunk}{cache}"): read_setting(name, own) for cache in beside
+    }
 
 
 def some_clips(selection: Selection, count: int) -> list[EvalClip]:

@@ -13,6 +13,7 @@ from msmodel.cache import AbsoluteCache
 from msmodel.causal import CausalDiT
 from msmodel.config import StudentConfig
 
+CACHE = re.compile(r"s\d+w\d+a?")  # sink, window and positions alone
 SETTING = re.compile(r"c(\d+)s(\d+)w(\d+)(a?)(?:k(\d+))?")
 
 

@@ -28,7 +28,10 @@ def test_joint_guidance_equals_three_separate_evaluations():
     torch.testing.assert_close(v, base + 3.0 * (full - no_text) + 1.5 * (full - no_tracks))
 
 
-@pytest.mark.parametrize(("w_text", "w_track", "evaluations"), [(3.0, 1.5, 3), (0.0, 1.5, 2), (2.0, 0.0, 2)])
+@pytest.mark.parametrize(
+    ("w_text", "w_track", "evaluations"),
+    [(3.0, 1.5, 3), (0.0, 1.5, 2), (2.0, 0.0, 2), (1.0, 0.0, 1), (0.0, 1.0, 1), (0.5, 0.5, 1)],
+)
 def test_a_branch_of_no_weight_is_left_out_and_changes_nothing(w_text, w_track, evaluations):
     g = torch.Generator().manual_seed(0)
     noisy, t = torch.randn(2, 3, 4, 5, 6, generator=g), torch.rand(2, generator=g)

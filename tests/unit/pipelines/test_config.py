@@ -81,7 +81,7 @@ def test_muon_and_sharded_weights_exclude_each_other_before_anything_starts():
         "nano",
         [
             "compute.zero_stage=1",
-            *(f"{g}.optimizer=adamw" for g in ("base", "phase1", "phase1_context", "teacher", "adapt")),
+            *(f"{g}.optimizer=adamw" for g in ("base", "phase1", "phase1_context", "teacher", "adapt", "dmd")),
         ],
     )
 

@@ -1,6 +1,6 @@
 from dataclasses import replace
 
-from stages.eval.config import EvalConfig, SelectConfig
+from stages.eval.config import EvalConfig, LongRunConfig, SelectConfig
 from stages.eval.counterfactual import Motions
 
 
@@ -26,3 +26,10 @@ def test_every_mistake_is_named_at_once():
         "horizons",
     ):
         assert name in found, name
+
+
+def test_a_cache_that_is_none_is_refused():
+    cfg = EvalConfig(long_run=LongRunConfig(beside=("s0w6", "c3s0w1")))
+    assert [p for p in cfg.problems() if "beside" in p] == [
+        "eval.long_run.beside: 'c3s0w1' is no sink and window: write sXwY"
+    ]

@@ -191,7 +191,7 @@ def test_report_keeps_its_contract(full_report):
     assert r["long_run"].keys() >= {
         "frames", "horizon_multiple", "latency_slope_pct_per_100_chunks", "latency_slope_ci", "drift",
     }  # fmt: skip
-    assert set(r["long_run"]["drift"]) == {"c1s1w1", "c1s0w1"}
+    assert set(r["long_run"]["drift"]) == {"c1s1w1", "c1s0w1", "c1s0w6"}
     assert r["seconds"] == {"data": 1.0, "teacher": 2.0, "distill": 3.0, "eval": 4.0}
 
 
@@ -247,7 +247,7 @@ def test_long_run_windows_and_frames(full_report, world):
     assert run["reference"]["perceptual"]["values"][0] == 0
     with_sink, without = (run["drift"][s]["perceptual"]["values"] for s in ("c1s1w1", "c1s0w1"))
     assert with_sink != without  # the sink is attended to, so leaving it out changes the video
-    assert len(run["latency_slope_ci"]) == 2 and run["latency_chunks"] == 6
+    assert len(run["latency_slope_ci"]) == len(run["latency_slope_alone_ci"]) == 2 and run["latency_chunks"] == 6
 
 
 def test_without_trained_models_the_report_says_why(world):

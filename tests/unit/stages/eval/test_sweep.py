@@ -12,7 +12,7 @@ import torch
 from msmodel.config import StudentConfig
 from msmodel.rollout import rollout
 from msmodel.weights import load_student
-from stages.eval import i3d, sweep, sweep_report
+from stages.eval import i3d, setting, sweep, sweep_report
 from stages.eval import select as selecting
 from stages.eval.config import GenerateRun, MeasureRun, SelectRun
 from stages.eval.generate import run as generate
@@ -46,8 +46,8 @@ def points(world):
 
 
 def test_names_say_the_whole_setting():
-    assert sweep.read_setting("c3s1w1", OWN) == (OWN, False)
-    assert sweep.read_setting("c1s0w6ak2", OWN) == (StudentConfig(chunk=1, sink=0, window=6, steps=2), True)
+    assert setting.read_setting("c3s1w1", OWN) == (OWN, False)
+    assert setting.read_setting("c1s0w6ak2", OWN) == (StudentConfig(chunk=1, sink=0, window=6, steps=2), True)
 
 
 def test_bad_names_are_all_listed():
@@ -65,7 +65,7 @@ def test_absolute_positions_matter_exactly_where_there_is_a_sink_and_the_cache_r
     """Attention sees differences of positions only: without a sink they are the same, with one they grow for ever."""
     model, _, _, _, checkpoint, _ = world
     student = load_student(checkpoint.folder).double()
-    absolute = sweep.with_positions(student, True)
+    absolute = setting.with_positions(student, True)
     cond, noise = conditioning(model, 1, 8, dtype=torch.float64), gaussian(model, 1, 8, dtype=torch.float64)
     for sink, first_other in ((0, 8), (1, 3)):
         cfg = replace(model.student, chunk=1, sink=sink, window=1)

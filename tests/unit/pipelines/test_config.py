@@ -19,7 +19,7 @@ def test_presets_are_sound(preset):
 def test_nano_is_what_was_decided():
     model = load("nano").model
     assert (model.latent_frames, model.latent_height, model.latent_width) == (15, 10, 16)
-    assert (model.tokens_per_frame, model.tokens, model.chunks, model.in_channels) == (160, 2400, 5, 50)
+    assert (model.tokens_per_frame, model.tokens, model.chunks, model.in_channels) == (160, 2400, 5, 54)
 
 
 def test_wan_presets_have_the_papers_layouts():

@@ -116,6 +116,20 @@ class ChunkCache:
             self._window[(i - s) % w] = (i, kv.detach())
         self.written += 1
 
+    def refresh_sink(self) -> None:
+        """The newest chunks of the window take the sinks' places: what the video is anchored to from now on, as when the scene
+        has changed (an open problem in the paper, section 7). With fewer of them than sinks, the last places change.
+
+        Until it leaves the window such a chunk is attended to at both positions. Raises ValueError where there is no sink,
+        or no chunk after the sinks yet.
+        """
+        s = self.student.sink
+        newest = sorted(self._window.values(), key=lambda held: held[0])[-s:] if s else []
+        if not newest:
+            raise ValueError("no sink to refresh" if not s else "no chunk after the sinks to refresh them with")
+        for place, (_, kv) in zip(range(s - len(newest), s), newest, strict=True):
+            self._pinned[place] = self._rotated(kv, self.position(place), self.student.chunk)
+
     def context(self, i: int) -> Context:
         """What chunk i attends to. Build it once a chunk; all denoising steps and the clean pass share it."""
         assert i == self.written, f"context of chunk {i} asked for with {self.written} chunks written"

@@ -130,6 +130,14 @@ class StreamingSession:
         self._text = text
         self._text_kv = self.student.text_keys_values(text)
 
+    @torch.no_grad()
+    def refresh_sink(self) -> None:
+        """Anchor what follows to the newest chunks in place of the first ones (ChunkCache.refresh_sink, and its errors)."""
+        if self._cache is None:
+            raise ValueError("no chunk yet to refresh the sink with")
+        self.settle()
+        self._cache.refresh_sink()
+
     def fork(self) -> StreamingSession:
         """An independent session that goes on from here with the same content; weights are shared."""
         other = copy.copy(self)

@@ -110,3 +110,30 @@ def test_writing_out_of_order_is_an_error():
         cache.write(2, kv(2))
     with pytest.raises(AssertionError, match="chunk 0"):
         cache.write(0, kv(0))
+
+
+@pytest.mark.parametrize(("sink", "window", "places"), [(1, 1, [5]), (2, 3, [4, 5]), (2, 1, [1, 5]), (1, 3, [5])])
+def test_a_refreshed_sink_holds_the_newest_chunks_at_the_sinks_positions(sink, window, places):
+    cache = cache_of(sink, window)
+    for i in range(6):
+        cache.write(i, kv(i))
+    before = cache.bytes
+    untouched = cache.fork()
+    cache.refresh_sink()
+    for slot, chunk in enumerate(places):
+        expected = cache._rotated(kv(chunk), 2 * slot, 2)
+        torch.testing.assert_close(cache._pinned[slot].layers[0].key, expected.layers[0].key)
+        assert torch.equal(cache._pinned[slot].layers[0].value, kv(chunk).layers[0].value)
+    assert cache.bytes == before
+    assert not torch.equal(cache.context(6).layers[0].key, untouched.context(6).layers[0].key)
+    cache.write(6, kv(6))
+    assert cache.context(7).tokens == untouched.context(6).tokens
+
+
+@pytest.mark.parametrize(("sink", "window", "written"), [(0, 1, 3), (1, 1, 1), (1, 0, 4), (1, 1, 0)])
+def test_a_sink_that_cannot_be_refreshed_is_an_error(sink, window, written):
+    cache = cache_of(sink, window)
+    for i in range(written):
+        cache.write(i, kv(i))
+    with pytest.raises(ValueError, match="refresh"):
+        cache.refresh_sink()

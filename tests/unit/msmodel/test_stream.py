@@ -263,3 +263,21 @@ def test_bad_controls_and_batches_are_refused():
     scene.image = scene.image.expand(2, -1, -1, -1, -1)
     with pytest.raises(ValueError, match="one clip"):
         scene.session()
+
+
+def test_a_refreshed_sink_changes_what_follows_and_nothing_else():
+    scene = Scene()
+    session = scene.session()
+    with pytest.raises(ValueError, match="no chunk yet"):
+        session.refresh_sink()
+    take(session, 4)
+    other = session.fork()
+    session.refresh_sink()
+    other.settle()
+    assert session.cache_bytes == other.cache_bytes
+    ours, theirs = take(session, 2), take(other, 2)
+    assert [c.index for c in ours] == [c.index for c in theirs] == [4, 5]
+    assert not torch.allclose(ours[0].latents, theirs[0].latents)
+    session.reset()
+    again = scene.session()
+    torch.testing.assert_close(take(session, 2)[1].latents, take(again, 2)[1].latents)

@@ -112,7 +112,7 @@ def test_writing_out_of_order_is_an_error():
         cache.write(0, kv(0))
 
 
-@pytest.mark.parametrize(("sink", "window", "places"), [(1, 1, [5]), (2, 3, [4, 5]), (2, 1, [1, 5]), (1, 3, [5])])
+@pytest.mark.parametrize(("sink", "window", "places"), [(1, 1, [5]), (2, 3, [4, 5]), (2, 1, [0, 5]), (1, 3, [5])])
 def test_a_refreshed_sink_holds_the_newest_chunks_at_the_sinks_positions(sink, window, places):
     cache = cache_of(sink, window)
     for i in range(6):

@@ -74,9 +74,8 @@ def run(cfg: LongRunRun, inputs: LongRunInputs, ctx: Context) -> Figures:
 
 def settings(own: StudentConfig, beside: Sequence[str]) -> dict[str, tuple[StudentConfig, bool]]:
     """By name: the student's own setting, then those it is compared with, and whether their positions are absolute."""
-    return {setting_name(own): (own, False)} | {
-        (name := f"c{own.chunk}{cache}"): read_setting(name, own) for cache in beside
-    }
+    others = [f"c{own.chunk}{cache}" for cache in beside]
+    return {setting_name(own): (own, False)} | {name: read_setting(name, own) for name in others}
 
 
 def some_clips(selection: Selection, count: int) -> list[EvalClip]:

@@ -7,7 +7,12 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True)
 class Video:
-    """A source file as found. source: a packaged asset's name or the user's folder. path may be outside the run."""
+    """A source file as found. source: its name in the user's folder or table, or a packaged asset's. path: local, or an
+    address (s3://...) that `Context.fetch` brings here.
+
+    start_seconds, end_seconds: the part to use, where a table names one; an end of 0 is the file's own. notes: what a
+    reader of the catalogue should know of the file (HDR, interlaced, damaged...), in words.
+    """
 
     video_id: str
     path: str
@@ -20,6 +25,10 @@ class Video:
     fps: float = 0.0
     frames: int = 0
     rotation: int = 0
+    interlaced: bool = False
+    start_seconds: float = 0.0
+    end_seconds: float = 0.0
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -37,7 +46,9 @@ class Clip:
 
     frames.mp4 (H.264, for people), clip.npz {frames: T h w 3 uint8}, later tracks.npz {xy_px: T n 2 float32,
     visible: T n bool}, latents.npz {latents: c t h w f16, image: c t h w f16, text: l c f16}.
-    scene groups clips that share a source or first frame: train / held-out is split by it.
+    scene groups clips that share a source or first frame: train / held-out is split by it. segment: which part of a long
+    video it is from; clips of one scene and segment are made, tracked and encoded together. quality: figures that the
+    gates judge and the catalogue shows (stages.data.gates), by name. phash: perceptual hash, hexadecimal.
     """
 
     clip_id: str
@@ -55,6 +66,10 @@ class Clip:
     tracks: int = 0
     visible_share: float = 0.0
     moving_px: float = 0.0  # median path length over visible tracks, pixels at clip size
+    segment: int = 0
+    quality: dict[str, float] = field(default_factory=dict)
+    phash: str = ""
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

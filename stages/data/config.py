@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from stages.data.gates import GateConfig
 from stages.trackers.base import TrackerConfig
 
 VARIANTS = ("reversed", "push_in", "fast")
@@ -13,13 +14,18 @@ VARIANTS = ("reversed", "push_in", "fast")
 class DataConfig:
     """Defaults are the full presets'; the folder of the user's own videos is the top-level `src`, not a field here."""
 
+    videos_root: str = ""  # sources: where the relative paths of a table or list start; "" where the table lies
     min_side_px: int = 16  # ingest: a video whose shorter side is below this is rejected
+    max_side_px: int = 8192  # ingest: or whose longer side is above this
+    min_aspect: float = 0.2  # ingest: width over height, as shown
+    max_aspect: float = 5.0
     heldout_share: float = 0.15  # sources: share of a user's videos that is held out, by content hash
-    split_threshold: float = 3.0  # split: PySceneDetect AdaptiveDetector, ratio of a cut to its surroundings
-    split_min_content: float = 15.0  # split: smallest change of hue, saturation and luma that can be a cut
-    split_min_seconds: float = 0.2  # split: shortest shot
-    clip_overlap: float = 0.0  # clips: share of a clip that the next one repeats
-    variants: tuple[str, ...] = VARIANTS  # clips: further motions made from real training clips
+    segment_seconds: float = 300.0  # cut: a longer video is worked on in parts of this length; no clip runs across
+    split_threshold: float = 3.0  # cut: PySceneDetect AdaptiveDetector, ratio of a cut to its surroundings
+    split_min_content: float = 15.0  # cut: smallest change of hue, saturation and luma that can be a cut
+    split_min_seconds: float = 0.2  # cut: shortest shot
+    clip_overlap: float = 0.0  # cut: share of a clip that the next one repeats
+    variants: tuple[str, ...] = VARIANTS  # cut: further motions made from real training clips
     train_scenes: int = 150  # render
     heldout_scenes: int = 12  # render
     motions: int = 4  # render: clips that share one first frame
@@ -29,6 +35,8 @@ class DataConfig:
     grid_rows: int = 50  # render, track: uniform grid of queries on the first frame
     grid_cols: int = 50
     tracker: TrackerConfig = field(default_factory=TrackerConfig)  # track: real clips
+    gates: GateConfig = field(default_factory=GateConfig)
+    report_only: bool = False  # make data: print what each gate would drop, and pack nothing
     clips_per_shard: int = 64  # pack
     lossless_frames: bool = False  # pack: store uint8 frames too; else readers decode the mp4
 

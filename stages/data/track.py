@@ -41,10 +41,9 @@ def _one(cfg: TrackRun, clip: Clip, workdir: Path) -> Clip:
     else:
         tracker = _tracker(cfg.tracker)
         frames = read_clip_frames(out)
-        xy, visible = tracker.track(
-            frames, uniform_grid(frames.shape[1], frames.shape[2], cfg.grid_rows, cfg.grid_cols)
-        )
-        xy = held(xy, visible)
+        grid = uniform_grid(frames.shape[1], frames.shape[2], cfg.grid_rows, cfg.grid_cols)
+        found = tracker.track(frames, grid)
+        xy, visible = held(found.xy_px, found.visible), found.visible
         save_npz(Path(out.folder) / "tracks.npz", {"xy_px": xy, "visible": visible})
         name = f"{tracker.name} {tracker.version} ({tracker.licence})"
     return replace(

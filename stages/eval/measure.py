@@ -45,7 +45,12 @@ def retracker(cfg: MeasureConfig, clip_height: int) -> Tracker:
     """The configured tracker as a function of frames at the raster; its tolerance grows with the enlargement."""
     scale = cfg.raster_height / clip_height
     tracker = make_tracker(replace(cfg.tracker, max_back_px=cfg.tracker.max_back_px * scale))
-    return lambda frames, queries_xy_px: tracker.track(frames, queries_xy_px)
+
+    def follow(frames: np.ndarray, queries_xy_px: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        found = tracker.track(frames, queries_xy_px)
+        return found.xy_px, found.visible
+
+    return follow
 
 
 def picture_figures(clip: EvalClip, video: np.ndarray, cfg: MeasureConfig, ctx: Context) -> dict[str, float]:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from stages.trackers.base import COTRACKER, Tracker, TrackerConfig, inside, uniform_grid
+from stages.trackers.base import COTRACKER, Tracker, TrackerConfig, Tracks, inside, uniform_grid
 from stages.trackers.lucas_kanade import LucasKanade
 
-__all__ = ["Tracker", "TrackerConfig", "inside", "make_tracker", "uniform_grid"]
+__all__ = ["Tracker", "TrackerConfig", "Tracks", "inside", "make_tracker", "uniform_grid"]
 
 
 def make_tracker(cfg: TrackerConfig) -> Tracker:

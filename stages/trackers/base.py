@@ -5,6 +5,7 @@ Legend: T frames, n points. xy: pixels, x first, origin at the top-left corner, 
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -44,18 +45,28 @@ class TrackerConfig:
         return out
 
 
+@dataclass(frozen=True)
+class Tracks:
+    """xy_px T n 2 float32, finite also where invisible: the tracker's best guess. visible T n bool. confidence T n float32 in
+    [0, 1]: how sure the tracker is that the point is seen and there; 1 or 0 from one that does not say. back_px: mean
+    forward-backward error over visible points in pixels of the frames given; NaN from a tracker that does not check it."""
+
+    xy_px: np.ndarray
+    visible: np.ndarray
+    confidence: np.ndarray
+    back_px: float = math.nan
+
+
 class Tracker(Protocol):
-    """Follows points through a clip."""
+    """Follows points through a clip. thresholds: the settings that decide what counts as visible, by name."""
 
     name: str
     version: str
     licence: str
+    thresholds: dict[str, float]
 
-    def track(self, frames: np.ndarray, queries_xy: np.ndarray, query_frame: int = 0) -> tuple[np.ndarray, np.ndarray]:
-        """frames T h w 3 uint8, queries_xy n 2 px at query_frame -> xy_px T n 2 float32, visible T n bool.
-
-        Invisible points have a finite position: the tracker's best guess.
-        """
+    def track(self, frames: np.ndarray, queries_xy: np.ndarray, query_frame: int = 0) -> Tracks:
+        """frames T h w 3 uint8, queries_xy n 2 px at query_frame -> their paths over all T frames."""
         ...
 
 

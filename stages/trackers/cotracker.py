@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from einops import rearrange
 
-from stages.trackers.base import TrackerConfig, check_inputs, inside
+from stages.trackers.base import TrackerConfig, Tracks, check_inputs, inside
 
 
 class CoTracker:
@@ -26,9 +26,10 @@ class CoTracker:
         self.name = cfg.name
         self.version = f"{cfg.hub}:{Path(cfg.checkpoint).name or 'hub weights'}"
         self.licence = cfg.licence
+        self.thresholds: dict[str, float] = {}
         self._predictor = load_predictor(cfg)
 
-    def track(self, frames: np.ndarray, queries_xy: np.ndarray, query_frame: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    def track(self, frames: np.ndarray, queries_xy: np.ndarray, query_frame: int = 0) -> Tracks:
         """See Tracker.track. Points go in groups of cfg.max_queries, which bounds memory."""
         check_inputs(frames, queries_xy, query_frame)
         video = rearrange(torch.from_numpy(frames).to(self.cfg.device), "T h w c -> 1 T c h w").float()  # 0..255
@@ -42,7 +43,8 @@ class CoTracker:
                 paths.append(tracks[0, : len(frames)].cpu() + 0.5)
                 flags.append(visible[0, : len(frames)].cpu().bool())
         xy_px = torch.cat(paths, dim=1).numpy().astype(np.float32)
-        return xy_px, torch.cat(flags, dim=1).numpy() & inside(xy_px, *frames.shape[1:3])
+        visible = torch.cat(flags, dim=1).numpy() & inside(xy_px, *frames.shape[1:3])
+        return Tracks(xy_px, visible, visible.astype(np.float32))
 
     def _offline(self, video: torch.Tensor, queries: torch.Tensor, query_frame: int) -> Any:
         return self._predictor(video, queries=queries, backward_tracking=query_frame > 0)

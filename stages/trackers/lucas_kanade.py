@@ -9,7 +9,7 @@ from __future__ import annotations
 import cv2
 import numpy as np
 
-from stages.trackers.base import TrackerConfig, check_inputs, inside
+from stages.trackers.base import TrackerConfig, Tracks, check_inputs, inside
 
 MAX_REACH = 0.15  # frame widths that an unchecked point may move in one frame
 
@@ -24,8 +24,9 @@ class LucasKanade:
 
     def __init__(self, cfg: TrackerConfig) -> None:
         self.cfg = cfg
+        self.thresholds = {"max_back_px": cfg.max_back_px}
 
-    def track(self, frames: np.ndarray, queries_xy: np.ndarray, query_frame: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    def track(self, frames: np.ndarray, queries_xy: np.ndarray, query_frame: int = 0) -> Tracks:
         """See Tracker.track. Frames before query_frame are tracked backwards from it."""
         check_inputs(frames, queries_xy, query_frame)
         height, width = frames.shape[1:3]
@@ -47,7 +48,7 @@ class LucasKanade:
                 xy[now] = np.where((believed & present)[:, None], found, xy[before])
                 visible[now] = kept & present
                 before = now
-        return xy, visible
+        return Tracks(xy, visible, visible.astype(np.float32))
 
     def _step(
         self, a: np.ndarray, b: np.ndarray, xy: np.ndarray, alive: np.ndarray, scale: np.ndarray

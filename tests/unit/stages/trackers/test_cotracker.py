@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from stages.trackers import TrackerConfig, make_tracker, uniform_grid
+from stages.trackers import TrackerConfig, Tracks, make_tracker, uniform_grid
 
 HUBCONF = '''
 import torch
@@ -72,6 +72,10 @@ def hub(tmp_path):
     return tmp_path
 
 
+def paths(found: Tracks) -> tuple[np.ndarray, np.ndarray]:
+    return found.xy_px, found.visible
+
+
 def config(hub, name: str, **more) -> TrackerConfig:
     return TrackerConfig(name, hub=str(hub), checkpoint=str(hub / "scaled.pth"), **more)
 
@@ -82,13 +86,13 @@ FRAMES = np.full((24, 48, 80, 3), 200, np.uint8)
 @pytest.mark.parametrize("name", ["cotracker3_offline", "cotracker3_online"])
 def test_points_come_back_in_our_pixels_and_groups_change_nothing(hub, name):
     queries = uniform_grid(48, 80, 3, 5)
-    xy, visible = make_tracker(config(hub, name)).track(FRAMES, queries)
+    xy, visible = paths(make_tracker(config(hub, name)).track(FRAMES, queries))
     assert xy.shape == (24, 15, 2)
     assert xy.dtype == np.float32
     assert visible.dtype == bool
     assert xy[0] == pytest.approx(queries)
     assert xy[-1] == pytest.approx(queries + 23 * np.array([0.5, -0.25]))
-    grouped, _ = make_tracker(config(hub, name, max_queries=4)).track(FRAMES, queries)
+    grouped, _ = paths(make_tracker(config(hub, name, max_queries=4)).track(FRAMES, queries))
     assert np.array_equal(grouped, xy)
     assert not visible[(xy < 0).any(axis=-1)].any()
 
@@ -103,7 +107,7 @@ def test_the_random_state_survives_the_import(hub):
 
 def test_a_later_query_frame_looks_back_offline_and_is_an_error_online(hub):
     queries = np.array([[40.0, 24.0]], np.float32)
-    xy, visible = make_tracker(config(hub, "cotracker3_offline")).track(FRAMES, queries, 4)
+    xy, visible = paths(make_tracker(config(hub, "cotracker3_offline")).track(FRAMES, queries, 4))
     assert xy[4, 0] == pytest.approx([40, 24])
     assert visible[0, 0]
     with pytest.raises(ValueError, match="query frame 0 only"):

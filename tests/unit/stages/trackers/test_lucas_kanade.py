@@ -2,10 +2,14 @@ import cv2
 import numpy as np
 import pytest
 
-from stages.trackers import TrackerConfig, make_tracker, uniform_grid
+from stages.trackers import TrackerConfig, Tracks, make_tracker, uniform_grid
 from stages.trackers.base import inside
 
 CFG = TrackerConfig("lucas_kanade")
+
+
+def paths(found: Tracks) -> tuple[np.ndarray, np.ndarray]:
+    return found.xy_px, found.visible
 
 
 def world() -> np.ndarray:
@@ -39,7 +43,7 @@ def warped(frames: int, angle: float, zoom: float, shift: tuple[float, float], h
 def test_known_affine_motion_is_followed_to_a_fraction_of_a_pixel(angle, zoom, shift, limit):
     frames, maps = warped(29, angle, zoom, shift)
     queries = uniform_grid(48, 80, 6, 10)
-    xy, visible = make_tracker(CFG).track(frames, queries)
+    xy, visible = paths(make_tracker(CFG).track(frames, queries))
     truth = np.stack([queries @ m[:, :2].T + m[:, 2] for m in maps])
     clear = visible & inside(truth - 4, 40, 72)
     error = np.linalg.norm(xy - truth, axis=-1)[clear]
@@ -49,7 +53,7 @@ def test_known_affine_motion_is_followed_to_a_fraction_of_a_pixel(angle, zoom, s
 
 def test_points_that_leave_are_invisible_and_keep_their_last_position():
     frames, _ = warped(29, 0.0, 1.0, (30.0, 0.0))
-    xy, visible = make_tracker(CFG).track(frames, np.array([[70.0, 24.0], [20.0, 24.0]], np.float32))
+    xy, visible = paths(make_tracker(CFG).track(frames, np.array([[70.0, 24.0], [20.0, 24.0]], np.float32)))
     assert visible[0].all()
     assert not visible[-1, 0]
     assert visible[-1, 1]
@@ -61,7 +65,7 @@ def test_points_that_leave_are_invisible_and_keep_their_last_position():
 def test_a_covered_point_fails_the_check():
     frames, _ = warped(12, 0.0, 1.0, (0.0, 0.0))
     frames[6:, 16:32, 32:48] = np.random.default_rng(1).integers(0, 256, (16, 16, 3))
-    _, visible = make_tracker(CFG).track(frames, np.array([[40.0, 24.0], [10.0, 10.0]], np.float32))
+    _, visible = paths(make_tracker(CFG).track(frames, np.array([[40.0, 24.0], [10.0, 10.0]], np.float32)))
     assert visible[5].all()
     assert visible[-1].tolist() == [False, True]
 
@@ -71,7 +75,7 @@ def test_a_lost_point_is_followed_further_but_stays_invisible():
     frames, maps = warped(25, 0.0, 1.0, (12.0, 0.0))
     frames[10] = 255 - frames[10] // 4
     query = np.array([[30.0, 24.0]], np.float32)
-    xy, visible = make_tracker(CFG).track(frames, query)
+    xy, visible = paths(make_tracker(CFG).track(frames, query))
     assert visible[:9].all() and not visible[11:].any()
     end = query @ maps[-1][:, :2].T + maps[-1][:, 2]
     assert np.linalg.norm(xy[-1] - end) < np.linalg.norm(xy[9] - end) / 2
@@ -80,7 +84,9 @@ def test_a_lost_point_is_followed_further_but_stays_invisible():
 def test_tracking_from_a_later_frame_goes_both_ways():
     frames, maps = warped(13, 0.0, 1.0, (12.0, 0.0))
     middle = maps[6][:, 2]
-    xy, visible = make_tracker(CFG).track(frames, np.array([[40.0, 24.0]], np.float32) + middle.astype(np.float32), 6)
+    xy, visible = paths(
+        make_tracker(CFG).track(frames, np.array([[40.0, 24.0]], np.float32) + middle.astype(np.float32), 6)
+    )
     assert visible.all()
     assert xy[0, 0] == pytest.approx([40.0, 24.0], abs=0.2)
     assert xy[-1, 0] == pytest.approx([52.0, 24.0], abs=0.2)
@@ -90,8 +96,8 @@ def test_the_size_of_the_frames_hardly_matters():
     frames, _ = warped(13, 0.1, 1.0, (10.0, 3.0))
     large = np.stack([cv2.resize(f, (320, 192), interpolation=cv2.INTER_CUBIC) for f in frames])
     queries = uniform_grid(48, 80, 4, 6)
-    xy, visible = make_tracker(CFG).track(frames, queries)
-    big, also = make_tracker(CFG).track(large, queries * 4)
+    xy, visible = paths(make_tracker(CFG).track(frames, queries))
+    big, also = paths(make_tracker(CFG).track(large, queries * 4))
     both = visible & also
     assert both.mean() > 0.7
     assert np.linalg.norm(big / 4 - xy, axis=-1)[both].mean() < 0.15
@@ -109,9 +115,9 @@ def test_wrong_inputs_are_told():
 
 def test_no_points_and_flat_frames_are_no_error():
     flat = np.full((4, 32, 48, 3), 128, np.uint8)
-    xy, visible = make_tracker(CFG).track(flat, np.zeros((0, 2), np.float32))
+    xy, visible = paths(make_tracker(CFG).track(flat, np.zeros((0, 2), np.float32)))
     assert xy.shape == (4, 0, 2)
-    xy, visible = make_tracker(CFG).track(flat, np.array([[20.0, 20.0]], np.float32))
+    xy, visible = paths(make_tracker(CFG).track(flat, np.array([[20.0, 20.0]], np.float32)))
     assert np.isfinite(xy).all()
     assert not visible[1:].any()
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 EXECUTORS = ("ray", "local")
 ENGINES = ("deepspeed", "torch")
+POOLS = ("auto", "actors")
 
 
 @dataclass(frozen=True)
@@ -13,15 +14,20 @@ class ComputeConfig:
     """executor: "ray" (Ray Data and Ray Train) or "local" (everything in this process, for debuggers).
 
     workers: processes of a gang; 0 takes what the stage declares. threads: torch threads of a worker without a GPU; 0
-    takes what the stage declares. zero_stage: DeepSpeed ZeRO 0, 1 or 2 (stage 3 hides the weights from EMA
-    and observers). max_failures: how often a gang is restarted after
-    a dead worker. max_failed_share: share of a stage's items that may break (not: be rejected) without stopping it; what
-    broke is tried again by the same command. object_store_mb: Ray's shared memory on a machine of one's own.
+    takes what the stage declares. item_workers: most workers of a stage that goes item by item; 0 takes as many as fit.
+    item_gpus: share of a GPU that each of them takes where it uses one (0.5: two to a GPU). pool: "auto" keeps workers with
+    loaded models (Ray actors) where they have a GPU, "actors" everywhere. zero_stage: DeepSpeed ZeRO 0, 1 or 2 (stage 3
+    hides the weights from EMA and observers). max_failures: how often a gang is restarted after a dead worker.
+    max_failed_share: share of a stage's items that may break (not: be rejected) without stopping it; what broke is tried
+    again by the same command. object_store_mb: Ray's shared memory on a machine of one's own.
     """
 
     executor: str = "ray"
     workers: int = 0
     threads: int = 0
+    item_workers: int = 0
+    item_gpus: float = 1.0
+    pool: str = "auto"
     engine: str = "deepspeed"
     zero_stage: int = 0
     max_failures: int = 2
@@ -34,9 +40,13 @@ class ComputeConfig:
             out.append(f"compute.executor: {self.executor!r} is not one of {', '.join(EXECUTORS)}")
         if self.engine not in ENGINES:
             out.append(f"compute.engine: {self.engine!r} is not one of {', '.join(ENGINES)}")
+        if self.pool not in POOLS:
+            out.append(f"compute.pool: {self.pool!r} is not one of {', '.join(POOLS)}")
+        if not 0 < self.item_gpus <= 1:
+            out.append(f"compute.item_gpus: {self.item_gpus} must be above 0 and at most 1")
         if self.zero_stage not in (0, 1, 2):
             out.append(f"compute.zero_stage: {self.zero_stage} is not one of 0, 1, 2")
-        for name in ("workers", "threads", "max_failures"):
+        for name in ("workers", "item_workers", "threads", "max_failures"):
             if vars(self)[name] < 0:
                 out.append(f"compute.{name}: {vars(self)[name]} is below zero")
         if not 0 <= self.max_failed_share < 1:

@@ -13,6 +13,7 @@ from typing import Any, Protocol
 from . import gang, items
 from .config import ComputeConfig
 from .context import RunContext, free_device
+from .graph import ItemsOf, Operator, run_graph
 from .progress import Console
 from .ray_session import RaySession, set_threads
 from .store import Failure, Manifest, Step, Store
@@ -60,6 +61,15 @@ class Work:
     seed: int
 
 
+@dataclass(frozen=True)
+class Link:
+    """A per-item stage of a chain. items_of: records -> its items; of records a + b it gives the items of a, then of b."""
+
+    stage: Runnable
+    config: Any
+    items_of: ItemsOf
+
+
 class Executor:
     """One for a command: it keeps Ray running between stages."""
 
@@ -78,6 +88,35 @@ class Executor:
             one = self._gang if work.stage.how == "gang" else self._once
             records, failures, seconds = one(work, logger, attempt), (), time.monotonic() - started
         return self.store.publish(work.step, records, seconds, failures, provenance)
+
+    def stream(self, links: Sequence[Link], given: Sequence[Any], seed: int) -> None:
+        """Takes items through several per-item stages at once. Publishes nothing: each stage's own `run` does, and finds its
+        items done. Without Ray it does nothing, and they are done there."""
+        if self.compute.executor == "local" or not given:
+            return
+        attempt = uuid.uuid4().hex[:8]
+        _, gpus = self.session.resources()
+        sharing = sum(link.stage.resources.gpus > 0 for link in links)
+        operators = [self._operator(link, seed, attempt, gpus / max(sharing, 1)) for link in links]
+        run_graph(operators, given, self.store, self.session, self.console)
+
+    def _operator(self, link: Link, seed: int, attempt: str, gpus: float) -> Operator:
+        """gpus: the cluster's, as far as this stage may take them."""
+        stage, needs = link.stage, link.stage.resources
+        workers, each = self._item_workers(needs, gpus)
+        actors = each > 0 or self.compute.pool == "actors"
+        step = self.store.step(stage.name, stage.version, link.config, (), seed)
+        job = items.ItemJob(
+            stage.run,
+            link.config,
+            self.store.codec,
+            self.reject,
+            self.compute.threads or needs.threads,
+            attempt,
+            each > 0,
+        )
+        cpus = 0.0 if actors and not each else needs.cpus  # an idle actor must not keep the cores from the others
+        return Operator(job, step, stage.version, seed, link.items_of, workers, cpus, each, actors)
 
     def stop(self) -> None:
         self.session.stop()
@@ -162,19 +201,22 @@ class Executor:
             raise gang.StageFailed(_broken(work.stage.name, unexpected, len(tasks)))
         kept = [r for r in results if r is not None]
         _log_items(logger, kept, len(failures))
-        records = tuple(record for r in kept if r.failure is None for record in _flat(r.records))
-        earlier = sum(r.seconds for r in before if r is not None) / self._item_workers(work)[0] if any(before) else 0.0
+        records = tuple(record for r in kept if r.failure is None for record in items.flat(r.records))
+        earlier = sum(r.seconds for r in before if r is not None)
+        earlier /= self._item_workers(work.stage.resources)[0] if earlier else 1
         return records, tuple(failures), earlier + time.monotonic() - started
 
-    def _item_workers(self, work: Work) -> tuple[int, float]:
-        """(workers, GPUs of each): as many as fit the cluster; a stage that names more than one wants at most those."""
+    def _item_workers(self, needs: Needs, most_gpus: float | None = None) -> tuple[int, float]:
+        """(workers, GPUs of each): as many as fit the cluster; a stage that names more than one wants at most those.
+        most_gpus: what it may take, where it shares the cluster's with others."""
         if self.compute.executor == "local":
             return 1, 0.0
         cpus, gpus = self.session.resources()
-        needs = work.stage.resources
-        each = needs.gpus if gpus else 0.0
-        fit = int(gpus / each) if each else int(cpus / max(needs.cpus, 0.01))
-        return max(1, min(fit, needs.workers) if needs.workers > 1 else fit), each
+        gpus = gpus if most_gpus is None else most_gpus
+        each = min(needs.gpus * self.compute.item_gpus, gpus)
+        fit = int(gpus / each + 1e-6) if each else int(cpus / max(needs.cpus, 0.01))
+        limits = [n for n in (self.compute.item_workers, needs.workers if needs.workers > 1 else 0) if n]
+        return max(1, min([fit, *limits])), each
 
     def _run_items(
         self, work: Work, job: items.ItemJob, todo: list[items.ItemTask]
@@ -186,7 +228,7 @@ class Executor:
             set_threads(job.threads)
             outcome = items.in_process(job, todo)
         else:
-            workers, gpus = self._item_workers(work)
+            workers, gpus = self._item_workers(work.stage.resources)
             outcome = items.over_ray(job, todo, self.session, workers, work.stage.resources.cpus, gpus)
         unexpected = []
         with self.console.progress(work.stage.name, len(todo)) as progress:
@@ -223,10 +265,6 @@ def _broken(stage: str, unexpected: list[tuple[items.ItemTask, str]], total: int
 def _was_rejected(task: items.ItemTask, job: items.ItemJob) -> bool:
     result = items.finished(task, job.codec)
     return result is not None and result.failure is not None
-
-
-def _flat(records: Any) -> Sequence[Any]:
-    return records if isinstance(records, (list, tuple)) else (records,)
 
 
 def _log_items(logger: RunLogger | None, results: list[items.ItemResult], failed: int) -> None:

@@ -11,7 +11,7 @@ import os
 import pickle
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -153,22 +153,34 @@ def over_ray(
     """
     session.start()
     import cloudpickle
+
+    data = quiet_data()
+    rows = [{"index": i, "work": cloudpickle.dumps((job, t))} for i, t in enumerate(tasks)]
+    source = data.from_items(rows, override_num_blocks=min(len(tasks), max(200, 4 * workers)))
+    size = max(1, min(workers, len(tasks)))
+    if gpus:
+        pool = data.ActorPoolStrategy(size=size)
+        results = source.map(RowWorker, compute=pool, num_cpus=cpus, num_gpus=gpus)
+    else:
+        results = source.map(run_row, compute=data.TaskPoolStrategy(size=size), num_cpus=cpus)
+    for row in results.iter_rows():
+        yield int(row["index"]), str(row["reason"])
+
+
+def quiet_data() -> Any:
+    """`ray.data` without its bars and lines: the console shows progress."""
     import ray.data
 
     quiet()
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
-    rows = [{"index": i, "work": cloudpickle.dumps((job, t))} for i, t in enumerate(tasks)]
-    source = ray.data.from_items(rows, override_num_blocks=min(len(tasks), max(200, 4 * workers)))
-    size = max(1, min(workers, len(tasks)))
-    if gpus:
-        pool = ray.data.ActorPoolStrategy(size=size)
-        results = source.map(RowWorker, compute=pool, num_cpus=cpus, num_gpus=gpus)  # type: ignore[arg-type]
-    else:
-        results = source.map(run_row, compute=ray.data.TaskPoolStrategy(size=size), num_cpus=cpus)
-    for row in results.iter_rows():
-        yield int(row["index"]), str(row["reason"])
+    return ray.data
+
+
+def flat(records: Any) -> Sequence[Any]:
+    """What a stage returned for an item, as a sequence."""
+    return records if isinstance(records, (list, tuple)) else (records,)
 
 
 def in_process(job: ItemJob, tasks: list[ItemTask]) -> Iterator[tuple[int, str]]:

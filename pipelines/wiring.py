@@ -13,7 +13,7 @@ from typing import Any
 
 from infra import progress, tracking
 from infra.codec import Codec
-from infra.executor import Executor, Work, item_tasks
+from infra.executor import Executor, Link, Runnable, Work, item_tasks
 from infra.files import fetch_folder, git_sha, lock_hash
 from infra.items import finished
 from infra.store import Failure, Manifest, Step, Store
@@ -85,12 +85,35 @@ class Run:
         """
         return self._manifest(stage, config, inputs, inputs if key_inputs is None else key_inputs, label).records
 
-    def items(self, stage: Stage, config: Any, items: Sequence[Any]) -> tuple[tuple[Any, ...], list[Rejected]]:
+    def items(self, stage: Runnable, config: Any, items: Sequence[Any]) -> tuple[tuple[Any, ...], list[Rejected]]:
         """A per-item stage over all items: (records in order, items that came to nothing)."""
         manifest = self._manifest(stage, config, tuple(items), tuple(items))
         rejected = [_rejected(stage.name, failure) for failure in manifest.failures]
         self.rejected += rejected
         return manifest.records, rejected
+
+    def chain(self, links: Sequence[Link], given: Sequence[Any]) -> list[tuple[tuple[Any, ...], list[Rejected]]]:
+        """Per-item stages one after another: what `items` gives for each. They run at the same time: a later stage begins
+        with what an earlier one has made so far."""
+        if not self.dry:
+            self._stream(links, given)
+        out: list[tuple[tuple[Any, ...], list[Rejected]]] = []
+        for link in links:
+            given = link.items_of(out[-1][0]) if out else given
+            out.append(self.items(link.stage, link.config, given))
+        return out
+
+    def _stream(self, links: Sequence[Link], given: Sequence[Any]) -> None:
+        """Makes the items of all links that are not finished yet."""
+        for number, link in enumerate(links):
+            work = self._work(link.stage, link.config, tuple(given), tuple(given))
+            found = self._load(work.step)
+            if found is None:
+                self.say(f"== {' + '.join(other.stage.name for other in links[number:])}")
+                return self.executor.stream(links[number:], given, self.cfg.seed)
+            if number + 1 < len(links):
+                given = links[number + 1].items_of(found.records)
+        return None
 
     @contextmanager
     def making(self, target: str) -> Iterator[None]:
@@ -122,9 +145,9 @@ class Run:
         self.tracking.finish(status)
         self.executor.stop()
 
-    def _manifest(self, stage: Stage, config: Any, inputs: Any, key_inputs: Any, label: str = "") -> Manifest:
-        step = self.store.step(stage.name, stage.version, config, key_inputs, self.cfg.seed)
-        work = Work(stage, config, inputs, step, self.cfg.seed)
+    def _manifest(self, stage: Runnable, config: Any, inputs: Any, key_inputs: Any, label: str = "") -> Manifest:
+        work = self._work(stage, config, inputs, key_inputs)
+        step = work.step
         found = self._load(step)
         if found is None and self.dry:
             raise NotMade(Line(self.target, stage.name, "would run", 0.0, step.folder, self._progress(work)))
@@ -138,6 +161,10 @@ class Run:
             note = f"{len(found.failures)} rejected" if found.failures else label
             self.lines.append(Line(self.target, stage.name, state, found.seconds, step.folder, note))
         return found
+
+    def _work(self, stage: Runnable, config: Any, inputs: Any, key_inputs: Any) -> Work:
+        step = self.store.step(stage.name, stage.version, config, key_inputs, self.cfg.seed)
+        return Work(stage, config, inputs, step, self.cfg.seed)
 
     def _load(self, step: Step) -> Manifest | None:
         found = self.store.load(step)

@@ -85,7 +85,18 @@ def steps(cfg: FakeConfig, inputs: object, ctx) -> Checkpoint:
     return Checkpoint("fake", str(ctx.workdir), step, "d", metrics={"value": value})
 
 
+def halves(cfg: FakeConfig, item: Item, ctx) -> tuple[Item, ...]:
+    """Two records an item, so that the next stage has twice as many."""
+    out = square(cfg, item, ctx)
+    return tuple(Item(f"{out.name}-{i}", out.number + i) for i in range(2))
+
+
+def each(records) -> list[Item]:
+    return list(records)
+
+
 SLOW = FakeConfig(seconds=0.15)  # long enough to be killed in the middle on a busy machine
+HALVES = Stage("halves", 1, "per_item", halves)
 SQUARE = Stage("square", 1, "per_item", square)
 ONCE = Stage("once", 1, "once", steps)
 TIMED = Stage("timed", 1, "once", steps, Resources(cpus=2))

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from infra.executor import item_tasks
+from infra.executor import Link, item_tasks
 from infra.files import CHECKOUT
 from infra.gang import StageFailed
 from infra.items import ItemJob, run_item
@@ -141,3 +141,39 @@ def test_through_ray(tmp_path):
             runner.run(fakes.work(store, fakes.GANG, fakes.FakeConfig(fatal="your clip is too short"), ()), None, {})
     finally:
         runner.stop()
+
+
+def chained(store, runner, given) -> list[tuple]:
+    """Both stages' manifests' records, after the graph has been through."""
+    links = (Link(fakes.HALVES, fakes.FakeConfig(), fakes.each), Link(fakes.SQUARE, fakes.FakeConfig(), fakes.each))
+    runner.stream(links, given, 0)
+    before = lines(store.root)
+    first = runner.run(fakes.work(store, fakes.HALVES, fakes.FakeConfig(), given), None, {})
+    second = runner.run(fakes.work(store, fakes.SQUARE, fakes.FakeConfig(), list(first.records)), None, {})
+    return [before, lines(store.root), first, second]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("pool", ["auto", "actors"])
+def test_a_graph_leaves_what_the_stages_leave_one_after_the_other(tmp_path, pool):
+    """With a worker that dies and an item that is rejected; the stages' own runs find all done."""
+    given = [*fakes.items(5), fakes.Item("die", 5), fakes.Item("empty", 0)]
+    said = io.StringIO()
+    store, runner = fakes.world(tmp_path / "graph", "ray", said, pool=pool)
+    try:
+        before, after, first, second = chained(store, runner, given)
+    finally:
+        runner.stop()
+    reference = [fakes.Item(f"{i.name}2-{k}", i.number**2 + k) for i in given if i.name != "empty" for k in range(2)]
+    assert list(first.records) == reference
+    assert [f.reason for f in first.failures] == ["holds nothing"]
+    assert list(second.records) == [fakes.Item(r.name + "2", r.number**2) for r in reference]
+    assert before == after
+    assert sorted(before) == sorted([*(i.name for i in given if i.name != "empty"), *(r.name for r in reference)])
+    assert "halves: 7/7" in said.getvalue() and "square 12 of 12" in said.getvalue()
+
+
+def test_without_ray_a_graph_does_nothing_and_the_stages_do_it(tmp_path):
+    store, runner = fakes.world(tmp_path)
+    before, after, _, second = chained(store, runner, fakes.items(3))
+    assert before == [] and len(after) == 9 and len(second.records) == 6

@@ -15,6 +15,7 @@ from stages.data.duplicates import HASH_BITS, duplicates
 from stages.records import Clip, Rejected
 
 STAGE = "gates"  # of the clips dropped here, in the catalogue
+DUPLICATE = "max_duplicate_bits"  # the setting of the gate that compares clips
 MOST_DUPLICATE_BITS = 16  # more would make the search slow, and unlike clips one
 
 
@@ -128,9 +129,8 @@ def sift(clips: Sequence[Clip], cfg: GateConfig) -> tuple[list[Clip], list[Rejec
     dropped = {r.name for r in rejected}
     passed = [c for c in clips if c.clip_id not in dropped]
     copies = with_variants(passed, duplicates(passed, cfg.max_duplicate_bits))
-    rejected += [
-        Rejected(name, STAGE, f"duplicate of {kept}, a clip of another video") for name, kept in copies.items()
-    ]
+    why = f"within {DUPLICATE} {cfg.max_duplicate_bits}"
+    rejected += [Rejected(name, STAGE, f"duplicate of {kept} of another video, {why}") for name, kept in copies.items()]
     kept = [c for c in passed if c.clip_id not in copies]
     return kept, sorted(rejected, key=lambda r: r.name)
 
@@ -142,21 +142,31 @@ def with_variants(clips: Sequence[Clip], copies: Mapping[str, str]) -> dict[str,
     return {**copies, **{c.clip_id: of_span[c.scene, c.start_seconds] for c in variants}}
 
 
+def thresholds(cfg: GateConfig) -> dict[str, str]:
+    """Every gate's setting -> its threshold in words, "off" where it lets all through."""
+    out = {g.setting: "off" if g.off(cfg) else f"{vars(cfg)[g.setting]:g}" for g in GATES}
+    bits = cfg.max_duplicate_bits
+    return {**out, DUPLICATE: "off" if bits < 0 else f"{bits} of {HASH_BITS}"}
+
+
+def dropped_by(rejected: Sequence[Rejected]) -> dict[str, int]:
+    """Every gate's setting -> the clips among these that it dropped, by their reasons."""
+    reasons = [r.reason for r in rejected if r.stage == STAGE]
+    return {name: sum(name in reason for reason in reasons) for name in (*(g.setting for g in GATES), DUPLICATE)}
+
+
 def report(clips: Sequence[Clip], cfg: GateConfig) -> list[str]:
     """A table for people: what each gate drops of the real clips, in all and that no other gate drops, and how its figure
     is spread (5th, 50th, 95th percentile)."""
     real = [c for c in clips if c.kind == "real"]
     by_gate = {g.setting: {c.clip_id for c in real if g.drops(c.quality, cfg)} for g in GATES}
-    by_gate["max_duplicate_bits"] = set(with_variants(real, duplicates(real, cfg.max_duplicate_bits)))
+    by_gate[DUPLICATE] = set(with_variants(real, duplicates(real, cfg.max_duplicate_bits)))
+    figures = {g.setting: g.figure for g in GATES} | {DUPLICATE: "phash"}
     rows: list[tuple[str, ...]] = [("gate", "figure", "threshold", "drops", "alone", "share", "5%", "50%", "95%")]
-    for gate in GATES:
-        values = [c.quality[gate.figure] for c in real if gate.figure in c.quality]
+    for setting, limit in thresholds(cfg).items():
+        values = [c.quality[figures[setting]] for c in real if figures[setting] in c.quality]
         spread = [f"{v:.4g}" for v in np.percentile(values, (5, 50, 95))] if values else ["none"] * 3
-        limit = "off" if gate.off(cfg) else f"{vars(cfg)[gate.setting]:g}"
-        rows.append((gate.setting, gate.figure, limit, *_counts(by_gate, gate.setting, len(real)), *spread))
-    limit = "off" if cfg.max_duplicate_bits < 0 else f"{cfg.max_duplicate_bits} of {HASH_BITS}"
-    counts = _counts(by_gate, "max_duplicate_bits", len(real))
-    rows.append(("max_duplicate_bits", "phash", limit, *counts, "", "", ""))
+        rows.append((setting, figures[setting], limit, *_counts(by_gate, setting, len(real)), *spread))
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
     dropped = len(sift(real, cfg)[1])

@@ -18,7 +18,8 @@ from pathlib import Path
 import numpy as np
 
 from msmodel.config import ClipConfig
-from stages.data.catalogue import card, write_catalogue
+from stages.data.card import card
+from stages.data.catalogue import sample_json, write_catalogue, write_rejected
 from stages.data.files import read_clip_frames
 from stages.data.pictures import contact_sheet, draw_tracks
 from stages.data.shards import INDEX
@@ -58,6 +59,7 @@ def run(cfg: PackRun, inputs: Sequence[Clip | Rejected], ctx: Context) -> tuple[
         out.append(ShardSet(folder, split, shards, len(mine), real, len(mine) - real, digest, str(catalogue)))
         ctx.image(f"clips_{split}", sheet(mine))
     write_catalogue(catalogue, clips, rejected, shard_of)
+    write_rejected(ctx.workdir / "rejected.csv", rejected)
     size = (cfg.clip.frames, cfg.clip.height, cfg.clip.width)
     (ctx.workdir / "README.md").write_text(card(clips, rejected, size, cfg.clip.fps), encoding="utf-8")
     ctx.artifact(ctx.workdir / "README.md")
@@ -115,11 +117,8 @@ def write_shard(path: Path, clips: Sequence[Clip], lossless: bool) -> None:
 def members(clip: Clip, lossless: bool) -> Iterator[tuple[str, bytes]]:
     """(ending, bytes) of one sample. Nothing in it depends on where the run lies."""
     folder = Path(clip.folder)
-    meta = {k: v for k, v in asdict(clip).items() if k != "folder"}
     recipe = folder / "recipe.json"
-    if recipe.is_file():
-        meta["motion"] = json.loads(recipe.read_text())
-    yield "json", json.dumps(meta, sort_keys=True, ensure_ascii=False).encode()
+    yield "json", sample_json(clip, recipe.read_text() if recipe.is_file() else "")
     if lossless:
         yield "frames.npz", (folder / "clip.npz").read_bytes()
     yield "latents.npz", (folder / "latents.npz").read_bytes()

@@ -138,7 +138,7 @@ def test_held_out_wins_variants_go_along_and_plain_pictures_are_not_compared():
     clips = [a, variant, held, same_video, render, *blank]
     kept, rejected = sift(clips, GateConfig())
     assert {r.name: r.reason for r in rejected} == dict.fromkeys(
-        ("clip-000001", "clip-000001-fast"), "duplicate of clip-000002, a clip of another video"
+        ("clip-000001", "clip-000001-fast"), "duplicate of clip-000002 of another video, within max_duplicate_bits 6"
     )
     assert kept == [held, same_video, render, *blank]
     assert sift(clips, GateConfig(max_duplicate_bits=-1)) == (clips, [])

@@ -15,17 +15,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import numpy as np
-
 from msmodel.config import ClipConfig
 from stages.data.card import card
 from stages.data.catalogue import sample_json, write_catalogue, write_rejected
-from stages.data.files import read_clip_frames
-from stages.data.pictures import contact_sheet, draw_tracks
+from stages.data.pictures import clip_sheet
 from stages.data.shards import INDEX
 from stages.records import Clip, Rejected, ShardSet
 from stages.spec import Context, Stage, StageError
-from stages.trackers.ground_truth import read_tracks
 
 SPLITS = ("train", "heldout")
 
@@ -57,7 +53,7 @@ def run(cfg: PackRun, inputs: Sequence[Clip | Rejected], ctx: Context) -> tuple[
         real = sum(c.kind == "real" for c in mine)
         folder = str(ctx.workdir / split)
         out.append(ShardSet(folder, split, shards, len(mine), real, len(mine) - real, digest, str(catalogue)))
-        ctx.image(f"clips_{split}", sheet(mine))
+        ctx.image(f"clips_{split}", clip_sheet(mine))
     write_catalogue(catalogue, clips, rejected, shard_of)
     write_rejected(ctx.workdir / "rejected.csv", rejected)
     size = (cfg.clip.frames, cfg.clip.height, cfg.clip.width)
@@ -125,18 +121,6 @@ def members(clip: Clip, lossless: bool) -> Iterator[tuple[str, bytes]]:
     yield "mp4", (folder / "frames.mp4").read_bytes()
     yield "tracks.npz", (folder / "tracks.npz").read_bytes()
     yield "txt", clip.caption.encode()
-
-
-def sheet(clips: Sequence[Clip], rows: int = 8) -> np.ndarray:
-    """Up to `rows` clips spread over the split, tracks drawn over: h w 3 uint8."""
-    ordered = sorted(clips, key=lambda c: (c.kind, c.clip_id))
-    step = max(1, len(ordered) // rows)
-    drawn = []
-    for clip in ordered[::step][:rows]:
-        xy, visible = read_tracks(clip.folder)
-        thin = max(1, xy.shape[1] // 60)
-        drawn.append(draw_tracks(read_clip_frames(clip), xy[:, ::thin], visible[:, ::thin]))
-    return contact_sheet(drawn)
 
 
 PACK = Stage("pack", 1, "once", run)

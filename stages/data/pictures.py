@@ -14,6 +14,7 @@ from stages.trackers.ground_truth import read_tracks
 
 SHEET_HEIGHT = 120  # px: a clip that is smaller is enlarged by a whole number, a larger one reduced
 MOST_TRACKS = 60  # drawn over one clip
+DOT_SHARE = 160  # heights of a picture to the radius of a dot
 
 
 def data_uri(content: bytes, kind: str) -> str:
@@ -69,11 +70,12 @@ def draw_tracks(
     colours = cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB)[0].tolist()
     for t, frame in enumerate(frames):
         picture = cv2.resize(frame, None, fx=zoom, fy=zoom, interpolation=cv2.INTER_NEAREST)
+        radius = max(1, round(len(picture) / DOT_SHARE))
         for n in np.flatnonzero(visible[t]):
             steps = [s for s in range(max(0, t - trail), t + 1) if visible[s, n]]
             line = np.round(xy_px[steps, n] * zoom - 0.5).astype(np.int32)
-            cv2.polylines(picture, [line.reshape(-1, 1, 2)], False, colours[n], 1, cv2.LINE_AA)
-            cv2.circle(picture, tuple(int(v) for v in line[-1]), 1, colours[n], -1)
+            cv2.polylines(picture, [line.reshape(-1, 1, 2)], False, colours[n], radius, cv2.LINE_AA)
+            cv2.circle(picture, tuple(int(v) for v in line[-1]), radius, colours[n], -1)
         out.append(picture)
     return np.stack(out)
 

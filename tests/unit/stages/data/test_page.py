@@ -76,7 +76,7 @@ def test_a_large_set_makes_a_small_page_in_seconds(clips, tmp_path):
     began = time.monotonic()
     _, text, ctx = made([*many, *bad], tmp_path)
     assert time.monotonic() - began < 30
-    assert len(text) < 2e6
+    assert len(text) < 4e6  # frames of noise: the largest there are
     assert ctx.emitted["data/real"] == 50_000
     assert "49960 others" in text
 

@@ -50,23 +50,34 @@ CLIP_FIELDS = tuple(name for name in COLUMNS if name in Clip.__dataclass_fields_
 
 
 def write_catalogue(
-    path: Path, clips: Sequence[Clip], rejected: Sequence[Rejected], shard_of: Mapping[str, str]
+    path: Path,
+    clips: Sequence[Clip],
+    rejected: Sequence[Rejected],
+    shard_of: Mapping[str, str],
+    dropped: Sequence[Clip] = (),
 ) -> None:
-    """shard_of: clip_id -> shard. Columns a row has no value for are null. Figures of `quality` that COLUMNS does not know
-    become columns of their own. Written aside and renamed."""
-    more = sorted({name for c in clips for name in c.quality} - set(COLUMNS))
+    """shard_of: clip_id -> shard. dropped: clips that a gate rejected (their id is the name of one of `rejected`), so that
+    their rows show their figures too. Columns a row has no value for are null. Figures of `quality` that COLUMNS does not
+    know become columns of their own. Written aside and renamed."""
+    more = sorted({name for c in (*clips, *dropped) for name in c.quality} - set(COLUMNS))
     schema = pa.schema([(n, kind) for n, (kind, _) in COLUMNS.items()] + [(n, pa.float32()) for n in more])
     rows = [
-        {"name": c.clip_id, "status": "kept", "shard": shard_of[c.clip_id]}
-        | {f: vars(c)[f] for f in CLIP_FIELDS}
-        | {"phash": c.phash or None}
-        | c.quality
+        {"name": c.clip_id, "status": "kept", "shard": shard_of[c.clip_id]} | _facts(c)
         for c in sorted(clips, key=lambda c: c.clip_id)
     ]
-    rows += [{"name": r.name, "status": "rejected", "stage": r.stage, "reason": r.reason} for r in in_order(rejected)]
+    facts = {c.clip_id: _facts(c) for c in dropped}
+    rows += [
+        facts.get(r.name, {}) | {"name": r.name, "status": "rejected", "stage": r.stage, "reason": r.reason}
+        for r in in_order(rejected)
+    ]
     aside = path.with_name(path.name + ".part")
     pq.write_table(pa.Table.from_pylist(rows, schema=schema), aside, write_statistics=True)
     os.replace(aside, path)
+
+
+def _facts(clip: Clip) -> dict[str, object]:
+    """The columns that a clip has by itself."""
+    return {name: vars(clip)[name] for name in CLIP_FIELDS} | {"phash": clip.phash or None} | clip.quality
 
 
 def write_rejected(path: Path, rejected: Sequence[Rejected]) -> None:

@@ -66,6 +66,14 @@ def test_a_figure_of_a_new_name_becomes_a_column(tmp_path):
     assert pq.read_table(tmp_path / "c.parquet")["zeal"].to_pylist() == [1.5, None]
 
 
+def test_a_dropped_clip_shows_its_figures(tmp_path):
+    dark = replace(REAL, clip_id="a-1", quality={"brightness": 0.01})
+    write_catalogue(tmp_path / "c.parquet", [RENDERED], REJECTED, {"s-0": "x"}, dropped=[dark])
+    row = pq.read_table(tmp_path / "c.parquet", filters=[("name", "=", "a-1")]).to_pylist()[0]
+    assert (row["status"], row["stage"], row["source"], row["shard"]) == ("rejected", "gates", "ä b.mp4", None)
+    assert row["brightness"] == pytest.approx(0.01)
+
+
 def test_rejected_inputs_are_a_csv(tmp_path):
     write_rejected(tmp_path / "rejected.csv", REJECTED)
     with open(tmp_path / "rejected.csv", encoding="utf-8", newline="") as f:

@@ -8,9 +8,7 @@ from __future__ import annotations
 import cv2
 import numpy as np
 
-MOST_FRAMES = (
-    16  # looked at for what stays: spread evenly, so that a clip of full size takes little time and memory
-)
+MOST_FRAMES = 16  # looked at for what stays: spread evenly, so that a clip of full size takes little time and memory
 
 BAR_LUMA = 24.0  # black in limited range that was not widened is 16
 BAR_DEVIATION = 2.5  # of a row of a bar, over its width and all frames: noise of the codec, no picture

@@ -2,6 +2,7 @@
 # of goals: the first of them runs all, in order; the others find it done.
 PRESET ?= nano
 SRC ?=
+CLIP ?=
 ARGS ?=
 RUNS ?= runs
 PYTHON ?= python3
@@ -13,7 +14,7 @@ FIRST := $(if $(filter plan,$(MAKECMDGOALS)),,$(firstword $(GOALS)))
 RUN = $(PY) -m pipelines $(1) --preset '$(PRESET)' --runs '$(RUNS)' $(if $(SRC),--src '$(SRC)') $(ARGS)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup data teacher distill eval plan bench sweep nano-base notebooks ui test test-gpu lint clean
+.PHONY: help setup data teacher distill eval plan inspect bench sweep nano-base notebooks ui test test-gpu lint clean
 .NOTPARALLEL:
 
 help:  ## this table
@@ -42,6 +43,9 @@ eval: $(STAMP)  ## figures, and RUNS/PRESET/report/report.html
 
 plan: $(STAMP)  ## dry run: cached or not, every config error, memory and time
 	@$(call RUN,plan $(GOALS))
+
+inspect: $(STAMP)  ## one clip with its tracks as mp4 and PNG, and its catalogue row (CLIP=id; without: some ids)
+	@$(call RUN,inspect $(if $(CLIP),--clip '$(CLIP)'))
 
 bench: $(STAMP)  ## paired timings: cache, transformer, decoder, at the preset's size with random weights
 	@$(call RUN,bench)

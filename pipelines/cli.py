@@ -14,7 +14,7 @@ from typing import Any
 
 OK, FAILED, BAD_CONFIG, INTERRUPTED = 0, 1, 2, 130
 TARGETS = ("data", "teacher", "distill", "eval")
-OTHERS = ("plan", "config", "sweep", "bench", "nano-base")
+OTHERS = ("plan", "config", "inspect", "sweep", "bench", "nano-base")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -35,7 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ConfigError as error:
         print(error, file=sys.stderr)
         return BAD_CONFIG
-    return _dispatch(cfg, names, options.retry_failed)
+    return _dispatch(cfg, names, options.retry_failed, options.clip)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -46,16 +46,19 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--preset", default="nano", help="a file in configs/preset (default: nano)")
     parser.add_argument("--src", default="", help="folder or address of your own videos (default: packaged clips)")
     parser.add_argument("--runs", default="runs", help="where results go (default: runs)")
+    parser.add_argument("--clip", default="", help="inspect: the clip's id (default: list some)")
     parser.add_argument("--retry-failed", action="store_true", help="try items again that failed unexpectedly")
     return parser
 
 
-def _dispatch(cfg: Any, names: list[str], retry_failed: bool) -> int:
+def _dispatch(cfg: Any, names: list[str], retry_failed: bool, clip: str) -> int:
     if "config" in names:
         from .config import as_yaml
 
         print(as_yaml(cfg))
         return OK
+    if "inspect" in names:
+        return _inspect(cfg, clip)
     from infra.gang import StageFailed
 
     from .wiring import open_run
@@ -86,6 +89,17 @@ def _dispatch(cfg: Any, names: list[str], retry_failed: bool) -> int:
 
         summarise(run, time.monotonic() - started, status)
         run.finish(status)
+    return OK
+
+
+def _inspect(cfg: Any, clip: str) -> int:
+    from .inspect_clip import inspect
+
+    try:
+        inspect(cfg, clip)
+    except (ValueError, OSError) as error:
+        print(error, file=sys.stderr)
+        return FAILED
     return OK
 
 

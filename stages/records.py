@@ -87,6 +87,15 @@ class ShardSet:
 
 
 @dataclass(frozen=True)
+class DataPage:
+    """The data set for people: one page, and one picture (PNG) of film strips with tracks."""
+
+    folder: str
+    html: str
+    picture: str
+
+
+@dataclass(frozen=True)
 class Checkpoint:
     """Trained weights: safetensors in `folder`. name: teacher, adapted, student, critic, tiny_vae, vae."""
 

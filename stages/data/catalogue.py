@@ -1,9 +1,13 @@
-"""The catalogue (Parquet, one row a clip and one a rejected input) and the dataset card."""
+"""The catalogue (Parquet, one row a clip and one a rejected input or clip), the table of what was rejected, and what a
+shard's sample says of its clip. The same clips give the same bytes."""
 
 from __future__ import annotations
 
-from collections import Counter
+import csv
+import json
+import os
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 import pyarrow as pa
@@ -11,94 +15,92 @@ import pyarrow.parquet as pq
 
 from stages.records import Clip, Rejected
 
-SCHEMA = pa.schema(
-    [
-        ("name", pa.string()),
-        ("status", pa.string()),  # "kept" | "rejected"
-        ("stage", pa.string()),  # rejected: where
-        ("reason", pa.string()),  # rejected: why
-        ("split", pa.string()),
-        ("kind", pa.string()),
-        ("scene", pa.string()),
-        ("recipe", pa.string()),
-        ("caption", pa.string()),
-        ("source", pa.string()),
-        ("licence", pa.string()),
-        ("start_seconds", pa.float64()),
-        ("clip_seconds", pa.float64()),
-        ("tracker", pa.string()),
-        ("tracks", pa.int32()),
-        ("visible_share", pa.float32()),
-        ("moving_px", pa.float32()),
-        ("shard", pa.string()),
-    ]
-)
-CLIP_FIELDS = (
-    "split",
-    "kind",
-    "scene",
-    "recipe",
-    "caption",
-    "source",
-    "licence",
-    "start_seconds",
-    "clip_seconds",
-    "tracker",
-    "tracks",
-    "visible_share",
-    "moving_px",
-)
+COLUMNS: dict[str, tuple[pa.DataType, str]] = {
+    "name": (pa.string(), "the clip's id, also the sample's key; of a rejected input its name"),
+    "status": (pa.string(), "kept or rejected"),
+    "stage": (pa.string(), "rejected: where; `gates` are clips that a quality gate dropped"),
+    "reason": (pa.string(), "rejected: why, with value and threshold"),
+    "split": (pa.string(), "train or heldout"),
+    "kind": (pa.string(), "real or rendered"),
+    "scene": (pa.string(), "clips of one video, or with one first frame"),
+    "segment": (pa.int32(), "part of a long video"),
+    "recipe": (pa.string(), "motion of a rendered clip, or how a real clip was varied; empty for a plain one"),
+    "caption": (pa.string(), "text in words"),
+    "source": (pa.string(), "file or address it is from"),
+    "licence": (pa.string(), "of the source"),
+    "start_seconds": (pa.float64(), "where in the source it starts"),
+    "clip_seconds": (pa.float64(), "time of the source that it shows"),
+    "tracker": (pa.string(), "name, version, licence and thresholds of what made the tracks"),
+    "tracks": (pa.int32(), "points"),
+    "visible_share": (pa.float32(), "share of points and frames in which they are visible"),
+    "moving_px": (pa.float32(), "median length of the paths while visible, pixels at clip size"),
+    "moving_share": (pa.float32(), "share of tracks whose path is longer than 2% of the frame's width"),
+    "back_px": (pa.float32(), "mean forward-backward error of visible points, pixels at clip size"),
+    "confidence": (pa.float32(), "the tracker's own, mean, 0 to 1"),
+    "brightness": (pa.float32(), "mean luma, 0 to 1"),
+    "sharpness": (pa.float32(), "variance of the Laplacian of luma (0 to 255), median over frames"),
+    "letterbox": (pa.float32(), "share of the picture taken by black bars"),
+    "overlay": (pa.float32(), "share of the picture under corners that stand still while the rest moves (text, logos)"),
+    "phash": (pa.string(), "192-bit perceptual hash of the first, middle and last frame, hexadecimal"),
+    "notes": (pa.list_(pa.string()), "what to know of the source: HDR, interlaced, damaged..."),
+    "shard": (pa.string(), "file of its split that holds the sample"),
+}
+FIGURES = tuple(name for name, (kind, _) in COLUMNS.items() if kind == pa.float32())
+CLIP_FIELDS = tuple(name for name in COLUMNS if name in Clip.__dataclass_fields__)
 
 
 def write_catalogue(
-    path: Path, clips: Sequence[Clip], rejected: Sequence[Rejected], shard_of: Mapping[str, str]
+    path: Path,
+    clips: Sequence[Clip],
+    rejected: Sequence[Rejected],
+    shard_of: Mapping[str, str],
+    dropped: Sequence[Clip] = (),
 ) -> None:
-    """shard_of: clip_id -> shard. Columns a row has no value for are null."""
-    rows: list[dict[str, object]] = [
-        {"name": c.clip_id, "status": "kept", "shard": shard_of[c.clip_id]} | {f: vars(c)[f] for f in CLIP_FIELDS}
+    """shard_of: clip_id -> shard. dropped: clips that a gate rejected (their id is the name of one of `rejected`), so that
+    their rows show their figures too. Columns a row has no value for are null. Figures of `quality` that COLUMNS does not
+    know become columns of their own. Written aside and renamed."""
+    more = sorted({name for c in (*clips, *dropped) for name in c.quality} - set(COLUMNS))
+    schema = pa.schema([(n, kind) for n, (kind, _) in COLUMNS.items()] + [(n, pa.float32()) for n in more])
+    rows = [
+        {"name": c.clip_id, "status": "kept", "shard": shard_of[c.clip_id]} | _facts(c)
         for c in sorted(clips, key=lambda c: c.clip_id)
     ]
-    rows += [{"name": r.name, "status": "rejected", "stage": r.stage, "reason": r.reason} for r in rejected]
-    pq.write_table(pa.Table.from_pylist(rows, schema=SCHEMA), path)
+    facts = {c.clip_id: _facts(c) for c in dropped}
+    rows += [
+        facts.get(r.name, {}) | {"name": r.name, "status": "rejected", "stage": r.stage, "reason": r.reason}
+        for r in in_order(rejected)
+    ]
+    aside = path.with_name(path.name + ".part")
+    pq.write_table(pa.Table.from_pylist(rows, schema=schema), aside, write_statistics=True)
+    os.replace(aside, path)
 
 
-def card(clips: Sequence[Clip], rejected: Sequence[Rejected], size: tuple[int, int, int], fps: float) -> str:
-    """The dataset card, Markdown with Hugging Face's front matter. size: frames, height, width."""
-    real = [c for c in clips if c.kind == "real"]
-    counts = Counter((c.split, c.kind) for c in clips)
-    splits = {s: sorted({c.source for c in real if c.split == s}) for s in ("train", "heldout")}
-    lines = [
-        "---",
-        "license: other",
-        "task_categories: [image-to-video]",
-        "tags: [webdataset, point-tracks, motion-control]",
-        "---",
-        "",
-        "# Clips with point tracks and latents",
-        "",
-        f"{size[0]} frames of {size[1]} x {size[2]} pixels at {fps:g} fps. Two sets of WebDataset shards.",
-        "",
-        "| split | real | rendered |",
-        "|---|---|---|",
-    ]
-    lines += [f"| {s} | {counts[s, 'real']} | {counts[s, 'rendered']} |" for s in ("train", "heldout")]
-    lines += ["", "## Sources and licences", "", "| source | licence | split | clips |", "|---|---|---|---|"]
-    for (source, licence, split), n in sorted(Counter((c.source, c.licence, c.split) for c in real).items()):
-        lines.append(f"| {source} | {licence} | {split} | {n} |")
-    both = sorted(set(splits["train"]) & set(splits["heldout"]))
-    lines += [
-        "",
-        "Rendered scenes are cut from stills of the real clips of their own split and carry those licences.",
-        "",
-    ]
-    lines += ["No file serves both splits."] if not both else [f"Split by time, not by source: {', '.join(both)}."]
-    lines += ["", "## Tracks", ""]
-    lines += [f"- {tracker}: {n} clips" for tracker, n in sorted(Counter(c.tracker for c in clips).items())]
-    lines += ["", "`xy_px` float32 T n 2, x first, origin top-left, pixel centres at +0.5; `visible` bool T n.", ""]
-    lines += ["## Samples", ""]
-    lines += ["`.mp4` for people, `.json` metadata, `.txt` caption, `.tracks.npz` {xy_px, visible}, `.latents.npz`"]
-    lines += ["{latents, image, text} float16 and, where chosen, `.frames.npz` {frames} uint8."]
-    lines += ["", f"## Left out: {len(rejected)}", ""]
-    lines += [f"- {r.name} ({r.stage}): {r.reason}" for r in rejected]
-    lines += ["", "To have a clip removed, open an issue of the project with its name."]
-    return "\n".join(lines) + "\n"
+def _facts(clip: Clip) -> dict[str, object]:
+    """The columns that a clip has by itself."""
+    return {name: vars(clip)[name] for name in CLIP_FIELDS} | {"phash": clip.phash or None} | clip.quality
+
+
+def write_rejected(path: Path, rejected: Sequence[Rejected]) -> None:
+    """The dead-letter table: CSV (UTF-8) of name, stage, reason. Written aside and renamed."""
+    aside = path.with_name(path.name + ".part")
+    with open(aside, "w", encoding="utf-8", newline="") as f:
+        writer = csv.writer(f)
+        writer.writerow(("name", "stage", "reason"))
+        writer.writerows((r.name, r.stage, r.reason) for r in in_order(rejected))
+    os.replace(aside, path)
+
+
+def in_order(rejected: Sequence[Rejected]) -> list[Rejected]:
+    """The order of every table of them."""
+    return sorted(rejected, key=lambda r: (r.name, r.stage, r.reason))
+
+
+def sample_json(clip: Clip, motion: str) -> bytes:
+    """The .json member of a sample: the clip's record without its folder, and the motion of a rendered one (JSON, or "").
+
+    quality and motion are JSON as text, notes one text: Hugging Face `datasets` takes the fields of all samples from the
+    first five, and fails on or loses what only later ones have.
+    """
+    meta = {k: v for k, v in asdict(clip).items() if k != "folder"}
+    meta |= {"quality": json.dumps(clip.quality, sort_keys=True), "notes": "; ".join(clip.notes), "motion": motion}
+    return json.dumps(meta, sort_keys=True, ensure_ascii=False).encode()

@@ -68,4 +68,4 @@ class DataConfig:
         for name in self.variants:
             if name not in VARIANTS:
                 out.append(f"data.variants: {name!r} is not one of {', '.join(VARIANTS)}")
-        return out + [f"data.{p}" for p in self.tracker.problems()]
+        return out + [f"data.{p}" for p in (*self.tracker.problems(), *self.gates.problems())]

@@ -15,16 +15,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import numpy as np
-
 from msmodel.config import ClipConfig
-from stages.data.catalogue import card, write_catalogue
-from stages.data.files import read_clip_frames
-from stages.data.pictures import contact_sheet, draw_tracks
+from stages.data.card import card
+from stages.data.catalogue import sample_json, write_catalogue, write_rejected
+from stages.data.pictures import clip_sheet
 from stages.data.shards import INDEX
 from stages.records import Clip, Rejected, ShardSet
 from stages.spec import Context, Stage, StageError
-from stages.trackers.ground_truth import read_tracks
 
 SPLITS = ("train", "heldout")
 
@@ -56,8 +53,9 @@ def run(cfg: PackRun, inputs: Sequence[Clip | Rejected], ctx: Context) -> tuple[
         real = sum(c.kind == "real" for c in mine)
         folder = str(ctx.workdir / split)
         out.append(ShardSet(folder, split, shards, len(mine), real, len(mine) - real, digest, str(catalogue)))
-        ctx.image(f"clips_{split}", sheet(mine))
+        ctx.image(f"clips_{split}", clip_sheet(mine))
     write_catalogue(catalogue, clips, rejected, shard_of)
+    write_rejected(ctx.workdir / "rejected.csv", rejected)
     size = (cfg.clip.frames, cfg.clip.height, cfg.clip.width)
     (ctx.workdir / "README.md").write_text(card(clips, rejected, size, cfg.clip.fps), encoding="utf-8")
     ctx.artifact(ctx.workdir / "README.md")
@@ -115,29 +113,14 @@ def write_shard(path: Path, clips: Sequence[Clip], lossless: bool) -> None:
 def members(clip: Clip, lossless: bool) -> Iterator[tuple[str, bytes]]:
     """(ending, bytes) of one sample. Nothing in it depends on where the run lies."""
     folder = Path(clip.folder)
-    meta = {k: v for k, v in asdict(clip).items() if k != "folder"}
     recipe = folder / "recipe.json"
-    if recipe.is_file():
-        meta["motion"] = json.loads(recipe.read_text())
-    yield "json", json.dumps(meta, sort_keys=True, ensure_ascii=False).encode()
+    yield "json", sample_json(clip, recipe.read_text() if recipe.is_file() else "")
     if lossless:
         yield "frames.npz", (folder / "clip.npz").read_bytes()
     yield "latents.npz", (folder / "latents.npz").read_bytes()
     yield "mp4", (folder / "frames.mp4").read_bytes()
     yield "tracks.npz", (folder / "tracks.npz").read_bytes()
     yield "txt", clip.caption.encode()
-
-
-def sheet(clips: Sequence[Clip], rows: int = 8) -> np.ndarray:
-    """Up to `rows` clips spread over the split, tracks drawn over: h w 3 uint8."""
-    ordered = sorted(clips, key=lambda c: (c.kind, c.clip_id))
-    step = max(1, len(ordered) // rows)
-    drawn = []
-    for clip in ordered[::step][:rows]:
-        xy, visible = read_tracks(clip.folder)
-        thin = max(1, xy.shape[1] // 60)
-        drawn.append(draw_tracks(read_clip_frames(clip), xy[:, ::thin], visible[:, ::thin]))
-    return contact_sheet(drawn)
 
 
 PACK = Stage("pack", 1, "once", run)

@@ -10,13 +10,14 @@ from typing import Any
 
 import numpy as np
 
+from stages.data.pictures import data_uri, png
 from stages.eval.config import ReportRun
 from stages.eval.counterfactual import KINDS
 from stages.eval.items import CLIP_KINDS, EvalClip, read_clip, read_tracks, read_videos
 from stages.eval.paper import ROWS, differences, findings
 from stages.eval.plots import drift_plot, epe_bars, latency_plot
 from stages.eval.summary import ReportInputs, build, read_json, shown_clips
-from stages.eval.videos import Tile, data_uri, mosaic, mp4, png
+from stages.eval.videos import Tile, mosaic, mp4
 from stages.records import Report
 from stages.spec import Context, Stage
 

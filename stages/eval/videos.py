@@ -5,7 +5,6 @@ Legend: T frames, n tracks.
 
 from __future__ import annotations
 
-import base64
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -95,14 +94,3 @@ def mp4(video: np.ndarray, fps: float) -> bytes:
         path = Path(folder) / "out.mp4"
         write_mp4(path, video, fps, crf=23)
         return path.read_bytes()
-
-
-def data_uri(content: bytes, kind: str) -> str:
-    return f"data:{kind};base64,{base64.b64encode(content).decode()}"
-
-
-def png(picture: np.ndarray) -> bytes:
-    """picture: H W 3 uint8 RGB."""
-    ok, coded = cv2.imencode(".png", cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))
-    assert ok, "a uint8 RGB picture can always be coded as PNG"
-    return coded.tobytes()

@@ -1,0 +1,143 @@
+"""Stage DATA_PAGE (once): one self-contained data.html that shows what was packed and what was left out, for people."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from msmodel.config import ClipConfig
+from stages.data.catalogue import COLUMNS, FIGURES, in_order
+from stages.data.gates import GATES, GateConfig, dropped_by, thresholds
+from stages.data.histograms import histogram
+from stages.data.pictures import clip_sheet, data_uri, jpeg, png
+from stages.records import Clip, DataPage, Rejected, ShardSet
+from stages.spec import Context, Stage
+
+KINDS = ("real", "rendered")
+SHEET_ROWS = 10  # clips drawn of a kind
+MOST_ROWS = 40  # of a table of counts
+MOST_REJECTED = 300  # rows of the table; the catalogue and rejected.csv have all
+TEMPLATE = Path(__file__).with_name("page.html.j2")
+
+
+@dataclass(frozen=True)
+class DataPageRun:
+    clip: ClipConfig
+    gates: GateConfig
+
+
+def run(cfg: DataPageRun, inputs: Sequence[Clip | Rejected | ShardSet], ctx: Context) -> DataPage:
+    """Tracked clips as packed, what was rejected, and the shard sets -> the page, also handed to the tracker with its figures.
+
+    The clips' folders are read for the few that are drawn; figures are of all.
+    """
+    clips = [r for r in inputs if isinstance(r, Clip)]
+    rejected = [r for r in inputs if isinstance(r, Rejected)]
+    sets = [r for r in inputs if isinstance(r, ShardSet)]
+    ctx.workdir.mkdir(parents=True, exist_ok=True)
+    by_kind = {kind: [c for c in clips if c.kind == kind] for kind in KINDS}
+    sheets = {kind: jpeg(clip_sheet(mine, SHEET_ROWS)) for kind, mine in by_kind.items() if mine}
+    html, picture = ctx.workdir / "data.html", ctx.workdir / "data.png"
+    html.write_text(page(cfg, clips, rejected, sets, sheets), encoding="utf-8")
+    overview = clip_sheet(clips)
+    picture.write_bytes(png(overview))
+    ctx.image("data/clips", overview)
+    ctx.artifact(html, "data")
+    ctx.emit(0, counted(clips, rejected))
+    return DataPage(str(ctx.workdir), str(html), str(picture))
+
+
+def counted(clips: Sequence[Clip], rejected: Sequence[Rejected]) -> dict[str, float]:
+    """Figures for the tracker: clips by kind, rejected, dropped by each gate, and the median of each figure."""
+    out = {f"data/{kind}": float(sum(c.kind == kind for c in clips)) for kind in KINDS}
+    out["data/rejected"] = float(len(rejected))
+    out |= {f"data/dropped/{name}": float(n) for name, n in dropped_by(rejected).items()}
+    for name in FIGURES:
+        if some := [v for values in figures(clips, name).values() for v in values]:
+            out[f"data/median/{name}"] = float(np.median(some))
+    return out
+
+
+def figures(clips: Iterable[Clip], name: str) -> dict[str, list[float]]:
+    """Kind -> the figure of every clip that has it."""
+    out: dict[str, list[float]] = {kind: [] for kind in KINDS}
+    for clip in clips:
+        value = clip.quality.get(name, math.nan)
+        if math.isfinite(value):
+            out[clip.kind].append(value)
+    return out
+
+
+def page(
+    cfg: DataPageRun,
+    clips: Sequence[Clip],
+    rejected: Sequence[Rejected],
+    sets: Sequence[ShardSet],
+    sheets: Mapping[str, bytes],
+) -> str:
+    """The HTML page. Nothing in it is fetched from elsewhere. sheets: kind -> JPEG."""
+    from jinja2 import Environment
+
+    environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    return environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
+        clip=cfg.clip,
+        sets=sets,
+        shards=sum(len(s.shards) for s in sets),
+        clips=len(clips),
+        kinds=KINDS,
+        split_kind=Counter((c.split, c.kind) for c in clips),
+        rejected=in_order(rejected)[:MOST_REJECTED],
+        rejected_count=len(rejected),
+        rejected_by=Counter(r.stage for r in rejected).most_common(),
+        counts={
+            "Licences": _counts(clips, lambda c: c.licence),
+            "Trackers": _counts(clips, lambda c: c.tracker),
+            "Recipes": _counts(clips, lambda c: f"{c.kind}: {c.recipe or 'plain'}"),
+            "Notes": _counts(clips, lambda c: "; ".join(c.notes)),
+            "Sources": _counts((c for c in clips if c.kind == "real"), lambda c: c.source),
+        },
+        gates=_gates(cfg.gates, clips, rejected),
+        plots=[(name, data_uri(content, "image/png")) for name, content in _plots(cfg.gates, clips)],
+        sheets={kind: data_uri(content, "image/jpeg") for kind, content in sheets.items()},
+        sheet_rows=SHEET_ROWS,
+        columns={name: meaning for name, (_, meaning) in COLUMNS.items()},
+    )
+
+
+def _counts(clips: Iterable[Clip], of: Callable[[Clip], str]) -> list[tuple[str, int]]:
+    """The commonest values with their counts; the rest as one row. Empty values are not told."""
+    found = Counter(value for c in clips if (value := of(c)))
+    rows = sorted(found.items(), key=lambda row: (-row[1], row[0]))
+    rest = sum(n for _, n in rows[MOST_ROWS:])
+    return rows[:MOST_ROWS] + ([(f"{len(rows) - MOST_ROWS} others", rest)] if rest else [])
+
+
+def _gates(cfg: GateConfig, clips: Sequence[Clip], rejected: Sequence[Rejected]) -> list[dict[str, Any]]:
+    """A row a gate: setting, threshold, clips dropped; 5th, 50th and 95th percentile of its figure in the real clips kept."""
+    dropped, figure_of = dropped_by(rejected), {g.setting: g.figure for g in GATES}
+    rows = []
+    for setting, limit in thresholds(cfg).items():
+        values = figures(clips, figure_of[setting])["real"] if setting in figure_of else []
+        spread = [f"{v:.4g}" for v in np.percentile(values, (5, 50, 95))] if values else ["–"] * 3
+        rows.append({"setting": setting, "limit": limit, "dropped": dropped[setting], "spread": spread})
+    return rows
+
+
+def _plots(cfg: GateConfig, clips: Sequence[Clip]) -> list[tuple[str, bytes]]:
+    """(figure, PNG) of every figure that some clip has, with the thresholds that judge it."""
+    out = []
+    for name in FIGURES:
+        values = figures(clips, name)
+        if any(values.values()):
+            limits = {g.setting: vars(cfg)[g.setting] for g in GATES if g.figure == name and not g.off(cfg)}
+            out.append((name, histogram(name.replace("_", " "), values, limits)))
+    return out
+
+
+DATA_PAGE = Stage("data_page", 1, "once", run)

@@ -18,9 +18,11 @@ from omegaconf.errors import OmegaConfBaseException
 from infra.config import ComputeConfig
 from msmodel.config import ClipConfig, DiTConfig, ModelConfig, StudentConfig, TextConfig, VAEConfig
 from stages.data.config import DataConfig
+from stages.data.loader import LoaderConfig
 from stages.eval.bench import BenchConfig
 from stages.eval.config import EvalConfig
 from stages.eval.sweep import SweepConfig
+from stages.spec import Stage
 from stages.train.adapt import AdaptConfig
 from stages.train.base import BaseConfig
 from stages.train.dmd import DmdConfig, DmdRun
@@ -61,6 +63,7 @@ class Config:
     dmd: DmdConfig = field(default_factory=DmdConfig)
     tiny_vae: TinyVAEConfig = field(default_factory=TinyVAEConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
+    loader: LoaderConfig = field(default_factory=LoaderConfig)  # of every training on shards
     sweep: SweepConfig = field(default_factory=SweepConfig)  # make sweep
     bench: BenchConfig = field(default_factory=BenchConfig)  # make bench
     compute: ComputeConfig = field(default_factory=ComputeConfig)
@@ -74,12 +77,17 @@ class Config:
         """The run's folder."""
         return Path(self.runs).expanduser().resolve() / self.preset
 
+    def ranks(self, stage: Stage) -> int:
+        """How many processes run a gang stage."""
+        return 1 if self.compute.executor == "local" else self.compute.workers or stage.resources.workers
+
     def problems(self) -> list[str]:
         """Every inconsistency of every group, as 'group.field: what is wrong and how to mend it'."""
         runs = (OdeRun(self.model, self.ode, self.guidance), DmdRun(self.model, self.dmd, self.guidance))
         groups = (
             self.model,
             self.data,
+            self.loader,
             self.vae_training,
             self.base,
             self.phase1,

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from stages.data.shards import require_shards
 from stages.records import Checkpoint
 from stages.train.adapt import ADAPT, AdaptInputs, AdaptRun
 from stages.train.dmd import DMD, DmdInputs, DmdRun
@@ -32,13 +33,20 @@ def distill(run: Run) -> Distilled:
     shards, taught = data(run), teacher(run)
     with run.making("distill"):
         cfg = run.cfg
+        for stage in (DMD, TINY_VAE):
+            require_shards(shards.train, cfg.ranks(stage), cfg.loader.workers)
+        for split in (shards.train, shards.heldout):
+            require_shards(split, cfg.ranks(ODE_PAIRS), 0)
         ode = OdeRun(without_student(cfg, "chunk", "steps"), cfg.ode, cfg.guidance)
-        pairs = run.step(ODE_PAIRS, ode, OdeInputs(shards.train, shards.heldout, taught))
+        ode_inputs = OdeInputs(shards.train, shards.heldout, taught)
+        pairs = run.step(ODE_PAIRS, ode, replace(ode_inputs, loader=cfg.loader), key_inputs=ode_inputs)
         adapted = run.step(ADAPT, AdaptRun(cfg.model, cfg.adapt), AdaptInputs(taught, pairs))
         dmd = DmdRun(cfg.model, cfg.dmd, cfg.guidance)
-        student = run.step(DMD, dmd, DmdInputs(shards.train, shards.heldout, taught, adapted))
+        dmd_inputs = DmdInputs(shards.train, shards.heldout, taught, adapted)
+        student = run.step(DMD, dmd, replace(dmd_inputs, loader=cfg.loader), key_inputs=dmd_inputs)
         tiny = TinyVAERun(without_student(cfg), cfg.tiny_vae)
         inputs = TinyVAEInputs(shards.train, shards.heldout)
         start = weights_stamp(cfg.tiny_vae.init, "tiny_vae")
-        tiny_vae = run.step(TINY_VAE, tiny, inputs, key_inputs=(inputs, start))
+        with_loader = replace(inputs, loader=cfg.loader)
+        tiny_vae = run.step(TINY_VAE, tiny, with_loader, key_inputs=(inputs, start))
         return Distilled(adapted, student, tiny_vae)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+from stages.data.shards import require_shards
 from stages.records import Checkpoint
 from stages.train.teacher import TEACHER, TeacherInputs, TeacherRun
 
@@ -21,4 +24,5 @@ def teacher(run: Run) -> Checkpoint:
         )  # of the student, masking sees the chunk only
         inputs = TeacherInputs(shards.train, shards.heldout)
         start = weights_stamp(run.cfg.teacher.init, "dit")
-        return run.step(TEACHER, cfg, inputs, key_inputs=(inputs, start))
+        require_shards(shards.train, run.cfg.ranks(TEACHER), run.cfg.loader.workers)
+        return run.step(TEACHER, cfg, replace(inputs, loader=run.cfg.loader), key_inputs=(inputs, start))

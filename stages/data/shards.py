@@ -5,15 +5,15 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import tarfile
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-import webdataset as wds
 from torch import Tensor
 
 from stages.data.video import read_container, read_frames, read_timestamps
@@ -53,6 +53,29 @@ class Shard:
     tracks: int
 
 
+class Members(Mapping[str, bytes]):
+    """One sample of a shard by ending ("json", "tracks.npz"...): bytes, read from the file when they are asked for."""
+
+    def __init__(self, key: str, path: Path) -> None:
+        self.key, self.path = key, path
+        self._spans: dict[str, tuple[int, int]] = {}  # offset and size in the shard
+
+    def add(self, ending: str, offset: int, size: int) -> None:
+        self._spans[ending] = (offset, size)
+
+    def __getitem__(self, ending: str) -> bytes:
+        offset, size = self._spans[ending]
+        with open(self.path, "rb") as f:
+            f.seek(offset)
+            return f.read(size)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._spans)
+
+    def __len__(self) -> int:
+        return len(self._spans)
+
+
 def read_index(shard_set: ShardSet) -> list[Shard]:
     """The shards of a set. Raises ValueError where the index is missing or is not the one the record describes."""
     path = Path(shard_set.folder) / INDEX
@@ -81,16 +104,39 @@ def verify(shard: Shard) -> None:
         raise ValueError(f"shard {shard.path} has SHA-256 {digest[:16]}, its index says {shard.sha256[:16]}: {mend}")
 
 
-def read_members(shard: Shard) -> list[Mapping[str, Any]]:
-    """Verified samples in the order of the index: {"__key__", "json": bytes, ...}. Raises ValueError naming the shard."""
+def read_members(shard: Shard) -> list[Members]:
+    """The samples of a verified shard in the order of its index. Raises ValueError naming the shard."""
     verify(shard)
-    samples = list(wds.WebDataset(str(shard.path), shardshuffle=False, nodesplitter=None, workersplitter=None))
-    for sample in samples:
+    samples: dict[str, Members] = {}
+    try:
+        with tarfile.open(shard.path) as tar:
+            for member in tar:
+                key, _, ending = member.name.partition(".")  # as WebDataset names them
+                samples.setdefault(key, Members(key, shard.path)).add(ending, member.offset_data, member.size)
+    except tarfile.TarError as error:
+        raise ValueError(f"shard {shard.path} is no tar file: {error}") from error
+    for key, sample in samples.items():
         if missing := [m for m in NEEDED if m not in sample]:
-            raise ValueError(f"shard {shard.path}: sample {sample['__key__']} lacks {', '.join(missing)}")
+            raise ValueError(f"shard {shard.path}: sample {key} lacks {', '.join(missing)}")
     if len(samples) != len(shard.kinds):
         raise ValueError(f"shard {shard.path} holds {len(samples)} samples, its index says {len(shard.kinds)}")
-    return samples
+    return list(samples.values())
+
+
+def require_shards(shard_set: ShardSet, ranks: int, workers: int) -> None:
+    """Raises ValueError where there are fewer shards than processes that read them: ranks x loader.workers (0 as 1)."""
+    require_count(len(shard_set.shards), shard_set.folder, ranks, workers)
+
+
+def require_count(shards: int, where: str, ranks: int, workers: int) -> None:
+    """The same for shards that are counted already."""
+    if shards >= ranks * max(workers, 1):
+        return
+    readers = f"{ranks} ranks" + (f" x {workers} loader workers" if workers > 1 else "")
+    raise ValueError(
+        f"{shards} shards in {where} for {readers}: pack smaller shards (data.clips_per_shard), or lower "
+        f"compute.workers or loader.workers"
+    )
 
 
 def arrays(data: bytes) -> dict[str, np.ndarray]:
@@ -104,11 +150,11 @@ def read_samples(shard_set: ShardSet) -> list[Sample]:
     return sorted(samples, key=lambda s: s.key)
 
 
-def _sample(members: Mapping[str, Any]) -> Sample:
+def _sample(members: Members) -> Sample:
     tracks, latents = arrays(members["tracks.npz"]), arrays(members["latents.npz"])
     frames = arrays(members["frames.npz"])["frames"] if "frames.npz" in members else decode_mp4(members["mp4"])
     return Sample(
-        key=members["__key__"],
+        key=members.key,
         frames=frames,
         xy_px=tracks["xy_px"],
         visible=tracks["visible"],

@@ -6,7 +6,7 @@ Flow matching on whole clips with text dropout. `make nano-base` runs it and shi
 from __future__ import annotations
 
 import warnings
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
 import torch
@@ -17,6 +17,7 @@ from msmodel.batch import Batch
 from msmodel.config import ModelConfig
 from msmodel.dit import WanDiT
 from msmodel.rollout import fresh_noise
+from stages.data.loader import LoaderConfig
 from stages.records import Checkpoint, ShardSet
 from stages.spec import Context, Resources, Stage
 from stages.train.conditioning import keep, without_any_tracks
@@ -68,6 +69,7 @@ class ClipInputs:
 
     train: ShardSet
     heldout: ShardSet
+    loader: LoaderConfig = field(default_factory=LoaderConfig)
 
 
 class BaseMethod:
@@ -139,10 +141,10 @@ def run(cfg: BaseRun, inputs: ClipInputs, ctx: Context) -> Checkpoint:
     """Checkpoint "base": the averaged weights, without track channels."""
     dit = fresh(WanDiT, cfg.model, ctx.seed).to(ctx.device)
     dit.checkpoint_layers = cfg.base.checkpoint_layers
-    loader = open_loader((inputs.train,), cfg.base.batch, ctx)
+    loader = open_loader((inputs.train,), cfg.base.batch, inputs.loader, ctx)
     heldout = heldout_batch(inputs.heldout, cfg.base.probe_clips)
     metrics = fit(cfg, dit, loader, heldout, frozen_decoder(cfg.model.vae, ctx.device), ctx)
     return publish("base", backbone(dit), cfg.base.total_steps, ctx, metrics=metrics)
 
 
-BASE = Stage(name="base", version=1, how="gang", run=run, resources=Resources(threads=2))
+BASE = Stage(name="base", version=2, how="gang", run=run, resources=Resources(threads=2))

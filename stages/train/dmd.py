@@ -21,6 +21,7 @@ from msmodel.causal import CausalDiT
 from msmodel.config import ModelConfig
 from msmodel.dit import WanDiT
 from msmodel.rollout import fresh_noise, rollout
+from stages.data.loader import LoaderConfig
 from stages.records import Checkpoint, ShardSet
 from stages.spec import Context, Resources, Stage
 from stages.train.conditioning import Augment, condition, draw_tracks
@@ -100,6 +101,7 @@ class DmdInputs:
     heldout: ShardSet
     teacher: Checkpoint
     adapted: Checkpoint
+    loader: LoaderConfig = field(default_factory=LoaderConfig)
 
 
 class DmdMethod:
@@ -231,7 +233,7 @@ def run(cfg: DmdRun, inputs: DmdInputs, ctx: Context) -> Checkpoint:
     critic = trainable_teacher(inputs.teacher, ctx.device)
     generator.checkpoint_layers = critic.checkpoint_layers = cfg.dmd.checkpoint_layers
     teacher = frozen_teacher(inputs.teacher, ctx.device)
-    loader = open_loader((inputs.train,), cfg.dmd.batch, ctx)
+    loader = open_loader((inputs.train,), cfg.dmd.batch, inputs.loader, ctx)
     heldout = heldout_batch(inputs.heldout, cfg.dmd.heldout_clips)
     decode = frozen_decoder(cfg.model.vae, ctx.device)
     metrics = fit(cfg, generator, critic, teacher, loader, heldout, decode, ctx)
@@ -239,4 +241,4 @@ def run(cfg: DmdRun, inputs: DmdInputs, ctx: Context) -> Checkpoint:
     return publish("student", generator, cfg.dmd.total_steps, ctx, parents, metrics)
 
 
-DMD = Stage(name="dmd", version=1, how="gang", run=run, resources=Resources(threads=2))
+DMD = Stage(name="dmd", version=2, how="gang", run=run, resources=Resources(threads=2))

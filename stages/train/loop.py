@@ -31,6 +31,8 @@ class _Window:
     sums: dict[str, float] = field(default_factory=lambda: defaultdict(float))
     counts: dict[str, int] = field(default_factory=lambda: defaultdict(int))
     clips: int = 0
+    waited: float = 0.0  # seconds of the steps in which the loader had no batch yet, on this rank
+    stepped: float = 0.0  # seconds of the steps, without observing and saving
     since: float = field(default_factory=time.monotonic)
 
     def add(self, name: str, value: float) -> None:
@@ -39,7 +41,8 @@ class _Window:
 
     def means(self) -> dict[str, float]:
         out = {name: total / self.counts[name] for name, total in self.sums.items()}
-        return {**out, "clips_per_second": self.clips / max(time.monotonic() - self.since, 1e-9)}
+        speed = self.clips / max(time.monotonic() - self.since, 1e-9)
+        return {**out, "clips_per_second": speed, "loader/wait_share": self.waited / max(self.stepped, 1e-9)}
 
     def note(self) -> str:
         losses = [f"{n} {total / self.counts[n]:.4f}" for n, total in self.sums.items() if n.startswith("loss/")]
@@ -72,7 +75,7 @@ def train(method: Method, loader: Loader, cfg: LoopConfig, seed: int, ctx: Conte
             last = done == cfg.total_steps
             progress.advance(1, note=window.note())
             if done % cfg.log_steps == 0 or last:
-                ctx.emit(done, window.means())
+                ctx.emit(done, window.means() | loader.metrics())
                 window = _Window()
             if done % cfg.observe_steps == 0 and not last:
                 observe(method, done, ctx)
@@ -108,12 +111,14 @@ def _step(
     ctx: Context,
 ) -> None:
     """One step: `accumulate` micro-steps of every learner whose turn it is."""
-    turns = method.turns(step)
+    began, turns = time.perf_counter(), method.turns(step)
     for name in turns:
         for group in training.learners[name].optimizer.param_groups:
             group["lr"] = method.lr(name, group["name"], step)
     for micro in range(cfg.accumulate):
+        asked = time.perf_counter()
         batch, draws = next(batches), Draws(seed, ctx.rank, step, micro)
+        window.waited += time.perf_counter() - asked
         window.clips += cfg.batch * ctx.world_size
         for name in turns:
             loss = method.loss(name, batch, draws)
@@ -128,6 +133,7 @@ def _step(
     for name in turns:
         if name in training.emas:
             training.emas[name].update(training.learners[name].module)
+    window.stepped += time.perf_counter() - began
 
 
 def _measure(window: _Window, learner: str, loss: Loss) -> None:

@@ -10,7 +10,7 @@ Files are written one by one, by rename: what exists is not made again.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -22,6 +22,7 @@ from msmodel import flow
 from msmodel.batch import Batch, Conditioning
 from msmodel.config import ModelConfig
 from msmodel.rollout import fresh_noise
+from stages.data.loader import LoaderConfig
 from stages.records import Checkpoint, OdePairs, ShardSet
 from stages.spec import Context, Resources, Stage, StageError
 from stages.train.conditioning import Augment, ClipTracks, condition, draw_tracks, image_conditioning
@@ -73,6 +74,7 @@ class OdeInputs:
     train: ShardSet
     heldout: ShardSet
     teacher: Checkpoint
+    loader: LoaderConfig = field(default_factory=LoaderConfig)
 
 
 @dataclass(frozen=True)
@@ -193,6 +195,9 @@ class PairLoader:
             self.taken += 1
             yield read_pairs([pair_path(Path(self.pairs.folder), TRAIN, i) for i in chosen], self.model)
 
+    def metrics(self) -> dict[str, float]:
+        return {}
+
     def state_dict(self) -> dict[str, Any]:
         return {"taken": self.taken}
 
@@ -208,15 +213,16 @@ def heldout_pairs(pairs: OdePairs, most: int, model: ModelConfig) -> PairBatch:
 def run(cfg: OdeRun, inputs: OdeInputs, ctx: Context) -> OdePairs:
     """cfg.ode.pairs trajectories of training clips and cfg.ode.heldout_pairs of held-out ones, in ctx.workdir."""
     dit = frozen_teacher(inputs.teacher, ctx.device)
+    in_process = replace(inputs.loader, workers=0)  # a trajectory takes far longer than reading its clip
     for split, shards, count in (
         (TRAIN, inputs.train, cfg.ode.pairs),
         (HELDOUT, inputs.heldout, cfg.ode.heldout_pairs),
     ):
-        loader = open_loader((shards,), cfg.ode.batch, ctx)
+        loader = open_loader((shards,), cfg.ode.batch, in_process, ctx)
         make_pairs(dit, loader, split, count, ctx.workdir, cfg, ctx)
     ctx.barrier()
     timesteps = flow.student_timesteps(cfg.model.student.steps, cfg.model.dit.shift)
     return OdePairs(str(ctx.workdir), cfg.ode.pairs, timesteps, weights_digest(ctx.workdir))
 
 
-ODE_PAIRS = Stage(name="ode_pairs", version=1, how="gang", run=run, resources=Resources(threads=2))
+ODE_PAIRS = Stage(name="ode_pairs", version=2, how="gang", run=run, resources=Resources(threads=2))

@@ -15,7 +15,7 @@ from msmodel.config import ModelConfig, VAEConfig
 from msmodel.dit import WanDiT
 from msmodel.vae import load_vae
 from msmodel.weights import inference_dtype, load_backbone, load_teacher, load_weights, save_weights
-from stages.data.loader import Loader
+from stages.data.loader import Loader, LoaderConfig
 from stages.records import Checkpoint, ShardSet
 from stages.spec import Context
 from stages.train.sampling import Decode
@@ -23,9 +23,9 @@ from stages.train.sampling import Decode
 RANDOM = "random"
 
 
-def open_loader(shard_sets: Sequence[ShardSet], batch: int, ctx: Context) -> Loader:
+def open_loader(shard_sets: Sequence[ShardSet], batch: int, cfg: LoaderConfig, ctx: Context) -> Loader:
     """This rank's endless loader of training batches."""
-    return Loader(shard_sets, batch, ctx.seed, ctx.rank, ctx.world_size)
+    return Loader(shard_sets, batch, ctx.seed, ctx.rank, ctx.world_size, cfg, say=ctx.say)
 
 
 def heldout_batch(shards: ShardSet, most: int) -> Batch:

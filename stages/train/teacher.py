@@ -22,6 +22,7 @@ from msmodel.batch import Batch
 from msmodel.config import ModelConfig
 from msmodel.matching import match_tracks
 from msmodel.rollout import fresh_noise
+from stages.data.loader import LoaderConfig
 from stages.records import Checkpoint, ShardSet
 from stages.spec import Context, Resources, Stage
 from stages.train.conditioning import (
@@ -132,6 +133,7 @@ class TeacherInputs:
     train: ShardSet
     heldout: ShardSet
     base: Checkpoint | None = None
+    loader: LoaderConfig = field(default_factory=LoaderConfig)
 
 
 class TeacherMethod:
@@ -242,11 +244,11 @@ def run(cfg: TeacherRun, inputs: TeacherInputs, ctx: Context) -> Checkpoint:
         match_tracks(dit, torch.Generator().manual_seed(ctx.seed))
     dit = dit.to(ctx.device)
     dit.checkpoint_layers = cfg.teacher.checkpoint_layers
-    loader = open_loader((inputs.train,), cfg.teacher.batch, ctx)
+    loader = open_loader((inputs.train,), cfg.teacher.batch, inputs.loader, ctx)
     heldout = heldout_batch(inputs.heldout, cfg.teacher.probe_clips)
     metrics = fit(cfg, dit, loader, heldout, frozen_decoder(cfg.model.vae, ctx.device), ctx)
     parents = tuple(c.digest for c in (inputs.base,) if c)
     return publish("teacher", dit, cfg.teacher.total_steps, ctx, parents, metrics)
 
 
-TEACHER = Stage(name="teacher", version=1, how="gang", run=run, resources=Resources(threads=2))
+TEACHER = Stage(name="teacher", version=2, how="gang", run=run, resources=Resources(threads=2))

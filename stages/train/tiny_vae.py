@@ -10,7 +10,7 @@ Legend: b batch, z latent channels, t latent frames, h w latent size, T pixel fr
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 import torch
@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from msmodel.config import ModelConfig
 from msmodel.tiny_vae import TinyDecoder, load_tiny_vae
+from stages.data.loader import LoaderConfig
 from stages.records import Checkpoint, ShardSet
 from stages.spec import Context, Resources, Stage
 from stages.train.frames import FrameBatch, FrameLoader
@@ -87,6 +88,7 @@ class TinyVAERun:
 class TinyVAEInputs:
     train: ShardSet
     heldout: ShardSet
+    loader: LoaderConfig = field(default_factory=LoaderConfig)
 
 
 def gradient_loss(made: Tensor, real: Tensor, scales: int = 3) -> Tensor:
@@ -202,9 +204,9 @@ def run(cfg: TinyVAERun, inputs: TinyVAEInputs, ctx: Context) -> Checkpoint:
     """Checkpoint "tiny_vae": the averaged weights, with held-out PSNR and L1 as metrics."""
     tiny = cfg.tiny_vae
     decoder = initial_decoder(cfg, some_frames(inputs.train, max(tiny.fit_clips, 1)), ctx.seed).to(ctx.device)
-    loader = FrameLoader((inputs.train,), tiny.batch, ctx.seed, ctx.rank, ctx.world_size)
+    loader = FrameLoader((inputs.train,), tiny.batch, ctx.seed, ctx.rank, ctx.world_size, inputs.loader, ctx.say)
     metrics = fit(cfg, decoder, loader, some_frames(inputs.heldout, tiny.heldout_clips), ctx)
     return publish("tiny_vae", decoder, tiny.total_steps, ctx, metrics=metrics)
 
 
-TINY_VAE = Stage(name="tiny_vae", version=1, how="gang", run=run, resources=Resources(threads=2))
+TINY_VAE = Stage(name="tiny_vae", version=2, how="gang", run=run, resources=Resources(threads=2))

@@ -93,6 +93,9 @@ class FootageLoader:
             generator = Draws(self.seed, self.rank, self.drawn).own("footage")
             yield {"video": self.footage.batch(self.batch, generator)}
 
+    def metrics(self) -> dict[str, float]:
+        return {}
+
     def state_dict(self) -> dict[str, Any]:
         return {"drawn": self.drawn}
 

@@ -8,11 +8,13 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
+import webdataset as wds
 
 from stages.data import pack
 from stages.data.files import load_npz
 from stages.data.loader import Loader, fit_tracks, read_samples
 from stages.data.pack import PackRun
+from stages.data.shards import read_index, read_members
 from stages.records import Rejected, ShardSet
 from stages.spec import StageError
 from tests.unit.stages.data.fakes import CLIP, FakeContext, finished_clip
@@ -55,6 +57,9 @@ def test_shards_follow_webdataset(sets, clips):
         names, times = tar.getnames(), {m.mtime for m in tar.getmembers()}
     assert times == {0}
     assert {n.split(".", 1)[1] for n in names} == {"mp4", "json", "txt", "tracks.npz", "latents.npz", "frames.npz"}
+    tar = wds.WebDataset(str(Path(train.folder) / train.shards[0]), shardshuffle=False)
+    for ours, theirs in zip(read_members(read_index(train)[0]), tar, strict=True):
+        assert {"__key__": ours.key, **ours} == {k: v for k, v in theirs.items() if k in ours or k == "__key__"}
     index = json.loads((Path(train.folder) / "index.json").read_text())["shards"]
     assert sum(e["nsamples"] for e in index) == 14
     assert {"url", "sha256", "bytes", "nsamples"} <= set(index[0])
@@ -149,35 +154,6 @@ def test_an_epoch_shows_every_clip_once_in_a_new_order(sets):
     assert first != second
     assert ids(Loader((sets[0],), 2, seed=3), 7) == first
     assert ids(Loader((sets[0],), 2, seed=4), 7) != first
-
-
-@pytest.mark.parametrize("taken", [0, 3, 7, 10])
-def test_a_resumed_loader_goes_on_exactly(sets, taken):
-    whole = Loader((sets[0],), 2, seed=1)
-    expected = ids(whole, taken + 6)[taken:]
-    before = Loader((sets[0],), 2, seed=1)
-    ids(before, taken)
-    after = Loader((sets[0],), 2, seed=1)
-    after.load_state_dict(json.loads(json.dumps(before.state_dict())))
-    assert ids(after, 6) == expected
-
-
-def test_a_state_of_other_data_is_refused(sets):
-    loader = Loader((sets[0],), 2, seed=1)
-    with pytest.raises(ValueError, match="data changed"):
-        loader.load_state_dict(Loader((sets[1],), 2, seed=1).state_dict())
-
-
-def test_ranks_share_an_epoch_without_overlap_and_keep_one_position(sets):
-    ranks = [Loader((sets[0],), 2, seed=5, rank=r, world_size=2) for r in range(2)]
-    seen = [{i for b in ids(loader, 3) for i in b} for loader in ranks]
-    assert seen[0].isdisjoint(seen[1])
-    assert ranks[0].state_dict() == ranks[1].state_dict()
-
-
-def test_fewer_shards_than_ranks_is_an_error(sets):
-    with pytest.raises(ValueError, match=r"4 shards in .* for 5 ranks"):
-        Loader((sets[0],), 1, 0, 0, 5)
 
 
 def test_one_kind_can_be_asked_for(sets):

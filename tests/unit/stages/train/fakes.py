@@ -62,6 +62,9 @@ class FakeLoader:
                 batch.latents[0, 0, 1] = float("nan")
             yield batch
 
+    def metrics(self) -> dict[str, float]:
+        return {}
+
     def state_dict(self) -> dict[str, Any]:
         return {"taken": self.taken}
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from dataclasses import replace
 
 import pytest
@@ -29,6 +30,9 @@ class Numbers:
         while True:
             self.taken += 1
             yield {"x": torch.tensor([float(self.taken)])}
+
+    def metrics(self):
+        return {}
 
     def state_dict(self):
         return {"taken": self.taken}
@@ -105,6 +109,29 @@ def test_warnings_are_said_with_their_step(tmp_path):
     ctx = FakeContext(tmp_path)
     loop.train(OneWeight(), Numbers(), QUICK, 0, ctx)
     assert ctx.said == ["step 2: look"]
+
+
+def test_the_share_of_time_spent_waiting_for_batches_is_logged(tmp_path):
+    class Slow(Numbers):
+        def __iter__(self):
+            for batch in super().__iter__():
+                time.sleep(0.03)
+                yield batch
+
+        def metrics(self):
+            return {"loader/skipped_shards": 2.0}
+
+    class Busy(OneWeight):
+        def loss(self, learner, batch, draws):
+            time.sleep(0.01)
+            return super().loss(learner, batch, draws)
+
+    slow, quick = FakeContext(tmp_path / "a"), FakeContext(tmp_path / "b")
+    loop.train(Busy(), Slow(), QUICK, 0, slow)
+    loop.train(Busy(), Numbers(), QUICK, 0, quick)
+    assert all(0.5 < share < 0.9 for share in slow.series("loader/wait_share"))
+    assert all(share < 0.1 for share in quick.series("loader/wait_share"))
+    assert slow.series("loader/skipped_shards") == [2.0, 2.0]
 
 
 def test_a_save_is_due_after_so_many_minutes(tmp_path, monkeypatch):

@@ -1,0 +1,217 @@
+"""The loader's order, position, worker processes and policies, on shards of uneven sizes."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import tarfile
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from stages.data import pack
+from stages.data.loader import Loader, LoaderConfig
+from stages.data.order import Deal, Order
+from stages.data.pack import PackRun
+from stages.data.shards import require_shards
+from stages.records import ShardSet
+from tests.unit.stages.data.fakes import CLIP, FakeContext, finished_clip
+
+CLIPS = 14  # in shards of 3, the last of 2
+PROCESSES = LoaderConfig(workers=2)
+SKIP = LoaderConfig(on_corrupt="skip")
+
+
+@pytest.fixture(scope="module")
+def clips(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("clips")
+    train = [finished_clip(folder, i, "train", tracks=5 + i % 3) for i in range(CLIPS)]
+    return [*train, *(finished_clip(folder, 50 + i, "heldout") for i in range(3))]
+
+
+def packed(clips, folder: Path) -> tuple[ShardSet, ShardSet]:
+    folder.mkdir()
+    return pack.run(PackRun(CLIP, clips_per_shard=3, lossless_frames=False), clips, FakeContext(folder))
+
+
+@pytest.fixture(scope="module")
+def sets(clips, tmp_path_factory):
+    return packed(clips, tmp_path_factory.mktemp("pack") / "a")
+
+
+def ids(loader: Loader, batches: int) -> list[tuple[str, ...]]:
+    return [b.clip_ids for b in islice(loader, batches)]
+
+
+def flat(batches: list[tuple[str, ...]]) -> list[str]:
+    return [i for b in batches for i in b]
+
+
+def spoil(shards: ShardSet, *numbers: int) -> None:
+    for number in numbers:
+        path = Path(shards.folder) / shards.shards[number]
+        path.write_bytes(path.read_bytes()[:-1000])
+
+
+def inside(shards: ShardSet, number: int) -> set[str]:
+    """Keys of a shard's clips."""
+    with tarfile.open(Path(shards.folder) / shards.shards[number]) as tar:
+        return {name.partition(".")[0] for name in tar.getnames()}
+
+
+def test_ten_random_stops_resume_to_the_identical_sequence(sets):
+    expected = ids(Loader((sets[0],), 4, seed=1), 20)  # 5.7 epochs: batches straddle them
+    for stop in np.random.default_rng(0).choice(np.arange(1, 15), 10, replace=False):
+        before = Loader((sets[0],), 4, seed=1)
+        assert ids(before, stop) == expected[:stop]
+        after = Loader((sets[0],), 4, seed=1)
+        after.load_state_dict(json.loads(json.dumps(before.state_dict())))
+        assert ids(after, 5) == expected[stop : stop + 5]
+
+
+def test_worker_processes_change_nothing_and_end_with_the_iterator(sets):
+    """Ten stops in the order of two workers: each goes on in this process, and the last with other workers."""
+    expected = list(islice(Loader((sets[0],), 4, seed=1), 14))
+    loader = Loader((sets[0],), 4, seed=1, cfg=PROCESSES)
+    random = torch.get_rng_state()
+    batches, states = iter(loader), []
+    for here in expected[:10]:
+        batch = next(batches)
+        assert batch.clip_ids == here.clip_ids
+        assert torch.equal(batch.latents, here.latents)
+        assert torch.equal(batch.xy_px, here.xy_px)
+        states.append(loader.state_dict())
+    assert len(multiprocessing.active_children()) == 2
+    del batches
+    assert not multiprocessing.active_children()
+    assert torch.equal(torch.get_rng_state(), random)
+    for stop, state in enumerate(states, start=1):
+        after = Loader((sets[0],), 4, seed=1)
+        after.load_state_dict(state)
+        assert ids(after, 3) == [b.clip_ids for b in expected[stop : stop + 3]]
+    after = Loader((sets[0],), 4, seed=1, cfg=PROCESSES)
+    after.load_state_dict(states[6])
+    assert ids(after, 3) == [b.clip_ids for b in expected[7:10]]
+
+
+def test_two_ranks_of_two_workers_see_every_clip_once_an_epoch(sets):
+    loaders = [Loader((sets[0],), 1, 5, rank, 2, PROCESSES) for rank in range(2)]
+    sizes = [Deal(loader._deal.places, 5, rank, 2).size(0) for rank, loader in enumerate(loaders)]
+    seen = [flat(ids(loader, size)) for loader, size in zip(loaders, sizes, strict=True)]
+    assert sum(sizes) == CLIPS
+    assert sizes[0] != sizes[1]
+    assert len({*seen[0], *seen[1]}) == CLIPS
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 3])
+@pytest.mark.parametrize("sizes", [(1, 1, 1), (7, 1, 3, 2), (2, 9, 4, 4, 1, 6) * 6])
+def test_whatever_the_counts_every_clip_comes_once_an_epoch(ranks, sizes):
+    places = tuple(tuple(range(n)) for n in sizes)
+    everything = [(s, p) for s, n in enumerate(sizes) for p in range(n)]
+    epochs: list[list[tuple[int, int]]] = [[], [], []]
+    for rank in range(ranks):
+        deal = Deal(places, 3, rank, ranks)
+        length = sum(deal.size(e) for e in range(3))
+        order = Order(deal, 0)
+        picks = [p for n in range(0, length + 5, 5) for p in order.picks(n, 5)][:length]
+        for pick in picks:
+            epochs[pick.epoch].append((pick.shard, pick.place))
+    assert [sorted(e) for e in epochs] == [everything] * 3
+    assert epochs[0] != epochs[1] or len(sizes) == 3  # three clips may come in the same order by chance
+
+
+def test_the_position_is_the_same_on_every_rank(sets):
+    loaders = [Loader((sets[0],), 2, 5, rank, 2) for rank in range(2)]
+    for loader in loaders:
+        ids(loader, 4)
+    assert loaders[0].state_dict() == loaders[1].state_dict()
+
+
+def test_other_ranks_go_on_at_the_start_of_the_epoch(sets):
+    said: list[str] = []
+    before = Loader((sets[0],), 2, seed=5, rank=0, world_size=2)
+    ids(before, 5)  # 10 clips of some 7 an epoch: both ranks are in the second
+    after = Loader((sets[0],), 2, seed=5, say=said.append)
+    after.load_state_dict(before.state_dict())
+    fresh = flat(ids(Loader((sets[0],), 2, seed=5), 14))
+    assert flat(ids(after, 7)) == fresh[CLIPS:]
+    assert said == [
+        "the data was read by 2 ranks in batches of 2, now by 1 in batches of 2: it goes on at the start of epoch 1"
+    ]
+    again = Loader((sets[0],), 2, seed=5)
+    again.load_state_dict(after.state_dict())
+    assert ids(again, 3) == ids(after, 3)
+
+
+def test_a_state_of_other_data_is_refused(sets):
+    loader = Loader((sets[0],), 2, seed=1)
+    with pytest.raises(ValueError, match="data changed"):
+        loader.load_state_dict(Loader((sets[1],), 2, seed=1).state_dict())
+
+
+@pytest.mark.parametrize("cfg", [LoaderConfig(), PROCESSES])
+def test_a_damaged_shard_stops_with_its_name_alone(clips, tmp_path, cfg):
+    train, _ = packed(clips, tmp_path / "x")
+    spoil(train, 1)
+    with pytest.raises(
+        ValueError, match=r"^shard .*shard-000001\.tar has \d+ bytes, its index says \d+: copy it again"
+    ):
+        ids(Loader((train,), 2, 0, cfg=cfg), 7)
+    assert not multiprocessing.active_children()
+
+
+def test_a_skipped_shard_is_counted_said_once_and_never_seen(clips, tmp_path):
+    train, _ = packed(clips, tmp_path / "x")
+    lost = inside(train, 1)
+    spoil(train, 1)
+    said: list[str] = []
+    loader = Loader((train,), 2, seed=1, cfg=SKIP, say=said.append)
+    assert loader.metrics() == {"loader/skipped_shards": 0}
+    seen = ids(loader, 14)
+    assert loader.metrics() == {"loader/skipped_shards": 1}
+    assert len(said) == 1
+    assert "shard-000001.tar has" in said[0]
+    for epoch in (flat(seen[:7]), flat(seen[7:])):
+        assert len(set(epoch)) == CLIPS - len(lost)
+        assert not lost & set(epoch)
+    for stop in (1, 6, 9):
+        before, after = (Loader((train,), 2, seed=1, cfg=SKIP, say=said.append) for _ in range(2))
+        ids(before, stop)
+        after.load_state_dict(before.state_dict())
+        assert ids(after, 14 - stop) == seen[stop:]
+    assert ids(Loader((train,), 2, seed=1, cfg=LoaderConfig(2, on_corrupt="skip"), say=said.append), 14) == seen
+
+
+def test_when_every_shard_is_bad_skipping_is_an_error(clips, tmp_path):
+    train, _ = packed(clips, tmp_path / "x")
+    spoil(train, *range(len(train.shards)))
+    with pytest.raises(ValueError, match=r"none of the 5 shards can be read; the last: shard .*\.tar has"):
+        ids(Loader((train,), 2, 0, cfg=SKIP, say=[].append), 1)
+
+
+def test_a_shard_damaged_after_it_was_verified_is_named(clips, tmp_path):
+    train, _ = packed(clips, tmp_path / "x")
+    loader = iter(Loader((train,), 1, 0))
+    next(loader)
+    for name in train.shards:
+        path = Path(train.folder) / name
+        path.write_bytes(b"\0" * path.stat().st_size)
+    with pytest.raises(ValueError, match=r"shard .*\.tar"):
+        next(loader)
+
+
+def test_fewer_shards_than_readers_is_an_error_that_says_how_many(sets):
+    with pytest.raises(ValueError, match=r"5 shards in .* for 6 ranks: pack smaller shards \(data\.clips_per_shard\)"):
+        Loader((sets[0],), 1, 0, 0, 6)
+    with pytest.raises(ValueError, match=r"5 shards in .* for 3 ranks x 2 loader workers"):
+        require_shards(sets[0], 3, 2)
+    require_shards(sets[0], 5, 0)
+    require_shards(sets[0], 2, 2)
+
+
+def test_settings_are_checked():
+    fields = [p.split(":")[0] for p in LoaderConfig(-1, 0, "ignore").problems()]
+    assert fields == ["loader.workers", "loader.prefetch", "loader.on_corrupt"]

@@ -96,7 +96,9 @@ def card(clips: Sequence[Clip], rejected: Sequence[Rejected], size: tuple[int, i
     lines += [f"- {tracker}: {n} clips" for tracker, n in sorted(Counter(c.tracker for c in clips).items())]
     lines += ["", "`xy_px` float32 T n 2, x first, origin top-left, pixel centres at +0.5; `visible` bool T n.", ""]
     lines += ["## Samples", ""]
-    lines += ["`.mp4` for people, `.json` metadata, `.txt` caption, `.tracks.npz` {xy_px, visible}, `.latents.npz`"]
+    lines += [
+        "`.mp4` for people, `.json` metadata, `.txt` caption, `.tracks.npz` {xy_px, visible[, confidence]}, `.latents.npz`"
+    ]
     lines += ["{latents, image, text} float16 and, where chosen, `.frames.npz` {frames} uint8."]
     lines += ["", f"## Left out: {len(rejected)}", ""]
     lines += [f"- {r.name} ({r.stage}): {r.reason}" for r in rejected]

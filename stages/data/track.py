@@ -5,9 +5,9 @@ Legend: T frames, n points.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
 from itertools import groupby
 from pathlib import Path
 
@@ -16,9 +16,11 @@ import numpy as np
 from stages.data.files import inherit, read_clip_frames, save_npz
 from stages.records import Clip
 from stages.spec import Context, Resources, Stage
-from stages.trackers import Tracker, TrackerConfig, make_tracker, uniform_grid
+from stages.trackers import Tracker, TrackerConfig, Tracks, shared_tracker, uniform_grid
 from stages.trackers.ground_truth import NAME as GROUND_TRUTH
 from stages.trackers.ground_truth import read_tracks
+
+MOVING = 0.02  # of the frame's width: a longer path is a moving point's
 
 
 @dataclass(frozen=True)
@@ -30,29 +32,71 @@ class TrackRun:
 
 def run(cfg: TrackRun, item: Sequence[Clip], ctx: Context) -> tuple[Clip, ...]:
     """Clips of one scene or video -> the same, in folders of this stage, with tracks.npz and figures about it."""
-    return tuple(_one(cfg, clip, ctx.workdir) for clip in item)
+    done = tuple(_one(cfg, clip, ctx) for clip in item)
+    for note in dict.fromkeys(
+        n for before, after in zip(item, done, strict=True) for n in after.notes[len(before.notes) :]
+    ):
+        ctx.say(f"track: {note}")
+    return done
 
 
-def _one(cfg: TrackRun, clip: Clip, workdir: Path) -> Clip:
-    out = inherit(clip, workdir)
+def _one(cfg: TrackRun, clip: Clip, ctx: Context) -> Clip:
+    out = inherit(clip, ctx.workdir)
+    frames = read_clip_frames(out)
     if clip.tracker == GROUND_TRUTH:
         xy, visible = read_tracks(out.folder)
-        name = GROUND_TRUTH
+        found, name = Tracks(xy, visible, visible.astype(np.float32)), GROUND_TRUTH
     else:
-        tracker = _tracker(cfg.tracker)
-        frames = read_clip_frames(out)
+        tracker = shared_tracker(cfg.tracker, str(ctx.device))
         grid = uniform_grid(frames.shape[1], frames.shape[2], cfg.grid_rows, cfg.grid_cols)
-        found = tracker.track(frames, grid)
-        xy, visible = held(found.xy_px, found.visible), found.visible
-        save_npz(Path(out.folder) / "tracks.npz", {"xy_px": xy, "visible": visible})
-        name = f"{tracker.name} {tracker.version} ({tracker.licence})"
+        found, name = tracker.track(frames, grid), tracker_text(tracker)
+        found = replace(found, xy_px=held(found.xy_px, found.visible))
+        save_npz(Path(out.folder) / "tracks.npz", stored(found))
+    figures = track_figures(found, frames.shape[2])
     return replace(
         out,
         tracker=name,
-        tracks=xy.shape[1],
-        visible_share=float(visible.mean()),
-        moving_px=path_px(xy, visible),
+        tracks=found.xy_px.shape[1],
+        visible_share=figures["visible_share"],
+        moving_px=figures["moving_px"],
+        quality={**out.quality, **figures},
+        notes=(*out.notes, *found.notes),
     )
+
+
+def tracker_text(tracker: Tracker) -> str:
+    """Name, version, licence and what counts as visible: two labels with the same text were made the same way."""
+    thresholds = [f"{name}={value:g}" for name, value in sorted(tracker.thresholds.items())]
+    return ", ".join([f"{tracker.name} {tracker.version} ({tracker.licence})", *thresholds])
+
+
+def stored(found: Tracks) -> dict[str, np.ndarray]:
+    """The arrays of tracks.npz. confidence (float16) only from a tracker that has one: others say 0 or 1, as `visible`."""
+    arrays = {"xy_px": found.xy_px, "visible": found.visible}
+    if ((found.confidence > 0) & (found.confidence < 1)).any():
+        arrays["confidence"] = found.confidence.astype(np.float16)
+    return arrays
+
+
+def track_figures(found: Tracks, width: int) -> dict[str, float]:
+    """What the gates judge and the catalogue shows, by name; a figure that nothing is known of is left out.
+
+    visible_share: of tracks and frames. moving_px: see path_px. moving_share: of the tracks seen at least twice, those whose
+    path while visible is longer than MOVING of the frame's width. confidence: mean over visible points. back_px: see Tracks.
+    """
+    visible = found.visible
+    twice = visible.sum(axis=0) >= 2
+    moving = path_lengths_px(found.xy_px, visible)[twice] > MOVING * width
+    figures = {
+        "visible_share": float(visible.mean()),
+        "moving_px": path_px(found.xy_px, visible),
+        "moving_share": float(moving.mean()) if twice.any() else 0.0,
+    }
+    if visible.any():
+        figures["confidence"] = float(found.confidence[visible].mean())
+    if not math.isnan(found.back_px):
+        figures["back_px"] = found.back_px
+    return figures
 
 
 def held(xy_px: np.ndarray, visible: np.ndarray) -> np.ndarray:
@@ -63,25 +107,27 @@ def held(xy_px: np.ndarray, visible: np.ndarray) -> np.ndarray:
 
 def path_px(xy_px: np.ndarray, visible: np.ndarray) -> float:
     """Median over tracks of the length of the path while visible, px. Tracks never seen twice in a row are left out."""
-    both = visible[1:] & visible[:-1]
-    steps = np.linalg.norm(np.diff(xy_px, axis=0), axis=-1) * both
-    seen = both.any(axis=0)
-    return float(np.median(steps.sum(axis=0)[seen])) if seen.any() else 0.0
+    seen = (visible[1:] & visible[:-1]).any(axis=0)
+    return float(np.median(path_lengths_px(xy_px, visible)[seen])) if seen.any() else 0.0
 
 
-@lru_cache(maxsize=2)
-def _tracker(cfg: TrackerConfig) -> Tracker:
-    return make_tracker(cfg)
+def path_lengths_px(xy_px: np.ndarray, visible: np.ndarray) -> np.ndarray:
+    """Each track's length over steps that it is visible before and after, px: n."""
+    steps = np.linalg.norm(np.diff(xy_px, axis=0), axis=-1)
+    return (steps * (visible[1:] & visible[:-1])).sum(axis=0)
 
 
 def group_clips(clips: Iterable[Clip], most: int = 16) -> list[tuple[Clip, ...]]:
-    """Items for TRACK and ENCODE: the clips of one scene (or source), at most `most`, in a fixed order."""
-    ordered = sorted(clips, key=lambda c: (c.scene, c.clip_id))
+    """Items for TRACK and ENCODE: the clips of one scene (or source) and segment, at most `most`, in a fixed order.
+
+    What is in an item depends on that segment's clips alone: a longer list keeps the items that a shorter one had.
+    """
+    ordered = sorted(clips, key=lambda c: (c.scene, c.segment, c.clip_id))
     groups = []
-    for _, scene in groupby(ordered, key=lambda c: c.scene):
-        members = list(scene)
+    for _, segment in groupby(ordered, key=lambda c: (c.scene, c.segment)):
+        members = list(segment)
         groups += [tuple(members[i : i + most]) for i in range(0, len(members), most)]
     return groups
 
 
-TRACK = Stage("track", 1, "per_item", run, Resources(cpus=1.0))
+TRACK = Stage("track", 2, "per_item", run, Resources(cpus=1.0, gpus=0.25))

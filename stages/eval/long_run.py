@@ -107,7 +107,7 @@ def clip_drift(
     size = cfg.model.clip.frames
     xy_px, visible = read_tracks(clip.track_file("tracks"))
     at = ping_pong(len(xy_px), len(video))
-    tracker = retracker(cfg.measure, video.shape[1])
+    tracker = retracker(cfg.measure, video.shape[1], ctx)
     net = perceptual.load_efficientnet().to(ctx.device)
     every = cfg.measure.perceptual_every
     errors = window_epe(cfg, video, xy_px[at], visible[at], tracker)

@@ -20,13 +20,13 @@ from stages.eval.epe import Tracker, retrack
 from stages.eval.items import EvalClip, Generated, Measured, folder_file, read_clip, read_tracks, read_videos
 from stages.eval.pictures import psnr, ssim
 from stages.spec import Context, Resources, Stage
-from stages.trackers import make_tracker
+from stages.trackers import shared_tracker
 
 
 def run(cfg: MeasureRun, item: Generated, ctx: Context) -> Measured:
     """Writes figures.json ({clip_id: {epe: {...}, psnr, ...}}) and features.npz into ctx.workdir."""
     videos, what = read_videos(item.file), item.item
-    tracker = retracker(cfg.measure, videos.shape[2])
+    tracker = retracker(cfg.measure, videos.shape[2], ctx)
     pictured = what.model != "real" and what.variant == "tracks"
     figures: dict[str, dict[str, Any]] = {}
     for clip, video in zip(what.clips, videos, strict=True):
@@ -41,13 +41,16 @@ def run(cfg: MeasureRun, item: Generated, ctx: Context) -> Measured:
     return Measured(item.name, what, file, _features(videos, cfg.measure, ctx) if taken else "")
 
 
-def retracker(cfg: MeasureConfig, clip_height: int) -> Tracker:
-    """The configured tracker as a function of frames at the raster; its tolerance grows with the enlargement."""
+def retracker(cfg: MeasureConfig, clip_height: int, ctx: Context) -> Tracker:
+    """The configured tracker as a function of frames at the raster; its tolerance grows with the enlargement. What it did
+    otherwise than configured is said."""
     scale = cfg.raster_height / clip_height
-    tracker = make_tracker(replace(cfg.tracker, max_back_px=cfg.tracker.max_back_px * scale))
+    tracker = shared_tracker(replace(cfg.tracker, max_back_px=cfg.tracker.max_back_px * scale), str(ctx.device))
 
     def follow(frames: np.ndarray, queries_xy_px: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         found = tracker.track(frames, queries_xy_px)
+        for note in found.notes:
+            ctx.say(note)
         return found.xy_px, found.visible
 
     return follow

@@ -23,8 +23,7 @@ class TrackerConfig:
     hub: str = "facebookresearch/co-tracker"  # GitHub repository, or a local folder with hubconf.py
     checkpoint: str = ""  # path to scaled_offline.pth / scaled_online.pth; "" downloads the hub's own
     licence: str = "CC-BY-NC-4.0"  # of CoTracker's code and weights, stored with every shard
-    device: str = "cpu"
-    max_queries: int = 2500  # points a call: about 70 KB a point and frame on CPU
+    max_queries: int = 2500  # points a call, halved where memory runs out: about 70 KB a point and frame on CPU
     work_height: int = 96  # Lucas-Kanade: frames are resized to this height, small ones enlarged, large ones reduced
     window_px: int = 11  # side of the matched patch, in resized pixels
     max_back_px: float = 0.25  # largest forward-backward error of a visible point, in pixels of the frames given
@@ -49,12 +48,14 @@ class TrackerConfig:
 class Tracks:
     """xy_px T n 2 float32, finite also where invisible: the tracker's best guess. visible T n bool. confidence T n float32 in
     [0, 1]: how sure the tracker is that the point is seen and there; 1 or 0 from one that does not say. back_px: mean
-    forward-backward error over visible points in pixels of the frames given; NaN from a tracker that does not check it."""
+    forward-backward error over visible points in pixels of the frames given; NaN from a tracker that does not check it.
+    notes: what was done otherwise than configured, and changed the tracks."""
 
     xy_px: np.ndarray
     visible: np.ndarray
     confidence: np.ndarray
     back_px: float = math.nan
+    notes: tuple[str, ...] = ()
 
 
 class Tracker(Protocol):

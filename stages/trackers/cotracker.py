@@ -1,82 +1,167 @@
 """CoTracker3 (Karaev et al. 2024) through torch.hub: the paper's tracker, used by the full-size presets.
 
 Code and weights are CC-BY-NC, so they are fetched by the user's choice and are no dependency.
+Legend: b batch (1), T frames, n points, c channels.
 """
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from einops import rearrange
+from torch import Tensor
 
 from stages.trackers.base import TrackerConfig, Tracks, check_inputs, inside
+from stages.trackers.cotracker_weights import load_weights, weights_name
+
+OFFLINE, ONLINE = "cotracker3_offline", "cotracker3_online"
+# Fixed in the hub's predictors: what they call visible lies above these.
+THRESHOLDS = {OFFLINE: {"min_visibility": 0.9}, ONLINE: {"min_visibility_x_confidence": 0.6}}
+NO_MEMORY = ("out of memory", "can't allocate memory", "alloc_failed")  # CUDA; torch on CPU; cuDNN and cuBLAS
 
 
 class CoTracker:
     """cfg.name picks the variant: offline (whole clip at once, any query frame) or online (windows, query frame 0).
 
     cfg.hub may be a local folder with hubconf.py; cfg.checkpoint replaces the download of the weights.
+    Points of one call attend to each other, so how many go together changes the tracks: where memory runs out, the whole
+    clip is tracked again with half as many a call, its Tracks.notes say so, and later clips start from there.
     """
 
-    def __init__(self, cfg: TrackerConfig) -> None:
+    def __init__(self, cfg: TrackerConfig, device: str = "cpu") -> None:
         self.cfg = cfg
         self.name = cfg.name
-        self.version = f"{cfg.hub}:{Path(cfg.checkpoint).name or 'hub weights'}"
+        self.version = f"{Path(cfg.hub).name}:{weights_name(cfg.checkpoint)}"
         self.licence = cfg.licence
-        self.thresholds: dict[str, float] = {}
-        self._predictor = load_predictor(cfg)
+        self.thresholds: dict[str, float] = dict(THRESHOLDS[cfg.name])
+        self._device = torch.device(device)
+        self._points = cfg.max_queries  # a call; never grows again
+        self._predictor = load_predictor(cfg).to(self._device).eval()
 
     def track(self, frames: np.ndarray, queries_xy: np.ndarray, query_frame: int = 0) -> Tracks:
-        """See Tracker.track. Points go in groups of cfg.max_queries, which bounds memory."""
+        """See Tracker.track. visible: as the predictor decides, within the frame. confidence: offline the probability of
+        being visible, online that times the confidence in the position.
+
+        Raises ValueError where memory does not even suffice for one point a call, or online is to look back.
+        """
         check_inputs(frames, queries_xy, query_frame)
-        video = rearrange(torch.from_numpy(frames).to(self.cfg.device), "T h w c -> 1 T c h w").float()  # 0..255
-        run = self._offline if self.cfg.name == "cotracker3_offline" else self._online
-        paths, flags = [], []
+        if query_frame and self.name == ONLINE:
+            raise ValueError(f"{ONLINE} cannot look back: query frame 0 only, or use {OFFLINE}")
+        if not len(queries_xy):
+            empty = np.zeros((len(frames), 0), bool)
+            return Tracks(np.zeros((len(frames), 0, 2), np.float32), empty, empty.astype(np.float32))
+        together = min(self.cfg.max_queries, len(queries_xy))
+        points = min(self._points, together)
+        while True:
+            try:
+                xy_px, visible, confidence = self._track(frames, queries_xy, query_frame, points)
+                break
+            except (RuntimeError, MemoryError) as e:
+                if not out_of_memory(e):
+                    raise
+                if points == 1:
+                    raise ValueError(self._too_big(frames, e)) from e
+            points = self._points = (points + 1) // 2  # outside `except`, whose traceback holds on to the tensors
+            if self._device.type == "cuda":
+                torch.cuda.empty_cache()
+        notes = (f"{self.name} ran out of memory: {points} points a call, not {together}",) if points < together else ()
+        return Tracks(xy_px, visible & inside(xy_px, *frames.shape[1:3]), confidence, notes=notes)
+
+    def _track(
+        self, frames: np.ndarray, queries_xy: np.ndarray, query_frame: int, points: int
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """xy_px T n 2, visible T n, confidence T n, `points` a call."""
+        run = self._offline if self.name == OFFLINE else self._online
         with torch.inference_mode():
-            for group in torch.from_numpy(np.ascontiguousarray(queries_xy)).float().split(self.cfg.max_queries):
-                xy = group.to(self.cfg.device) - 0.5  # CoTracker puts pixel centres at whole numbers
+            video = rearrange(torch.from_numpy(frames).to(self._device), "T h w c -> 1 T c h w").float()  # 0..255
+            groups = torch.from_numpy(np.ascontiguousarray(queries_xy)).float().to(self._device).split(points)
+            parts = []
+            for group in groups:
+                xy = group - 0.5  # CoTracker puts pixel centres at whole numbers
                 queries = torch.cat([torch.full_like(xy[:, :1], query_frame), xy], dim=-1)[None]  # b n (t, x, y)
-                tracks, visible = run(video, queries, query_frame)
-                paths.append(tracks[0, : len(frames)].cpu() + 0.5)
-                flags.append(visible[0, : len(frames)].cpu().bool())
-        xy_px = torch.cat(paths, dim=1).numpy().astype(np.float32)
-        visible = torch.cat(flags, dim=1).numpy() & inside(xy_px, *frames.shape[1:3])
-        return Tracks(xy_px, visible, visible.astype(np.float32))
+                parts.append([part[0].cpu() for part in run(video, queries, query_frame)])
+            xy, visible, confidence = (torch.cat(same, dim=1) for same in zip(*parts, strict=True))
+        return (xy + 0.5).numpy().astype(np.float32), visible.numpy(), confidence.float().numpy()
 
-    def _offline(self, video: torch.Tensor, queries: torch.Tensor, query_frame: int) -> Any:
-        return self._predictor(video, queries=queries, backward_tracking=query_frame > 0)
-
-    def _online(self, video: torch.Tensor, queries: torch.Tensor, query_frame: int) -> Any:
+    def _offline(self, video: Tensor, queries: Tensor, query_frame: int) -> tuple[Tensor, Tensor, Tensor]:
+        n = queries.shape[1]
+        with overheard(self._predictor.model) as answers:
+            tracks, visible = self._predictor(video, queries=queries, backward_tracking=query_frame > 0)
+        seen = answers[0][0][..., :n]  # behind them lie the predictor's own support points
         if query_frame:
-            raise ValueError("cotracker3_online cannot look back: query frame 0 only, or use cotracker3_offline")
+            seen[:, :query_frame] = answers[1][0].flip(1)[
+                :, :query_frame, :n
+            ]  # the second call ran on the clip reversed
+        return tracks, visible, seen
+
+    def _online(self, video: Tensor, queries: Tensor, query_frame: int) -> tuple[Tensor, Tensor, Tensor]:
         step = self._predictor.step
-        self._predictor(video_chunk=video, is_first_step=True, queries=queries)
-        out = None
-        for start in range(0, max(video.shape[1] - step, 1), step):
-            out = self._predictor(video_chunk=video[:, start : start + 2 * step])
-        assert out is not None
+        self._predictor(video_chunk=video[:, :1], is_first_step=True, queries=queries)
+        with overheard(self._predictor.model) as answers:
+            for start in range(0, max(video.shape[1] - step, 1), step):
+                tracks, visible = self._predictor(video_chunk=video[:, start : start + 2 * step])  # all frames so far
+        tracks[:, query_frame] = queries[..., 1:]  # offline puts the queries there itself
+        seen, sure = answers[-1]
+        return tracks, visible, seen * sure
+
+    def _too_big(self, frames: np.ndarray, error: BaseException) -> str:
+        size = f"{len(frames)} frames of {frames.shape[2]}x{frames.shape[1]}"
+        return (
+            f"{self.name} is out of memory on {self._device} with one point a call, on {size} ({_first_line(error)}): give "
+            "its worker more memory, make clips shorter (model.clip.frames), or set tracker.name=lucas_kanade"
+        )
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """torch has a class for it on accelerators only; elsewhere the words tell."""
+    known = isinstance(error, (torch.OutOfMemoryError, MemoryError))
+    return known or any(words in str(error).lower() for words in NO_MEMORY)
+
+
+@contextmanager
+def overheard(model: Any) -> Iterator[list[tuple[Tensor, Tensor]]]:
+    """Visibility and confidence (probabilities, b T n) of every call of the model inside, in order: the predictors drop them.
+
+    They call `forward` itself, past any hook, and write into the visibility: hence a wrapper, and copies.
+    """
+    answers: list[tuple[Tensor, Tensor]] = []
+    forward = model.forward
+
+    def kept(*args: Any, **kwargs: Any) -> Any:
+        out = forward(*args, **kwargs)
+        answers.append((out[1].clone(), out[2].clone()))
         return out
+
+    model.forward = kept
+    try:
+        yield answers
+    finally:
+        del model.forward
 
 
 def load_predictor(cfg: TrackerConfig) -> Any:
-    """The hub's predictor with its weights. Importing it reseeds torch, so the RNG state is put back afterwards.
+    """The hub's predictor with its weights, on CPU. Importing it reseeds torch, so the RNG state is put back afterwards.
 
     Raises ValueError naming the hub folder, repository or checkpoint that cannot be used.
     """
     local = Path(cfg.hub).expanduser()
-    source = "local" if local.is_dir() else "github"
-    if cfg.checkpoint and not Path(cfg.checkpoint).is_file():
+    if not local.is_dir() and not re.fullmatch(r"[\w.-]+/[\w.-]+(:[\w./-]+)?", cfg.hub):
+        raise ValueError(f"tracker.hub: {cfg.hub!r} is neither a folder nor a GitHub repository (owner/name)")
+    if cfg.checkpoint and not Path(cfg.checkpoint).expanduser().is_file():
         raise ValueError(f"tracker.checkpoint: no file {cfg.checkpoint}")
     devices = range(torch.cuda.device_count()) if torch.cuda.is_available() else []
     with torch.random.fork_rng(devices=devices):
         try:
             predictor = torch.hub.load(
-                str(local) if source == "local" else cfg.hub,
+                str(local) if local.is_dir() else cfg.hub,
                 cfg.name,
-                source=source,
+                source="local" if local.is_dir() else "github",
                 pretrained=not cfg.checkpoint,
                 trust_repo=True,
             )
@@ -86,5 +171,9 @@ def load_predictor(cfg: TrackerConfig) -> Any:
                 "tracker.checkpoint a weights file, or set tracker.name=lucas_kanade"
             ) from e
     if cfg.checkpoint:
-        predictor.model.load_state_dict(torch.load(cfg.checkpoint, map_location="cpu", weights_only=True))
-    return predictor.to(cfg.device).eval()
+        load_weights(predictor.model, cfg.checkpoint, cfg.name)
+    return predictor
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().partition("\n")[0] or type(error).__name__

@@ -1,3 +1,4 @@
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,10 +10,12 @@ from stages.data import encode, render, track
 from stages.data.encode import EncodeRun
 from stages.data.files import load_npz, save_frames
 from stages.data.render import RenderRun
-from stages.data.track import TrackRun, group_clips, path_px
+from stages.data.track import TrackRun, group_clips, path_px, stored, track_figures
 from stages.records import Clip, Rejected
-from stages.trackers import TrackerConfig
+from stages.trackers import TrackerConfig, Tracks
+from stages.trackers.ground_truth import read_tracks
 from tests.unit.stages.data.fakes import CLIP, FakeContext, noise_picture, scene_item
+from tests.unit.stages.trackers.cotracker_hub import weights, write_hub
 
 TRACKS = TrackRun(TrackerConfig("lucas_kanade"), grid_rows=3, grid_cols=4)
 
@@ -57,8 +60,11 @@ def test_real_clips_get_a_grid_and_figures_and_the_input_folder_stays_as_it_was(
     (out,) = track.run(TRACKS, (clip,), FakeContext(tmp_path / "out"))
     assert out.tracks == 12
     assert out.tracker.startswith("lucas_kanade opencv-")
+    assert out.tracker.endswith(" (Apache-2.0), max_back_px=0.25")
     assert out.moving_px == pytest.approx(8.0, abs=0.5)
     assert 0.5 < out.visible_share <= 1.0
+    assert (out.quality["visible_share"], out.quality["moving_px"]) == (out.visible_share, out.moving_px)
+    assert out.quality["moving_share"] == 1.0
     assert not (Path(clip.folder) / "tracks.npz").exists()
     assert sorted(p.name for p in Path(out.folder).iterdir()) == ["clip.npz", "frames.mp4", "tracks.npz"]
 
@@ -71,6 +77,66 @@ def test_renders_keep_their_exact_tracks(tmp_path):
         exact, kept = (load_npz(Path(c.folder) / "tracks.npz") for c in (before, after))
         assert np.array_equal(exact["xy_px"], kept["xy_px"])
         assert after.visible_share == pytest.approx(exact["visible"].mean())
+        assert after.quality.keys() == {"visible_share", "moving_px", "moving_share", "confidence"}
+        assert after.quality["confidence"] == 1.0
+    assert all(0 < c.quality["moving_share"] < 0.5 for c in out)  # objects, before a plate at rest
+
+
+def cotracker(hub: Path, **more) -> TrackerConfig:
+    write_hub(hub)
+    torch.save(weights("cotracker3_offline", **more), hub / "scaled.pth")
+    return TrackerConfig("cotracker3_offline", hub=str(hub), checkpoint=str(hub / "scaled.pth"))
+
+
+def test_cotracker_leaves_its_confidence_and_every_reader_finds_the_rest(tmp_path):
+    clip = replace(real_clip(tmp_path), quality={"sharpness": 7.0}, notes=("HDR",))
+    run = TrackRun(cotracker(tmp_path), grid_rows=3, grid_cols=4)
+    ctx = FakeContext(tmp_path / "out")
+    (out,) = track.run(run, (clip,), ctx)
+    arrays = load_npz(Path(out.folder) / "tracks.npz")
+    assert arrays.keys() == {"xy_px", "visible", "confidence"}
+    assert (arrays["confidence"].shape, arrays["confidence"].dtype) == ((9, 12), np.dtype(np.float16))
+    assert out.quality["confidence"] == pytest.approx(0.96, abs=1e-3)  # 1 down to 0.92 over 9 frames
+    assert out.quality["sharpness"] == 7.0
+    assert (out.quality["moving_share"], out.quality["moving_px"]) == (0.0, 0.0)
+    assert "back_px" not in out.quality
+    assert (out.notes, ctx.said) == (("HDR",), [])
+    assert out.tracker.endswith(" (CC-BY-NC-4.0), min_visibility=0.9")
+    xy, visible = read_tracks(out.folder)
+    assert xy.shape == (9, 12, 2) and visible.all()
+
+
+def test_a_halved_batch_is_said_once_an_item_and_written_on_every_clip(tmp_path):
+    clips = [replace(real_clip(tmp_path), clip_id=i, notes=("HDR",)) for i in ("a", "b")]
+    run = TrackRun(cotracker(tmp_path, limit=36 + 6), grid_rows=3, grid_cols=4)
+    ctx = FakeContext(tmp_path / "out")
+    note = "cotracker3_offline ran out of memory: 6 points a call, not 12"
+    assert [c.notes for c in track.run(run, clips, ctx)] == [("HDR", note)] * 2
+    assert ctx.said == [f"track: {note}"]
+
+
+def test_figures_of_tracks():
+    xy = np.zeros((4, 4, 2), np.float32)
+    xy[:, 0, 0] = [0, 1, 2, 3]  # 3 px in 100: moves
+    xy[:, 1, 0] = [0, 1, 2, 2]  # 2 px: on the border, does not
+    xy[:, 2, 0] = [0, 50, 0, 50]  # seen once: counts for nothing
+    xy[:, 3, 0] = [0, 50, 0, 50]  # seen twice, never in a row: as far as is known it stands
+    visible = np.array([[1, 1, 0, 1], [1, 1, 1, 0], [1, 1, 0, 1], [1, 1, 0, 0]], bool)
+    confidence = np.where(visible, 0.75, 0.1).astype(np.float32)
+    figures = track_figures(Tracks(xy, visible, confidence, back_px=0.125), width=100)
+    assert figures["moving_share"] == pytest.approx(1 / 3)
+    assert figures["moving_px"] == 2.5
+    assert figures["visible_share"] == pytest.approx(11 / 16)
+    assert (figures["confidence"], figures["back_px"]) == (0.75, 0.125)
+    lost = track_figures(Tracks(xy, np.zeros_like(visible), confidence), width=100)
+    assert lost == {"visible_share": 0.0, "moving_px": 0.0, "moving_share": 0.0}
+
+
+def test_a_confidence_of_0_or_1_is_not_stored():
+    visible = np.array([[True, False], [True, True]])
+    xy = np.zeros((2, 2, 2), np.float32)
+    assert stored(Tracks(xy, visible, visible.astype(np.float32))).keys() == {"xy_px", "visible"}
+    assert stored(Tracks(xy, visible, visible * np.float32(0.5))).keys() == {"xy_px", "visible", "confidence"}
 
 
 def test_path_length_counts_visible_steps_only():
@@ -87,6 +153,26 @@ def test_groups_hold_one_scene_each(tmp_path):
     groups = group_clips(reversed(made), most=4)
     assert [len(g) for g in groups] == [4, 1, 4, 1]
     assert all(len({c.scene for c in g}) == 1 for g in groups)
+
+
+def test_the_segments_of_a_video_are_groups_of_their_own_whatever_else_is_in_the_list():
+    made = [
+        Clip(f"{scene}-{segment}-{i:02d}", "", scene, "train", "real", "", "", "", segment=segment)
+        for scene in ("s1", "s2")
+        for segment in (0, 2, 10)
+        for i in range(20)
+    ]
+    groups = group_clips(made)
+    assert [(g[0].scene, g[0].segment, len(g)) for g in groups[:4]] == [
+        ("s1", 0, 16),
+        ("s1", 0, 4),
+        ("s1", 2, 16),
+        ("s1", 2, 4),
+    ]
+    assert all(len({(c.scene, c.segment) for c in g}) == 1 for g in groups)
+    assert [c for g in groups for c in g] == made
+    for border in range(0, len(made) + 1, 20):
+        assert group_clips(made[:border]) + group_clips(made[border:]) == groups
 
 
 def test_a_scene_is_encoded_with_one_image_latent_and_each_its_caption(tmp_path, fake_models):

@@ -78,15 +78,19 @@ def read_clip_frames(clip: Clip) -> np.ndarray:
     return load_npz(Path(clip.folder) / "clip.npz")["frames"]
 
 
+def link(source: Path, target: Path) -> None:
+    """target becomes source: a hard link, across devices a copy."""
+    target.unlink(missing_ok=True)
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)
+
+
 def inherit(clip: Clip, workdir: Path) -> Clip:
     """The clip in a folder of its own under workdir, its files hard-linked (copied across devices), ready to be added to."""
     folder = workdir / clip.clip_id
     folder.mkdir(parents=True, exist_ok=True)
     for name in sorted(p.name for p in Path(clip.folder).iterdir() if not p.name.endswith(".part")):
-        target = folder / name
-        target.unlink(missing_ok=True)
-        try:
-            os.link(Path(clip.folder) / name, target)
-        except OSError:
-            shutil.copyfile(Path(clip.folder) / name, target)
+        link(Path(clip.folder) / name, folder / name)
     return replace(clip, folder=str(folder))

@@ -1,24 +1,23 @@
-"""Pack: WebDataset shards with an index, the catalogue and the dataset card. The same clips give the same bytes.
+"""Pack: the shards of both splits in one folder each with an index, the catalogue, the dead-letter table and the card.
 
-A sample's key is its clip_id, which holds no dot (WebDataset cuts keys at the first). Members of a sample:
-mp4, json, txt, tracks.npz, latents.npz and, for lossless frames, frames.npz.
+The same clips give the same bytes. Shards are written by shard.py and hard-linked here.
 """
 
 from __future__ import annotations
 
 import hashlib
-import io
 import json
-import os
-import tarfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from msmodel.config import ClipConfig
 from stages.data.card import card
-from stages.data.catalogue import sample_json, write_catalogue, write_rejected
+from stages.data.catalogue import write_catalogue, write_rejected
+from stages.data.files import link
+from stages.data.gates import GateConfig
 from stages.data.pictures import clip_sheet
+from stages.data.shard import ShardFile
 from stages.data.shards import INDEX
 from stages.records import Clip, Rejected, ShardSet
 from stages.spec import Context, Stage, StageError
@@ -29,14 +28,21 @@ SPLITS = ("train", "heldout")
 @dataclass(frozen=True)
 class PackRun:
     clip: ClipConfig
-    clips_per_shard: int
-    lossless_frames: bool
+    gates: GateConfig
 
 
-def run(cfg: PackRun, inputs: Sequence[Clip | Rejected], ctx: Context) -> tuple[ShardSet, ShardSet]:
-    """Clips and rejected inputs -> (train, heldout). Raises StageError where a split has no clip or two share an id."""
-    clips = [r for r in inputs if isinstance(r, Clip)]
-    rejected = [r for r in inputs if isinstance(r, Rejected)]
+@dataclass(frozen=True)
+class PackInputs:
+    """clips: those in the shards; rejected: what is not, and why; dropped: clips among these that a gate turned away."""
+
+    clips: tuple[Clip, ...]
+    rejected: tuple[Rejected, ...]
+    dropped: tuple[Clip, ...]
+    shards: tuple[ShardFile, ...]
+
+
+def require_splits(clips: Sequence[Clip]) -> None:
+    """Before anything is packed. Raises StageError where a split has no clip or two clips share an id."""
     if len({c.clip_id for c in clips}) != len(clips):
         raise StageError("pack: two clips have the same id")
     for split in SPLITS:
@@ -44,83 +50,46 @@ def run(cfg: PackRun, inputs: Sequence[Clip | Rejected], ctx: Context) -> tuple[
             raise StageError(
                 f"pack: no {split} clip; give more or longer videos, or render scenes (data.{split}_scenes)"
             )
-    shard_of: dict[str, str] = {}
+
+
+def run(cfg: PackRun, inputs: PackInputs, ctx: Context) -> tuple[ShardSet, ShardSet]:
+    """(train, heldout). Raises StageError as `require_splits`."""
+    require_splits(inputs.clips)
     catalogue = ctx.workdir / "catalogue.parquet"
     out = []
     for split in SPLITS:
-        mine = [c for c in clips if c.split == split]
-        shards, digest = write_split(cfg, mine, ctx.workdir / split, shard_of)
+        mine = [c for c in inputs.clips if c.split == split]
+        shards = [s for s in inputs.shards if s.split == split]
+        folder = ctx.workdir / split
+        digest = write_index(cfg.clip, shards, folder)
         real = sum(c.kind == "real" for c in mine)
-        folder = str(ctx.workdir / split)
-        out.append(ShardSet(folder, split, shards, len(mine), real, len(mine) - real, digest, str(catalogue)))
+        names = tuple(s.name for s in shards)
+        out.append(ShardSet(str(folder), split, names, len(mine), real, len(mine) - real, digest, str(catalogue)))
         ctx.image(f"clips_{split}", clip_sheet(mine))
-    write_catalogue(catalogue, clips, rejected, shard_of)
-    write_rejected(ctx.workdir / "rejected.csv", rejected)
+    shard_of = {clip_id: s.name for s in inputs.shards for clip_id in s.clip_ids}
+    write_catalogue(catalogue, inputs.clips, inputs.rejected, shard_of, inputs.dropped)
+    write_rejected(ctx.workdir / "rejected.csv", inputs.rejected)
     size = (cfg.clip.frames, cfg.clip.height, cfg.clip.width)
-    (ctx.workdir / "README.md").write_text(card(clips, rejected, size, cfg.clip.fps), encoding="utf-8")
-    ctx.artifact(ctx.workdir / "README.md")
+    text = card(inputs.clips, inputs.rejected, size, cfg.clip.fps, cfg.gates)
+    (ctx.workdir / "README.md").write_text(text, encoding="utf-8")
+    for name in ("README.md", "rejected.csv"):
+        ctx.artifact(ctx.workdir / name)
     counts = {f"{s.split}_{kind}": n for s in out for kind, n in (("real", s.real), ("rendered", s.rendered))}
-    ctx.emit(0, {**{k: float(v) for k, v in counts.items()}, "rejected": float(len(rejected))})
+    ctx.emit(0, {**{k: float(v) for k, v in counts.items()}, "rejected": float(len(inputs.rejected))})
     return out[0], out[1]
 
 
-def write_split(
-    cfg: PackRun, clips: Sequence[Clip], folder: Path, shard_of: dict[str, str]
-) -> tuple[tuple[str, ...], str]:
-    """Shards and index.json of one split; fills shard_of. Returns the shards' names and the index's SHA-256.
-
-    Clips go in the order of a hash of their id, so that each shard is a mixture of scenes.
-    """
+def write_index(clip: ClipConfig, shards: Sequence[ShardFile], folder: Path) -> str:
+    """Links the shards into folder and writes index.json beside them. Returns the index's SHA-256."""
     folder.mkdir(parents=True, exist_ok=True)
-    order = sorted(clips, key=lambda c: hashlib.sha256(c.clip_id.encode()).digest())
     entries = []
-    for number, start in enumerate(range(0, len(order), cfg.clips_per_shard)):
-        group = order[start : start + cfg.clips_per_shard]
-        name = f"shard-{number:06d}.tar"
-        write_shard(folder / name, group, cfg.lossless_frames)
-        shard_of |= {c.clip_id: name for c in group}
-        with open(folder / name, "rb") as f:
-            digest = hashlib.file_digest(f, "sha256").hexdigest()
-        entries.append(
-            {
-                "url": name,
-                "sha256": digest,
-                "bytes": (folder / name).stat().st_size,
-                "nsamples": len(group),
-                "kinds": [c.kind for c in group],
-                "tracks": max(c.tracks for c in group),
-            }
-        )
-    index = {"schema": 1, "clip": asdict(cfg.clip), "shards": entries}
-    text = json.dumps(index, sort_keys=True, indent=1)
+    for shard in shards:
+        link(Path(shard.path), folder / shard.name)
+        entry = {"url": shard.name, "nsamples": len(shard.kinds)}
+        entries.append(entry | {k: vars(shard)[k] for k in ("sha256", "bytes", "kinds", "tracks", "trackers")})
+    text = json.dumps({"schema": 1, "clip": asdict(clip), "shards": entries}, sort_keys=True, indent=1)
     (folder / INDEX).write_text(text)
-    return tuple(str(e["url"]) for e in entries), hashlib.sha256(text.encode()).hexdigest()
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
-def write_shard(path: Path, clips: Sequence[Clip], lossless: bool) -> None:
-    """A tar with fixed times, owners and order, written aside and renamed."""
-    aside = path.with_name(path.name + ".part")
-    with tarfile.open(aside, "w", format=tarfile.USTAR_FORMAT) as tar:
-        for clip in clips:
-            for ending, data in members(clip, lossless):
-                info = tarfile.TarInfo(f"{clip.clip_id}.{ending}")
-                info.size = len(data)
-                info.mode = 0o644
-                tar.addfile(info, io.BytesIO(data))
-    os.replace(aside, path)
-
-
-def members(clip: Clip, lossless: bool) -> Iterator[tuple[str, bytes]]:
-    """(ending, bytes) of one sample. Nothing in it depends on where the run lies."""
-    folder = Path(clip.folder)
-    recipe = folder / "recipe.json"
-    yield "json", sample_json(clip, recipe.read_text() if recipe.is_file() else "")
-    if lossless:
-        yield "frames.npz", (folder / "clip.npz").read_bytes()
-    yield "latents.npz", (folder / "latents.npz").read_bytes()
-    yield "mp4", (folder / "frames.mp4").read_bytes()
-    yield "tracks.npz", (folder / "tracks.npz").read_bytes()
-    yield "txt", clip.caption.encode()
-
-
-PACK = Stage("pack", 1, "once", run)
+PACK = Stage("pack", 2, "once", run)

@@ -13,12 +13,13 @@ from infra.codec import Codec
 from infra.store import Store
 from pipelines import cli
 from pipelines.wiring import RECORDS
-from stages.data import pack
+from stages.data.gates import GateConfig
 from stages.data.pack import PACK, PackRun
 from stages.data.video import read_container, read_timestamps
 from stages.records import Rejected
 from tests.unit.pipelines.test_cli import make
-from tests.unit.stages.data.fakes import CLIP, FakeContext, finished_clip
+from tests.unit.stages.data.fakes import CLIP, finished_clip
+from tests.unit.stages.data.fakes import packed as pack_clips
 
 DROPPED = Rejected("clip-train-009", "gates", "too dark: mean luma 0.01 is below min_brightness 0.04")
 
@@ -26,10 +27,10 @@ DROPPED = Rejected("clip-train-009", "gates", "too dark: mean luma 0.01 is below
 def publish(runs, clips, finished: str) -> None:
     """Packs the clips as `make data PRESET=debug` would, finished at a given time."""
     store = Store(runs / "debug", Codec(RECORDS, runs / "debug"))
-    config = PackRun(CLIP, clips_per_shard=2, lossless_frames=False)
+    config = PackRun(CLIP, GateConfig())
     step = store.step(PACK.name, PACK.version, config, tuple(clips), 0)
     step.folder.mkdir(parents=True)
-    sets = pack.run(config, [*clips, DROPPED], FakeContext(step.folder))
+    sets = pack_clips(clips, step.folder, [DROPPED], clips_per_shard=2, lossless=False)
     store.publish(step, sets, 1.0, provenance={"finished": finished})
 
 

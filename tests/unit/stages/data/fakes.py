@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -16,9 +16,13 @@ import numpy as np
 import torch
 
 from msmodel.config import ClipConfig
+from stages.data import pack, shard
 from stages.data.files import save_npz, write_mp4
+from stages.data.gates import GateConfig
+from stages.data.pack import PackInputs, PackRun
 from stages.data.scene import Plate, SceneItem
-from stages.records import Clip
+from stages.data.shard import ShardRun, plan_shards
+from stages.records import Clip, Rejected, ShardSet
 
 CLIP = ClipConfig(height=32, width=48, frames=9, fps=24.0)
 
@@ -117,3 +121,22 @@ def finished_clip(folder: Path, number: int, split: str = "train", kind: str = "
         tracker="ground_truth",
         tracks=tracks,
     )
+
+
+def packed(
+    clips: Sequence[Clip],
+    folder: Path,
+    rejected: Sequence[Rejected] = (),
+    clips_per_shard: int = 4,
+    lossless: bool = True,
+    dropped: Sequence[Clip] = (),
+) -> tuple[ShardSet, ShardSet]:
+    """Shards, then the pack, as the pipeline makes them: (train, heldout) in folder."""
+    files = []
+    for split in pack.SPLITS:
+        for plan in plan_shards(clips, split, clips_per_shard):
+            work = folder / "items" / split / plan.name
+            work.mkdir(parents=True)
+            files.append(shard.run(ShardRun(lossless), plan, FakeContext(work)))
+    inputs = PackInputs(tuple(clips), tuple(rejected), tuple(dropped), tuple(files))
+    return pack.run(PackRun(CLIP, GateConfig()), inputs, FakeContext(folder))

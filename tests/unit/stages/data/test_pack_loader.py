@@ -10,16 +10,13 @@ import pytest
 import torch
 import webdataset as wds
 
-from stages.data import pack
 from stages.data.files import load_npz
 from stages.data.loader import Loader, fit_tracks, read_samples
-from stages.data.pack import PackRun
 from stages.data.shards import read_index, read_members
-from stages.records import Rejected, ShardSet
+from stages.records import Rejected
 from stages.spec import StageError
-from tests.unit.stages.data.fakes import CLIP, FakeContext, finished_clip
+from tests.unit.stages.data.fakes import finished_clip, packed
 
-RUN = PackRun(CLIP, clips_per_shard=4, lossless_frames=True)
 BAD = Rejected("b ö.mp4", "ingest", "empty file")
 
 
@@ -31,18 +28,13 @@ def clips(tmp_path_factory):
     return [*train, *(finished_clip(folder, 50 + i, "heldout") for i in range(3))]
 
 
-def packed(clips, folder: Path, run: PackRun = RUN) -> tuple[ShardSet, ShardSet]:
-    folder.mkdir()
-    return pack.run(run, [*clips, BAD], FakeContext(folder))
-
-
 @pytest.fixture(scope="module")
 def sets(clips, tmp_path_factory):
-    return packed(clips, tmp_path_factory.mktemp("pack") / "a")
+    return packed(clips, tmp_path_factory.mktemp("pack") / "a", [BAD])
 
 
 def test_two_packs_are_the_same_bytes(clips, sets, tmp_path):
-    again = packed(list(reversed(clips)), tmp_path / "b")
+    again = packed(list(reversed(clips)), tmp_path / "b", [BAD])
     for a, b in zip(sets, again, strict=True):
         assert a.digest == b.digest
         for name in (*a.shards, "index.json"):
@@ -80,7 +72,7 @@ def test_the_catalogue_lists_clips_and_rejected_inputs(sets, clips):
 
 def test_an_empty_split_is_an_error(clips, tmp_path):
     with pytest.raises(StageError, match="no heldout clip"):
-        pack.run(RUN, [c for c in clips if c.split == "train"], FakeContext(tmp_path))
+        packed([c for c in clips if c.split == "train"], tmp_path)
 
 
 def test_samples_come_back_whole(sets, clips):
@@ -98,7 +90,7 @@ def test_samples_come_back_whole(sets, clips):
 
 
 def test_without_lossless_frames_the_mp4_is_read(clips, tmp_path):
-    lossy = packed(clips, tmp_path / "lossy", replace(RUN, lossless_frames=False))
+    lossy = packed(clips, tmp_path / "lossy", lossless=False)
     sample = read_samples(lossy[1])[0]
     assert sample.frames.shape == (9, 32, 48, 3)
     assert sample.frames.dtype == np.uint8

@@ -10,11 +10,9 @@ import pyarrow.parquet as pq
 import pytest
 import webdataset as wds
 
-from stages.data import pack
 from stages.data.files import load_npz
-from stages.data.pack import PackRun
 from stages.records import Rejected
-from tests.unit.stages.data.fakes import CLIP, FakeContext, finished_clip
+from tests.unit.stages.data.fakes import finished_clip, packed
 
 FIGURES = {"brightness": 0.4, "sharpness": 90.0, "letterbox": 0.0, "overlay": 0.0, "visible_share": 0.9, "back_px": 0.1}
 
@@ -35,7 +33,7 @@ def folder(tmp_path_factory):
         clips.append(clip)
     clips += [finished_clip(home, 50 + i, "heldout", "real") for i in range(2)]
     bad = Rejected("b ö.mp4", "ingest", "empty file")
-    pack.run(PackRun(CLIP, clips_per_shard=4, lossless_frames=False), [*clips, bad], FakeContext(out))
+    packed(clips, out, [bad], lossless=False)
     return out, {c.clip_id: c for c in clips}
 
 

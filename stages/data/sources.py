@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -210,12 +211,10 @@ def _from_listing(src: str, places: Places) -> tuple[list[_Found], Mapping[str, 
     base = os.path.expanduser(base)
     if list(listing) == [base]:  # one file
         base = os.path.dirname(base) or "."
-    names: dict[str, set[str]] = {}
-    for path in listing:
-        names.setdefault(os.path.dirname(path), set()).add(os.path.basename(path))
+    captions = _captions_of_others(listing)
     found = []
     for path, stamp in listing.items():
-        if path.endswith(CAPTION_SUFFIX) and _has_video(PurePosixPath(path), names[os.path.dirname(path)]):
+        if path in captions:
             continue
         name = path.removeprefix(base + "/") if is_address(path) else os.path.relpath(path, base)
         if isinstance(stamp, OSError):
@@ -297,9 +296,13 @@ def _sidecars(path: str) -> list[str]:
     return [s for s in (f"{path}{CAPTION_SUFFIX}", f"{folder}{slash}{stem}{CAPTION_SUFFIX}") if s != path]
 
 
-def _has_video(sidecar: PurePosixPath, names: set[str]) -> bool:
-    """Whether a text file is the caption of another file: clip.txt or clip.mp4.txt beside clip.mp4."""
-    return sidecar.stem in names or any(Path(n).stem == sidecar.stem and n != sidecar.name for n in names)
+def _captions_of_others(paths: Iterable[str]) -> set[str]:
+    """The text files among paths that are captions: clip.txt or clip.mp4.txt where clip.mp4 lies beside."""
+    paths = list(paths)
+    known = set(paths)
+    stems = Counter(os.path.splitext(path)[0] for path in paths)
+    texts = [path for path in paths if path.endswith(CAPTION_SUFFIX)]
+    return {t for t in texts if (stem := t.removesuffix(CAPTION_SUFFIX)) in known or stems[stem] > 1}
 
 
 def _candidate(found: _Found, captions: Mapping[str, bytes | OSError]) -> Candidate:

@@ -55,7 +55,13 @@ def s3(server, monkeypatch):
     client = boto3.client("s3")
     client.create_bucket(Bucket=BUCKET)
     table = b"video,caption\na.mp4,a red car\nmissing.mp4,nothing\ns3://films/v/deep/b.mp4,\n"
-    objects = {"v/a.mp4": b"1234", "v/a.txt": b"a blue car", "v/deep/b.mp4": b"12", "v/table.csv": table}
+    objects = {
+        "v/a.mp4": b"1234",
+        "v/a.txt": b"a blue car",
+        "v/deep/b.mp4": b"12",
+        "v/table.csv": table,
+        "v2.mp4": b"1",
+    }
     for key, body in objects.items():
         client.put_object(Bucket=BUCKET, Key=key, Body=body)
     s3fs.S3FileSystem.clear_instance_cache()
@@ -94,7 +100,12 @@ def test_a_bucket_is_listed_with_its_captions_and_no_video_is_downloaded(s3, dow
 
 def test_the_whole_bucket_a_single_key_and_a_glob(s3):
     files = RemoteFiles()
-    assert set(names(find_candidates("s3://films", files=files)[0])) == {"v/a.mp4", "v/deep/b.mp4", "v/table.csv"}
+    assert set(names(find_candidates("s3://films", files=files)[0])) == {
+        "v/a.mp4",
+        "v/deep/b.mp4",
+        "v/table.csv",
+        "v2.mp4",
+    }
     assert names(find_candidates("s3://films/v/a.mp4", files=files)[0]) == {"a.mp4": "a blue car"}
     assert names(find_candidates("s3://films/v/**/*.mp4", files=files)[0]) == {"a.mp4": "a blue car", "deep/b.mp4": "b"}
     assert names(find_candidates("s3://films/v/*.mp4", files=files)[0]) == {"a.mp4": "a blue car"}

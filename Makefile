@@ -29,7 +29,7 @@ $(STAMP): pyproject.toml infra/env/setup.sh infra/env/constraints.txt infra/env/
 	PYTHON='$(PYTHON)' bash infra/env/setup.sh
 	@touch $@
 
-data: $(STAMP)  ## videos (SRC=folder or address; default: packaged clips) to shards
+data: $(STAMP)  ## videos (SRC='folder, glob, list, table or address'; default: packaged clips) to shards
 	@$(if $(filter $@,$(FIRST)),$(call RUN,$(GOALS)),true)
 
 teacher: $(STAMP)  ## the backbone learns to follow tracks

@@ -15,12 +15,16 @@ from torch import nn
 from .config import ComputeConfig
 from .engine import DeepSpeedEngine, TorchEngine
 from .progress import Console, Meter, SilentConsole
+from .remote import fetch
 from .tracking import RunLogger
 
 
 @dataclass
 class RunContext:
-    """For once and gang stages. logger: None where nothing is tracked, and on ranks other than 0."""
+    """For once and gang stages. logger: None where nothing is tracked, and on ranks other than 0.
+
+    sources: RUNS/sources, where files behind addresses are kept for all steps; None where no stage asks for one.
+    """
 
     workdir: Path
     seed: int
@@ -30,6 +34,7 @@ class RunContext:
     console: Console = field(default_factory=SilentConsole)
     logger: RunLogger | None = None
     compute: ComputeConfig = field(default_factory=ComputeConfig)
+    sources: Path | None = None
 
     def emit(self, step: int, metrics: Mapping[str, float]) -> None:
         if self.logger is not None:
@@ -45,6 +50,11 @@ class RunContext:
 
     def say(self, line: str) -> None:
         self.console.say(line)
+
+    def fetch(self, address: str) -> Path:
+        """FileNotFoundError or PermissionError where the source is gone or forbidden; another OSError may pass."""
+        assert self.sources is not None, "the executor names the folder of fetched sources"
+        return fetch(address, self.sources)
 
     def progress(self, what: str, total: int) -> AbstractContextManager[Meter]:
         return self.console.progress(what, total)

@@ -135,6 +135,7 @@ class Executor:
             console=self.console,
             logger=logger,
             compute=self.compute,
+            sources=self.store.root.parent / "sources",
         )
         try:
             return work.stage.run(work.config, work.inputs, ctx)

@@ -1,4 +1,4 @@
-"""Files that survive kill -9: atomic writes, locks that die with their process, folders fetched from object stores."""
+"""Files that survive kill -9: atomic writes, locks that die with their process."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import fcntl
 import hashlib
 import json
 import os
-import re
 import subprocess
 import time
 from collections.abc import Callable
@@ -102,42 +101,3 @@ def lock_hash(checkout: Path = CHECKOUT) -> str:
         path = checkout / "infra" / "env" / name
         digest.update(path.read_bytes() if path.is_file() else b"")
     return digest.hexdigest()
-
-
-def is_remote(source: str) -> bool:
-    return re.match(r"^[a-z][a-z0-9+.-]*://", source) is not None
-
-
-def fetch_folder(source: str, cache: Path, say: Callable[[str], None]) -> Path:
-    """`source` as a local folder: itself, or for an address (s3://, gs://, https://...) a copy under `cache`.
-
-    Files whose size has not changed are not fetched again. ValueError where nothing can be read.
-    """
-    if not is_remote(source):
-        return Path(source).expanduser().resolve()
-    import fsspec
-
-    folder = cache / hashlib.sha256(source.encode()).hexdigest()[:12]
-    try:
-        fs, root = fsspec.core.url_to_fs(source)
-        listing = fs.find(root, detail=True)
-        if not listing and fs.isfile(root):
-            listing = {root: fs.info(root)}
-    except (OSError, ImportError, ValueError) as error:
-        raise ValueError(f"SRC {source} cannot be read: {error}") from error
-    found = {name: info.get("size") for name, info in listing.items() if info.get("type", "file") == "file"}
-    if not found:
-        raise ValueError(f"SRC {source} holds no file")
-    for name, size in sorted(found.items()):
-        target = folder / Path(name).relative_to(root) if name != root else folder / Path(name).name
-        if target.is_file() and size in (None, target.stat().st_size):  # a web server may not tell
-            continue
-        target.parent.mkdir(parents=True, exist_ok=True)
-        say(f"fetching {name}" + (f" ({size / 1e6:.1f} MB)" if size else ""))
-        aside = target.with_name(target.name + ".part")
-        try:
-            fs.get_file(name, str(aside))
-        except OSError as error:
-            raise ValueError(f"SRC {source}: {name} cannot be fetched: {error}") from error
-        os.replace(aside, target)
-    return folder.resolve()

@@ -89,7 +89,10 @@ def run_item(job: ItemJob, task: ItemTask) -> Failure | None:
         if _deaths(task, job.attempt) >= MAX_DEATHS:
             return Failure(task.label, f"the worker died {MAX_DEATHS} times on this item", expected=False)
         ctx = ItemContext(
-            workdir=task.step.folder, seed=task.seed, device=free_device() if job.gpu else torch.device("cpu")
+            workdir=task.step.folder,
+            seed=task.seed,
+            device=free_device() if job.gpu else torch.device("cpu"),
+            sources=Path(job.codec.root).parent / "sources",
         )
         started = time.monotonic()
         records: Any = ()

@@ -44,7 +44,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("words", nargs="*", help=f"targets ({', '.join((*TARGETS, *OTHERS))}) and key=value overrides")
     parser.add_argument("--preset", default="nano", help="a file in configs/preset (default: nano)")
-    parser.add_argument("--src", default="", help="folder or address of your own videos (default: packaged clips)")
+    parser.add_argument(
+        "--src", default="", help="folder, glob, list, table or address of your own videos (default: packaged clips)"
+    )
     parser.add_argument("--runs", default="runs", help="where results go (default: runs)")
     parser.add_argument("--clip", default="", help="inspect: the clip's id (default: list some)")
     parser.add_argument("--retry-failed", action="store_true", help="try items again that failed unexpectedly")

@@ -44,7 +44,7 @@ class Config:
     preset: str = "nano"
     seed: int = 0
     runs: str = "runs"
-    src: str = ""  # a folder or address of one's own videos; "" takes the packaged clips
+    src: str = ""  # folder, glob, list, table or address of one's own videos; "" takes the packaged clips
     clip: ClipConfig = field(default_factory=ClipConfig)
     vae: VAEConfig = field(default_factory=VAEConfig)
     text: TextConfig = field(default_factory=TextConfig)

@@ -66,12 +66,7 @@ def _data(run: Run) -> Dataset:
 def usable_videos(run: Run) -> tuple[list[Video], list[Rejected]]:
     """Every readable video once, and the files that are none, with the reason."""
     stage = run_configs(run.cfg.data, run.cfg.model)
-    folder = run.source_folder()
-    if folder and run.store.root.parent.is_relative_to(folder):
-        raise ValueError(
-            f"SRC={folder} holds RUNS={run.store.root.parent}: its videos would become sources; move one of them"
-        )
-    candidates, rejected = sources.find_candidates(folder)
+    candidates, rejected = run.candidates()
     found, refused = run.items(INGEST, stage.ingest, candidates)
     videos, repeated = sources.drop_duplicates(found)
     rejected = [*rejected, *refused, *repeated]

@@ -14,12 +14,13 @@ from typing import Any
 from infra import progress, tracking
 from infra.codec import Codec
 from infra.executor import Executor, Link, Runnable, Work, item_tasks
-from infra.files import fetch_folder, git_sha, lock_hash
+from infra.files import git_sha, lock_hash
 from infra.items import finished
+from infra.remote import RemoteFiles
 from infra.store import Failure, Manifest, Step, Store
 from stages import records
 from stages.data.scene import Plate, SceneItem
-from stages.data.sources import Candidate, listed
+from stages.data.sources import Candidate, find_candidates, holds, listed
 from stages.data.split import Shots
 from stages.eval import RECORDS as EVAL_RECORDS
 from stages.records import Checkpoint, Rejected, ShardSet
@@ -127,11 +128,12 @@ class Run:
     def say(self, line: str) -> None:
         self.console.say(line)
 
-    def source_folder(self) -> str:
-        """SRC as a local folder, fetched if it is an address; "" for the packaged clips."""
-        if not self.cfg.src:
-            return ""
-        return str(fetch_folder(self.cfg.src, self.store.root.parent / "sources", self.say))
+    def candidates(self) -> tuple[list[Candidate], list[Rejected]]:
+        """The files that SRC names, none fetched; the packaged clips where it is empty. Refuses a SRC that holds RUNS."""
+        src, runs = self.cfg.src, self.store.root.parent
+        if holds(src, runs):
+            raise ValueError(f"SRC={src} holds RUNS={runs}: its videos would become sources; move one of them")
+        return find_candidates(src, self.cfg.data.videos_root, RemoteFiles())
 
     def seconds(self) -> dict[str, float]:
         """Seconds of work by target, those of steps made in earlier commands included."""

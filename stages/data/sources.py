@@ -1,24 +1,33 @@
-"""Where videos come from: clips inside installed packages, or the user's folder. And which of them are held out."""
+"""Where videos come from: clips inside installed packages, or the user's SRC. And which of them are held out."""
 
 from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
+from typing import Any
 
 from msmodel.packages import packaged_file
 from stages.data.config import DataConfig
+from stages.data.places import Files, Places, base_folder, decoded, is_address, is_glob, joined, matching, walk
+from stages.data.tables import LISTS, TABLES, BadRow, Row, read_rows
 from stages.records import Rejected, Video
 from stages.spec import StageError
 
 CAPTION_SUFFIX = ".txt"  # a sidecar caption: the video's name with this ending
+SHOWN = 20  # reasons in an error; a table may have millions of rows
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """A file that may be a video. stamp changes when the file's content may have changed, so that it keys the cache."""
+    """A file that may be a video, or a part of one. path: local, or an address that `Context.fetch` brings here.
+
+    stamp changes when the file's content may have, so that it keys the cache. end_seconds 0: to the video's end. notes:
+    what a reader of the catalogue should know, in words.
+    """
 
     name: str
     path: str
@@ -26,6 +35,9 @@ class Candidate:
     licence: str
     caption: str
     stamp: str
+    start_seconds: float = 0.0
+    end_seconds: float = 0.0
+    notes: tuple[str, ...] = ()
 
 
 def listed(stage: str, message: str) -> Rejected:
@@ -132,78 +144,189 @@ def packaged_candidates() -> list[Candidate]:
     ]
 
 
-def find_candidates(src: str) -> tuple[list[Candidate], list[Rejected]]:
-    """src "" gives the packaged clips, else a folder (or one file) of the user's: every file in it is a candidate.
+def find_candidates(
+    src: str, videos_root: str = "", files: Files | None = None
+) -> tuple[list[Candidate], list[Rejected]]:
+    """What SRC names: "" the packaged clips; else a folder (every file in it), a file, a glob, a list or a table, local or
+    behind an address. videos_root: where relative paths of a list or table start; "" is its own folder.
 
-    What cannot be listed or opened comes back as Rejected. Raises StageError where src itself is of no use.
+    No video is read, and none fetched. What cannot be listed or opened comes back as Rejected. Raises StageError (or the
+    ValueError of `files`) where src itself is of no use.
     """
     if not src:
         return packaged_candidates(), []
+    src, places = src.removeprefix("file://"), Places(files)
+    if has_rows(src):
+        found, rejected = _from_rows(src, videos_root, places)
+        known = None
+    else:
+        found, known, rejected = _from_listing(src, places)
+    if not found:
+        shown = "".join(f"\n  {r.name}: {r.reason}" for r in rejected[:SHOWN])
+        more = f"\n  and {len(rejected) - SHOWN} more" if len(rejected) > SHOWN else ""
+        raise StageError(f"SRC={src}: holds no file that can be read{shown}{more}")
+    return _candidates(found, places, known), rejected
+
+
+def holds(src: str, folder: Path) -> bool:
+    """Whether src is a local folder, or a glob of any depth, that takes in whatever lies in `folder`."""
+    src = src.removeprefix("file://")
+    if not src or is_address(src) or has_rows(src) or (is_glob(src) and "**" not in src):
+        return False
+    return folder.resolve().is_relative_to(Path(base_folder(src)).expanduser().resolve())
+
+
+def has_rows(src: str) -> bool:
+    """Whether src is a list or table, by its ending."""
+    return not src.endswith("/") and Path(src).suffix.lower() in (*LISTS, *TABLES) and not _is_dir(src)
+
+
+def _is_dir(src: str) -> bool:
+    return not is_address(src) and os.path.isdir(os.path.expanduser(src))
+
+
+@dataclass(frozen=True)
+class _Found:
+    """A file that is there. path: as SRC spells it, links not resolved: its caption lies beside it."""
+
+    name: str
+    path: str
+    stamp: str
+    row: Row
+    notes: tuple[str, ...] = ()
+
+
+def _from_listing(src: str, places: Places) -> tuple[list[_Found], Mapping[str, Any] | None, list[Rejected]]:
+    """(files but for captions, every path of a folder that was listed whole, rejected)."""
+    base = base_folder(src)
+    rejected: list[Rejected] = []
+    if is_address(src):
+        listing: Mapping[str, str | OSError] = places.behind(src).listing(src)
+    elif is_glob(src):
+        paths, rejected = matching(src)
+        listing = places.look(paths)
+    else:
+        paths, rejected = _local(src)
+        listing = places.look(paths)
+    base = os.path.expanduser(base)
+    if list(listing) == [base]:  # one file
+        base = os.path.dirname(base) or "."
+    captions = _captions_of_others(listing)
+    found = []
+    for path, stamp in listing.items():
+        if path in captions:
+            continue
+        name = path.removeprefix(base + "/") if is_address(path) else os.path.relpath(path, base)
+        if isinstance(stamp, OSError):
+            rejected.append(Rejected(name, "sources", _reason(stamp)))
+        else:
+            found.append(_Found(name, path, stamp, Row(0, path)))
+    return found, None if is_glob(src) or len(listing) == 1 else listing, rejected
+
+
+def _local(src: str) -> tuple[list[str], list[Rejected]]:
+    """A local file, or all files of a folder. Raises StageError where there is neither."""
     root = Path(src).expanduser()
     try:
         if root.is_file():
-            return [_candidate(root, root.parent)], []
+            return [str(root)], []
         if not root.is_dir():
             raise StageError(f"SRC={src}: no such folder; give a folder that holds videos, or leave SRC empty")
     except OSError as e:
         raise StageError(f"SRC={src}: cannot be opened: {e.strerror}") from None
-    files, rejected = _walk(root, root)
-    names: dict[Path, set[str]] = {}
-    for file in files:
-        names.setdefault(file.parent, set()).add(file.name)
-    candidates = []
-    for file in files:
-        if file.suffix == CAPTION_SUFFIX and _has_video(file, names[file.parent]):
-            continue
-        try:
-            candidates.append(_candidate(file, root))
-        except OSError as e:
-            rejected.append(Rejected(str(file.relative_to(root)), "sources", f"cannot be opened: {e.strerror}"))
-    if not candidates:
-        listing = "".join(f"\n  {r.name}: {r.reason}" for r in rejected)
-        raise StageError(f"SRC={src}: holds no file that can be read{listing}")
-    return candidates, rejected
+    return walk(root, root)
 
 
-def _has_video(sidecar: Path, names: set[str]) -> bool:
-    """Whether a text file is the caption of another file: clip.txt or clip.mp4.txt beside clip.mp4."""
-    return sidecar.stem in names or any(Path(n).stem == sidecar.stem and n != sidecar.name for n in names)
-
-
-def _walk(folder: Path, root: Path) -> tuple[list[Path], list[Rejected]]:
-    """All files below folder, sorted, links to folders not followed. Rejected: folders that cannot be listed, what is no
-    regular file (a pipe would be waited on for ever), names that are not UTF-8 (they fit no catalogue)."""
-    files: list[Path] = []
+def _from_rows(src: str, videos_root: str, places: Places) -> tuple[list[_Found], list[Rejected]]:
+    """The files that a list or table names, each row on its own. Raises StageError where it cannot be read as one."""
+    where = src if is_address(src) else os.path.expanduser(src)
+    data = places.read([where])[where]
+    if isinstance(data, OSError):
+        raise StageError(f"SRC={src}: {_reason(data)}; give a list or table that is there, or a folder of videos")
+    folder, _, name = where.rpartition("/")
+    suffix = Path(src).suffix.lower()
+    rows, note = read_rows(name, suffix, data)
+    base = videos_root or folder or "."
     rejected: list[Rejected] = []
-    try:
-        with os.scandir(folder) as listing:
-            entries = sorted(listing, key=lambda e: e.name)
-    except OSError as e:
-        name = str(folder.relative_to(root)) if folder != root else str(root)
-        return [], [Rejected(name + os.sep, "sources", f"folder cannot be listed: {e.strerror}")]
-    for entry in entries:
-        reason = _unusable(entry)
-        if reason:
-            shown = os.fsencode(os.path.relpath(entry.path, root)).decode(errors="backslashreplace")
-            rejected.append(Rejected(shown, "sources", reason))
-        elif entry.is_dir(follow_symlinks=False):
-            more, bad = _walk(Path(entry.path), root)
-            files += more
-            rejected += bad
+
+    def refuse(row: Row | BadRow, reason: str) -> None:
+        called = f"{name} {'line' if suffix in LISTS else 'row'} {row.number}"
+        rejected.append(Rejected(f"{called} ({row.path[:200]})" if row.path else called, "sources", reason))
+
+    paths = {row.number: joined(base, row.path) for row in rows if isinstance(row, Row)}
+    stamps = places.look(dict.fromkeys(paths.values()))
+    found = []
+    seen: dict[tuple[str, float, float], int] = {}
+    for row in rows:
+        if isinstance(row, BadRow):
+            refuse(row, row.reason)
+            continue
+        path = paths[row.number]
+        stamp = stamps[path]
+        first = seen.setdefault((path, row.start_seconds, row.end_seconds), row.number)
+        if first != row.number:
+            refuse(row, f"same path and span as {'line' if suffix in LISTS else 'row'} {first}")
+        elif isinstance(stamp, OSError):
+            refuse(row, _reason(stamp))
         else:
-            files.append(Path(entry.path))
-    return files, rejected
+            found.append(_Found(row.path.removeprefix("./"), path, stamp, row, (note,) if note else ()))
+    return found, rejected
 
 
-def _unusable(entry: os.DirEntry[str]) -> str:
-    """Why a folder's entry is not even looked at; "" where it is."""
-    try:
-        entry.name.encode()
-    except UnicodeEncodeError:
-        return "its name is not UTF-8: rename it"
-    if entry.is_dir(follow_symlinks=False) or entry.is_file() or not os.path.exists(entry.path):
-        return ""  # a broken link is listed when it is opened
-    return "a link to a folder: give that folder itself" if entry.is_dir() else "a pipe, socket or device, no file"
+def _reason(error: OSError) -> str:
+    return f"cannot be opened: {error.strerror or error}"
+
+
+def _candidates(found: Sequence[_Found], places: Places, known: Mapping[str, Any] | None) -> list[Candidate]:
+    """With their captions: the row's own, else those of the file beside, else the words of the name.
+
+    known: every path there is, where that has been listed already.
+    """
+    beside = {f.path: _sidecars(f.path) for f in found if not f.row.caption}
+    wanted = dict.fromkeys(s for sidecars in beside.values() for s in sidecars)
+    there = places.look(wanted) if known is None else {s: "" for s in wanted if s in known}
+    texts = places.read(s for s, stamp in there.items() if not isinstance(stamp, FileNotFoundError))
+    return [_candidate(f, {s: texts[s] for s in beside.get(f.path, ()) if s in texts}) for f in found]
+
+
+def _sidecars(path: str) -> list[str]:
+    """Where a caption may lie, the one that counts first: clip.mp4.txt, clip.txt."""
+    folder, slash, name = path.rpartition("/")
+    stem = PurePosixPath(name).stem
+    return [s for s in (f"{path}{CAPTION_SUFFIX}", f"{folder}{slash}{stem}{CAPTION_SUFFIX}") if s != path]
+
+
+def _captions_of_others(paths: Iterable[str]) -> set[str]:
+    """The text files among paths that are captions: clip.txt or clip.mp4.txt where clip.mp4 lies beside."""
+    paths = list(paths)
+    known = set(paths)
+    stems = Counter(os.path.splitext(path)[0] for path in paths)
+    texts = [path for path in paths if path.endswith(CAPTION_SUFFIX)]
+    return {t for t in texts if (stem := t.removesuffix(CAPTION_SUFFIX)) in known or stems[stem] > 1}
+
+
+def _candidate(found: _Found, captions: Mapping[str, bytes | OSError]) -> Candidate:
+    row, notes = found.row, list(found.notes)
+    caption = row.caption
+    for sidecar, data in captions.items():
+        if isinstance(data, OSError):
+            notes.append(f"caption {os.path.basename(sidecar)} {_reason(data)}")
+        elif not caption:
+            text, note = decoded(data)
+            caption = text.strip()
+            notes += [f"caption {os.path.basename(sidecar)}: {note}"] if note else []
+    span = f"@{row.start_seconds:g}-{f'{row.end_seconds:g}' if row.end_seconds else ''}s"
+    return Candidate(
+        name=found.name + (span if row.start_seconds or row.end_seconds else ""),
+        path=found.path if is_address(found.path) else str(Path(found.path).resolve()),
+        source=found.name,
+        licence=row.licence or "unknown (user's folder)",
+        caption=caption or caption_from_name(PurePosixPath(found.name).stem),
+        stamp=found.stamp,
+        start_seconds=row.start_seconds,
+        end_seconds=row.end_seconds,
+        notes=tuple(notes),
+    )
 
 
 def caption_from_name(stem: str) -> str:
@@ -211,35 +334,15 @@ def caption_from_name(stem: str) -> str:
     return " ".join(word for word in re.split(r"[\W\d_]+", stem) if word)
 
 
-def _candidate(file: Path, root: Path) -> Candidate:
-    """Raises OSError where the file cannot be opened."""
-    with open(file, "rb") as f:
-        stat = os.fstat(f.fileno())
-    caption = caption_from_name(file.stem)
-    for sidecar in (file.with_suffix(CAPTION_SUFFIX), file.with_name(file.name + CAPTION_SUFFIX)):
-        if sidecar != file and sidecar.is_file():
-            caption = sidecar.read_text(encoding="utf-8", errors="replace").strip()
-    name = str(file.relative_to(root))
-    return Candidate(
-        name=name,
-        path=str(file.resolve()),
-        source=name,
-        licence="unknown (user's folder)",
-        caption=caption,
-        stamp=f"{stat.st_size}-{stat.st_mtime_ns}",
-    )
-
-
 def drop_duplicates(videos: Iterable[Video]) -> tuple[list[Video], list[Rejected]]:
-    """One video per content; the others are listed. Kept: the first by name. Repeats would leak across the split."""
-    kept: dict[str, Video] = {}
+    """One video per content and span; the others are listed. Kept: the first by name. Repeats would leak across the
+    split."""
+    kept: dict[tuple[str, float, float], Video] = {}
     rejected = []
     for video in sorted(videos, key=lambda v: v.source):
-        if video.sha256 in kept:
-            reason = f"same content as {kept[video.sha256].source}"
-            rejected.append(Rejected(video.source, "sources", reason))
-        else:
-            kept[video.sha256] = video
+        first = kept.setdefault((video.sha256, video.start_seconds, video.end_seconds), video)
+        if first is not video:
+            rejected.append(Rejected(video.source, "sources", f"same content as {first.source}"))
     return list(kept.values()), rejected
 
 

@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import functools
 import json
 import os
 import signal
 import subprocess
 import sys
-import threading
 import time
 from dataclasses import dataclass, replace
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 
 from infra.codec import Codec
-from infra.files import FolderLock, fetch_folder, write_atomic
+from infra.files import FolderLock, write_atomic
 from infra.store import Failure, Store, item_name
 from stages.records import Checkpoint, Clip, Rejected, ShardSet
 
@@ -152,43 +149,6 @@ def test_lock_waits_for_the_living_and_outlives_the_dead(tmp_path):
         assert time.monotonic() - began < 30
     holder.wait()
     assert told == [f"pid {holder.pid} on {os.uname().nodename}"]
-
-
-def test_fetching_a_remote_folder_copies_what_changed(tmp_path):
-    import fsspec
-
-    fs = fsspec.filesystem("memory")
-    fs.pipe("/films/a.mp4", b"1234")
-    fs.pipe("/films/sub/b.txt", b"12")
-    said: list[str] = []
-    folder = fetch_folder("memory://films", tmp_path, said.append)
-    assert sorted(str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file()) == ["a.mp4", "sub/b.txt"]
-    assert len(said) == 2
-    fs.pipe("/films/a.mp4", b"12345")
-    assert fetch_folder("memory://films", tmp_path, said.append) == folder
-    assert len(said) == 3
-    with pytest.raises(ValueError, match="holds no file"):
-        fetch_folder("memory://nothing", tmp_path, said.append)
-
-
-def test_a_web_folder_is_fetched_once_though_its_listing_tells_no_sizes(tmp_path):
-    (tmp_path / "web").mkdir()
-    (tmp_path / "web" / "a.mp4").write_bytes(b"abc")
-    handler = functools.partial(SimpleHTTPRequestHandler, directory=str(tmp_path / "web"))
-    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        address, said = f"http://127.0.0.1:{server.server_port}/", []
-        for _ in range(2):
-            folder = fetch_folder(address, tmp_path / "cache", said.append)
-            assert [p.read_bytes() for p in folder.rglob("*.mp4")] == [b"abc"]
-        assert len(said) == 1
-        with pytest.raises(ValueError, match="SRC http"):
-            fetch_folder(address + "missing.mp4", tmp_path / "cache", said.append)
-        server.shutdown()
-
-
-def test_a_local_folder_is_used_where_it_lies(tmp_path):
-    assert fetch_folder(str(tmp_path), tmp_path / "cache", print) == tmp_path.resolve()
 
 
 def test_a_record_with_a_digest_counts_by_its_content_wherever_it_lies(tmp_path):

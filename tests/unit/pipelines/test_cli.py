@@ -47,6 +47,13 @@ def test_a_source_that_holds_the_results_is_refused(tmp_path, capsys):
     assert not (tmp_path / "deep").exists()
 
 
+@pytest.mark.parametrize("src", ["/no films/**/*.mp4", "s3://bucket/[ab]*/?.mp4", "films.csv", "a b.txt"])
+def test_make_hands_a_source_on_as_it_is(src):
+    words = ["make", "-s", "-o", ".venv/.stamp", "data", "PY=printf '<%s>'", f"SRC={src}"]
+    out = subprocess.run(words, cwd=CHECKOUT, capture_output=True, text=True, check=True).stdout
+    assert out.endswith(f"<--src><{src}>")
+
+
 def make(*words: str) -> list[str]:
     """What make would run, environment set-up aside."""
     out = subprocess.run(["make", "-n", *words], cwd=CHECKOUT, capture_output=True, text=True, check=True).stdout

@@ -100,7 +100,7 @@ def test_no_data_and_a_damaged_shard_say_make_data(runs, tmp_path, capsys):
     status, _, err = inspect(tmp_path / "empty", "x", capsys)
     assert status == cli.FAILED
     assert "make data" in err
-    for shard in runs.rglob("shard-*.tar"):
+    for shard in runs.rglob("pack/*/*/shard-*.tar"):
         shard.write_bytes(shard.read_bytes()[:700])
     status, _, err = inspect(runs, "clip-train-000", capsys)
     assert status == cli.FAILED

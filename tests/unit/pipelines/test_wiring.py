@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
+import fsspec
 import pytest
 
 from infra.codec import Codec
@@ -65,6 +66,30 @@ def new_run(folder: Path, dry: bool = False, retry_failed: bool = False, *overri
     store, console = Store(cfg.root, Codec(RECORDS, cfg.root)), PlainConsole()
     executor = Executor(store, cfg.compute, console, Reject)
     return Run(cfg, store, executor, NoTracking(), console, dry, retry_failed)  # type: ignore[arg-type]
+
+
+def fetched(cfg: Settings, item: str, ctx) -> str:
+    return str(ctx.fetch(item))
+
+
+def test_a_worker_fetches_an_address_to_the_runs_folder_of_sources(tmp_path):
+    fsspec.filesystem("memory").pipe("/films/a.mp4", b"1234")
+    run = new_run(tmp_path / "runs")
+    remote, local = run.items(Stage("get", 1, "per_item", fetched), Settings(), ["memory://films/a.mp4", "/a.mp4"])[0]
+    assert Path(remote).is_relative_to(tmp_path / "runs" / "sources") and Path(remote).read_bytes() == b"1234"
+    assert local == "/a.mp4"
+
+
+def test_a_run_lists_its_source_and_refuses_one_that_holds_its_results(tmp_path):
+    (tmp_path / "v").mkdir()
+    (tmp_path / "v" / "a.mp4").touch()
+    (tmp_path / "t.csv").write_text("video\na.mp4\n")
+    run = new_run(tmp_path / "runs", False, False, f"data.videos_root={tmp_path}/v")
+    listed = dataclasses.replace(run, cfg=dataclasses.replace(run.cfg, src=f"{tmp_path}/t.csv"))
+    assert [c.path for c in listed.candidates()[0]] == [f"{tmp_path}/v/a.mp4"]
+    for src in (f"{tmp_path}", f"{tmp_path}/**/*.mp4"):
+        with pytest.raises(ValueError, match="holds RUNS"):
+            dataclasses.replace(run, cfg=dataclasses.replace(run.cfg, src=src)).candidates()
 
 
 def data(run: Run, names: tuple[str, ...] = ("a", "bad")) -> tuple[str, ...]:

@@ -1,6 +1,6 @@
 import os
 import tempfile
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pytest
@@ -11,6 +11,7 @@ from stages.data.sources import (
     assign_splits,
     drop_duplicates,
     find_candidates,
+    holds,
     listed,
     packaged_candidates,
     require_usable,
@@ -155,6 +156,121 @@ def test_a_useless_src_says_so(tmp_path):
         find_candidates(str(tmp_path))
 
 
+@pytest.fixture
+def films(tmp_path):
+    for name in ("a.mp4", "a.txt", "x/b.mp4", "x/y/c.mp4", "x/notes.md"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("words of " + name)
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("pattern", "names"),
+    [
+        ("*.mp4", ["a.mp4"]),
+        ("**/*.mp4", ["a.mp4", "x/b.mp4", "x/y/c.mp4"]),
+        ("x/*", ["b.mp4", "notes.md"]),
+        ("[a-b].*", ["a.mp4"]),
+        ("?/?.mp4", ["x/b.mp4"]),
+    ],
+)
+def test_a_glob_matches_files_named_from_its_fixed_part(films, pattern, names):
+    found, rejected = find_candidates(f"{films}/{pattern}")
+    assert [c.name for c in found] == names and rejected == []
+    assert all(c.caption == "words of a.txt" for c in found if c.name == "a.mp4")
+
+
+def test_a_glob_from_here_and_one_that_matches_nothing(films, monkeypatch):
+    monkeypatch.chdir(films)
+    for pattern in ("**/*.mp4", "./**/*.mp4", f"file://{films}/**/*.mp4"):
+        assert [c.name for c in find_candidates(pattern)[0]] == ["a.mp4", "x/b.mp4", "x/y/c.mp4"]
+    assert [c.name for c in find_candidates(".")[0]] == ["a.mp4", "x/b.mp4", "x/notes.md", "x/y/c.mp4"]
+    assert [(c.name, c.path) for c in find_candidates("a.mp4")[0]] == [("a.mp4", str(films / "a.mp4"))]
+    with pytest.raises(StageError, match="holds no file"):
+        find_candidates("*.avi")
+
+
+def test_a_name_with_brackets_that_is_there_is_no_glob(films):
+    (films / "[2024] b").mkdir()
+    (films / "[2024] b" / "d.mp4").touch()
+    assert [c.name for c in find_candidates(str(films / "[2024] b"))[0]] == ["d.mp4"]
+
+
+def test_a_glob_rejects_pipes_and_names_that_are_not_utf8(films):
+    os.mkfifo(films / "pipe.mp4")
+    with open(os.fsencode(films) + b"/caf\xe9.mp4", "wb") as f:
+        f.write(b"x")
+    found, rejected = find_candidates(f"{films}/*.mp4")
+    assert [c.name for c in found] == ["a.mp4"]
+    assert {(r.name, r.reason.split(":")[-1].split(",")[0]) for r in rejected} == {
+        ("pipe.mp4", " a pipe"),
+        ("caf\\xe9.mp4", " rename it"),
+    }
+
+
+@pytest.mark.parametrize(
+    ("src", "held"),
+    [("", 1), (".", 1), ("x", 0), ("**/*.mp4", 1), ("*.mp4", 0), ("x/**", 0), ("t.csv", 0), ("s3://b/**", 0)],
+)
+def test_a_src_that_takes_in_the_results_is_known(films, monkeypatch, src, held):
+    monkeypatch.chdir(films)
+    (films / "t.csv").touch()
+    assert holds(src, films / "runs") is bool(held and src)
+
+
+def test_a_latin1_caption_is_read_and_noted_and_a_closed_one_is_noted(films):
+    (films / "a.txt").write_bytes("un café".encode("latin-1"))
+    (films / "x" / "b.txt").mkdir()
+    (films / "x" / "y" / "c.txt").write_bytes(b"\xef\xbb\xbfwith a mark")
+    found = {c.name: c for c in find_candidates(f"{films}/**/*.mp4")[0]}
+    assert found["a.mp4"].caption == "un café"
+    assert found["a.mp4"].notes == ("caption a.txt: not UTF-8, read as Windows-1252",)
+    assert found["x/b.mp4"].caption == "b"
+    assert found["x/b.mp4"].notes == ("caption b.txt cannot be opened: Is a directory",)
+    assert (found["x/y/c.mp4"].caption, found["x/y/c.mp4"].notes) == ("with a mark", ())
+
+
+@dataclass
+class FakeFiles:
+    """Files behind fake://: what is asked of them is kept."""
+
+    content: dict[str, bytes]
+    asked: list[str] = field(default_factory=list)
+
+    def listing(self, address):
+        return {a: f"stamp of {a}" for a in self.content if a.startswith(address)}
+
+    def look(self, addresses):
+        self.asked += addresses
+        return {a: f"stamp of {a}" if a in self.content else FileNotFoundError(2, "gone") for a in addresses}
+
+    def read(self, addresses):
+        return {a: self.content.get(a, FileNotFoundError(2, "gone")) for a in addresses}
+
+
+def test_a_remote_folder_needs_one_listing_and_its_captions(tmp_path):
+    files = FakeFiles({"fake://f/a.mp4": b"", "fake://f/a.txt": b"a car", "fake://f/x/b.mp4": b""})
+    found, _ = find_candidates("fake://f/", files=files)
+    assert [(c.name, c.path, c.caption, c.stamp) for c in found] == [
+        ("a.mp4", "fake://f/a.mp4", "a car", "stamp of fake://f/a.mp4"),
+        ("x/b.mp4", "fake://f/x/b.mp4", "b", "stamp of fake://f/x/b.mp4"),
+    ]
+    assert files.asked == []
+    with pytest.raises(StageError, match="addresses cannot be read here"):
+        find_candidates("fake://f/")
+
+
+def test_a_local_table_may_name_addresses_and_a_remote_one_local_files(tmp_path):
+    (tmp_path / "a.mp4").touch()
+    (tmp_path / "t.csv").write_text("path\na.mp4\nfake://f/b.mp4\nfake://f/gone.mp4\n")
+    files = FakeFiles({"fake://f/b.mp4": b"", "fake://f/t.csv": f"path\nb.mp4\n{tmp_path}/a.mp4\n".encode()})
+    found, rejected = find_candidates(str(tmp_path / "t.csv"), files=files)
+    assert [c.path for c in found] == [str(tmp_path / "a.mp4"), "fake://f/b.mp4"]
+    assert [(r.name, r.reason) for r in rejected] == [("t.csv row 3 (fake://f/gone.mp4)", "cannot be opened: gone")]
+    found, rejected = find_candidates("fake://f/t.csv", files=files)
+    assert [c.path for c in found] == ["fake://f/b.mp4", str(tmp_path / "a.mp4")] and not rejected
+
+
 def test_repeated_content_is_kept_once():
     kept, rejected = drop_duplicates([video("b", "1"), video("a", "1"), video("c", "2")])
     assert [v.source for v in kept] == ["a", "c"]
@@ -170,6 +286,14 @@ def test_users_videos_split_by_content_and_both_sides_are_filled(count):
     assert assign_splits(renamed, DataConfig()) == splits
     if count == 40:
         assert 2 <= list(splits.values()).count("heldout") <= 12
+
+
+def test_spans_of_one_file_are_no_repeats():
+    whole = video("a", "1")
+    spans = [replace(whole, video_id=f"a{i}", start_seconds=float(i), end_seconds=i + 1.0) for i in (0, 1, 1)]
+    kept, rejected = drop_duplicates([whole, *spans])
+    assert kept == [whole, *spans[:2]]
+    assert len(rejected) == 1
 
 
 def test_nothing_usable_lists_every_reason():

@@ -1,0 +1,150 @@
+"""Lists and tables of videos: text files, CSV, TSV and Parquet become rows; a row of no use is told apart by its number."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from stages.data.places import decoded
+from stages.spec import StageError
+
+LISTS = (".txt", ".lst")
+TABLES = (".csv", ".tsv", ".parquet")
+# A column by any of these names, in any case; the first that is there counts. Other columns are not read.
+COLUMNS = {
+    "path": ("path", "video", "file", "url"),
+    "caption": ("caption", "text", "prompt"),
+    "start": ("start", "start_seconds"),
+    "end": ("end", "end_seconds"),
+    "licence": ("licence", "license"),
+}
+LONGEST_CAPTION = 1 << 20  # characters of a CSV field: more is a quote that was never closed
+CLOCK = re.compile(r"(?:(\d+):)?(\d{1,2}):(\d{1,2}(?:\.\d*)?)")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One video, or a part of one. end_seconds 0: to its end. number: of the row below the header, or the line, from 1."""
+
+    number: int
+    path: str
+    caption: str = ""
+    start_seconds: float = 0.0
+    end_seconds: float = 0.0
+    licence: str = ""
+
+
+@dataclass(frozen=True)
+class BadRow:
+    number: int
+    path: str
+    reason: str
+
+
+def read_rows(name: str, suffix: str, data: bytes) -> tuple[list[Row | BadRow], str]:
+    """(rows, note on the text's encoding or ""). suffix: one of LISTS or TABLES.
+
+    Raises StageError where the file is no such table, lacks a column of paths, or holds no row.
+    """
+    note = ""
+    if suffix == ".parquet":
+        rows = list(_parquet_rows(name, data))
+    else:
+        text, note = decoded(data)
+        rows = list(_lines(text) if suffix in LISTS else _csv_rows(name, text, "\t" if suffix == ".tsv" else ","))
+    if not rows:
+        raise StageError(f"SRC={name}: holds no row: name a video in each line or row")
+    return rows, f"{name}: {note}" if note else ""
+
+
+def seconds(text: str) -> float:
+    """A time: "" is 0, "12.5", "1:02.5", "00:01:02.500". Raises ValueError for what is none, or is negative."""
+    text = text.strip()
+    clock = CLOCK.fullmatch(text)
+    if clock:
+        hours, minutes, rest = (float(part or 0) for part in clock.groups())
+        return 3600 * hours + 60 * minutes + rest
+    value = float(text or 0)
+    if not math.isfinite(value) or value < 0:
+        raise ValueError(text)
+    return value
+
+
+def _lines(text: str) -> Iterator[Row]:
+    for number, line in enumerate(text.splitlines(), 1):
+        if line.strip() and not line.lstrip().startswith("#"):
+            yield Row(number, line.strip())
+
+
+def _csv_rows(name: str, text: str, delimiter: str) -> Iterator[Row | BadRow]:
+    csv.field_size_limit(LONGEST_CAPTION)
+    lines = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)
+    try:
+        header = next(lines, [])
+        columns = _columns(name, header)
+        number = 0
+        for fields in lines:
+            if not any(field.strip() for field in fields):
+                continue
+            number += 1
+            if len(fields) != len(header):
+                reason = f"{len(fields)} fields where the header has {len(header)}: put quotes around text with commas"
+                yield BadRow(number, "", reason)
+            else:
+                yield _row(number, {kind: fields[at] for kind, at in columns.items()})
+    except csv.Error as error:
+        raise StageError(f"SRC={name}: line {lines.line_num} cannot be read as CSV: {error}") from None
+
+
+def _parquet_rows(name: str, data: bytes) -> Iterator[Row | BadRow]:
+    try:
+        table = pq.ParquetFile(pa.BufferReader(data))
+        header = table.schema_arrow.names
+        columns = _columns(name, header)
+        number = 0
+        for batch in table.iter_batches(columns=[header[at] for at in columns.values()]):
+            for values in batch.to_pylist():
+                number += 1
+                yield _row(number, {kind: values[header[at]] for kind, at in columns.items()})
+    except pa.ArrowException as error:
+        raise StageError(f"SRC={name}: cannot be read as Parquet: {error}") from None
+
+
+def _columns(name: str, header: Sequence[str]) -> dict[str, int]:
+    """Where each kind of column stands."""
+    names = [column.strip().lower() for column in header]
+    found = {}
+    for kind, aliases in COLUMNS.items():
+        at = next((names.index(alias) for alias in aliases if alias in names), None)
+        if at is not None:
+            found[kind] = at
+    if "path" not in found:
+        shown = ", ".join(header)[:300] or "none"
+        raise StageError(
+            f"SRC={name}: no column of paths: call it {' or '.join(COLUMNS['path'])}; the columns found are: {shown}"
+        )
+    return found
+
+
+def _row(number: int, values: Mapping[str, Any]) -> Row | BadRow:
+    text = {kind: "" if values.get(kind) is None else str(values[kind]).strip() for kind in COLUMNS}
+    path = text["path"]
+    if not path:
+        return BadRow(number, "", "no path")
+    times = {}
+    for kind in ("start", "end"):
+        try:
+            times[kind] = seconds(text[kind])
+        except ValueError:
+            return BadRow(number, path, f"{kind} is {text[kind]!r}: give seconds or HH:MM:SS.mmm, not below 0")
+    if text["end"] and times["end"] <= times["start"]:
+        return BadRow(number, path, f"end {text['end']} is not after start {text['start'] or '0'}")
+    return Row(number, path, text["caption"], times["start"], times["end"], text["licence"])

@@ -86,14 +86,18 @@ class Run:
         """
         return self._manifest(stage, config, inputs, inputs if key_inputs is None else key_inputs, label).records
 
-    def items(self, stage: Runnable, config: Any, items: Sequence[Any]) -> tuple[tuple[Any, ...], list[Rejected]]:
-        """A per-item stage over all items: (records in order, items that came to nothing)."""
-        manifest = self._manifest(stage, config, tuple(items), tuple(items))
+    def items(
+        self, stage: Runnable, config: Any, items: Sequence[Any], label: str = ""
+    ) -> tuple[tuple[Any, ...], list[Rejected]]:
+        """A per-item stage over all items: (records in order, items that came to nothing). label: as for `step`."""
+        manifest = self._manifest(stage, config, tuple(items), tuple(items), label)
         rejected = [_rejected(stage.name, failure) for failure in manifest.failures]
         self.rejected += rejected
         return manifest.records, rejected
 
-    def chain(self, links: Sequence[Link], given: Sequence[Any]) -> list[tuple[tuple[Any, ...], list[Rejected]]]:
+    def chain(
+        self, links: Sequence[Link], given: Sequence[Any], label: str
+    ) -> list[tuple[tuple[Any, ...], list[Rejected]]]:
         """Per-item stages one after another: what `items` gives for each. They run at the same time: a later stage begins
         with what an earlier one has made so far."""
         if not self.dry:
@@ -101,7 +105,7 @@ class Run:
         out: list[tuple[tuple[Any, ...], list[Rejected]]] = []
         for link in links:
             given = link.items_of(out[-1][0]) if out else given
-            out.append(self.items(link.stage, link.config, given))
+            out.append(self.items(link.stage, link.config, given, label))
         return out
 
     def _stream(self, links: Sequence[Link], given: Sequence[Any]) -> None:
@@ -160,7 +164,7 @@ class Run:
                 if found is None:
                     found, state = self._execute(work, label), "ran"
         if not any(line.folder == step.folder for line in self.lines):
-            note = f"{len(found.failures)} rejected" if found.failures else label
+            note = ", ".join(filter(None, (label, f"{len(found.failures)} rejected" if found.failures else "")))
             self.lines.append(Line(self.target, stage.name, state, found.seconds, step.folder, note))
         return found
 

@@ -10,7 +10,9 @@ from stages.data.config import DataConfig
 from stages.data.encode import EncodeRun
 from stages.data.ingest import IngestRun
 from stages.data.pack import PackRun
+from stages.data.page import DataPageRun
 from stages.data.render import RenderRun
+from stages.data.shard import ShardRun
 from stages.data.split import SplitRun
 from stages.data.track import TrackRun
 
@@ -23,7 +25,9 @@ class RunConfigs:
     render: RenderRun
     track: TrackRun
     encode: EncodeRun
+    shard: ShardRun
     pack: PackRun
+    page: DataPageRun
 
 
 def run_configs(data: DataConfig, model: ModelConfig, vae_digest: str = "") -> RunConfigs:
@@ -36,5 +40,7 @@ def run_configs(data: DataConfig, model: ModelConfig, vae_digest: str = "") -> R
         render=RenderRun(clip, data.motions, data.supersampling, data.grid_rows, data.grid_cols, data.object_points),
         track=TrackRun(data.tracker, data.grid_rows, data.grid_cols),
         encode=EncodeRun(clip, model.vae, model.text, vae_digest),
-        pack=PackRun(clip, data.clips_per_shard, data.lossless_frames),
+        shard=ShardRun(data.lossless_frames),
+        pack=PackRun(clip, data.gates),
+        page=DataPageRun(clip, data.gates),
     )

@@ -6,6 +6,7 @@ Legend: h w frame size in clip pixels; positions are clip pixels, origin top-lef
 from __future__ import annotations
 
 import colorsys
+import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -109,38 +110,67 @@ def plan_scenes(cfg: DataConfig, clips: Sequence[Clip], seed: int, say: Callable
 
     With no held-out real clip, the stills divide: the middle frames serve the held-out scenes, and that is said.
     """
-    stills = {split: plates_of(clips, split) for split in ("train", "heldout")}
-    if not stills["heldout"] and cfg.heldout_scenes:
+    plates = {split: plates_of(clips, split) for split in ("train", "heldout")}
+    if not plates["heldout"] and cfg.heldout_scenes:
         say(
             "no held-out real clip: held-out scenes are cut from the middle frames of the clips, training scenes from the first"
         )
-        stills = {"train": stills["train"][0::2], "heldout": stills["train"][1::2]}
+        plates = {"train": plates["train"][0::2], "heldout": plates["train"][1::2]}
+    stills = {split: Stills(found) for split, found in plates.items()}
     items = []
     for number, (split, count) in enumerate((("train", cfg.train_scenes), ("heldout", cfg.heldout_scenes))):
         for index in range(count):
             generator = np.random.default_rng([seed, number, index])
-            plates = _choose_plates(stills[split], 1 + int(generator.integers(1, cfg.objects + 1)), generator)
+            count = 1 + int(generator.integers(1, cfg.objects + 1))
             scene_seed = int(generator.integers(2**31))
+            plates = stills[split].choose(count, scene_seed)
             items.append(SceneItem(f"scene-{split}-{index:05d}", split, scene_seed, plates))
     return items
 
 
-def _choose_plates(stills: Sequence[Plate], count: int, generator: np.random.Generator) -> tuple[Plate, ...]:
-    """A background, then objects, from other sources than the background's where there are any.
-
-    The source is drawn first, then one of its stills: a long video does not crowd out the others.
+class Stills:
+    """Plates to choose from, by rendezvous hashing (Thaler and Ravishankar 1998): every source draws a number for every layer
+    of every scene, the largest is taken. A new source changes only the scenes in which it wins; the others keep theirs.
     """
-    by_source: dict[str, list[Plate]] = {}
-    for still in stills:
-        by_source.setdefault(still.source, []).append(still)
 
-    def draw(sources: list[str]) -> Plate:
-        group = by_source[sources[int(generator.integers(len(sources)))]]
-        return group[int(generator.integers(len(group)))]
+    def __init__(self, plates: Sequence[Plate]) -> None:
+        self.by_source: dict[str, list[Plate]] = {}
+        for plate in plates:
+            self.by_source.setdefault(plate.source, []).append(plate)
+        self.sources = np.array(sorted(self.by_source))
+        self.marks = _marks(self.sources)
 
-    ground = draw(list(by_source))
-    others = [source for source in by_source if source != ground.source] or list(by_source)
-    return (ground, *(draw(others) for _ in range(count - 1)))
+    def choose(self, count: int, seed: int) -> tuple[Plate, ...]:
+        """A background, then objects, from other sources than the background's where there are any. The source is drawn
+        first, then one of its stills: a long video does not crowd out the others."""
+        ground = self._source(seed, 0, "")
+        others = [self._source(seed, layer, ground) for layer in range(1, count)]
+        return tuple(self._still(source, seed, layer) for layer, source in enumerate([ground, *others]))
+
+    def _source(self, seed: int, layer: int, without: str) -> str:
+        drawn = _draw(self.marks, seed, layer)
+        if len(self.sources) > 1:
+            drawn[self.sources == without] = 0
+        return str(self.sources[int(drawn.argmax())])
+
+    def _still(self, source: str, seed: int, layer: int) -> Plate:
+        plates = self.by_source[source]
+        names = np.array(["/".join(Path(p.path).parts[-2:]) for p in plates])
+        return plates[int(_draw(_marks(names), seed, layer).argmax())]
+
+
+def _marks(names: np.ndarray) -> np.ndarray:
+    """A number for each name, the same everywhere: n uint64."""
+    digests = b"".join(hashlib.blake2b(str(n).encode(), digest_size=8).digest() for n in names)
+    return np.frombuffer(digests, np.uint64)
+
+
+def _draw(marks: np.ndarray, seed: int, layer: int) -> np.ndarray:
+    """Numbers that look random, one a mark (splitmix64's finish; Steele et al. 2014): n uint64."""
+    x = marks ^ _marks(np.array([f"{seed} {layer}"]))
+    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
+        x = (x ^ (x >> np.uint64(shift))) * np.uint64(factor)
+    return x ^ (x >> np.uint64(31))
 
 
 def build_scene(item: SceneItem, clip: ClipConfig, supersampling: int, generator: np.random.Generator) -> Scene:

@@ -16,7 +16,7 @@ import numpy as np
 from stages.data.files import inherit, read_clip_frames, save_npz
 from stages.records import Clip
 from stages.spec import Context, Resources, Stage
-from stages.trackers import Tracker, TrackerConfig, Tracks, shared_tracker, uniform_grid
+from stages.trackers import COTRACKER, Tracker, TrackerConfig, Tracks, shared_tracker, uniform_grid
 from stages.trackers.ground_truth import NAME as GROUND_TRUTH
 from stages.trackers.ground_truth import read_tracks
 
@@ -131,3 +131,8 @@ def group_clips(clips: Iterable[Clip], most: int = 16) -> list[tuple[Clip, ...]]
 
 
 TRACK = Stage("track", 2, "per_item", run, Resources(cpus=1.0, gpus=0.25))
+
+
+def track_stage(cfg: TrackerConfig) -> Stage:
+    """TRACK with what this tracker needs: those without a network ask for no GPU."""
+    return TRACK if cfg.name in COTRACKER else replace(TRACK, resources=Resources(cpus=1.0))

@@ -7,7 +7,16 @@ from functools import lru_cache
 from stages.trackers.base import COTRACKER, Tracker, TrackerConfig, Tracks, inside, uniform_grid
 from stages.trackers.lucas_kanade import LucasKanade
 
-__all__ = ["Tracker", "TrackerConfig", "Tracks", "inside", "make_tracker", "shared_tracker", "uniform_grid"]
+__all__ = [
+    "COTRACKER",
+    "Tracker",
+    "TrackerConfig",
+    "Tracks",
+    "inside",
+    "make_tracker",
+    "shared_tracker",
+    "uniform_grid",
+]
 
 
 def make_tracker(cfg: TrackerConfig, device: str = "cpu") -> Tracker:

@@ -47,7 +47,7 @@ def configured(request, hub):
     def make(name: str, max_queries: int = 2500) -> TrackerConfig:
         if request.param == "real":
             return real(hub, name, max_queries)
-        return fake(hub, name, max_queries, speed=(3.0, -1.0), joint=0.001)
+        return fake(hub, name, max_queries, speed=(3.0, -1.0), joint=0.1)
 
     return make
 

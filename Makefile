@@ -14,7 +14,7 @@ FIRST := $(if $(filter plan,$(MAKECMDGOALS)),,$(firstword $(GOALS)))
 RUN = $(PY) -m pipelines $(1) --preset '$(PRESET)' --runs '$(RUNS)' $(if $(SRC),--src '$(SRC)') $(ARGS)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup data teacher distill eval plan inspect bench sweep nano-base notebooks ui test test-gpu lint clean
+.PHONY: help setup data teacher distill eval plan inspect bench bench-data bench-trackers kill-test sweep nano-base notebooks ui test test-gpu lint clean
 .NOTPARALLEL:
 
 help:  ## this table
@@ -49,6 +49,15 @@ inspect: $(STAMP)  ## one clip with its tracks as mp4 and PNG, and its catalogue
 
 bench: $(STAMP)  ## paired timings: cache, transformer, decoder, at the preset's size with random weights
 	@$(call RUN,bench)
+
+bench-data: $(STAMP)  ## clips per second of the data stages: workers, graph against loop; memory
+	@$(call RUN,bench-data)
+
+bench-trackers: $(STAMP)  ## every tracker that runs here on rendered scenes: TAP-Vid figures and time
+	@$(call RUN,bench-trackers)
+
+kill-test: $(STAMP)  ## `make data` killed at random moments, five rounds of 20: the same bytes
+	$(PY) -m tests.smoke.kills
 
 sweep: $(STAMP)  ## ablations of one trained student and teacher, and RUNS/PRESET/sweep/sweep.html
 	@$(call RUN,sweep)

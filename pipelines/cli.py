@@ -14,7 +14,7 @@ from typing import Any
 
 OK, FAILED, BAD_CONFIG, INTERRUPTED = 0, 1, 2, 130
 TARGETS = ("data", "teacher", "distill", "eval")
-OTHERS = ("plan", "config", "inspect", "sweep", "bench", "nano-base")
+OTHERS = ("plan", "config", "inspect", "sweep", "bench", "bench-data", "nano-base")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -107,14 +107,15 @@ def _inspect(cfg: Any, clip: str) -> int:
 
 def _targets() -> dict[str, tuple[Callable[[Any], Any], Any]]:
     """Name -> (function of a Run, its stages in order)."""
-    from . import bench, data, distill, evaluate, nano_base, sweep, teacher
+    from . import bench, bench_data, data, distill, evaluate, nano_base, sweep, teacher
 
     return {
-        "data": (data.data, data.STAGES),
+        "data": (data.data_or_report, data.STAGES),
         "teacher": (teacher.teacher, teacher.STAGES),
         "distill": (distill.distill, distill.STAGES),
         "eval": (evaluate.evaluate, evaluate.STAGES),
         "bench": (bench.bench, bench.STAGES),
+        "bench-data": (bench_data.bench_data, bench_data.STAGES),
         "sweep": (sweep.sweep, sweep.STAGES),
         "nano-base": (nano_base.nano_base, nano_base.STAGES),
     }

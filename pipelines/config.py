@@ -17,7 +17,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from infra.config import ComputeConfig
 from msmodel.config import ClipConfig, DiTConfig, ModelConfig, StudentConfig, TextConfig, VAEConfig
-from stages.data.config import DataConfig
+from stages.data.config import DataBenchConfig, DataConfig
 from stages.data.loader import LoaderConfig
 from stages.eval.bench import BenchConfig
 from stages.eval.config import EvalConfig
@@ -66,6 +66,7 @@ class Config:
     loader: LoaderConfig = field(default_factory=LoaderConfig)  # of every training on shards
     sweep: SweepConfig = field(default_factory=SweepConfig)  # make sweep
     bench: BenchConfig = field(default_factory=BenchConfig)  # make bench
+    bench_data: DataBenchConfig = field(default_factory=DataBenchConfig)  # make bench-data
     compute: ComputeConfig = field(default_factory=ComputeConfig)
 
     @property
@@ -100,6 +101,7 @@ class Config:
             self.eval,
             self.sweep,
             self.bench,
+            self.bench_data,
             self.compute,
         )
         found = [f"seed: {self.seed} is below zero"] if self.seed < 0 else []

@@ -69,3 +69,17 @@ class DataConfig:
             if name not in VARIANTS:
                 out.append(f"data.variants: {name!r} is not one of {', '.join(VARIANTS)}")
         return out + [f"data.{p}" for p in (*self.tracker.problems(), *self.gates.problems())]
+
+
+@dataclass(frozen=True)
+class DataBenchConfig:
+    """make bench-data. clips: of the timings; memory_clips: few and many, of the memory; rounds: of each pair of timings."""
+
+    clips: int = 80
+    memory_clips: tuple[int, int] = (40, 400)
+    rounds: int = 3
+
+    def problems(self) -> list[str]:
+        """Every inconsistency, as 'bench_data.field: what is wrong'."""
+        counts = (self.clips, *self.memory_clips, self.rounds)
+        return [] if min(counts) > 0 else ["bench_data: every count must be at least 1"]

@@ -1,0 +1,134 @@
+"""`make data` under fire: its driver, workers and actors are killed at random moments until the shards are there.
+
+python -m tests.smoke.kills [rounds] [kills] repeats it (`make kill-test`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import random
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from pathlib import Path
+
+import cv2
+import numpy as np
+import psutil
+
+from stages.data.files import write_mp4
+
+ROOT = Path(__file__).resolve().parents[2]
+VIDEOS, SECONDS, FPS = 16, 3.0, 24
+KINDS = ("driver", "worker", "actor")
+PATIENCE_SECONDS = 90  # for a worker or an actor to show
+
+
+def make_videos(folder: Path, count: int = VIDEOS) -> Path:
+    """Textures that pan, each its own: five clips each at the debug preset."""
+    folder.mkdir(parents=True)
+    for number in range(count):
+        noise = np.random.default_rng(number).integers(0, 256, (14, 30, 3)).astype(np.uint8)
+        texture = cv2.resize(noise, (300, 140), interpolation=cv2.INTER_CUBIC)
+        shifts = range(int(SECONDS * FPS))
+        write_mp4(folder / f"film-{number:02d}.mp4", np.stack([texture[:96, s : s + 128] for s in shifts]), FPS)
+    return folder
+
+
+def command(src: Path, runs: Path, executor: str) -> list[str]:
+    words = [sys.executable, "-m", "pipelines", "data", "--preset", "debug", "--src", str(src), "--runs", str(runs)]
+    return [*words, f"compute.executor={executor}", "compute.pool=actors"]
+
+
+def undisturbed(src: Path, runs: Path) -> float:
+    """Seconds that one process takes for the same work, without Ray."""
+    started = time.monotonic()
+    subprocess.run(command(src, runs, "local"), cwd=ROOT, check=True, capture_output=True, timeout=600)
+    return time.monotonic() - started
+
+
+def under_fire(src: Path, runs: Path, kills: int, seconds: float, seed: int) -> Counter[str]:
+    """Runs the command, again and again, through so many kills spread over `seconds` of it; then to its end. Who was killed."""
+    moments, killed = random.Random(seed), Counter[str]()
+    driver = None
+    while killed.total() < kills:
+        if driver is None or driver.poll() is not None:
+            assert driver is None or driver.returncode, f"done after {killed.total()} of {kills} kills"
+            driver = _start(src, runs)
+        kind = moments.choice(KINDS)
+        time.sleep(moments.uniform(0, 2 * seconds / kills))
+        victim = _find(driver, kind)
+        if victim is not None:
+            victim.kill()
+            killed[kind] += 1
+    for _ in range(3):  # a worker that was shot three times on one item gives it up: the same command tries again
+        assert driver is not None
+        if driver.wait(timeout=600) == 0:
+            return killed
+        driver = _start(src, runs)
+    raise AssertionError("the command does not come to its end")
+
+
+def _start(src: Path, runs: Path) -> subprocess.Popen[bytes]:
+    quiet = subprocess.DEVNULL
+    return subprocess.Popen(command(src, runs, "ray"), cwd=ROOT, stdout=quiet, stderr=quiet)
+
+
+def _find(driver: subprocess.Popen[bytes], kind: str) -> psutil.Process | None:
+    """The driver itself, or one of its busy Ray workers or actors, as soon as there is one; None where it ended first."""
+    if kind == "driver":
+        return psutil.Process(driver.pid) if driver.poll() is None else None
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while driver.poll() is None and time.monotonic() < deadline:
+        found = [p for p in _family(driver.pid) if _kind(p) == kind]
+        if found:
+            return random.choice(found)
+        time.sleep(0.05)
+    return None
+
+
+def _family(pid: int) -> list[psutil.Process]:
+    try:
+        return psutil.Process(pid).children(recursive=True)
+    except psutil.NoSuchProcess:
+        return []
+
+
+def _kind(process: psutil.Process) -> str:
+    """By the title that Ray gives its processes."""
+    try:
+        title = " ".join(process.cmdline())
+    except psutil.Error:
+        return ""
+    if not title.startswith("ray::") or title.startswith("ray::IDLE"):
+        return ""
+    return "actor" if "MapWorker" in title or "Tally" in title else "worker"
+
+
+def results(runs: Path) -> dict[str, str]:
+    """Path -> SHA-256 of everything in the pack: shards, indexes, catalogue, dead letters, card."""
+    pack = runs / "debug" / "pack"
+    files = (p for p in pack.rglob("*") if p.is_file() and p.name not in ("manifest.json", ".lock"))
+    return {str(p.relative_to(pack)): hashlib.sha256(p.read_bytes()).hexdigest() for p in files}
+
+
+def main(rounds: int = 5, kills: int = 20) -> None:
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        src = make_videos(folder / "src")
+        seconds = undisturbed(src, folder / "alone")
+        expected = results(folder / "alone")
+        print(f"undisturbed: {seconds:.0f} s, {len(expected)} files")
+        for number in range(rounds):
+            runs, started = folder / f"fire-{number}", time.monotonic()
+            killed = under_fire(src, runs, kills, seconds, seed=number)
+            same = results(runs) == expected
+            print(f"round {number}: {dict(killed)}, {time.monotonic() - started:.0f} s, the same bytes: {same}")
+            if not same:
+                sys.exit("the results differ")
+
+
+if __name__ == "__main__":
+    main(*(int(word) for word in sys.argv[1:]))

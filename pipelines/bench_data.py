@@ -84,7 +84,7 @@ def write_films(folder: Path, clips: int, clip: ClipConfig) -> Path:
 
 def _probe(run: Run, film: Path, folder: Path) -> Video:
     [candidate], _ = find_candidates(str(film))
-    return ingest.run(data.stage_configs(run).ingest, candidate, ItemContext(workdir=folder, sources=folder))
+    return ingest.run(data.stage_configs(run).ingest, candidate, ItemContext(workdir=folder, seed=0, sources=folder))
 
 
 class _Bench:
@@ -145,7 +145,7 @@ class _Bench:
         self.count += 1
         work = self.folder / f"loop-{self.count}"
         work.mkdir()
-        return link.stage.run(link.config, item, ItemContext(workdir=work, sources=self.folder))
+        return link.stage.run(link.config, item, ItemContext(workdir=work, seed=0, sources=self.folder))
 
 
 def _seconds(work: Callable[[], Any]) -> float:

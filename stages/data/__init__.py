@@ -1,22 +1,23 @@
 """The data stages: from files to two sets of WebDataset shards. What feeds what, for pipelines/data.py:
 
     candidates, rejected = sources.find_candidates(src, videos_root, files)   "" gives the packaged clips
-    videos  = INGEST(IngestRun(clip, min_side_px), candidates)       one item a file        -> Video
+    videos  = INGEST(IngestRun, candidates)                 one item a file                    -> Video
     videos, more = sources.drop_duplicates(videos)
-    sources.require_usable(videos, rejected, src)                    StageError with every reason
-    shots   = SPLIT(SplitRun(threshold, min_content, min_seconds), videos)   one a video    -> Shots
-    shots   = split.with_splits(shots, data)                         train or heldout, by source
-    clips   = CLIPS(ClipsRun(clip, overlap, variants), shots)        one a video            -> Clip | Rejected, ...
-    clips   = clips.settle_splits(clips, say)                        by time where one source is left
-    scenes  = scene.plan_scenes(data, clips, seed, say)
-    renders = RENDER(RenderRun(clip, motions, ...), scenes)          one a scene            -> Clip, ...
-    groups  = track.group_clips(clips + renders)
-    clips   = TRACK(TrackRun(tracker, grid_rows, grid_cols), groups) one a group of clips   -> Clip, ...
-    clips   = ENCODE(EncodeRun(clip, vae, text, digest), track.group_clips(clips))  -> Clip | Rejected, ...
-    train, heldout = PACK(PackRun(clip, clips_per_shard, lossless_frames), [*clips, *rejected])   once
+    parts   = cut.segments(videos, data)                    train or heldout, by source        -> Segment
+    clips   = CUT(CutRun, parts)                            one item a part of a video         -> Clip | Rejected, ...
+    tracked = TRACK(TrackRun, passing.to_track(clips))      one item a group of its clips      -> Clip, ...
+    encoded = ENCODE(EncodeRun, passing.to_encode(tracked)) one item a group                   -> Clip | Rejected, ...
+    kept, copies = gates.sift(encoded, gates)               also duplicates across all videos
+    kept    = splits.settle_splits(kept, say)               by time where one source is left
+    scenes  = scene.plan_scenes(data, kept, seed, say)                                         -> SceneItem
+    renders = RENDER, TRACK, ENCODE                         one item a scene, then as above
+    files   = SHARD(ShardRun, shard.plan_shards(kept + renders))   one item a shard            -> ShardFile
+    train, heldout = PACK(PackRun, PackInputs)              once
+    page    = DATA_PAGE(DataPageRun, (*clips, *rejected, train, heldout))   once
 
-`configs.run_configs(data, model)` makes all the ...Run configs. A Reject's message is "name: reason":
-`sources.listed(stage, message)` makes of it the Rejected that PACK lists. Records that a store must know besides
-stages.records: Candidate, Shots, Plate, SceneItem. Readers: loader.Loader (training batches), loader.read_samples (whole
-samples). TRACK and ENCODE hard-link a clip's files into their own folder and add one: no published folder is written to.
+CUT, TRACK and ENCODE are one graph: see infra/graph.py. `configs.run_configs(data, model)` makes all the ...Run configs. A
+Reject's message is "name: reason": `sources.listed(stage, message)` makes of it the Rejected that PACK lists. Records that a
+store must know besides stages.records: Candidate, Segment, Plate, SceneItem, ShardPlan, ShardFile. Readers: loader.Loader
+(training batches), loader.read_samples (whole samples). TRACK, ENCODE and PACK hard-link files into their own folder and add
+some: no published folder is written to.
 """

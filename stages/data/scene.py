@@ -15,8 +15,8 @@ import cv2
 import numpy as np
 
 from msmodel.config import ClipConfig
-from stages.data.clips import PLATES
 from stages.data.config import DataConfig
+from stages.data.cut import PLATES
 from stages.records import Clip
 
 SHAPES = ("oval", "rounded square", "rounded triangle", "blob")
@@ -123,8 +123,8 @@ def plan_scenes(cfg: DataConfig, clips: Sequence[Clip], seed: int, say: Callable
             generator = np.random.default_rng([seed, number, index])
             count = 1 + int(generator.integers(1, cfg.objects + 1))
             scene_seed = int(generator.integers(2**31))
-            plates = stills[split].choose(count, scene_seed)
-            items.append(SceneItem(f"scene-{split}-{index:05d}", split, scene_seed, plates))
+            chosen = stills[split].choose(count, scene_seed)
+            items.append(SceneItem(f"scene-{split}-{index:05d}", split, scene_seed, chosen))
     return items
 
 

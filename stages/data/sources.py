@@ -349,7 +349,7 @@ def drop_duplicates(videos: Iterable[Video]) -> tuple[list[Video], list[Rejected
 def heldout_ids(videos: Sequence[Video], cfg: DataConfig) -> set[str]:
     """video_ids of the held-out sources: a fixed list for packaged clips, else by a hash of the content.
 
-    With two or more videos at least one is held out and one is not; with one, none is (see clips.settle_splits).
+    With two or more videos at least one is held out and one is not; with one, none is (see splits.settle_splits).
     """
     fixed = {clip.source for clip in PACKAGED if clip.heldout}
     packaged = {clip.source for clip in PACKAGED}

@@ -128,6 +128,7 @@ class Cutter:
         self.frames[self.shots.read] = frame.copy()  # of a decoded group it would keep all
         for cut in self.shots.add(frame):
             self._end(cut)
+            self._begin(cut)
         self._plan(self.shots.settled)
         while self.planned and self.planned[0].decided <= self.shots.settled:
             self._write(self.planned.popleft(), self.shots.settled)
@@ -145,12 +146,12 @@ class Cutter:
         self.written = 0
 
     def _plan(self, known: int) -> None:
-        """Makes sure that every window that may want a frame before `known` is planned."""
-        while self.planned[-1].plain[0] < known:
+        """Makes sure that every window that may want a frame before `known` is planned, up to one that the segment ends in."""
+        while self.planned[-1].plain[0] < known and self.planned[-1].plain_reach < len(self.stamps):
             self.planned.append(next(self.upcoming))
 
     def _end(self, end: int) -> None:
-        """The running shot ends before frame `end`: writes what fits it, begins the next."""
+        """The running shot ends before frame `end`: writes what fits it."""
         self._plan(end)
         for window in self.planned:
             if window.plain_reach < end:
@@ -159,7 +160,6 @@ class Cutter:
             times, clip = self.stamps[[self.shot, end - 1]], self.cfg.clip
             reason = f"shot of {times[1] - times[0]:.2f} s is too short, a clip needs {clip.frames / clip.fps:.2f} s"
             self.out.append(Rejected(f"{self.item.video.source} at {times[0]:.2f} s", "cut", reason))
-        self._begin(end)
 
     def _forget(self, before: int) -> None:
         """Drops the frames before this one that no planned window wants. The last frame of a shot may stand for later ones."""

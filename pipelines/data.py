@@ -4,23 +4,22 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from stages.data import clips as clip_stage
 from stages.data import sources
-from stages.data.clips import CLIPS
 from stages.data.configs import run_configs
+from stages.data.cut import CUT, segments
 from stages.data.encode import ENCODE
 from stages.data.ingest import INGEST
 from stages.data.pack import PACK
 from stages.data.render import RENDER
 from stages.data.scene import plan_scenes
-from stages.data.split import SPLIT, with_splits
+from stages.data.splits import settle_splits
 from stages.data.track import TRACK, group_clips
 from stages.records import Clip, Rejected, ShardSet, Video
 
 from .stamps import weights_stamp
 from .wiring import Run
 
-STAGES = (INGEST, SPLIT, CLIPS, RENDER, TRACK, ENCODE, PACK)
+STAGES = (INGEST, CUT, RENDER, TRACK, ENCODE, PACK)
 
 
 @dataclass(frozen=True)
@@ -30,7 +29,7 @@ class Dataset:
 
 
 def data(run: Run) -> Dataset:
-    """Videos -> shots -> clips, and scenes cut from them -> tracks -> latents -> shards.
+    """Videos -> clips, and scenes cut from them -> tracks -> latents -> shards.
 
     Once a command: whatever is added to the source meanwhile belongs to the next one.
     """
@@ -43,13 +42,11 @@ def _data(run: Run) -> Dataset:
         stage = run_configs(cfg.data, cfg.model, weights_stamp(cfg.vae.source, "vae"))
         videos, rejected = usable_videos(run)
 
-        shots, refused = run.items(SPLIT, stage.split, videos)
-        rejected += refused
-        cut, refused = run.items(CLIPS, stage.clips, with_splits(shots, cfg.data))
+        cut, refused = run.items(CUT, stage.cut, segments(videos, cfg.data))
         rejected += [*refused, *(c for c in cut if isinstance(c, Rejected))]
         real = [c for c in cut if isinstance(c, Clip)]
         sources.require_usable(real, rejected, cfg.src)
-        real = clip_stage.settle_splits(real, run.say)
+        real = settle_splits(real, run.say)
 
         scenes = plan_scenes(cfg.data, real, cfg.seed, run.say)
         rendered, refused = run.items(RENDER, stage.render, scenes)

@@ -18,9 +18,9 @@ from infra.files import fetch_folder, git_sha, lock_hash
 from infra.items import finished
 from infra.store import Failure, Manifest, Step, Store
 from stages import records
+from stages.data.cut import Segment
 from stages.data.scene import Plate, SceneItem
 from stages.data.sources import Candidate, listed
-from stages.data.split import Shots
 from stages.eval import RECORDS as EVAL_RECORDS
 from stages.records import Checkpoint, Rejected, ShardSet
 from stages.spec import Reject, Stage
@@ -29,7 +29,7 @@ from .config import Config, as_yaml
 
 RECORDS = (
     *(kind for kind in vars(records).values() if isinstance(kind, type) and is_dataclass(kind)),
-    *(Candidate, Shots, Plate, SceneItem),
+    *(Candidate, Segment, Plate, SceneItem),
     *EVAL_RECORDS,
 )
 PRODUCTS = {"teacher": "motionstream-teacher", "student": "motionstream-student"}

@@ -1,13 +1,12 @@
 """The data stages: from files to two sets of WebDataset shards. What feeds what, for pipelines/data.py:
 
     candidates, rejected = sources.find_candidates(src)              "" gives the packaged clips
-    videos  = INGEST(IngestRun(clip, min_side_px), candidates)       one item a file        -> Video
+    videos  = INGEST(IngestRun(clip, min_side_px, ...), candidates)  one item a file        -> Video
     videos, more = sources.drop_duplicates(videos)
     sources.require_usable(videos, rejected, src)                    StageError with every reason
-    shots   = SPLIT(SplitRun(threshold, min_content, min_seconds), videos)   one a video    -> Shots
-    shots   = split.with_splits(shots, data)                         train or heldout, by source
-    clips   = CLIPS(ClipsRun(clip, overlap, variants), shots)        one a video            -> Clip | Rejected, ...
-    clips   = clips.settle_splits(clips, say)                        by time where one source is left
+    parts   = cut.segments(videos, data)                             train or heldout, by source
+    clips   = CUT(CutRun(clip, overlap, variants, ...), parts)       one a part of a video  -> Clip | Rejected, ...
+    clips   = splits.settle_splits(clips, say)                       by time where one source is left
     scenes  = scene.plan_scenes(data, clips, seed, say)
     renders = RENDER(RenderRun(clip, motions, ...), scenes)          one a scene            -> Clip, ...
     groups  = track.group_clips(clips + renders)
@@ -17,6 +16,6 @@
 
 `configs.run_configs(data, model)` makes all the ...Run configs. A Reject's message is "name: reason":
 `sources.listed(stage, message)` makes of it the Rejected that PACK lists. Records that a store must know besides
-stages.records: Candidate, Shots, Plate, SceneItem. Readers: loader.Loader (training batches), loader.read_samples (whole
+stages.records: Candidate, Segment, Plate, SceneItem. Readers: loader.Loader (training batches), loader.read_samples (whole
 samples). TRACK and ENCODE hard-link a clip's files into their own folder and add one: no published folder is written to.
 """

@@ -62,7 +62,11 @@ class DataConfig:
             out.append(f"data.heldout_share: {self.heldout_share} must lie between 0 and 1")
         if not 0 <= self.clip_overlap < 1:
             out.append(f"data.clip_overlap: {self.clip_overlap} must be at least 0 and below 1")
-        for name in ("split_threshold", "split_min_content", "split_min_seconds"):
+        if self.max_side_px < self.min_side_px:
+            out.append(f"data.max_side_px: {self.max_side_px} must be at least data.min_side_px ({self.min_side_px})")
+        if not 0 < self.min_aspect <= self.max_aspect:
+            out.append(f"data.min_aspect: {self.min_aspect} must be above 0 and at most data.max_aspect")
+        for name in ("segment_seconds", "split_threshold", "split_min_content", "split_min_seconds"):
             if vars(self)[name] <= 0:
                 out.append(f"data.{name}: {vars(self)[name]} must be positive")
         for name in self.variants:

@@ -5,21 +5,19 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from msmodel.config import ModelConfig
-from stages.data.clips import ClipsRun
 from stages.data.config import DataConfig
+from stages.data.cut import CutRun
 from stages.data.encode import EncodeRun
 from stages.data.ingest import IngestRun
 from stages.data.pack import PackRun
 from stages.data.render import RenderRun
-from stages.data.split import SplitRun
 from stages.data.track import TrackRun
 
 
 @dataclass(frozen=True)
 class RunConfigs:
     ingest: IngestRun
-    split: SplitRun
-    clips: ClipsRun
+    cut: CutRun
     render: RenderRun
     track: TrackRun
     encode: EncodeRun
@@ -30,9 +28,15 @@ def run_configs(data: DataConfig, model: ModelConfig, vae_digest: str = "") -> R
     """vae_digest: of the VAE's weights, where another step of the run made them."""
     clip = model.clip
     return RunConfigs(
-        ingest=IngestRun(clip, data.min_side_px),
-        split=SplitRun(data.split_threshold, data.split_min_content, data.split_min_seconds),
-        clips=ClipsRun(clip, data.clip_overlap, data.variants),
+        ingest=IngestRun(clip, data.min_side_px, data.max_side_px, data.min_aspect, data.max_aspect),
+        cut=CutRun(
+            clip,
+            data.clip_overlap,
+            data.variants,
+            data.split_threshold,
+            data.split_min_content,
+            data.split_min_seconds,
+        ),
         render=RenderRun(clip, data.motions, data.supersampling, data.grid_rows, data.grid_cols, data.object_points),
         track=TrackRun(data.tracker, data.grid_rows, data.grid_cols),
         encode=EncodeRun(clip, model.vae, model.text, vae_digest),

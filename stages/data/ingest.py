@@ -9,45 +9,57 @@ from msmodel.config import ClipConfig
 from msmodel.packages import sha256
 from stages.data.files import slug
 from stages.data.sources import Candidate
-from stages.data.video import Unreadable, frame_rate, read_container, read_frames, read_timestamps
+from stages.data.video import (
+    Container,
+    Unreadable,
+    frame_rate,
+    missing_end,
+    read_container,
+    read_frames,
+    read_timestamps,
+)
 from stages.records import Video
 from stages.spec import Context, Reject, Resources, Stage
+
+PROBE_SIDE = 256  # px: the first frame is decoded at this size, however large it is
+SPAN_TOLERANCE = 0.1  # seconds that a table's span may reach beyond the video's end: tables round
 
 
 @dataclass(frozen=True)
 class IngestRun:
     clip: ClipConfig
     min_side_px: int
+    max_side_px: int
+    min_aspect: float
+    max_aspect: float
 
 
 def run(cfg: IngestRun, item: Candidate, ctx: Context) -> Video:
     """Candidate -> Video. Raises Reject with the reason where the file is of no use."""
     try:
-        return probe(cfg, item)
+        return probe(cfg, item, str(ctx.fetch(item.path)))
     except Unreadable as e:
         raise Reject(f"{item.name}: {e}") from None
-    except (PermissionError, IsADirectoryError) as e:  # other errors of the disk or the network may pass: tried again
+    except (FileNotFoundError, PermissionError, IsADirectoryError) as e:  # other errors may pass: tried again
         raise Reject(f"{item.name}: cannot be read ({e.strerror or e})") from None
 
 
-def probe(cfg: IngestRun, item: Candidate) -> Video:
-    """Raises Unreadable, or OSError."""
-    container = read_container(item.path)
-    if min(container.width, container.height) < cfg.min_side_px:
-        raise Unreadable(f"{container.width} x {container.height} px: the shorter side is below {cfg.min_side_px}")
-    stamps = read_timestamps(item.path)
+def probe(cfg: IngestRun, item: Candidate, path: str) -> Video:
+    """path: where the candidate's file lies here. Raises Unreadable, or OSError."""
+    container = read_container(path)
+    _check_size(cfg, container)
+    stamps = read_timestamps(path)
     if len(stamps) < 2:
         raise Unreadable("one frame only: a picture, not a video")
     fps = frame_rate(stamps)
     if fps <= 0:
         raise Unreadable(f"zero frames a second: the timestamps of its {len(stamps)} frames do not advance")
-    seconds, needed = len(stamps) / fps, cfg.clip.frames / cfg.clip.fps
-    if seconds < needed - 1.0 / cfg.clip.fps:
-        raise Unreadable(f"too short: {seconds:.2f} s, a clip needs {needed:.2f} s")
-    next(iter(read_frames(item.path, container, [0])))
-    digest = sha256(item.path)
+    _check_length(cfg, item, len(stamps) / fps)
+    next(iter(read_frames(path, container.scaled_to(PROBE_SIDE), [0])))
+    digest = sha256(path)
+    lie = missing_end(container, stamps)
     return Video(
-        video_id=f"{slug(Path(item.name).name)}-{digest[:8]}",
+        video_id=f"{slug(Path(item.name).name)}-{digest[:8]}{_span_of(item)}",
         path=item.path,
         source=item.source,
         licence=item.licence,
@@ -58,7 +70,40 @@ def probe(cfg: IngestRun, item: Candidate) -> Video:
         fps=fps,
         frames=len(stamps),
         rotation=container.rotation,
+        interlaced=container.interlaced,
+        start_seconds=item.start_seconds,
+        end_seconds=item.end_seconds,
+        notes=(*item.notes, *container.notes(), *([lie] if lie else [])),
     )
 
 
-INGEST = Stage("ingest", 1, "per_item", run, Resources(cpus=1.0))
+def _check_size(cfg: IngestRun, container: Container) -> None:
+    size = f"{container.width} x {container.height} px"
+    if min(container.width, container.height) < cfg.min_side_px:
+        raise Unreadable(f"{size}: the shorter side is below {cfg.min_side_px}")
+    if max(container.width, container.height) > cfg.max_side_px:
+        raise Unreadable(f"{size}: the longer side is above {cfg.max_side_px}")
+    aspect = container.width / container.height
+    if not cfg.min_aspect <= aspect <= cfg.max_aspect:
+        raise Unreadable(f"{size}: the aspect {aspect:.2f} is not between {cfg.min_aspect:g} and {cfg.max_aspect:g}")
+
+
+def _check_length(cfg: IngestRun, item: Candidate, seconds: float) -> None:
+    """Whether the video, or the span of it that is meant, holds one clip."""
+    start, end = item.start_seconds, item.end_seconds or seconds
+    if start >= seconds or end > seconds + SPAN_TOLERANCE:
+        shown = f"{start:g}-{end:g} s" if item.end_seconds else f"from {start:g} s"
+        raise Unreadable(f"span {shown} lies beyond the video's {seconds:.1f} s")
+    length, needed = min(end, seconds) - start, cfg.clip.frames / cfg.clip.fps
+    if length < needed - 1.0 / cfg.clip.fps:
+        raise Unreadable(f"too short: {length:.2f} s, a clip needs {needed:.2f} s")
+
+
+def _span_of(item: Candidate) -> str:
+    """What tells spans of one file apart, in milliseconds; "" for a whole file."""
+    if not (item.start_seconds or item.end_seconds):
+        return ""
+    return f"-{round(item.start_seconds * 1000)}to{round(item.end_seconds * 1000) if item.end_seconds else 'end'}"
+
+
+INGEST = Stage("ingest", 2, "per_item", run, Resources(cpus=1.0))

@@ -14,8 +14,8 @@ import cv2
 import numpy as np
 
 from msmodel.config import ClipConfig
-from stages.data.clips import PLATES
 from stages.data.config import DataConfig
+from stages.data.cut import PLATES
 from stages.records import Clip
 
 SHAPES = ("oval", "rounded square", "rounded triangle", "blob")

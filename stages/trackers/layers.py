@@ -17,11 +17,14 @@ import numpy as np
 from stages.trackers.matching import Video, match, outward, sample
 from stages.trackers.motions import apply_maps, fit_maps, path_maps
 
-REACH = 1.5  # work pixels that a match may lie from where the motion puts it
+REACH = 3.0  # work pixels that a match may lie from where the motion puts it
 REACH_LOST = 4.0  # the same where the motion is extrapolated
-FEWEST_SHARE = 0.2  # of the members within the frame must be matched for a map to be fitted anew
+FEWEST_SHARE = 0.1  # of the members within the frame must be matched for a map to be fitted anew
 SLOWING = 0.8  # what an extrapolated motion keeps of its speed each frame
 SKETCH = 3  # the first alignment looks at the colours of every third frame
+NOISE = 0.2  # root mean square offset of matches of a rigid surface, work pixels
+SPREAD = 0.6  # sigma of the neighbourhood whose offsets are averaged, mean distances between points
+DAMPING = 0.5  # points without offset added to each average
 BLUR = 1.5  # sigma of the window of colours, work pixels
 CAP = 20.0  # colour error, 0..255: more says no more about which motion a point has
 LOYALTY = 2.0  # colour error by which another motion must do better to win a point from its own
@@ -32,7 +35,8 @@ SAME = 1.0  # colour error within which a larger motion explains the members of 
 class Layer:
     """members n bool. maps T 2 3, query frame -> frame. place T n 2: all points under this motion. back T n: how far from its
     start a member's match comes back (infinite where there is no match). colour T n: mean difference from the query frame's
-    colours around the point, 0..255, on the frames `looked` at (T bool). within T n: place lies in the frame."""
+    colours around the point, 0..255, on the frames `looked` at (T bool). within T n: place lies in the frame.
+    fitted T 1: the map was measured at the frame, not extrapolated."""
 
     members: np.ndarray
     maps: np.ndarray
@@ -41,6 +45,7 @@ class Layer:
     colour: np.ndarray
     within: np.ndarray
     looked: np.ndarray
+    fitted: np.ndarray
 
     @property
     def cost(self) -> np.ndarray:
@@ -78,7 +83,11 @@ class Aligner:
         """Maps made exact by matching the warped query frame; where not `known` they are extrapolated first. Colours are
         looked at on every `every`th frame."""
         frames, n = len(maps), len(self.query)
-        maps, returned = maps.copy(), np.full((frames, n), np.inf, np.float32)
+        maps, returned, offset = (
+            maps.copy(),
+            np.full((frames, n), np.inf, np.float32),
+            np.zeros((frames, n, 2), np.float32),
+        )
         maps[self.query_frame] = np.eye(2, 3)
         returned[self.query_frame, members] = 0.0
         for before, now in outward(self.query_frame, frames):
@@ -96,12 +105,25 @@ class Aligner:
                 stray = np.linalg.norm(away - np.median(away[good], axis=0), axis=-1)
                 maps[now] = fit_maps(self.query[members], found, good / (1 + (stray / 0.3) ** 2), maps[before])
                 returned[now, members] = np.where(good, back, np.inf)
-        place = apply_maps(maps, self.query).astype(np.float32)
+                offset[now, members] = np.where(good[:, None], found - apply_maps(maps[now], self.query[members]), 0)
+        place = (apply_maps(maps, self.query) + self._bent(members, offset, np.isfinite(returned))).astype(np.float32)
+        fitted = np.isfinite(returned).any(axis=1, keepdims=True)
         within = self.video.holds(place)
-        looked = (np.arange(frames) - self.query_frame) % every == 0
+        looked = np.isin(np.arange(frames), np.arange(self.query_frame % every, frames, every))
         return Layer(
-            members, maps, place, returned, self._colour(maps, place, within & members, looked), within, looked
+            members, maps, place, returned, self._colour(maps, place, within & members, looked), within, looked, fitted
         )
+
+    def _bent(self, members: np.ndarray, offset: np.ndarray, matched: np.ndarray) -> np.ndarray:
+        """T n 2: by how much the surface bends away from its map around each point: the mean offset (T n 2) of the members
+        matched nearby (T n), as far as it stands out from the noise of matches."""
+        away = ((self.query[:, None] - self.query[None, members]) ** 2).sum(axis=-1)
+        width, height = self.video.size
+        near = np.exp(-away * len(self.query) / (2 * SPREAD**2 * width * height)).astype(np.float32)
+        has = matched[:, members, None].astype(np.float32)
+        bend = near @ offset[:, members] / (near @ has + DAMPING)
+        size = (offset[:, members] ** 2).sum(axis=(1, 2)) / np.maximum(has.sum(axis=(1, 2)), 1)
+        return bend * (size / (size + NOISE**2))[:, None, None]
 
     def _colour(self, maps: np.ndarray, place: np.ndarray, judge: np.ndarray, looked: np.ndarray) -> np.ndarray:
         """T n: colour error at each place on frames `looked` at. A change of light, the median of T n judge, is taken out."""

@@ -16,16 +16,16 @@ from stages.trackers.matching import Video, match, outward, resized
 from stages.trackers.motions import find_motions
 
 MAX_REACH = 0.15  # frame widths that an unchecked point may move in one frame
-TOLERANCE = 1.5  # work pixels that a point's chain may stray from its group's motion
-STRAY = 4.0  # work pixels: a point whose chain lies further from its group's motion most of the time may be on its own
+TOLERANCE = 2.5  # work pixels that a point's chain may stray from its group's motion
+STRAY = 5.0  # work pixels: a point whose chain lies further from its group's motion most of the time may be on its own
 DOUBT = 8.0  # mean colour error, 0..255, from which it is: below, the chain has slipped
 SUPPORT = (8, 12)  # rows, columns of points tracked besides, where the queries are too few to show what moves
 
 
 class LucasKanade:
-    """Needs no weights. A point is visible where its group's motion lies in the frame and the colours around it are still
-    those of the query frame; it may come back. A point of no group that fails the forward-backward check once is invisible
-    from then on, but followed further as well as may be; one that leaves the frame stays where it left."""
+    """Needs no weights. A point is visible where its group's motion lies in the frame, could be measured, and the colours
+    around it are still those of the query frame; it may come back. A point of no group that fails the forward-backward check
+    once is invisible from then on, but followed further as well as may be; one that leaves the frame stays where it left."""
 
     name = "lucas_kanade"
     version = f"opencv-{cv2.__version__}+motions"
@@ -68,7 +68,9 @@ class LucasKanade:
         for k, layer in enumerate(layers):
             own = (owner == k) & ~_astray(xy, seen, layer)
             xy[:, own] = layer.place[:, own]
-            sureness[:, own] = np.where(layer.within, _sureness(layer.colour / self.cfg.max_colour_error), 0.0)[:, own]
+            believed = layer.within & (layer.fitted | seen)
+            alike = _sureness(layer.colour / self.cfg.max_colour_error)
+            sureness[:, own] = np.where(believed, alike, 0.0)[:, own]
             back[:, own] = layer.back[:, own]
         return xy, sureness, back
 

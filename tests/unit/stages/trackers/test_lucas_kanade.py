@@ -97,6 +97,23 @@ def test_a_point_behind_a_passing_object_comes_back():
     assert np.linalg.norm(xy[:, 0] - truth, axis=-1).max() < 0.5
 
 
+def test_a_surface_that_bends_is_followed_where_no_affine_map_could():
+    texture = world()[:192]
+    y, x = np.mgrid[:192, :320].astype(np.float32)
+    wave = np.sin((x + 0.5) / 40 + 1)
+    frames = []
+    for t in range(15):
+        big = cv2.remap(texture, x, y - 4 * 0.1 * t * wave, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT_101)
+        frames.append(cv2.resize(big, (80, 48), interpolation=cv2.INTER_AREA))
+    queries = uniform_grid(48, 80, 10, 16)
+    bend = 0.1 * np.arange(15)[:, None] * np.sin(queries[:, 0] / 10 + 1)
+    truth = queries + np.stack([np.zeros_like(bend), bend], axis=-1)
+    xy, visible = paths(make_tracker(CFG).track(np.stack(frames), queries))
+    inner = visible & inside(truth - 4, 40, 72)
+    assert inner[-1].mean() > 0.4
+    assert np.linalg.norm(xy - truth, axis=-1)[-1, inner[-1]].mean() < 0.25  # the bend reaches 1.4 px
+
+
 def test_after_a_cut_nothing_is_visible():
     frames, _ = warped(20, 0.0, 1.0, (6.0, 0.0))
     other = cv2.resize(np.random.default_rng(5).integers(0, 256, (12, 20, 3)).astype(np.uint8), (80, 48))

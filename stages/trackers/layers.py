@@ -107,7 +107,7 @@ class Aligner:
                 returned[now, members] = np.where(good, back, np.inf)
                 offset[now, members] = np.where(good[:, None], found - apply_maps(maps[now], self.query[members]), 0)
         place = (apply_maps(maps, self.query) + self._bent(members, offset, np.isfinite(returned))).astype(np.float32)
-        fitted = np.isfinite(returned).any(axis=1, keepdims=True)
+        fitted = np.isfinite(returned).any(axis=1)[:, None]
         within = self.video.holds(place)
         looked = np.isin(np.arange(frames), np.arange(self.query_frame % every, frames, every))
         return Layer(

@@ -36,7 +36,7 @@ class Layer:
     """members n bool. maps T 2 3, query frame -> frame. place T n 2: all points under this motion. back T n: how far from its
     start a member's match comes back (infinite where there is no match). colour T n: mean difference from the query frame's
     colours around the point, 0..255, on the frames `looked` at (T bool). within T n: place lies in the frame.
-    fitted T 1: the map was measured at the frame, not extrapolated."""
+    fitted T: the map was measured at the frame, not extrapolated."""
 
     members: np.ndarray
     maps: np.ndarray
@@ -107,7 +107,7 @@ class Aligner:
                 returned[now, members] = np.where(good, back, np.inf)
                 offset[now, members] = np.where(good[:, None], found - apply_maps(maps[now], self.query[members]), 0)
         place = (apply_maps(maps, self.query) + self._bent(members, offset, np.isfinite(returned))).astype(np.float32)
-        fitted = np.isfinite(returned).any(axis=1)[:, None]
+        fitted = np.less(returned.min(axis=1), np.inf)
         within = self.video.holds(place)
         looked = np.isin(np.arange(frames), np.arange(self.query_frame % every, frames, every))
         return Layer(

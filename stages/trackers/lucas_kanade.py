@@ -68,7 +68,7 @@ class LucasKanade:
         for k, layer in enumerate(layers):
             own = (owner == k) & ~_astray(xy, seen, layer)
             xy[:, own] = layer.place[:, own]
-            believed = layer.within & (layer.fitted | seen)
+            believed = layer.within & (layer.fitted[:, None] | seen)
             alike = _sureness(layer.colour / self.cfg.max_colour_error)
             sureness[:, own] = np.where(believed, alike, 0.0)[:, own]
             back[:, own] = layer.back[:, own]

@@ -1,10 +1,11 @@
-"""Point trackers behind one Protocol: CoTracker3 on the full presets, Lucas-Kanade when embedded, exact tracks for renders."""
+"""Point trackers behind one Protocol: CoTracker3 on the full presets, Lucas-Kanade or DIS without weights, exact tracks."""
 
 from __future__ import annotations
 
 from functools import lru_cache
 
 from stages.trackers.base import COTRACKER, Tracker, TrackerConfig, Tracks, inside, uniform_grid
+from stages.trackers.flow import DisFlow
 from stages.trackers.lucas_kanade import LucasKanade
 
 __all__ = [
@@ -28,7 +29,7 @@ def make_tracker(cfg: TrackerConfig, device: str = "cpu") -> Tracker:
         from stages.trackers.cotracker import CoTracker  # imports torch: late
 
         return CoTracker(cfg, device)
-    return LucasKanade(cfg)
+    return DisFlow(cfg) if cfg.name == "dis" else LucasKanade(cfg)
 
 
 @lru_cache(maxsize=2)

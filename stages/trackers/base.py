@@ -12,21 +12,24 @@ from typing import Protocol
 import numpy as np
 
 COTRACKER = ("cotracker3_offline", "cotracker3_online")
-NAMES = (*COTRACKER, "lucas_kanade")
+NAMES = (*COTRACKER, "lucas_kanade", "dis")
 
 
 @dataclass(frozen=True)
 class TrackerConfig:
-    """Which tracker labels real clips. The hub fields serve CoTracker only, the rest Lucas-Kanade only."""
+    """Which tracker labels real clips. The hub fields serve CoTracker only, the rest Lucas-Kanade and DIS."""
 
     name: str = "cotracker3_offline"
     hub: str = "facebookresearch/co-tracker"  # GitHub repository, or a local folder with hubconf.py
     checkpoint: str = ""  # path to scaled_offline.pth / scaled_online.pth; "" downloads the hub's own
     licence: str = "CC-BY-NC-4.0"  # of CoTracker's code and weights, stored with every shard
     max_queries: int = 2500  # points a call, halved where memory runs out: about 70 KB a point and frame on CPU
-    work_height: int = 96  # Lucas-Kanade: frames are resized to this height, small ones enlarged, large ones reduced
-    window_px: int = 11  # side of the matched patch, in resized pixels
-    max_back_px: float = 0.25  # largest forward-backward error of a visible point, in pixels of the frames given
+    work_height: int = 96  # frames are resized to this height, small ones enlarged, large ones reduced
+    window_px: int = 11  # Lucas-Kanade: side of the matched patch, in resized pixels
+    max_back_px: float = 0.25  # largest forward-backward error of a match, in pixels of the frames given
+    max_colour_error: float = (
+        24.0  # Lucas-Kanade: most that a visible point's surroundings may differ from frame 0's, 0..255
+    )
 
     def problems(self) -> list[str]:
         """Every inconsistency, as 'tracker.field: what is wrong'."""
@@ -41,6 +44,8 @@ class TrackerConfig:
             out.append(f"tracker.window_px: {self.window_px} must be odd and at least 3")
         if self.max_back_px <= 0:
             out.append(f"tracker.max_back_px: {self.max_back_px} must be positive")
+        if not 0 < self.max_colour_error <= 255:
+            out.append(f"tracker.max_colour_error: {self.max_colour_error} must lie in (0, 255]")
         return out
 
 

@@ -1,7 +1,8 @@
-"""Pyramidal Lucas-Kanade (Bouguet 2000, OpenCV) chained frame to frame, with a forward-backward check.
+"""Lucas-Kanade with motions: points are chained frame to frame, those that move together are found, and each such group is
+matched against the query frame warped by its motion.
 
-Frames are matched at one working height, whatever their own: on renders of 48 x 80 px with exact tracks, twice the size and
-a window of 11 px were best of 10 settings (TAP-Vid AJ 0.71, OA 0.84, against 0.66 and 0.80 at four times and 21 px).
+The chain drifts and loses what is covered; the groups do neither: a group's map is fitted to all its points, says where a
+covered one is, and whether the colours there are still its own. A point of no group keeps its chain.
 """
 
 from __future__ import annotations
@@ -9,78 +10,100 @@ from __future__ import annotations
 import cv2
 import numpy as np
 
-from stages.trackers.base import TrackerConfig, Tracks, check_inputs, inside
+from stages.trackers.base import TrackerConfig, Tracks, check_inputs, inside, uniform_grid
+from stages.trackers.layers import Aligner, Layer
+from stages.trackers.matching import Video, match, outward, resized
+from stages.trackers.motions import find_motions
 
 MAX_REACH = 0.15  # frame widths that an unchecked point may move in one frame
+TOLERANCE = 2.5  # work pixels that a point's chain may stray from its group's motion
+STRAY = 5.0  # work pixels: a point whose chain lies further from its group's motion most of the time may be on its own
+DOUBT = 8.0  # mean colour error, 0..255, from which it is: below, the chain has slipped
+SUPPORT = (8, 12)  # rows, columns of points tracked besides, where the queries are too few to show what moves
 
 
 class LucasKanade:
-    """Needs no weights. A point that fails the check once is invisible from then on, but followed further as well as may be:
-    where a re-tracked point ends up must not be where it was lost. One that leaves the frame stays where it left."""
+    """Needs no weights. A point is visible where its group's motion lies in the frame, could be measured, and the colours
+    around it are still those of the query frame; it may come back. A point of no group that fails the forward-backward check
+    once is invisible from then on, but followed further as well as may be; one that leaves the frame stays where it left."""
 
     name = "lucas_kanade"
-    version = f"opencv-{cv2.__version__}"
+    version = f"opencv-{cv2.__version__}+motions"
     licence = "Apache-2.0"
 
     def __init__(self, cfg: TrackerConfig) -> None:
         self.cfg = cfg
-        self.thresholds = {"max_back_px": cfg.max_back_px}
+        self.thresholds = {"max_back_px": cfg.max_back_px, "max_colour_error": cfg.max_colour_error}
 
     def track(self, frames: np.ndarray, queries_xy: np.ndarray, query_frame: int = 0) -> Tracks:
         """See Tracker.track. Frames before query_frame are tracked backwards from it."""
         check_inputs(frames, queries_xy, query_frame)
-        height, width = frames.shape[1:3]
-        size = (max(1, round(width * self.cfg.work_height / height)), self.cfg.work_height)
-        scale = np.array([size[0] / width, size[1] / height], np.float32)
-        grey = [_resize(f, size) for f in frames]
-        xy = np.empty((len(frames), len(queries_xy), 2), np.float32)
-        visible = np.zeros(xy.shape[:2], bool)
-        xy[query_frame] = queries_xy
-        visible[query_frame] = inside(queries_xy, height, width)
-        for order in (range(query_frame + 1, len(frames)), range(query_frame - 1, -1, -1)):
-            before, present = query_frame, visible[query_frame]
-            for now in order:
-                found, seen = self._step(grey[before], grey[now], xy[before], present, scale)
-                reach = np.abs(found - xy[before]).max(axis=-1, initial=0.0)
-                kept = visible[before] & seen
-                believed = present & (kept | (reach < MAX_REACH * width))  # further in one frame: a mismatch
-                present = present & ~(believed & ~inside(found, height, width))
-                xy[now] = np.where((believed & present)[:, None], found, xy[before])
-                visible[now] = kept & present
-                before = now
-        return Tracks(xy, visible, visible.astype(np.float32))
+        n, (height, width) = len(queries_xy), frames.shape[1:3]
+        if not n:
+            empty = np.zeros((len(frames), 0), np.float32)
+            return Tracks(np.zeros((len(frames), 0, 2), np.float32), empty > 0, empty)
+        few = n < SUPPORT[0] * SUPPORT[1]
+        points = np.concatenate([queries_xy, uniform_grid(height, width, *SUPPORT)]) if few else queries_xy
+        video = resized(frames, self.cfg.work_height)
+        found = self._follow(video, video.to_work(points), query_frame)
+        xy, sureness, back = (a[:, :n] for a in found)
+        xy_px = video.to_frame(xy)
+        xy_px[query_frame] = queries_xy
+        within = inside(xy_px, height, width)
+        visible = (sureness > 0.5) & within
+        measured = back[visible & np.isfinite(back) & (np.arange(len(frames)) != query_frame)[:, None]]
+        back_px = float(measured.mean() / video.scale.mean()) if measured.size else float("nan")
+        return Tracks(xy_px, visible, (sureness * within).astype(np.float32), back_px)
 
-    def _step(
-        self, a: np.ndarray, b: np.ndarray, xy: np.ndarray, alive: np.ndarray, scale: np.ndarray
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """One frame: a, b are resized grey frames; xy n 2 px, alive n -> positions at b (of the alive ones, finite), and who
-        passed the check."""
-        out, seen = xy.copy(), np.zeros_like(alive)
-        if not alive.any():
-            return out, seen
-        start = (xy[alive] * scale - 0.5).astype(np.float32)[:, None]  # OpenCV puts pixel centres at whole numbers
-        moved, found = self._flow(a, b, start)
-        back, found_back = self._flow(b, a, moved)
-        error = np.linalg.norm((back - start)[:, 0] / scale, axis=-1)
-        place = (moved[:, 0] + 0.5) / scale
-        out[alive] = np.where(np.isfinite(place), place, xy[alive])
-        seen[alive] = found & found_back & (error <= self.cfg.max_back_px)
-        return out, seen
+    def _follow(self, video: Video, query: np.ndarray, query_frame: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """query n 2 -> positions T n 2 (work pixels), sureness T n (over 0.5: visible), forward-backward error T n."""
+        max_back = self.cfg.max_back_px * float(video.scale.mean())
+        xy, seen, back = self._chain(video, query, query_frame, max_back)
+        sureness = np.where(seen, _sureness(back / max_back), 0.0)
+        motions = find_motions(query, xy, seen, TOLERANCE)
+        if not motions:
+            return xy, sureness, back
+        aligner = Aligner(video, query, query_frame, self.cfg.window_px, max_back)
+        layers, owner = aligner.layers(xy, seen, motions)
+        for k, layer in enumerate(layers):
+            own = (owner == k) & ~_astray(xy, seen, layer)
+            xy[:, own] = layer.place[:, own]
+            believed = layer.within & (layer.fitted[:, None] | seen)
+            alike = _sureness(layer.colour / self.cfg.max_colour_error)
+            sureness[:, own] = np.where(believed, alike, 0.0)[:, own]
+            back[:, own] = layer.back[:, own]
+        return xy, sureness, back
 
-    def _flow(self, a: np.ndarray, b: np.ndarray, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        moved, status, _ = cv2.calcOpticalFlowPyrLK(
-            a,
-            b,
-            points,
-            np.empty_like(points),
-            winSize=(self.cfg.window_px, self.cfg.window_px),
-            maxLevel=4,
-            criteria=(cv2.TERM_CRITERIA_EPS | cv2.TERM_CRITERIA_COUNT, 30, 0.01),
-        )
-        return moved, status[:, 0].astype(bool)
+    def _chain(
+        self, video: Video, query: np.ndarray, query_frame: int, max_back: float
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Matched from frame to frame: positions T n 2, who passed every check so far T n, forward-backward error T n."""
+        xy = np.repeat(query[None], len(video.grey), axis=0)
+        seen, back = np.zeros(xy.shape[:2], bool), np.full(xy.shape[:2], np.inf, np.float32)
+        present = seen.copy()  # within the frame so far
+        seen[query_frame] = present[query_frame] = video.holds(query)
+        back[query_frame] = 0.0
+        for before, now in outward(query_frame, len(xy)):
+            xy[now] = xy[before]
+            alive = np.flatnonzero(present[before])
+            found, error = match(video.grey[before], video.grey[now], xy[before, alive], self.cfg.window_px)
+            kept = seen[before, alive] & (error <= max_back)
+            reach = np.abs(found - xy[before, alive]).max(axis=-1, initial=0.0)
+            believed = kept | (reach < MAX_REACH * video.size[0])  # further in one frame: a mismatch
+            stays = ~believed | video.holds(found)
+            moves = believed & stays
+            xy[now, alive[moves]] = found[moves]
+            back[now, alive] = error
+            present[now, alive], seen[now, alive] = stays, kept & stays
+        return xy, seen, back
 
 
-def _resize(frame: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """h w 3 -> grey at size (width, height)."""
-    grey = cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY)
-    return cv2.resize(grey, size, interpolation=cv2.INTER_AREA if size[1] < len(grey) else cv2.INTER_CUBIC)
+def _sureness(error: np.ndarray) -> np.ndarray:
+    """Errors as shares of what is allowed, >= 0 -> (0, 1]: 1 without error, 0.5 at the limit."""
+    return np.exp2(-np.square(error))
+
+
+def _astray(xy: np.ndarray, seen: np.ndarray, layer: Layer) -> np.ndarray:
+    """n bool: points whose chain does not follow the motion on most of the frames that it was seen in, nor do the colours."""
+    far = np.linalg.norm(xy - layer.place, axis=-1) > STRAY
+    return ((far & seen).sum(axis=0) > 0.5 * seen.sum(axis=0)) & (layer.cost > DOUBT)

@@ -76,6 +76,9 @@ class Executor:
     def __init__(self, store: Store, compute: ComputeConfig, console: Console, reject: type[Exception]) -> None:
         self.store, self.compute, self.console, self.reject = store, compute, console, reject
         self.session = RaySession(compute, console.say)
+        self.streamed: dict[
+            str, float
+        ] = {}  # seconds of stages that a graph has been through and whose own run is to come
 
     def run(self, work: Work, logger: RunLogger | None, provenance: dict[str, Any]) -> Manifest:
         """Does the work, or the rest of it, and publishes. Raises ValueError (user) or gang.StageFailed."""
@@ -98,7 +101,8 @@ class Executor:
         _, gpus = self.session.resources()
         sharing = sum(link.stage.resources.gpus > 0 for link in links)
         operators = [self._operator(link, seed, attempt, gpus / max(sharing, 1)) for link in links]
-        run_graph(operators, given, self.store, self.session, self.console)
+        seconds = run_graph(operators, given, self.store, self.session, self.console)
+        self.streamed |= {link.stage.name: s for link, s in zip(links, seconds, strict=True)}
 
     def _operator(self, link: Link, seed: int, attempt: str, gpus: float) -> Operator:
         """gpus: the cluster's, as far as this stage may take them."""
@@ -203,8 +207,9 @@ class Executor:
         kept = [r for r in results if r is not None]
         _log_items(logger, kept, len(failures))
         records = tuple(record for r in kept if r.failure is None for record in items.flat(r.records))
-        earlier = sum(r.seconds for r in before if r is not None)
-        earlier /= self._item_workers(work.stage.resources)[0] if earlier else 1
+        earlier = self.streamed.pop(work.stage.name, 0.0)
+        if not earlier and any(before):
+            earlier = sum(r.seconds for r in before if r is not None) / self._item_workers(work.stage.resources)[0]
         return records, tuple(failures), earlier + time.monotonic() - started
 
     def _item_workers(self, needs: Needs, most_gpus: float | None = None) -> tuple[int, float]:

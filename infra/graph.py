@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import pickle
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -53,7 +54,7 @@ def advance(
     result = finished(task, store.codec)
     good = failure is None and result is not None and result.failure is None
     items = following(flat(result.records)) if good and result is not None and following else []
-    tally.add.remote(number, not good, len(items))
+    tally.add.remote(number, not good, len(items), result.seconds if result else 0.0)
     return [{"item": pickle.dumps(i)} for i in items]
 
 
@@ -69,8 +70,12 @@ class Worker:
 
 def run_graph(
     operators: Sequence[Operator], items: Sequence[Any], store: Store, session: RaySession, console: Console
-) -> None:
-    """Takes every item through all operators. Raises nothing for items that break: they leave no marker."""
+) -> list[float]:
+    """Takes every item through all operators. Raises nothing for items that break: they leave no marker.
+
+    Returns the seconds that it took, shared out among the operators by the work in each.
+    """
+    started = time.monotonic()
     ray = session.start()
     data = quiet_data()
     tally = ray.remote(num_cpus=0, max_restarts=-1)(Tally).remote(len(operators))
@@ -85,6 +90,12 @@ def run_graph(
     with _shown(ray, tally, operators, len(items), console):
         for _ in source.iter_rows():
             raise AssertionError("the last operator gives no rows")
+    try:
+        work = [c.seconds for c in ray.get(tally.read.remote(), timeout=10)]
+    except ray.exceptions.RayError:  # lost with its counts
+        work = [0.0 for _ in operators]
+    whole = time.monotonic() - started
+    return [whole * w / sum(work) if sum(work) else whole / len(work) for w in work]
 
 
 def _joined(data: Any, source: Any, operator: Operator, fixed: tuple[Any, ...]) -> Any:

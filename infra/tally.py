@@ -7,11 +7,12 @@ from dataclasses import dataclass, field
 
 @dataclass
 class Counts:
-    """What one operator has met: items that came in, were done, and came to nothing."""
+    """What one operator has met: items that came in, were done, and came to nothing; and the seconds of work on them."""
 
     met: int = 0
     done: int = 0
     failed: int = 0
+    seconds: float = 0.0
 
 
 @dataclass
@@ -24,7 +25,8 @@ class Tally:
     def __post_init__(self) -> None:
         self.counts = [Counts() for _ in range(self.operators)]
 
-    def add(self, operator: int, failed: bool, next_items: int) -> None:
+    def add(self, operator: int, failed: bool, next_items: int, seconds: float) -> None:
+        self.counts[operator].seconds += seconds
         self.counts[operator].done += not failed
         self.counts[operator].failed += failed
         if operator + 1 < self.operators:

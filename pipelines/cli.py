@@ -14,7 +14,7 @@ from typing import Any
 
 OK, FAILED, BAD_CONFIG, INTERRUPTED = 0, 1, 2, 130
 TARGETS = ("data", "teacher", "distill", "eval")
-OTHERS = ("plan", "config", "inspect", "sweep", "bench", "bench-data", "nano-base")
+OTHERS = ("plan", "config", "inspect", "sweep", "bench", "bench-data", "bench-trackers", "nano-base")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -107,7 +107,7 @@ def _inspect(cfg: Any, clip: str) -> int:
 
 def _targets() -> dict[str, tuple[Callable[[Any], Any], Any]]:
     """Name -> (function of a Run, its stages in order)."""
-    from . import bench, bench_data, data, distill, evaluate, nano_base, sweep, teacher
+    from . import bench, bench_data, bench_trackers, data, distill, evaluate, nano_base, sweep, teacher
 
     return {
         "data": (data.data_or_report, data.STAGES),
@@ -115,6 +115,7 @@ def _targets() -> dict[str, tuple[Callable[[Any], Any], Any]]:
         "distill": (distill.distill, distill.STAGES),
         "eval": (evaluate.evaluate, evaluate.STAGES),
         "bench": (bench.bench, bench.STAGES),
+        "bench-trackers": (bench_trackers.bench_trackers, bench_trackers.STAGES),
         "bench-data": (bench_data.bench_data, bench_data.STAGES),
         "sweep": (sweep.sweep, sweep.STAGES),
         "nano-base": (nano_base.nano_base, nano_base.STAGES),

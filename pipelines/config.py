@@ -23,6 +23,7 @@ from stages.eval.bench import BenchConfig
 from stages.eval.config import EvalConfig
 from stages.eval.sweep import SweepConfig
 from stages.spec import Stage
+from stages.trackers.bench import TrackerBenchConfig
 from stages.train.adapt import AdaptConfig
 from stages.train.base import BaseConfig
 from stages.train.dmd import DmdConfig, DmdRun
@@ -66,6 +67,7 @@ class Config:
     loader: LoaderConfig = field(default_factory=LoaderConfig)  # of every training on shards
     sweep: SweepConfig = field(default_factory=SweepConfig)  # make sweep
     bench: BenchConfig = field(default_factory=BenchConfig)  # make bench
+    tracker_bench: TrackerBenchConfig = field(default_factory=TrackerBenchConfig)  # make bench-trackers
     bench_data: DataBenchConfig = field(default_factory=DataBenchConfig)  # make bench-data
     compute: ComputeConfig = field(default_factory=ComputeConfig)
 
@@ -101,6 +103,7 @@ class Config:
             self.eval,
             self.sweep,
             self.bench,
+            self.tracker_bench,
             self.bench_data,
             self.compute,
         )

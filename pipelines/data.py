@@ -72,31 +72,17 @@ def data_or_report(run: Run) -> Dataset | None:
 
 def _data(run: Run) -> Dataset:
     with run.making("data"):
-        cfg, stage = run.cfg, stage_configs(run)
         videos, unusable = usable_videos(run)
-        real = _real(run, stage, videos)
-        shown = {c.clip_id: c.split for c in real.encoded}
-        stills = [replace(c, split=shown[c.clip_id]) for c in real.cut if c.clip_id in shown]
-
-        scenes = plan_scenes(cfg.data, stills, cfg.seed, run.say)
-        _, _, rendered = run.chain(
-            (
-                Link(RENDER, stage.render, tuple),
-                Link(track_stage(cfg.data.tracker), stage.track, partial(to_track, gates=None)),
-                Link(ENCODE, stage.encode, partial(to_encode, gates=None)),
-            ),
-            scenes,
-            "rendered",
-        )
-        clips = (*real.encoded, *_clips(rendered[0]))
-        rejected = (*unusable, *real.rejected, *rendered[1], *_rejected(rendered[0]))
+        real = real_clips(run, videos)
+        rendered, refused = rendered_clips(run, real)
+        clips = (*real.encoded, *rendered)
         require_splits(clips)
-        return _pack(run, stage, PackInputs(clips, rejected, real.dropped, ()))
+        return _pack(run, PackInputs(clips, (*unusable, *real.rejected, *refused), real.dropped, ()))
 
 
-def _real(run: Run, stage: RunConfigs, videos: list[Video]) -> Real:
+def real_clips(run: Run, videos: list[Video]) -> Real:
     """Cut, tracked and encoded at the same time. What a gate turns away goes no further."""
-    cfg, gates = run.cfg, run.cfg.data.gates
+    cfg, stage, gates = run.cfg, stage_configs(run), run.cfg.data.gates
     cut, tracked, encoded = _chain(run, stage, videos, gates)
     early, dark = turned_away(cut[0], gates, gate.picture_gates)
     late, lost = turned_away(tracked[0], gates, gate.track_gates)
@@ -111,6 +97,20 @@ def _real(run: Run, stage: RunConfigs, videos: list[Video]) -> Real:
     return Real(_clips(cut[0]), tuple(settled), dropped, rejected)
 
 
+def rendered_clips(run: Run, real: Real) -> tuple[tuple[Clip, ...], list[Rejected]]:
+    """Scenes cut from stills of the real clips that are kept, with exact tracks, encoded."""
+    cfg, stage = run.cfg, stage_configs(run)
+    split = {c.clip_id: c.split for c in real.encoded}
+    stills = [replace(c, split=split[c.clip_id]) for c in real.cut if c.clip_id in split]
+    links = (
+        Link(RENDER, stage.render, tuple),
+        Link(track_stage(cfg.data.tracker), stage.track, partial(to_track, gates=None)),
+        Link(ENCODE, stage.encode, partial(to_encode, gates=None)),
+    )
+    *_, (records, refused) = run.chain(links, plan_scenes(cfg.data, stills, cfg.seed, run.say), "rendered")
+    return _clips(records), [*refused, *_rejected(records)]
+
+
 def _chain(
     run: Run, stage: RunConfigs, videos: list[Video], gates: GateConfig | None, encode: bool = True
 ) -> list[tuple[tuple[Clip | Rejected, ...], list[Rejected]]]:
@@ -122,8 +122,8 @@ def _chain(
     return run.chain(links if encode else links[:2], segments(videos, run.cfg.data), "real")
 
 
-def _pack(run: Run, stage: RunConfigs, inputs: PackInputs) -> Dataset:
-    per_shard = run.cfg.data.clips_per_shard
+def _pack(run: Run, inputs: PackInputs) -> Dataset:
+    stage, per_shard = stage_configs(run), run.cfg.data.clips_per_shard
     plans = [p for split in ("train", "heldout") for p in plan_shards(inputs.clips, split, per_shard)]
     files, _ = run.items(SHARD, stage.shard, plans)
     train, heldout = run.step(PACK, stage.pack, replace(inputs, shards=files))

@@ -26,12 +26,13 @@ from stages.data.sources import Candidate, find_candidates, holds, listed
 from stages.eval import RECORDS as EVAL_RECORDS
 from stages.records import Checkpoint, Rejected, ShardSet
 from stages.spec import Reject, Stage
+from stages.trackers.bench import TrackerBench, TrackerFigures
 
 from .config import Config, as_yaml
 
 RECORDS = (
     *(kind for kind in vars(records).values() if isinstance(kind, type) and is_dataclass(kind)),
-    *(Candidate, Segment, Plate, SceneItem, ShardPlan, ShardFile),
+    *(Candidate, Segment, Plate, SceneItem, ShardPlan, ShardFile, TrackerBench, TrackerFigures),
     *EVAL_RECORDS,
 )
 PRODUCTS = {"teacher": "motionstream-teacher", "student": "motionstream-student"}

@@ -168,4 +168,4 @@ def latency_growth(cfg: LongRunRun, student: CausalDiT, clip: EvalClip, ctx: Con
     }
 
 
-LONG_RUN = Stage("eval_long_run", version=3, how="once", run=run, resources=Resources(cpus=2, threads=2))
+LONG_RUN = Stage("eval_long_run", version=4, how="once", run=run, resources=Resources(cpus=2, threads=2))

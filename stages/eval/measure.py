@@ -73,4 +73,4 @@ def _features(videos: Sequence[np.ndarray] | np.ndarray, cfg: MeasureConfig, ctx
     return file
 
 
-MEASURE = Stage("eval_measure", version=2, how="per_item", run=run, resources=Resources(gpus=0.25))
+MEASURE = Stage("eval_measure", version=3, how="per_item", run=run, resources=Resources(gpus=0.25))

@@ -146,4 +146,4 @@ def row(found: Mapping[str, Any]) -> dict[str, float]:
     }
 
 
-SWEEP = Stage("eval_sweep", version=2, how="once", run=run, resources=Resources(cpus=2, threads=2))
+SWEEP = Stage("eval_sweep", version=3, how="once", run=run, resources=Resources(cpus=2, threads=2))

@@ -20,7 +20,7 @@ from stages.trackers.motions import apply_maps, fit_maps, path_maps
 REACH = 3.0  # work pixels that a match may lie from where the motion puts it
 REACH_LOST = 4.0  # the same where the motion is extrapolated
 FEWEST_SHARE = 0.1  # of the members within the frame must be matched for a map to be fitted anew
-SLOWING = 0.8  # what an extrapolated motion keeps of its speed each frame
+SLOWING = 0.8  # what an extrapolated motion keeps of its shift each frame
 SKETCH = 3  # the first alignment looks at the colours of every third frame
 NOISE = 0.2  # root mean square offset of matches of a rigid surface, work pixels
 SPREAD = 0.6  # sigma of the neighbourhood whose offsets are averaged, mean distances between points
@@ -93,7 +93,7 @@ class Aligner:
         for before, now in outward(self.query_frame, frames):
             if not known[now]:
                 earlier = 2 * before - now if before != self.query_frame else before
-                maps[now] = maps[before] + SLOWING * (maps[before] - maps[earlier])
+                maps[now] = _glide(maps[before], maps[earlier], self.query[members])
             place = apply_maps(maps[now], self.query[members])
             picture = self._warped(self.video.grey, maps[now])
             found, back = match(picture, self.video.grey[now], place, self.window, 0 if known[now] else 1, 10)
@@ -141,6 +141,15 @@ class Aligner:
     def _warped(self, frames: list[np.ndarray], matrix: np.ndarray) -> np.ndarray:
         query = frames[self.query_frame]
         return cv2.warpAffine(query, matrix, self.video.size, flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+
+
+def _glide(now: np.ndarray, earlier: np.ndarray, points: np.ndarray) -> np.ndarray:
+    """2 3: the map a frame on, where it is not known: the middle of the points keeps most of its speed. Turning and growing on
+    would throw the points that are far from it out of the frame."""
+    middle = np.append(points.mean(axis=0), 1.0)
+    out: np.ndarray = now.copy()
+    out[:, 2] += SLOWING * ((now - earlier) @ middle)
+    return out
 
 
 def _distinct(layers: Sequence[Layer]) -> list[Layer]:

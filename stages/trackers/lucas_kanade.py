@@ -25,7 +25,8 @@ SUPPORT = (8, 12)  # rows, columns of points tracked besides, where the queries 
 class LucasKanade:
     """Needs no weights. A point is visible where its group's motion lies in the frame, could be measured, and the colours
     around it are still those of the query frame; it may come back. A point of no group that fails the forward-backward check
-    once is invisible from then on, but followed further as well as may be; one that leaves the frame stays where it left."""
+    once is invisible from then on, but followed further as well as may be, as is one while its group's motion cannot be
+    measured; so followed, one that leaves the frame stays where it left."""
 
     name = "lucas_kanade"
     version = f"opencv-{cv2.__version__}+motions"
@@ -67,7 +68,7 @@ class LucasKanade:
         layers, owner = aligner.layers(xy, seen, motions)
         for k, layer in enumerate(layers):
             own = (owner == k) & ~_astray(xy, seen, layer)
-            xy[:, own] = layer.place[:, own]
+            xy[:, own] = np.where(layer.fitted[:, None, None], layer.place[:, own], xy[:, own])
             believed = layer.within & (layer.fitted[:, None] | seen)
             alike = _sureness(layer.colour / self.cfg.max_colour_error)
             sureness[:, own] = np.where(believed, alike, 0.0)[:, own]

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,7 @@ from infra.executor import Link, item_tasks
 from infra.files import CHECKOUT
 from infra.gang import StageFailed
 from infra.items import ItemJob, run_item
-from stages.spec import Reject, StageError
+from stages.spec import Reject, Resources, StageError
 from tests.unit.infra import fakes
 
 
@@ -177,3 +178,23 @@ def test_without_ray_a_graph_does_nothing_and_the_stages_do_it(tmp_path):
     store, runner = fakes.world(tmp_path)
     before, after, _, second = chained(store, runner, fakes.items(3))
     assert before == [] and len(after) == 9 and len(second.records) == 6
+
+
+def test_stages_of_a_graph_share_the_gpus_and_keep_their_models_there(tmp_path, monkeypatch):
+    _, runner = fakes.world(tmp_path, "ray", item_gpus=0.5)
+    monkeypatch.setattr(runner.session, "resources", lambda: (8.0, 2.0))
+    seen = []
+
+    def keep(operators, *_):
+        seen.extend(operators)
+        return [0.0] * len(operators)
+
+    monkeypatch.setattr("infra.executor.run_graph", keep)
+    needs = (Resources(), Resources(gpus=0.5), Resources(gpus=1.0))
+    stages = [replace(fakes.SQUARE, name=f"s{i}", resources=r) for i, r in enumerate(needs)]
+    runner.stream([Link(s, fakes.FakeConfig(), fakes.each) for s in stages], fakes.items(2), 0)
+    assert [(o.workers, o.gpus, o.actors) for o in seen] == [(8, 0.0, False), (4, 0.25, True), (2, 0.5, True)]
+    monkeypatch.setattr(runner.session, "resources", lambda: (8.0, 0.0))
+    seen.clear()
+    runner.stream([Link(s, fakes.FakeConfig(), fakes.each) for s in stages], fakes.items(2), 0)
+    assert [(o.workers, o.gpus, o.actors) for o in seen] == [(8, 0.0, False)] * 3

@@ -69,3 +69,11 @@ def test_make_runs_all_goals_in_one_command():
 
 def test_make_plan_only_plans():
     assert make("plan", "data") == [".venv/bin/python -m pipelines plan data --preset 'nano' --runs 'runs'"]
+
+
+def test_a_report_goes_no_further_than_data(tmp_path, capsys):
+    (tmp_path / "v").mkdir()
+    (tmp_path / "v" / "a.mp4").write_bytes(b"x")
+    words = ["teacher", "data.report_only=true", "--preset", "debug", "--src", str(tmp_path / "v")]
+    assert cli.main([*words, "--runs", str(tmp_path / "runs")]) == cli.FAILED
+    assert "data.report_only packs nothing" in capsys.readouterr().err

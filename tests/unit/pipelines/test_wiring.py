@@ -9,7 +9,7 @@ import fsspec
 import pytest
 
 from infra.codec import Codec
-from infra.executor import Executor
+from infra.executor import Executor, Link
 from infra.gang import StageFailed
 from infra.progress import PlainConsole
 from infra.store import Store
@@ -244,3 +244,20 @@ def test_the_report_lies_where_scripts_look_for_it(tmp_path):
     published = publish(made, tmp_path / "nano" / "report")
     assert Path(published.json).read_text() == "report.json"
     assert sorted(p.name for p in Path(published.folder).iterdir()) == sorted(names)
+
+
+def test_a_chain_gives_each_stage_what_the_one_before_made(tmp_path):
+    """As one after the other: cached by stage, told in the table with its label, seen by a dry run."""
+    second = Stage("second", 1, "per_item", lambda cfg, item, ctx: item + "!")
+    links = (Link(VIDEOS, Settings(), tuple), Link(second, Settings(), lambda made: [m for m in made if m != "B"]))
+    run = new_run(tmp_path)
+    with run.making("data"):
+        first, last = run.chain(links, ("a", "b", "bad"), "real")
+    assert first == (("A", "B"), [Rejected("bad.mp4", "videos", "empty file")])
+    assert last == (("A!",), [])
+    assert [(line.stage, line.note) for line in run.lines] == [("videos", "real, 1 rejected"), ("second", "real")]
+    CALLS.clear()
+    with pytest.raises(NotMade):
+        new_run(tmp_path, dry=True).chain(links, ("a", "b", "c"), "real")
+    assert new_run(tmp_path, dry=True).chain(links, ("a", "b", "bad"), "real") == [first, last]
+    assert CALLS == []

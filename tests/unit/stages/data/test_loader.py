@@ -12,13 +12,12 @@ import numpy as np
 import pytest
 import torch
 
-from stages.data import pack
 from stages.data.loader import Loader, LoaderConfig
 from stages.data.order import Deal, Order
-from stages.data.pack import PackRun
 from stages.data.shards import require_shards
 from stages.records import ShardSet
-from tests.unit.stages.data.fakes import CLIP, FakeContext, finished_clip
+from tests.unit.stages.data.fakes import finished_clip
+from tests.unit.stages.data.fakes import packed as pack_clips
 
 CLIPS = 14  # in shards of 3, the last of 2
 PROCESSES = LoaderConfig(workers=2)
@@ -33,8 +32,7 @@ def clips(tmp_path_factory):
 
 
 def packed(clips, folder: Path) -> tuple[ShardSet, ShardSet]:
-    folder.mkdir()
-    return pack.run(PackRun(CLIP, clips_per_shard=3, lossless_frames=False), clips, FakeContext(folder))
+    return pack_clips(clips, folder, clips_per_shard=3, lossless=False)
 
 
 @pytest.fixture(scope="module")

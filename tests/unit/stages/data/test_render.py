@@ -192,3 +192,20 @@ def test_without_a_heldout_clip_the_stills_divide(tmp_path):
     used = {s: {p.path for i in items if i.split == s for p in i.plates} for s in ("train", "heldout")}
     assert used["train"].isdisjoint(used["heldout"])
     assert said
+
+
+def test_a_new_source_changes_only_the_scenes_that_cut_from_it():
+    def stills(sources: int) -> scene.Stills:
+        names = [(s, k) for s in range(sources) for k in range(3)]
+        return scene.Stills([scene.Plate(f"/r/clip-{s}-{k}/plate-0.png", f"video {s}", "MIT", "") for s, k in names])
+
+    before, after = stills(20), stills(21)
+    changed = [i for i in range(200) if before.choose(4, i) != after.choose(4, i)]
+    assert 0.05 < len(changed) / 200 < 0.35  # of four draws each, one in 21 goes to the new one
+    for i in changed:
+        assert "video 20" in {p.source for p in after.choose(4, i)}
+    drawn = [p.source for i in range(200) for p in before.choose(4, i)]
+    assert min(drawn.count(f"video {s}") for s in range(20)) > 20  # of 40
+    moved = scene.Stills([replace(p, path=f"/elsewhere{p.path}") for ps in before.by_source.values() for p in ps])
+    same = [[Path(p.path).parts[-2:] for p in one.choose(4, 3)] for one in (before, moved)]
+    assert same[0] == same[1]

@@ -60,7 +60,7 @@ def test_real_clips_get_a_grid_and_figures_and_the_input_folder_stays_as_it_was(
     (out,) = track.run(TRACKS, (clip,), FakeContext(tmp_path / "out"))
     assert out.tracks == 12
     assert out.tracker.startswith("lucas_kanade opencv-")
-    assert out.tracker.endswith(" (Apache-2.0), max_back_px=0.25")
+    assert out.tracker.endswith(" (Apache-2.0), max_back_px=0.25, max_colour_error=24")
     assert out.moving_px == pytest.approx(8.0, abs=0.5)
     assert 0.5 < out.visible_share <= 1.0
     assert (out.quality["visible_share"], out.quality["moving_px"]) == (out.visible_share, out.moving_px)

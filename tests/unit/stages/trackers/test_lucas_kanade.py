@@ -4,6 +4,8 @@ import pytest
 
 from stages.trackers import TrackerConfig, Tracks, make_tracker, uniform_grid
 from stages.trackers.base import inside
+from stages.trackers.layers import _glide
+from stages.trackers.motions import apply_maps
 
 CFG = TrackerConfig("lucas_kanade")
 
@@ -186,3 +188,13 @@ def test_no_points_and_flat_frames_are_no_error():
 def test_the_grid_covers_the_frame_evenly():
     grid = uniform_grid(48, 80, 2, 4)
     assert grid.tolist() == [[x, y] for y in (12.0, 36.0) for x in (10.0, 30.0, 50.0, 70.0)]
+
+
+def test_a_motion_that_is_lost_glides_on_without_turning_or_growing():
+    """Its shift goes on and slows; else points far from what was measured last would be thrown out of the frame."""
+    points = np.array([[10.0, 10.0], [30.0, 10.0], [20.0, 25.0]])
+    earlier, now = np.eye(2, 3), np.array([[1.2, 0.1, -3.0], [-0.1, 1.2, 2.0]])
+    after = _glide(now, earlier, points)
+    moved = (apply_maps(after, points) - apply_maps(now, points)).reshape(-1, 2)
+    speed = (apply_maps(now, points) - apply_maps(earlier, points)).mean(axis=0)
+    assert moved == pytest.approx(np.tile(0.8 * speed, (3, 1)))

@@ -1,0 +1,86 @@
+"""`make data` over a bucket of good and bad videos, from the command line: gates, report, page, dead letters, a second run."""
+
+import csv
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import boto3
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from moto.server import ThreadedMotoServer
+
+from stages.data.files import write_mp4
+from tests.smoke.kills import FPS, ROOT, make_videos
+from tests.unit.stages.data.fakes import ffmpeg
+
+LIMIT_SECONDS = 300
+
+
+@pytest.fixture(scope="module")
+def bucket(tmp_path_factory):
+    """s3://films with four good videos, a copy of one at a lower quality, a black one, and a text; and its environment."""
+    folder = make_videos(tmp_path_factory.mktemp("films") / "src", 4)
+    ffmpeg("-i", str(folder / "film-00.mp4"), "-crf", "32", str(folder / "again.mp4"))
+    write_mp4(folder / "black.mp4", np.full((FPS * 2, 96, 128, 3), 3, np.uint8), FPS)
+    (folder / "words.mp4").write_text("no film. " * 100)
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0)
+    server.start()
+    host, port = server.get_host_and_port()
+    here = {"AWS_ENDPOINT_URL": f"http://{host}:{port}", "AWS_ACCESS_KEY_ID": "a", "AWS_SECRET_ACCESS_KEY": "b"}
+    s3 = boto3.client(
+        "s3",
+        endpoint_url=here["AWS_ENDPOINT_URL"],
+        aws_access_key_id="a",
+        aws_secret_access_key="b",
+        region_name="us-east-1",
+    )
+    s3.create_bucket(Bucket="films")
+    for file in folder.iterdir():
+        s3.upload_file(str(file), "films", f"some/{file.name}")
+    yield {**os.environ, **here, "AWS_DEFAULT_REGION": "us-east-1"}
+    server.stop()
+
+
+def data(runs: Path, environment: dict[str, str], *more: str) -> str:
+    words = [sys.executable, "-m", "pipelines", "data", "--preset", "debug", "--src", "s3://films/some"]
+    done = subprocess.run(
+        [*words, "--runs", str(runs), "compute.executor=local", *more],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=LIMIT_SECONDS,
+    )
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    return done.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3 * LIMIT_SECONDS)
+def test_a_bucket_becomes_shards_and_what_is_left_out_is_told(bucket, tmp_path):
+    report = data(tmp_path, bucket, "data.report_only=true")
+    assert "min_brightness" in report and "max_duplicate_bits" in report
+    assert not (tmp_path / "debug" / "pack").exists()
+
+    out = data(tmp_path, bucket)
+    assert "items are done already" in out  # what the report has made
+    with open(tmp_path / "debug" / "report" / "rejected.csv", encoding="utf-8", newline="") as f:
+        lost = {row["name"]: (row["stage"], row["reason"]) for row in csv.DictReader(f)}
+    assert lost["words.mp4"] == ("ingest", "text, not a video")
+    dark = [name for name, (stage, why) in lost.items() if stage == "gates" and "min_brightness" in why]
+    copies = [name for name, (stage, why) in lost.items() if stage == "gates" and "max_duplicate_bits" in why]
+    assert dark and all(name.startswith("black") for name in dark)
+    assert copies and {name.split("-")[0] for name in copies} <= {"again", "film"}
+    rows = pq.read_table(next(tmp_path.rglob("catalogue.parquet"))).to_pylist()
+    kept = [r for r in rows if r["status"] == "kept" and r["kind"] == "real"]
+    assert len({r["scene"] for r in kept}) == 4  # each film once
+    assert all(r["brightness"] > 0.1 and r["tracker"] and r["phash"] for r in kept)
+    page = (tmp_path / "debug" / "report" / "data.html").read_text()
+    assert "black" in page and 'src="http' not in page
+
+    shutil.rmtree(tmp_path / "sources")  # may be deleted at any time
+    assert "nothing to do" in data(tmp_path, bucket)

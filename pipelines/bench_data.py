@@ -111,7 +111,10 @@ class _Bench:
     def paired(self, clips: int, first: Callable[[], Any], second: Callable[[], Any]) -> dict[str, Any]:
         """Both in turns. Clips, seconds of each round, and the median of the rounds' ratios: how many times the first's clips
         per second the second has."""
-        rounds = [(_seconds(first), _seconds(second)) for _ in range(self.run.cfg.bench_data.rounds)]
+        rounds = []
+        for _ in range(self.run.cfg.bench_data.rounds):
+            rounds.append((_seconds(first), _seconds(second)))
+            self.run.say(f"{clips} clips: {rounds[-1][0]:.1f} s and {rounds[-1][1]:.1f} s")
         ratio = statistics.median(a / b for a, b in rounds)
         return {"clips": clips, "seconds": [[round(s, 2) for s in pair] for pair in rounds], "ratio": round(ratio, 3)}
 

@@ -66,7 +66,6 @@ def _set_environment() -> None:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.1")  # else ray.train waits two seconds a report
     os.environ.setdefault("RAY_TMPDIR", "/tmp")  # sockets: at most 107 bytes, so not a deep TMPDIR
-    os.environ.setdefault("RAY_idle_worker_killing_time_threshold_ms", "600000")  # a new one imports torch for seconds
     os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")  # relative folders in a config mean the user's
     os.environ.setdefault("RAY_DEDUP_LOGS", "0")
     os.environ.setdefault("PYTHONUNBUFFERED", "1")

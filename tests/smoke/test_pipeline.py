@@ -40,7 +40,7 @@ def runs(tmp_path_factory) -> Path:
         start_new_session=True,
     )
     deadline = time.monotonic() + LIMIT_SECONDS
-    while not list(folder.glob("debug/clips/*/manifest.json")):  # in the middle of the data stages
+    while not list(folder.glob("debug/cut/*/manifest.json")):  # in the middle of the data stages
         assert driver.poll() is None, f"the command ended early with {driver.returncode}"
         assert time.monotonic() < deadline, "no clips after the time limit"
         time.sleep(0.2)

@@ -2,7 +2,9 @@
 
 The graph is an order of work, not of results. Each item of each stage has its own folder and marker (items.py), so killed
 anywhere it goes on, and what it leaves is what the stages leave when run one after the other. Only references travel between
-operators, never frames: memory does not grow with the number of items.
+operators, never frames: memory does not grow with the number of items. Operators that want the same workers are fused by Ray
+Data: one worker then takes an item of the first through all of them. No operator may stand between them only to regroup
+rows: of two CPUs Ray Data reserves so much for each operator that with five of them one task runs at a time.
 """
 
 from __future__ import annotations
@@ -78,14 +80,15 @@ def run_graph(
     started = time.monotonic()
     ray = session.start()
     data = quiet_data()
+    data.DataContext.get_current().target_max_block_size = (
+        1  # a block a row: what one operator made is taken up at once
+    )
     tally = ray.remote(num_cpus=0, max_restarts=-1)(Tally).remote(len(operators))
     blocks = min(len(items), max(200, 4 * max(o.workers for o in operators)))
     source = data.from_items([{"item": pickle.dumps(i)} for i in items], override_num_blocks=blocks)
     for number, operator in enumerate(operators):
         following = operators[number + 1].items_of if number + 1 < len(operators) else None
         fixed = (number, operator, store, following, tally)
-        if number:
-            source = source.repartition(target_num_rows_per_block=1)  # else all clips of a video are one worker's
         source = _joined(data, source, operator, fixed)
     with _shown(ray, tally, operators, len(items), console):
         for _ in source.iter_rows():

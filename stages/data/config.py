@@ -79,7 +79,7 @@ class DataConfig:
 class DataBenchConfig:
     """make bench-data. clips: of the timings; memory_clips: few and many, of the memory; rounds: of each pair of timings."""
 
-    clips: int = 80
+    clips: int = 160
     memory_clips: tuple[int, int] = (40, 400)
     rounds: int = 3
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import io
+import json
 import random
 import signal
 import subprocess
 import sys
 import time
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -144,14 +146,22 @@ def test_through_ray(tmp_path):
         runner.stop()
 
 
-def chained(store, runner, given) -> list[tuple]:
+def chained(store, runner, given, seconds=0.0) -> list[tuple]:
     """Both stages' manifests' records, after the graph has been through."""
-    links = (Link(fakes.HALVES, fakes.FakeConfig(), fakes.each), Link(fakes.SQUARE, fakes.FakeConfig(), fakes.each))
-    runner.stream(links, given, 0)
+    cfg = fakes.FakeConfig(seconds=seconds)
+    runner.stream((Link(fakes.HALVES, cfg, fakes.each), Link(fakes.SQUARE, cfg, fakes.each)), given, 0)
     before = lines(store.root)
-    first = runner.run(fakes.work(store, fakes.HALVES, fakes.FakeConfig(), given), None, {})
-    second = runner.run(fakes.work(store, fakes.SQUARE, fakes.FakeConfig(), list(first.records)), None, {})
+    first = runner.run(fakes.work(store, fakes.HALVES, cfg, given), None, {})
+    second = runner.run(fakes.work(store, fakes.SQUARE, cfg, list(first.records)), None, {})
     return [before, lines(store.root), first, second]
+
+
+def spans(root, stage) -> list[tuple[float, float]]:
+    """(begin, end) of every item of a stage, in seconds."""
+    ends = [
+        (path.stat().st_mtime, json.loads(path.read_text())["seconds"]) for path in root.glob(f"{stage}/**/item.json")
+    ]
+    return sorted((end - seconds, end) for end, seconds in ends)
 
 
 @pytest.mark.slow
@@ -162,7 +172,7 @@ def test_a_graph_leaves_what_the_stages_leave_one_after_the_other(tmp_path, pool
     said = io.StringIO()
     store, runner = fakes.world(tmp_path / "graph", "ray", said, pool=pool)
     try:
-        before, after, first, second = chained(store, runner, given)
+        before, after, first, second = chained(store, runner, given, seconds=0.6)
     finally:
         runner.stop()
     reference = [fakes.Item(f"{i.name}2-{k}", i.number**2 + k) for i in given if i.name != "empty" for k in range(2)]
@@ -172,6 +182,10 @@ def test_a_graph_leaves_what_the_stages_leave_one_after_the_other(tmp_path, pool
     assert before == after
     assert sorted(before) == sorted([*(i.name for i in given if i.name != "empty"), *(r.name for r in reference)])
     assert "halves: 7/7" in said.getvalue() and "square 12 of 12" in said.getvalue()
+    halves, squares = spans(store.root, "halves"), spans(store.root, "square")
+    assert squares[0][1] < halves[-1][1], "the second stage waited for the whole first one"
+    at_work = sorted([*halves, *squares])
+    assert any(b[0] < a[1] - 0.1 for a, b in pairwise(at_work)), "one worker did it all, the other waited"
 
 
 def test_without_ray_a_graph_does_nothing_and_the_stages_do_it(tmp_path):

@@ -24,6 +24,7 @@ from .files import FolderLock, read_json, write_atomic
 from .ray_session import RaySession, quiet, set_threads
 from .store import Failure, Step, item_label
 
+WAIT_SECONDS = 0.03  # after so long Ray Data sees that one of several tasks has ended; with its own 0.1 workers idle
 MAX_DEATHS = 3  # a worker that dies this often on one item will die again
 
 
@@ -173,8 +174,10 @@ def over_ray(
 def quiet_data() -> Any:
     """`ray.data` without its bars and lines: the console shows progress."""
     import ray.data
+    from ray.data._internal.execution import streaming_executor_state
 
     quiet()
+    streaming_executor_state.WAIT_FOR_TASK_COMPLETION_TIMEOUT_S = WAIT_SECONDS
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False

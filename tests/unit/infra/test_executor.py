@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import io
 import json
 import random
@@ -186,6 +187,12 @@ def test_a_graph_leaves_what_the_stages_leave_one_after_the_other(tmp_path, pool
     assert squares[0][1] < halves[-1][1], "the second stage waited for the whole first one"
     at_work = sorted([*halves, *squares])
     assert any(b[0] < a[1] - 0.1 for a, b in pairwise(at_work)), "one worker did it all, the other waited"
+
+
+def test_ray_data_has_the_switch_that_we_turn():
+    from ray.data._internal.execution import streaming_executor_state
+
+    assert "timeout=WAIT_FOR_TASK_COMPLETION_TIMEOUT_S" in inspect.getsource(streaming_executor_state)
 
 
 def test_without_ray_a_graph_does_nothing_and_the_stages_do_it(tmp_path):

@@ -147,8 +147,10 @@ def test_joint_guidance_gives_one_branch_no_tracks():
 
 @pytest.mark.parametrize("image", ["channels", "first_latent"])
 def test_a_stream_equals_the_rollout(image: str):
-    """The canvas is encoded chunk by chunk in the one and whole in the other."""
-    cfg, vae, n = replace(rgb(tiny_config(image, chunks=4)), vae=PATCH), patch_vae(), 5
+    """The canvas is encoded chunk by chunk in the one and whole in the other, by an encoder that remembers."""
+    cfg, vae, n = rgb(tiny_config(image, chunks=4)), wan_vae("wan21"), 5
+    frames = 1 + 4 * (cfg.latent_frames - 1)
+    cfg = replace(cfg, vae=vae.cfg, clip=ClipConfig(height=16, width=32, frames=frames, fps=8.0))
     student, cond, noise = randomise(CausalDiT(cfg)), conditioning(cfg), gaussian(cfg)
     (xy, visible), phi = wandering(cfg, 1, n), clip_ids(1, n, cfg, torch.Generator().manual_seed(4))
     times = student_timesteps(cfg.student.steps, cfg.dit.shift)

@@ -49,6 +49,6 @@ class FrameGroups:
             video = torch.cat((self._waiting, video), dim=2)
         starts = not self.started and video.shape[2] > 0
         whole = video.shape[2] - (video.shape[2] - int(starts)) % self._stride_t
-        self._waiting = video[:, :, whole:]
+        self._waiting = video[:, :, whole:].clone()  # a view would keep the whole piece
         self.started = self.started or starts
         return starts, video[:, :, :whole]

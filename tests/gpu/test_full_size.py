@@ -6,6 +6,7 @@ At the preset of MS_GPU_PRESET (wan21-1.3b). DMD holds three models: it wants 80
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 from pathlib import Path
@@ -52,12 +53,19 @@ def bench():
     return model, add
 
 
-@pytest.fixture
-def ctx(tmp_path):
-    """A process group of one, so that trainings take DeepSpeed's bf16 engine."""
-    dist.init_process_group("nccl", init_method=f"file://{tmp_path}/group", rank=0, world_size=1)
-    yield RunContext(workdir=tmp_path, seed=0, device=torch.device("cuda", torch.cuda.current_device()))
+@pytest.fixture(scope="module")
+def group(tmp_path_factory):
+    """A process group of one, so that trainings take DeepSpeed's bf16 engine. One for all: DeepSpeed holds on to it."""
+    file = tmp_path_factory.mktemp("group") / "group"
+    dist.init_process_group("nccl", init_method=f"file://{file}", rank=0, world_size=1)
+    yield
     dist.destroy_process_group()
+
+
+@pytest.fixture
+def ctx(tmp_path, group):
+    yield RunContext(workdir=tmp_path, seed=0, device=torch.device("cuda", torch.cuda.current_device()))
+    gc.collect()  # engines and their hooks are cycles
     torch.cuda.empty_cache()
 
 

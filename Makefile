@@ -84,9 +84,10 @@ lint: $(STAMP)  ## ruff, mypy, import contracts
 test: lint  ## lint and all tests
 	$(PY) -m pytest tests
 
-test-gpu: $(STAMP)  ## the tests that need a CUDA device; fails where there is none
+# Unless PRESET is given, the paper's smaller model.
+test-gpu: $(STAMP)  ## the tests that need a CUDA device, and RUNS/gpu-bench.json; fails where there is none
 	$(PY) -c "import torch, sys; sys.exit(None if torch.cuda.is_available() else 'test-gpu: no CUDA device here')"
-	$(PY) -m pytest tests/gpu
+	RUNS='$(abspath $(RUNS))' MS_GPU_PRESET='$(if $(filter file,$(origin PRESET)),wan21-1.3b,$(PRESET))' $(PY) -m pytest -s tests/gpu
 
 clean:  ## caches; results in RUNS stay
 	rm -rf .mypy_cache .ruff_cache .pytest_cache .import_linter_cache

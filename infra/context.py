@@ -56,6 +56,10 @@ class RunContext:
         assert self.sources is not None, "the executor names the folder of fetched sources"
         return fetch(address, self.sources)
 
+    def shared(self, name: str) -> Path:
+        assert self.sources is not None, "the executor names the folder of fetched sources, beside which it lies"
+        return self.sources.parent / name
+
     def progress(self, what: str, total: int) -> AbstractContextManager[Meter]:
         return self.console.progress(what, total)
 

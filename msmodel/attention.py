@@ -8,7 +8,10 @@ Legend: b batch, l tokens, m tokens attended to, a attention heads, d channels o
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from functools import lru_cache
+from importlib import import_module
 from typing import Any, NamedTuple
 
 import torch
@@ -31,14 +34,48 @@ class LayerKV(NamedTuple):
         return sum(t.numel() * t.element_size() for t in self)
 
 
-@lru_cache(maxsize=1)
-def _flash_attention() -> Any:
-    """flash_attn_func where the optional package is installed, else None."""
+@dataclass(frozen=True)
+class Kernel:
+    """What computes attention. name: for people. flash: flash_attn_func of either generation; None means torch's SDPA."""
+
+    name: str
+    flash: Callable[..., Any] | None = None
+
+
+HEAD_LIMIT, HEAD_STEP = 256, 8  # flash-attn: channels of a head at most, and what they must be a multiple of
+
+
+@lru_cache(maxsize=64)
+def kernel(device: torch.device, dtype: torch.dtype, head_dim: int) -> Kernel:
+    """What `attend` uses for tensors of this kind; where that is torch's SDPA its name says why.
+
+    flash-attn 3 (the module flash_attn_interface) runs on Hopper (compute capability 9), flash-attn 2 (flash_attn) from Ampere
+    (8) on; both take fp16 and bf16 only.
+    """
+    capability = _capability(device)
+    if capability is None:
+        return Kernel("torch SDPA (no CUDA device)")
+    if dtype not in (torch.float16, torch.bfloat16):
+        return Kernel(f"torch SDPA (flash-attn computes in fp16 and bf16, not {str(dtype).removeprefix('torch.')})")
+    if head_dim > HEAD_LIMIT or head_dim % HEAD_STEP:
+        return Kernel(f"torch SDPA (heads of {head_dim}: flash-attn takes multiples of {HEAD_STEP} up to {HEAD_LIMIT})")
+    if capability[0] == 9 and (flash := _installed("flash_attn_interface")):
+        return Kernel("flash-attn 3", flash)
+    if capability[0] >= 8 and (flash := _installed("flash_attn")):
+        return Kernel("flash-attn 2", flash)
+    return Kernel(f"torch SDPA (no flash-attn is installed for compute capability {capability[0]}.{capability[1]})")
+
+
+def _capability(device: torch.device) -> tuple[int, int] | None:
+    return torch.cuda.get_device_capability(device) if device.type == "cuda" else None
+
+
+def _installed(module: str) -> Callable[..., Any] | None:
+    """flash_attn_func of an optional package, or None where it is absent or cannot be loaded."""
     try:
-        from flash_attn import flash_attn_func
+        return import_module(module).flash_attn_func
     except ImportError:
         return None
-    return flash_attn_func
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
@@ -46,11 +83,23 @@ def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
 
     flash-attn when it is installed and fits, torch's SDPA otherwise. No mask: the cache hands over what is seen.
     """
-    half = query.dtype in (torch.float16, torch.bfloat16)
-    if query.is_cuda and half and (flash := _flash_attention()) is not None:
-        return flash(query, key, value)
+    return attend_with(kernel(query.device, query.dtype, query.shape[-1]).flash, query, key, value)
+
+
+def attend_with(flash: Callable[..., Any] | None, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    """`attend` by a given kernel: flash_attn_func of either generation, or None for torch's SDPA."""
+    if flash is not None:
+        return _flash_attend(flash, query, key, value)
     q, k, v = (rearrange(x, "b l a d -> b a l d") for x in (query, key, value))
     return rearrange(F.scaled_dot_product_attention(q, k, v), "b a l d -> b l a d")
+
+
+def _flash_attend(flash: Callable[..., Any], query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    """Both generations take (b l a d) with contiguous channels. Their fourth argument differs (dropout, scale), so none
+    is given by place. Early releases of flash-attn 3 return the log-sum-exp as well."""
+    more = {"deterministic": True} if torch.are_deterministic_algorithms_enabled() else {}
+    out = flash(*(x if x.stride(-1) == 1 else x.contiguous() for x in (query, key, value)), **more)
+    return out[0] if isinstance(out, tuple) else out
 
 
 class Attention(nn.Module):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+SMALLEST_WAN = 1536  # dit.dim of the 1.3B
+
 
 @dataclass(frozen=True)
 class ClipConfig:
@@ -30,7 +32,7 @@ class VAEConfig:
 class TextConfig:
     """Text encoder. Embeddings are computed once, offline, zero past the prompt and padded with zeros to `length`."""
 
-    source: str = "Wan-AI/Wan2.1-T2V-1.3B-Diffusers"  # hub id, local folder, or "embedded:minilm"
+    source: str = "Wan-AI/Wan2.1-T2V-1.3B-Diffusers"  # hub id, local folder, or (nano only) "embedded:minilm"
     dim: int = 4096
     length: int = 512
 
@@ -48,7 +50,8 @@ class DiTConfig:
     image: str = (
         "channels"  # "channels": mask and image latents; "first_latent": clean first latent at t = 0 (Wan 2.2 5B)
     )
-    track_channels: int = 16
+    track_encoding: str = "head"  # or "rgb_vae": coloured discs through the VAE, the paper's ablation (section 3.1)
+    track_channels: int = 16  # of the track head; "rgb_vae" has vae.z_channels
     track_id_dim: int = 64
     track_offsets: bool = False  # also tell where in its cell a track lies: for small frames, whose cells are wide
     eps: float = 1e-6
@@ -112,11 +115,19 @@ class ModelConfig:
 
     @property
     def in_channels(self) -> int:
-        return self.vae.z_channels + self.mask_channels + self.image_channels + self.dit.track_channels
+        return self.vae.z_channels + self.mask_channels + self.image_channels + self.track_channels
+
+    @property
+    def track_channels(self) -> int:
+        """Channels that the patch embedding reads tracks from: those of the track head, or the latents of a canvas."""
+        return self.vae.z_channels if self.dit.track_encoding == "rgb_vae" else self.dit.track_channels
 
     @property
     def track_feature_channels(self) -> int:
-        """Channels of the packed track map c_m: stride_t pixel frames folded into one latent frame."""
+        """Channels of Conditioning.tracks: stride_t pixel frames of the track map folded into one latent frame, or the
+        latents of a canvas."""
+        if self.dit.track_encoding == "rgb_vae":
+            return self.vae.z_channels
         return self.vae.stride_t * (self.dit.track_id_dim + self.offset_channels)
 
     @property
@@ -143,6 +154,7 @@ class ModelConfig:
             out.append(f"vae.image_tail: {v.image_tail!r} is not one of grey, still")
         if d.heads < 1 or d.dim % max(d.heads, 1) or (d.dim // max(d.heads, 1)) % 2:
             out.append(f"dit.heads: {d.heads} heads do not split dim {d.dim} into even head sizes")
+        out += self._embedded_text() + self._track_encoding()
         if d.layers < 1:
             out.append(f"dit.layers: {d.layers} must be at least 1")
         if d.image not in ("channels", "first_latent"):
@@ -163,3 +175,20 @@ class ModelConfig:
         if self.dit.shift <= 0:
             out.append(f"dit.shift: {self.dit.shift} must be positive")
         return out
+
+    def _embedded_text(self) -> list[str]:
+        if self.text.source.startswith("embedded:") and self.dit.dim >= SMALLEST_WAN:
+            return [
+                f"text.source: {self.text.source} stands in for umT5 at nano only, and dit.dim={self.dit.dim} is a Wan "
+                f"backbone: take the umT5 it was trained with, as in text.source={TextConfig.source} text.dim={TextConfig.dim}"
+            ]
+        return []
+
+    def _track_encoding(self) -> list[str]:
+        if self.dit.track_encoding not in ("head", "rgb_vae"):
+            return [f"dit.track_encoding: {self.dit.track_encoding!r} is not one of head, rgb_vae"]
+        if self.dit.track_encoding == "rgb_vae" and self.dit.track_offsets:
+            return [
+                "dit.track_offsets: belongs to the track head, and dit.track_encoding=rgb_vae has none: set it to false"
+            ]
+        return []

@@ -169,7 +169,8 @@ class WanDiT(nn.Module):
         if d.patch[0] != 1:
             raise ValueError(f"dit.patch: {d.patch} folds latent frames together; the first entry must be 1")
         self.cfg = cfg
-        self.track_head = nn.Conv3d(cfg.track_feature_channels, d.track_channels, 1)
+        head = d.track_encoding == "head"  # a canvas's latents ("rgb_vae") go to the patch embedding as they are
+        self.track_head = nn.Conv3d(cfg.track_feature_channels, d.track_channels, 1) if head else nn.Identity()
         self.patch_embedding = nn.Conv3d(cfg.in_channels, d.dim, d.patch, d.patch)
         self.condition_embedder = ConditionEmbedder(cfg)
         self.blocks = nn.ModuleList(Layer(cfg) for _ in range(d.layers))
@@ -191,8 +192,9 @@ class WanDiT(nn.Module):
             nn.init.normal_(linear.weight, std=0.02)
         nn.init.xavier_uniform_(self.patch_embedding.weight.data.flatten(1))
         nn.init.zeros_(self.proj_out.weight)
-        nn.init.normal_(self.track_head.weight, std=self.track_head.in_channels**-0.5)
-        nn.init.zeros_(self.track_head.bias)  # type: ignore[arg-type]
+        if isinstance(self.track_head, nn.Conv3d):
+            nn.init.normal_(self.track_head.weight, std=self.track_head.in_channels**-0.5)
+            nn.init.zeros_(self.track_head.bias)  # type: ignore[arg-type]
         nn.init.zeros_(self.track_slice)
 
     @property
@@ -203,7 +205,7 @@ class WanDiT(nn.Module):
     @property
     def track_slice(self) -> Tensor:
         """The part of the patch embedding's weights that reads the track channels (the last ones), as a view."""
-        return self.patch_embedding.weight.data[:, -self.cfg.dit.track_channels :]
+        return self.patch_embedding.weight.data[:, self.cfg.in_channels - self.cfg.track_channels :]
 
     def forward(self, noisy: Tensor, t: Tensor, cond: Conditioning) -> Tensor:
         """Velocity (b z t h w), in the type of `noisy`.

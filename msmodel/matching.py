@@ -47,6 +47,10 @@ def match_tracks(
     the wish for the given frame (latent frame 0, known by its mask) over the other frames of the same track.
     """
     d = dit.cfg.dit
+    if d.track_encoding != "head":
+        raise ValueError(
+            f"the matching head is given through the track head, which dit.track_encoding={d.track_encoding} has not"
+        )
     if not dit.cfg.mask_channels:
         raise ValueError(
             "the matching head knows the given frame by its mask channels, which dit.image=first_latent has not"
@@ -104,7 +108,8 @@ def _orthonormal(rows: int, columns: int, generator: torch.Generator) -> Tensor:
 def _read_ids_alike(dit: WanDiT, embedding: Tensor, ids: int, generator: torch.Generator) -> None:
     """Track head: one random orthonormal map of the ids for all pixel frames of a latent frame, into its first `ids`
     channels; offsets pass as they are into the others. Patch embedding: one for all places."""
-    head: nn.Conv3d = dit.track_head
+    head = dit.track_head
+    assert isinstance(head, nn.Conv3d)
     d, stride_t, offsets = dit.cfg.dit, dit.cfg.vae.stride_t, dit.cfg.offset_channels
     one = _orthonormal(d.track_id_dim, ids, generator).T / (stride_t * (d.track_id_dim / 2) ** 0.5) * d.dim**0.5
     head.weight.zero_()

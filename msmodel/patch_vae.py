@@ -16,24 +16,18 @@ from einops import rearrange, repeat
 from torch import Tensor, nn
 
 from msmodel.config import VAEConfig
+from msmodel.frame_groups import FrameGroups, check_sides, check_video
 
 KIND = "patch"
 
 
-def fold(video: Tensor, cfg: VAEConfig) -> Tensor:
-    """b 3 T H W -> patches b p t h w. The first frame fills its patch alone, repeated stride_t times."""
-    if video.ndim != 5 or video.shape[1] != 3:
-        raise ValueError(f"video: shape {tuple(video.shape)} is not b 3 T H W")
-    frames, height, width = video.shape[2:]
-    if (frames - 1) % cfg.stride_t or height % cfg.stride_s or width % cfg.stride_s:
-        raise ValueError(
-            f"video: {frames} frames of {height}x{width}; the VAE needs 1 + a multiple of {cfg.stride_t} frames and "
-            f"sides that are multiples of {cfg.stride_s}"
-        )
-    first = repeat(video[:, :, :1], "b c 1 H W -> b c s H W", s=cfg.stride_t)
-    whole = torch.cat((first, video[:, :, 1:]), dim=2)
+def fold(video: Tensor, cfg: VAEConfig, starts_clip: bool = True) -> Tensor:
+    """b 3 T H W -> patches b p t h w. The first frame of a clip fills its patch alone, repeated stride_t times."""
+    if starts_clip:
+        first = repeat(video[:, :, :1], "b c 1 H W -> b c s H W", s=cfg.stride_t)
+        video = torch.cat((first, video[:, :, 1:]), dim=2)
     return rearrange(
-        whole, "b c (t s) (h i) (w j) -> b (s c i j) t h w", s=cfg.stride_t, i=cfg.stride_s, j=cfg.stride_s
+        video, "b c (t s) (h i) (w j) -> b (s c i j) t h w", s=cfg.stride_t, i=cfg.stride_s, j=cfg.stride_s
     )
 
 
@@ -105,8 +99,8 @@ class PatchVAE(nn.Module):
     @torch.no_grad()
     def encode(self, video: Tensor) -> Tensor:
         """video b 3 T H W in [-1, 1] -> latents b z t h w, normalised."""
-        patches = fold(video, self.cfg) - self.centre[:, None, None, None]
-        return torch.einsum("pz,bpthw->bzthw", self.basis / self.std, patches)
+        check_video(video, self.cfg)
+        return self.encoder().push(video)
 
     @torch.no_grad()
     def encode_image(self, first: Tensor, frames: int) -> Tensor:
@@ -130,9 +124,30 @@ class PatchVAE(nn.Module):
         """latents b z t h w, normalised -> video b 3 T H W in [-1, 1]."""
         return self.decoder().push(latents)
 
+    def encoder(self) -> PatchEncoderSession:
+        """A new stream of frames."""
+        return PatchEncoderSession(self)
+
     def decoder(self) -> PatchSession:
-        """A new stream: its own memory, nothing shared with other sessions but the weights."""
+        """A new stream of latents: its own memory, nothing shared with other sessions but the weights."""
         return PatchSession(self)
+
+
+class PatchEncoderSession:
+    """One stream of pixel frames. The first frame gives one latent frame, then every stride_t frames one."""
+
+    def __init__(self, vae: PatchVAE):
+        self._vae = vae
+        self._groups = FrameGroups(vae.cfg.stride_t)
+
+    @torch.no_grad()
+    def push(self, video: Tensor) -> Tensor:
+        """The next frames b 3 T H W in [-1, 1], any T -> latents b z t h w, normalised, of the groups they fill."""
+        vae = self._vae
+        check_sides(video, vae.cfg)
+        starts, frames = self._groups.take(video)
+        patches = fold(frames, vae.cfg, starts) - vae.centre[:, None, None, None]
+        return torch.einsum("pz,bpthw->bzthw", vae.basis / vae.std, patches)
 
 
 class PatchSession:

@@ -1,7 +1,7 @@
 """Streaming: frames for ever, steered by controls that are read at the start of every chunk.
 
-The sampler, the cache and the track map are those of training (`msmodel.rollout`, `msmodel.tracks`), so a stream equals
-a rollout given the same noise and controls. Frames leave right after the last denoising step and the decoding; the
+The sampler, the cache and the track encoding are those of training (`msmodel.rollout`, `msmodel.track_encoding`), so a stream
+equals a rollout given the same noise and controls. Frames leave right after the last denoising step and the decoding; the
 clean pass that fills the cache runs afterwards, before the next chunk (or in `settle`, while the frames are shown).
 
 Legend: b batch (1), z latent channels, t latent frames, h w latent size, T pixel frames, H W pixels, n tracks,
@@ -25,7 +25,7 @@ from msmodel.cache import ChunkCache, Context
 from msmodel.causal import CausalDiT, TextKV
 from msmodel.config import StudentConfig
 from msmodel.rollout import fresh_noise, generate_chunk, start
-from msmodel.tracks import track_map
+from msmodel.track_encoding import EncoderMaker, TrackEncoder
 
 # controls(chunk index, first pixel frame, pixel frames T) -> xy_px (T n 2) float32, visible (T n) bool
 Controls = Callable[[int, int, int], tuple[Tensor, Tensor]]
@@ -73,9 +73,10 @@ class StreamingSession:
     """One endless clip. Memory, and work per chunk, do not grow.
 
     vae: makes the decoder. text (1 l c), image (1 c t h w): as in Conditioning, the image for the horizon; beyond it
-    the last frame is repeated (the causal VAE's latents of an unchanging clip converge). phi (1 n d): the track ids,
-    kept for the whole session; controls may return fewer than n tracks. generator draws all noise. noise
-    (1 z t h w): optional starting noise of the first t latent frames. student_cfg: sink and window, if not the model's.
+    the last frame is repeated (the causal VAE's latents of an unchanging clip converge). phi (1 n d): the ids of
+    `track_encoding.clip_ids`, kept for the whole session; controls may return fewer than n tracks. generator draws all noise.
+    noise (1 z t h w): optional starting noise of the first t latent frames. student_cfg: sink and window, if not the model's.
+    track_vae: encodes the tracks' canvas where dit.track_encoding is "rgb_vae"; the model's own VAE if None.
     """
 
     def __init__(
@@ -91,6 +92,7 @@ class StreamingSession:
         generator: torch.Generator,
         noise: Tensor | None = None,
         student_cfg: StudentConfig | None = None,
+        track_vae: EncoderMaker | None = None,
     ):
         self.student, self.vae, self.controls = student, vae, controls
         self.image, self.phi, self.timesteps, self.generator, self.noise = (
@@ -102,7 +104,7 @@ class StreamingSession:
         )
         self.cfg = student_cfg or student.cfg.student
         self._check()
-        self._first_state = generator.get_state()
+        self._first_state, self._track_vae = generator.get_state(), track_vae
         self._text = text
         self.reset()
 
@@ -119,6 +121,7 @@ class StreamingSession:
         """Back to chunk 0 with an empty cache, a fresh decoder and the generator's first state; text is kept."""
         self.generator.set_state(self._first_state)
         self.decoder = self.vae.decoder()
+        self._tracks = TrackEncoder(self.student.cfg, self.image.device, self._track_vae)
         self.index = 0
         self._cache: ChunkCache | None = None
         self._unsettled: _Unsettled | None = None
@@ -146,6 +149,7 @@ class StreamingSession:
         other._cache = None if self._cache is None else self._cache.fork()
         shared = self.vae.modules() if isinstance(self.vae, nn.Module) else [self.vae]
         other.decoder = copy.deepcopy(self.decoder, {id(part): part for part in shared})
+        other._tracks = self._tracks.fork()
         return other
 
     @property
@@ -206,7 +210,7 @@ class StreamingSession:
                 f"expected (T n 2) and (T n) with at most {self.phi.shape[1]} tracks"
             )
         xy_px, visible = xy_px.to(self.image.device), visible.to(self.image.device)
-        tracks = track_map(xy_px[None], visible[None], self.phi[:, :n], self.student.cfg, starts_clip=first == 0)
+        tracks = self._tracks.push(xy_px[None], visible[None], self.phi[:, :n])
         last = self.image.shape[2] - 1
         image = self.image[:, :, [min(f, last) for f in range(first, stop)]]
         return Conditioning(text=self._text, image=image, tracks=tracks.to(image.dtype))

@@ -33,10 +33,14 @@ def track_ids(batch: int, tracks: int, dim: int, generator: torch.Generator) -> 
 
     The same ids serve all chunks, denoising steps and guidance branches of that clip.
     """
+    return encode_ids(draw_ids(batch, tracks, generator), dim)
+
+
+def draw_ids(batch: int, tracks: int, generator: torch.Generator) -> Tensor:
+    """Integer ids below ID_RANGE, distinct within a clip: (b n) int64."""
     if tracks > ID_RANGE:
         raise ValueError(f"{tracks} tracks need more than the {ID_RANGE} ids there are")
-    ids = torch.stack([torch.randperm(ID_RANGE, generator=generator)[:tracks] for _ in range(batch)])
-    return encode_ids(ids, dim)
+    return torch.stack([torch.randperm(ID_RANGE, generator=generator)[:tracks] for _ in range(batch)])
 
 
 def rasterise(xy_px: Tensor, visible: Tensor, phi: Tensor, cfg: ModelConfig) -> Tensor:

@@ -2,7 +2,7 @@
 
 diffusers keeps the caches of its causal convolutions on the module, so that two streams through one VAE disturb each other.
 Here the encoder and decoder are called with cache lists owned by a session: any number of streams share the weights, and
-pushing latents in any grouping gives the frames of the whole clip.
+pushing frames or latents in any grouping gives the latents or frames of the whole clip.
 
 Legend: b batch, z latent channels, t latent frames, T pixel frames (T = 1 + stride_t (t - 1)), h w latent, H W pixels.
 Pixels are RGB in [-1, 1].
@@ -24,12 +24,29 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from msmodel.config import VAEConfig
+from msmodel.frame_groups import FrameGroups, check_sides, check_video
 from msmodel.patch_vae import KIND, PatchVAE
 from msmodel.sources import first_line, is_folder
 
 EMBEDDED = "embedded:"
 WEIGHTS, CONFIG = "vae.safetensors", "config.json"
 SIZES = ("z_channels", "stride_t", "stride_s")
+# (z, stride_t, stride_s) -> what AutoencoderKLWan is to be given: Wan 2.1's sizes are its defaults.
+FAMILIES: Mapping[tuple[int, int, int], dict[str, Any]] = {
+    (16, 4, 8): {},
+    (48, 4, 16): {
+        "z_dim": 48,
+        "base_dim": 160,
+        "decoder_base_dim": 256,
+        "is_residual": True,
+        "patch_size": 2,
+        "in_channels": 12,
+        "out_channels": 12,
+        "scale_factor_spatial": 16,
+        "latents_mean": [0.0] * 48,
+        "latents_std": [1.0] * 48,
+    },
+}
 
 
 class VideoVAE(nn.Module):
@@ -41,28 +58,16 @@ class VideoVAE(nn.Module):
     def __init__(self, net: Any, cfg: VAEConfig, latents_a_call: int = 4):
         """net: an AutoencoderKLWan. latents_a_call: latent frames computed at once (memory only; results are equal).
 
-        Raises ValueError when net's sizes are not those of cfg.
+        Raises ValueError when net's sizes are not those of cfg, or its latent statistics are those of another VAE.
         """
         super().__init__()
         _require(_sizes(net.config), cfg)
+        _require_statistics(net.config, cfg)
         self.net: Any  # an AutoencoderKLWan
         self.net, self.cfg, self.latents_a_call = net, cfg, latents_a_call
         self.patch: int = net.config["patch_size"] or 1
         self.register_buffer("mean", _per_channel(net.config["latents_mean"]), persistent=False)
         self.register_buffer("std", _per_channel(net.config["latents_std"]), persistent=False)
-
-    def _posterior_mean(self, video: Tensor) -> Tensor:
-        """video b 3 T H W -> mu b z t h w, not normalised."""
-        x = _fold(video, self.patch)
-        cache = _new_cache(self.net.encoder)
-        step = self.cfg.stride_t * self.latents_a_call
-        starts = [0, *range(1, x.shape[2], step)]
-        parts = [
-            self.net.encoder(x[:, :, a:b], feat_cache=cache, feat_idx=[0])
-            for a, b in zip(starts, [*starts[1:], x.shape[2]], strict=True)
-        ]
-        mu, _log_variance = self.net.quant_conv(torch.cat(parts, dim=2)).chunk(2, dim=1)
-        return mu
 
     def normalise(self, z: Tensor) -> Tensor:
         return (z - self.mean.to(z)) / self.std.to(z)
@@ -76,8 +81,8 @@ class VideoVAE(nn.Module):
 
         Raises ValueError for sizes that are no multiple of the strides.
         """
-        _check_video(video, self.cfg)
-        return self.normalise(self._posterior_mean(video.to(self._dtype))).float()
+        check_video(video, self.cfg)
+        return self.encoder().push(video)
 
     @torch.no_grad()
     def encode_image(self, first: Tensor, frames: int) -> Tensor:
@@ -98,13 +103,49 @@ class VideoVAE(nn.Module):
         session = self.decoder()
         return torch.cat([session.push(part) for part in latents.split(self.latents_a_call, dim=2)], dim=2)
 
+    def encoder(self) -> EncoderSession:
+        """A new stream of frames: its own caches, nothing shared with other sessions but the weights."""
+        return EncoderSession(self)
+
     def decoder(self) -> DecoderSession:
-        """A new stream: its own caches, nothing shared with other sessions but the weights."""
+        """A new stream of latents: its own caches, nothing shared with other sessions but the weights."""
         return DecoderSession(self)
 
     @property
     def _dtype(self) -> torch.dtype:
         return next(self.net.parameters()).dtype
+
+
+class EncoderSession:
+    """One stream of pixel frames. The first frame gives one latent frame, then every stride_t frames one."""
+
+    def __init__(self, vae: VideoVAE):
+        self._vae = vae
+        self._cache = _new_cache(vae.net.encoder)
+        self._groups = FrameGroups(vae.cfg.stride_t)
+
+    @torch.no_grad()
+    def push(self, video: Tensor) -> Tensor:
+        """The next frames b 3 T H W in [-1, 1], any T -> latents b z t h w, normalised, float32, of the groups they fill.
+
+        t is 0 until a group is full. Raises ValueError for sides that are no multiple of the stride.
+        """
+        vae = self._vae
+        check_sides(video, vae.cfg)
+        starts, frames = self._groups.take(video)
+        parts = [frames[:, :, :1]] * starts
+        parts += frames[:, :, int(starts) :].split(vae.cfg.stride_t * vae.latents_a_call, dim=2)
+        done = [self._encode(part.to(vae._dtype)) for part in parts if part.shape[2]]
+        if not done:
+            sides = (side // vae.cfg.stride_s for side in video.shape[-2:])
+            return torch.zeros(video.shape[0], vae.cfg.z_channels, 0, *sides, device=video.device)
+        return vae.normalise(torch.cat(done, dim=2)).float()
+
+    def _encode(self, frames: Tensor) -> Tensor:
+        net = self._vae.net
+        x = net.encoder(_fold(frames, self._vae.patch), feat_cache=self._cache, feat_idx=[0])
+        mu, _log_variance = net.quant_conv(x).chunk(2, dim=1)
+        return mu
 
 
 class DecoderSession:
@@ -149,6 +190,17 @@ def load_vae(cfg: VAEConfig) -> VideoVAE | PatchVAE:
     else:
         vae = VideoVAE(_from_pretrained(cfg.source), cfg)
     return vae.eval().requires_grad_(False)
+
+
+def fresh_vae(cfg: VAEConfig) -> VideoVAE | PatchVAE:
+    """A VAE of cfg's sizes with random weights, frozen: Wan's full-size class where the sizes are those of a Wan family, else a
+    PatchVAE. For timings and tests; its latent statistics are not Wan 2.2's."""
+    known = FAMILIES.get((cfg.z_channels, cfg.stride_t, cfg.stride_s))
+    if known is None:
+        return PatchVAE(cfg).eval().requires_grad_(False)
+    from diffusers import AutoencoderKLWan
+
+    return VideoVAE(AutoencoderKLWan(**known), cfg).eval().requires_grad_(False)
 
 
 def save_patch_vae(vae: PatchVAE, folder: Path) -> None:
@@ -220,15 +272,14 @@ def _require(actual: Mapping[str, int], cfg: VAEConfig) -> None:
         raise ValueError(f"VAE {cfg.source} does not fit the config: " + "; ".join(wrong))
 
 
-def _check_video(video: Tensor, cfg: VAEConfig) -> None:
-    if video.ndim != 5 or video.shape[1] != 3:
-        raise ValueError(f"video: shape {tuple(video.shape)} is not b 3 T H W")
-    frames, height, width = video.shape[2:]
-    if (frames - 1) % cfg.stride_t or height % cfg.stride_s or width % cfg.stride_s:
-        raise ValueError(
-            f"video: {frames} frames of {height}x{width}; the VAE needs 1 + a multiple of {cfg.stride_t} frames and "
-            f"sides that are multiples of {cfg.stride_s}"
-        )
+def _require_statistics(net_config: Mapping[str, Any], cfg: VAEConfig) -> None:
+    """A Wan 2.2 config without statistics would take diffusers' defaults, which are Wan 2.1's sixteen."""
+    for name in ("latents_mean", "latents_std"):
+        if len(net_config[name]) != net_config["z_dim"]:
+            raise ValueError(
+                f"VAE {cfg.source}: its config.json has {len(net_config[name])} values of {name} for {net_config['z_dim']} "
+                f"channels; take the config.json of its own family"
+            )
 
 
 def _per_channel(values: Sequence[float]) -> Tensor:

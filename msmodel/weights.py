@@ -194,7 +194,7 @@ def load_backbone(model: WanDiT, folder_or_file: Path | str) -> None:
     """
     state = read_state(folder_or_file)
     name = "patch_embedding.weight"
-    tracks = model.cfg.dit.track_channels
+    tracks = model.cfg.track_channels
     if name in state and state[name].shape[1] == model.cfg.in_channels - tracks:
         pad = state[name].new_zeros(state[name].shape[0], tracks, *state[name].shape[2:])
         state[name] = torch.cat((state[name], pad), dim=1)

@@ -158,7 +158,7 @@ class _Bench:
         self.count += 1
         work = self.folder / f"loop-{self.count}"
         work.mkdir()
-        return link.stage.run(link.config, item, ItemContext(workdir=work, seed=0, sources=self.folder))
+        return link.stage.run(link.config, item, ItemContext(workdir=work, seed=0, sources=work / "sources"))
 
 
 def _import_all() -> None:

@@ -67,6 +67,11 @@ class Context(Protocol):
         OSError where it cannot be had: other than a Reject, that is tried again by the next command."""
         ...
 
+    def shared(self, name: str) -> Path:
+        """RUNS/NAME: a folder for all steps of all presets. What lies in it is named by its content, so that it makes no
+        result depend on what ran before, and is written by rename, as many processes write at once."""
+        ...
+
     def progress(self, what: str, total: int) -> AbstractContextManager[Progress]: ...
     def engine(
         self, module: nn.Module, optimizer: torch.optim.Optimizer, clip_norm: float, accumulate: int = 1

@@ -7,9 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -17,7 +16,8 @@ from einops import rearrange
 
 from msmodel.config import ClipConfig, TextConfig, VAEConfig
 from msmodel.patch_vae import PatchVAE
-from msmodel.text import load_text_encoder
+from msmodel.text import TextEncoder, load_text_encoder
+from msmodel.text_cache import TextCache
 from msmodel.vae import VideoVAE, load_vae
 from stages.data.files import inherit, read_clip_frames, save_npz
 from stages.records import Clip, Rejected
@@ -35,12 +35,12 @@ class EncodeRun:
 def run(cfg: EncodeRun, item: Sequence[Clip], ctx: Context) -> tuple[Clip | Rejected, ...]:
     """Clips of one scene or video -> the same, in folders of this stage, with latents.npz {latents, image, text} float16.
 
-    Image latents and captions are computed once for all clips of the item that share a first frame or a caption. A clip
-    whose latents are not finite comes back as Rejected.
+    Image latents are computed once for all clips of the item that share a first frame, captions once for all clips there ever
+    are (msmodel/text_cache.py, in ctx.shared("text")). A clip whose latents are not finite comes back as Rejected.
     """
     vae = _vae(cfg.vae, str(ctx.device))
     captions = sorted({c.caption for c in item})
-    text = dict(zip(captions, _text(cfg.text, captions), strict=True))
+    text = dict(zip(captions, _text(cfg.text, captions, ctx), strict=True))
     images: dict[bytes, np.ndarray] = {}
     out: list[Clip | Rejected] = []
     for clip in item:
@@ -69,9 +69,10 @@ def _half(x: torch.Tensor) -> np.ndarray:
     return x.to(torch.float16).cpu().numpy()
 
 
-def _text(cfg: TextConfig, captions: list[str]) -> np.ndarray:
+def _text(cfg: TextConfig, captions: list[str], ctx: Context) -> np.ndarray:
     """b l c float16."""
-    return _encoder(cfg).encode(captions).to(torch.float16).cpu().numpy()
+    cache = TextCache(ctx.shared("text"), cfg, partial(_encoder, cfg, str(ctx.device)))
+    return cache.encode(captions).to(torch.float16).numpy()
 
 
 @lru_cache(maxsize=1)
@@ -80,8 +81,8 @@ def _vae(cfg: VAEConfig, device: str) -> VideoVAE | PatchVAE:
 
 
 @lru_cache(maxsize=1)
-def _encoder(cfg: TextConfig) -> Any:
-    return load_text_encoder(cfg)
+def _encoder(cfg: TextConfig, device: str) -> TextEncoder:
+    return load_text_encoder(cfg).to(device)
 
 
 ENCODE = Stage("encode", 1, "per_item", run, Resources(cpus=1.0, gpus=1.0))

@@ -16,14 +16,13 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
-from msmodel import flow
+from msmodel import flow, track_encoding
 from msmodel.batch import Conditioning
 from msmodel.causal import CausalDiT
 from msmodel.config import ModelConfig, StudentConfig, VAEConfig
 from msmodel.dit import WanDiT
 from msmodel.patch_vae import PatchVAE
 from msmodel.rollout import rollout
-from msmodel.tracks import track_ids, track_map
 from msmodel.vae import VideoVAE, load_vae
 from msmodel.weights import inference_dtype, load_student, load_teacher
 from stages.eval.config import GenerateRun
@@ -91,21 +90,22 @@ def conditioning(
     """First frames, text and the variant's tracks of clips."""
     arrays = [read_clip(c) for c in clips]
     image = image_conditioning(stacked([a["image"] for a in arrays], device), model)
-    maps = [tracks_of(c, variant, model, seed) for c in clips]
-    cond = Conditioning(stacked([a["text"] for a in arrays], device), image, torch.cat(maps).to(device))
+    maps = [tracks_of(c, variant, model, seed, device) for c in clips]
+    cond = Conditioning(stacked([a["text"] for a in arrays], device), image, torch.cat(maps))
     return cond.without_tracks() if variant == "no_tracks" else cond
 
 
-def tracks_of(clip: EvalClip, variant: str, model: ModelConfig, seed: int) -> Tensor:
-    """Packed track map of one clip: 1 (stride_t d) t h w."""
+def tracks_of(clip: EvalClip, variant: str, model: ModelConfig, seed: int, device: torch.device) -> Tensor:
+    """Conditioning.tracks of one clip: 1 c t h w."""
     xy_px, visible = read_tracks(clip.track_file(variant))
-    phi = clip_ids(clip, xy_px.shape[1], model, seed)
-    return track_map(torch.from_numpy(xy_px)[None], torch.from_numpy(visible)[None], phi, model)
+    phi = clip_ids(clip, xy_px.shape[1], model, seed).to(device)
+    given = (torch.from_numpy(xy_px)[None].to(device), torch.from_numpy(visible)[None].to(device))
+    return track_encoding.encode_tracks(*given, phi, model)
 
 
 def clip_ids(clip: EvalClip, tracks: int, model: ModelConfig, seed: int) -> Tensor:
     """The ids a clip keeps in every variant: 1 n d."""
-    return track_ids(1, tracks, model.dit.track_id_dim, seeded(seed, "ids", clip.clip_id))
+    return track_encoding.clip_ids(1, tracks, model, seeded(seed, "ids", clip.clip_id))
 
 
 def stacked(arrays: Sequence[np.ndarray], device: torch.device) -> Tensor:

@@ -160,8 +160,8 @@ def run(cfg: AdaptRun, inputs: AdaptInputs, ctx: Context) -> Checkpoint:
     """Checkpoint "adapted": the causal student before DMD, with the held-out regression loss as metric."""
     student = student_from(inputs.teacher, cfg.model).to(ctx.device)
     student.checkpoint_layers = cfg.adapt.checkpoint_layers
-    loader = PairLoader(inputs.pairs, cfg.adapt.batch, cfg.model, ctx.seed, ctx.rank, ctx.world_size)
-    heldout = heldout_pairs(inputs.pairs, cfg.adapt.heldout_pairs, cfg.model)
+    loader = PairLoader(inputs.pairs, cfg.adapt.batch, cfg.model, ctx.seed, ctx.rank, ctx.world_size, ctx.device)
+    heldout = heldout_pairs(inputs.pairs, cfg.adapt.heldout_pairs, cfg.model, ctx.device)
     metrics = fit(cfg, student, loader, heldout, frozen_decoder(cfg.model.vae, ctx.device), ctx)
     return publish(
         "adapted", student, cfg.adapt.total_steps, ctx, (inputs.teacher.digest, inputs.pairs.digest), metrics

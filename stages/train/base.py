@@ -120,10 +120,10 @@ class BaseMethod:
 
 def backbone(dit: WanDiT) -> WanDiT:
     """A copy without track channels: what is published, so that any track head can be put on it."""
-    tracks = dit.cfg.dit.track_channels
+    tracks = dit.cfg.track_channels
     with torch.random.fork_rng(), warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # torch remarks on the empty track head
-        bare = WanDiT(replace(dit.cfg, dit=replace(dit.cfg.dit, track_channels=0)))
+        bare = WanDiT(replace(dit.cfg, dit=replace(dit.cfg.dit, track_channels=0, track_encoding="head")))
     state = {n: v for n, v in dit.state_dict().items() if not n.startswith("track_head.")}
     state["patch_embedding.weight"] = state["patch_embedding.weight"][:, : dit.cfg.in_channels - tracks]
     bare.load_state_dict(state | {n: v for n, v in bare.state_dict().items() if n.startswith("track_head.")})

@@ -14,6 +14,7 @@ from torch import Tensor
 from msmodel import tracks
 from msmodel.batch import Batch, Conditioning
 from msmodel.config import ModelConfig
+from msmodel.track_encoding import clip_ids, encode_tracks
 from stages.train.method import Draws
 
 
@@ -42,15 +43,19 @@ class Augment:
 
 @dataclass(frozen=True)
 class ClipTracks:
-    """Sampled tracks with the ids they keep for all chunks, steps and branches: b T n 2, b T n, b n d."""
+    """Sampled tracks with the ids (sinusoids or colours) kept for all chunks, steps and branches: b T n 2, b T n, b n d."""
 
     xy_px: Tensor
     visible: Tensor
     phi: Tensor
 
     def map(self, model: ModelConfig) -> Tensor:
-        """Packed track map b (stride_t d) t h w."""
-        return tracks.track_map(self.xy_px, self.visible, self.phi, model)
+        """Conditioning.tracks: b c t h w."""
+        return encode_tracks(self.xy_px, self.visible, self.phi, model)
+
+    def to(self, device: torch.device) -> ClipTracks:
+        """A copy on `device`."""
+        return ClipTracks(self.xy_px.to(device), self.visible.to(device), self.phi.to(device))
 
 
 def draw_tracks(batch: Batch, augment: Augment, model: ModelConfig, draws: Draws) -> ClipTracks:
@@ -59,7 +64,7 @@ def draw_tracks(batch: Batch, augment: Augment, model: ModelConfig, draws: Draws
     xy_px, visible = tracks.sample_tracks(
         batch.xy_px, batch.visible, augment.tracks_low, augment.tracks_high, generator
     )
-    phi = tracks.track_ids(xy_px.shape[0], xy_px.shape[2], model.dit.track_id_dim, generator)
+    phi = clip_ids(xy_px.shape[0], xy_px.shape[2], model, generator)
     return ClipTracks(xy_px, visible, phi.to(xy_px.device))
 
 

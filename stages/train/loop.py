@@ -18,6 +18,8 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from msmodel.attention import kernel
+from msmodel.dit import WanDiT
 from stages.spec import Context, StageError
 from stages.train.ema import Ema
 from stages.train.method import Draws, Loader, LoopConfig, Loss, Method
@@ -60,6 +62,8 @@ def train(method: Method, loader: Loader, cfg: LoopConfig, seed: int, ctx: Conte
     engines = {n: ctx.engine(x.module, x.optimizer, cfg.clip_norm, cfg.accumulate) for n, x in learners.items()}
     for name, learner in learners.items():
         assert engines[name].module is learner.module, f"the engine of {name} wraps another module than the method uses"
+    for name in sorted({_attention(x.module, ctx) for x in learners.values() if isinstance(x.module, WanDiT)}):
+        ctx.say(f"attention: {name}")
     training = Training(learners, engines, emas, loader)
     done = resume(training, ctx)
     saved_at, window = time.monotonic(), _Window()
@@ -86,6 +90,11 @@ def train(method: Method, loader: Loader, cfg: LoopConfig, seed: int, ctx: Conte
     for name, ema in emas.items():
         ema.copy_to(learners[name].module)
     return observe(method, done, ctx)
+
+
+def _attention(dit: WanDiT, ctx: Context) -> str:
+    """What computes this model's attention here, in words."""
+    return kernel(ctx.device, dit.patch_embedding.weight.dtype, dit.cfg.dit.dim // dit.cfg.dit.heads).name
 
 
 def observe(method: Method, step: int, ctx: Context) -> dict[str, float]:

@@ -31,6 +31,7 @@ from stages.train.publish import frozen_teacher, open_loader, weights_digest
 from stages.train.sampling import Guidance, sample_teacher
 
 TRAIN, HELDOUT = "pairs", "heldout"
+CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True)
@@ -152,8 +153,9 @@ def pair_path(folder: Path, split: str, index: int) -> Path:
     return folder / f"{split}-{index:06d}.safetensors"
 
 
-def read_pairs(paths: Sequence[Path], model: ModelConfig) -> PairBatch:
-    """Pair files as one batch, in float32; files whose clips have fewer tracks are filled up with invisible ones."""
+def read_pairs(paths: Sequence[Path], model: ModelConfig, device: torch.device = CPU) -> PairBatch:
+    """Pair files as one batch on `device`, in float32; files whose clips have fewer tracks are filled up with invisible
+    ones."""
     items = [load_file(p) for p in paths]
     most = max(item["phi"].shape[0] for item in items)
 
@@ -162,8 +164,8 @@ def read_pairs(paths: Sequence[Path], model: ModelConfig) -> PairBatch:
 
     clip_tracks = ClipTracks(stacked("xy_px", 1), stacked("visible", 1), stacked("phi", 0).float())
     image = image_conditioning(stacked("image").float(), model)
-    cond = Conditioning(stacked("text").float(), image, clip_tracks.map(model))
-    return PairBatch(stacked("states").float(), stacked("endpoint").float(), cond)
+    cond = Conditioning(stacked("text").float(), image, clip_tracks.to(device).map(model))
+    return PairBatch(stacked("states").float(), stacked("endpoint").float(), cond).to(device)
 
 
 def _filled(x: Tensor, dim: int, size: int) -> Tensor:
@@ -175,13 +177,22 @@ def _filled(x: Tensor, dim: int, size: int) -> Tensor:
 class PairLoader:
     """Batches of pairs for ever, shuffled anew each epoch by (seed, epoch), each rank its share. See method.Loader."""
 
-    def __init__(self, pairs: OdePairs, batch: int, model: ModelConfig, seed: int, rank: int, world_size: int) -> None:
+    def __init__(
+        self,
+        pairs: OdePairs,
+        batch: int,
+        model: ModelConfig,
+        seed: int,
+        rank: int,
+        world_size: int,
+        device: torch.device = CPU,
+    ) -> None:
         if pairs.count < batch * world_size:
             raise StageError(
                 f"{pairs.count} ODE pairs do not fill a batch of {batch} on {world_size} ranks: "
                 f"raise ode.pairs or lower adapt.batch"
             )
-        self.pairs, self.batch, self.model = pairs, batch, model
+        self.pairs, self.batch, self.model, self.device = pairs, batch, model, device
         self.seed, self.rank, self.world_size = seed, rank, world_size
         self.taken = 0  # batches yielded
 
@@ -193,7 +204,7 @@ class PairLoader:
             start = (place * self.world_size + self.rank) * self.batch
             chosen = order[start : start + self.batch].tolist()
             self.taken += 1
-            yield read_pairs([pair_path(Path(self.pairs.folder), TRAIN, i) for i in chosen], self.model)
+            yield read_pairs([pair_path(Path(self.pairs.folder), TRAIN, i) for i in chosen], self.model, self.device)
 
     def metrics(self) -> dict[str, float]:
         return {}
@@ -205,9 +216,9 @@ class PairLoader:
         self.taken = int(state["taken"])
 
 
-def heldout_pairs(pairs: OdePairs, most: int, model: ModelConfig) -> PairBatch:
+def heldout_pairs(pairs: OdePairs, most: int, model: ModelConfig, device: torch.device = CPU) -> PairBatch:
     """The first `most` held-out trajectories."""
-    return read_pairs(sorted(Path(pairs.folder).glob(f"{HELDOUT}-*.safetensors"))[:most], model)
+    return read_pairs(sorted(Path(pairs.folder).glob(f"{HELDOUT}-*.safetensors"))[:most], model, device)
 
 
 def run(cfg: OdeRun, inputs: OdeInputs, ctx: Context) -> OdePairs:

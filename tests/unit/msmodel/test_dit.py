@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from einops import repeat
@@ -116,8 +118,9 @@ def test_fresh_output_head_is_zero_and_gets_gradient():
     assert model.proj_out.weight.grad.norm() > 0
 
 
-def test_checkpointed_layers_give_the_same_gradients():
-    cfg = tiny_config()
+@pytest.mark.parametrize("image", ["channels", "first_latent"])
+def test_checkpointed_layers_give_the_same_gradients(image):
+    cfg = tiny_config(image)
     model = randomise(WanDiT(cfg).double())
     cond, noisy, t = conditioning(cfg).to("cpu", torch.float64), gaussian(cfg).double(), torch.tensor([0.4])
     grads = []
@@ -127,6 +130,19 @@ def test_checkpointed_layers_give_the_same_gradients():
         grads.append([p.grad.clone() for p in model.parameters()])
     for plain, checkpointed in zip(*grads, strict=True):
         torch.testing.assert_close(checkpointed, plain, atol=1e-12, rtol=0)
+
+
+@torch.no_grad()
+def test_zeros_past_the_prompt_are_attended_to_as_in_wan():
+    """No mask: text.length is part of the function, so embeddings are padded to it and never shortened."""
+    cfg = tiny_config()
+    model = randomise(WanDiT(cfg))
+    cond, noisy, t = conditioning(cfg), gaussian(cfg), torch.tensor([0.4])
+    shorter = replace(cond, text=cond.text[:, :-2])
+    assert not cond.text[:, -2:].any()
+    expected = oracle_for(model)(oracle_inputs(model, noisy, cond), 1000 * t, cond.text).sample
+    torch.testing.assert_close(model(noisy, t, cond), expected, atol=1e-5, rtol=1e-5)
+    assert (model(noisy, t, shorter) - expected).abs().max() > 1e-3
 
 
 @torch.no_grad()
@@ -148,8 +164,6 @@ def test_half_precision_keeps_residual_and_time_in_float32():
 
 
 def test_patches_across_latent_frames_are_refused():
-    from dataclasses import replace
-
     cfg = tiny_config()
     with pytest.raises(ValueError, match=r"dit\.patch"):
         WanDiT(replace(cfg, dit=replace(cfg.dit, patch=(2, 2, 2))))

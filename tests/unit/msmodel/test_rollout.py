@@ -12,7 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from msmodel.cache import ChunkCache, Context
 from msmodel.causal import CausalDiT, times
 from msmodel.dit import WanDiT
-from msmodel.rollout import denoise_chunks, generate_chunk, predict_x0, rollout, start
+from msmodel.rollout import chunk_spans, denoise_chunks, generate_chunk, predict_x0, rollout, start
 from tests.unit.msmodel.models import conditioning, gaussian, randomise, tiny_config
 from tests.unit.msmodel.reference import Reference
 
@@ -193,6 +193,30 @@ def test_gradient_equals_that_of_the_functional_reference(image, exit_step, chec
     for name in expected:
         assert expected[name].norm() > 0, name
         torch.testing.assert_close(got[name], expected[name], atol=1e-9, rtol=1e-9)
+
+
+@pytest.mark.parametrize("image", ["channels", "first_latent"])
+def test_checkpointed_chunks_give_the_same_velocity_keys_and_gradients(image):
+    """forward_chunk against a filled cache; the loss reads the keys and values it returns, too."""
+    student = randomise(CausalDiT(tiny_config(image)).double())
+    cfg, prefix = student.cfg, int(student.cfg.image_alone)
+    cond, noise = conditioning(cfg, dtype=torch.float64), gaussian(cfg, dtype=torch.float64)
+    cache = start(student, cond, cfg.student)
+    spans = chunk_spans(noise.shape[2], cfg.student, prefix)
+    for i, (a, b) in enumerate(spans[:-1]):
+        cache.write(i, student.clean_pass(noise[:, :, a:b], cond.frames(a, b), cache.context(i)))
+    a, b = spans[-1]
+    found = []
+    for student.checkpoint_layers in (False, True):
+        student.zero_grad()
+        v, kv = student.forward_chunk(
+            noise[:, :, a:b], torch.tensor([0.6]), cond.frames(a, b), cache.context(len(spans) - 1)
+        )
+        (v.square().mean() + sum(x.square().mean() for layer in kv.layers for x in layer)).backward()
+        grads = [p.grad.clone() for p in student.parameters()]
+        found.append([v.detach(), *(x.detach() for layer in kv.layers for x in layer), *grads])
+    for plain, checkpointed in zip(*found, strict=True):
+        torch.testing.assert_close(checkpointed, plain, atol=1e-12, rtol=0)
 
 
 def test_no_gradient_reaches_earlier_chunks_or_earlier_steps():

@@ -10,9 +10,9 @@ import torch
 
 from msmodel.config import TextConfig
 from msmodel.text import TextEncoder, clean, load_text_encoder
+from tests.unit.msmodel.umt5 import save_umt5
 
 MINILM = TextConfig("embedded:minilm", dim=384, length=16)
-WORDS = ["<pad>", "</s>", "<unk>", "a", "man", "in", "moving", "car", "&"]
 PROMPTS = ["a man in a moving car", "", "a  &amp;amp; man", "car " * 30]
 
 
@@ -23,22 +23,7 @@ def minilm() -> TextEncoder:
 
 @pytest.fixture(scope="module")
 def umt5_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny umT5 with random weights and a word tokenizer, in diffusers' layout."""
-    from tokenizers import Tokenizer, models, pre_tokenizers, processors
-    from transformers import PreTrainedTokenizerFast, UMT5Config, UMT5EncoderModel
-
-    words = Tokenizer(models.WordLevel({w: i for i, w in enumerate(WORDS)}, unk_token="<unk>"))
-    words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    words.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=words, pad_token="<pad>", eos_token="</s>", unk_token="<unk>", model_max_length=64
-    )
-    torch.manual_seed(0)
-    sizes = {"vocab_size": len(WORDS), "d_model": 12, "d_kv": 4, "d_ff": 16, "num_layers": 1, "num_heads": 3}
-    folder = tmp_path_factory.mktemp("umt5")
-    tokenizer.save_pretrained(folder / "tokenizer")
-    UMT5EncoderModel(UMT5Config(**sizes)).save_pretrained(folder / "text_encoder")
-    return folder
+    return save_umt5(tmp_path_factory.mktemp("umt5"))
 
 
 def test_minilm_embeddings_are_zero_past_the_prompt_only(minilm: TextEncoder) -> None:

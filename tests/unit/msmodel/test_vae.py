@@ -29,7 +29,8 @@ def test_encode_is_that_of_diffusers_normalised(layout: str) -> None:
     vae = wan_vae(layout)
     video = some_video(vae.cfg, batch=2)
     mu = wan_net(layout).encode(video).latent_dist.mode()
-    expected = (mu - per_channel(STATISTICS["latents_mean"])) / per_channel(STATISTICS["latents_std"])
+    mean, std = map(per_channel, STATISTICS[layout])
+    expected = (mu - mean) / std
     torch.testing.assert_close(vae.encode(video), expected, atol=1e-5, rtol=1e-5)
 
 
@@ -37,7 +38,8 @@ def test_encode_is_that_of_diffusers_normalised(layout: str) -> None:
 def test_decode_is_that_of_diffusers(layout: str) -> None:
     vae = wan_vae(layout)
     latents = some_latents(vae.cfg, batch=2)
-    z = latents * per_channel(STATISTICS["latents_std"]) + per_channel(STATISTICS["latents_mean"])
+    mean, std = map(per_channel, STATISTICS[layout])
+    z = latents * std + mean
     torch.testing.assert_close(vae.decode(latents), wan_net(layout).decode(z).sample, atol=1e-5, rtol=0)
 
 
@@ -60,6 +62,57 @@ def test_streaming_gives_the_frames_of_the_whole_clip(layout: str, pushes: tuple
     assert frames[0].shape[2] == 1 + vae.cfg.stride_t * (pushes[0] - 1)
     assert frames[-1].shape[2] == vae.cfg.stride_t * pushes[-1]
     torch.testing.assert_close(torch.cat(frames, dim=2), vae.decode(latents), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("layout", ALL)
+@pytest.mark.parametrize("pushes", [(1,) * 17, (3, 1, 9, 4), (5, 12), (2, 15)])
+def test_streaming_gives_the_latents_of_the_whole_clip(layout: str, pushes: tuple[int, ...]) -> None:
+    """Whatever the pushes: frames that fill no group yet wait, and a push may give no latents at all."""
+    vae = any_vae(layout)
+    video, s = some_video(vae.cfg, batch=2, latent_frames=1 + 16 // vae.cfg.stride_t), vae.cfg.stride_t
+    session, given, latents = vae.encoder(), 0, []
+    for part in video.split(pushes, dim=2):
+        given += part.shape[2]
+        latents.append(session.push(part))
+        assert sum(x.shape[2] for x in latents) == 1 + (given - 1) // s
+    torch.testing.assert_close(torch.cat(latents, dim=2), vae.encode(video), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("layout", ALL)
+def test_interleaved_encoder_sessions_do_not_disturb_each_other(layout: str) -> None:
+    vae = any_vae(layout)
+    one, two = some_video(vae.cfg, seed=3), some_video(vae.cfg, seed=4)
+    first, second = vae.encoder(), vae.encoder()
+    got: list[list[torch.Tensor]] = [[], []]
+    for a, b in zip(one.split(3, dim=2), two.split(3, dim=2), strict=True):
+        got[0].append(first.push(a))
+        vae.decode(some_latents(vae.cfg))
+        got[1].append(second.push(b))
+    torch.testing.assert_close(torch.cat(got[0], dim=2), vae.encode(one), atol=1e-5, rtol=0)
+    torch.testing.assert_close(torch.cat(got[1], dim=2), vae.encode(two), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("layout", ALL)
+def test_a_stream_of_frames_keeps_its_size(layout: str) -> None:
+    vae = any_vae(layout)
+    session, video = vae.encoder(), some_video(vae.cfg)
+    session.push(video[:, :, :2])
+    with pytest.raises(ValueError, match="goes on with"):
+        session.push(video[..., vae.cfg.stride_s :])
+    with pytest.raises(ValueError, match="multiples of"):
+        session.push(video[..., 1:])
+
+
+def test_latent_statistics_are_wans_and_another_familys_are_refused() -> None:
+    """diffusers takes Wan 2.1's where a config says nothing, whatever the number of channels."""
+    from diffusers import AutoencoderKLWan
+
+    for layout, (mean, std) in STATISTICS.items():
+        vae = wan_vae(layout)
+        assert torch.equal(vae.mean, per_channel(mean)) and torch.equal(vae.std, per_channel(std))
+    bare = {name: value for name, value in LAYOUTS["wan22"][0].items() if not name.startswith("latents_")}
+    with pytest.raises(ValueError, match="16 values of latents_mean for 48 channels"):
+        VideoVAE(AutoencoderKLWan(**bare), LAYOUTS["wan22"][1])
 
 
 @pytest.mark.parametrize("layout", ALL)

@@ -99,6 +99,21 @@ def test_lists_of_a_wrong_length_and_patches_over_time_are_said_before_anything_
         load("nano", ["dit.patch=[2,1,1]"])
 
 
+def test_the_embedded_text_encoder_is_for_nano_only():
+    with pytest.raises(
+        ConfigError, match=r"text\.source: embedded:minilm stands in for umT5 at nano only, and dit\.dim=1536"
+    ):
+        load("wan21-1.3b", ["text.source=embedded:minilm", "text.dim=384"])
+    assert load("nano", ["vae.source=/my/own/vae"])
+
+
+def test_the_rgb_ablation_is_a_setting():
+    small, large = (load(p, ["dit.track_encoding=rgb_vae"]).model for p in ("wan21-1.3b", "wan22-5b"))
+    assert (small.track_channels, small.in_channels, large.track_channels, large.in_channels) == (16, 52, 48, 96)
+    with pytest.raises(ConfigError, match=r"dit\.track_offsets: belongs to the track head"):
+        load("nano", ["dit.track_encoding=rgb_vae"])
+
+
 def test_zero_sizes_are_said_not_raised():
     with pytest.raises(ConfigError, match="is zero"):
         load("nano", ["vae.stride_s=0"])

@@ -56,6 +56,9 @@ class FakeContext:
     def fetch(self, address: str) -> Path:
         return Path(address)
 
+    def shared(self, name: str) -> Path:
+        return self.workdir.parent / name
+
     @contextmanager
     def progress(self, what: str, total: int) -> Iterator[None]:
         yield None

@@ -17,10 +17,13 @@ from stages.trackers.ground_truth import read_tracks
 from tests.unit.stages.data.fakes import CLIP, FakeContext, noise_picture, scene_item
 from tests.unit.stages.trackers.cotracker_hub import weights, write_hub
 
+TEXT = TextConfig("test", dim=8, length=4)
 TRACKS = TrackRun(TrackerConfig("lucas_kanade"), grid_rows=3, grid_cols=4)
 
 
 class FakeVAE:
+    text: "FakeText"
+
     def __init__(self) -> None:
         self.images = 0
 
@@ -34,15 +37,20 @@ class FakeVAE:
 
 
 class FakeText:
+    def __init__(self) -> None:
+        self.asked: list[str] = []
+
     def encode(self, captions: list[str]) -> torch.Tensor:
+        self.asked += captions
         return torch.stack([torch.full((4, 8), float(len(c))) for c in captions])
 
 
 @pytest.fixture
 def fake_models(monkeypatch):
     vae = FakeVAE()
+    vae.text = FakeText()
     monkeypatch.setattr(encode, "_vae", lambda cfg, device: vae)
-    monkeypatch.setattr(encode, "_encoder", lambda cfg: FakeText())
+    monkeypatch.setattr(encode, "_encoder", lambda cfg, device: vae.text)
     return vae
 
 
@@ -177,7 +185,7 @@ def test_the_segments_of_a_video_are_groups_of_their_own_whatever_else_is_in_the
 
 def test_a_scene_is_encoded_with_one_image_latent_and_each_its_caption(tmp_path, fake_models):
     rendered = render.run(RenderRun(CLIP, 3, 2, 3, 4, 4), scene_item(tmp_path), FakeContext(tmp_path / "in"))
-    run = EncodeRun(CLIP, VAEConfig(), TextConfig())
+    run = EncodeRun(CLIP, VAEConfig(), TEXT)
     out = encode.run(run, rendered, FakeContext(tmp_path / "out"))
     assert fake_models.images == 1
     for clip in out:
@@ -189,9 +197,22 @@ def test_a_scene_is_encoded_with_one_image_latent_and_each_its_caption(tmp_path,
         assert arrays["image"].shape[1] == CLIP.frames
 
 
+def test_a_caption_of_many_clips_is_encoded_once_and_then_needs_no_encoder(tmp_path, fake_models, monkeypatch):
+    clips = [
+        replace(real_clip(tmp_path), clip_id=i, caption=c) for i, c in (("a", "a car"), ("b", "a man"), ("c", "a car"))
+    ]
+    run = EncodeRun(CLIP, VAEConfig(), TEXT)
+    for item in (clips[:2], clips[2:]):
+        encode.run(run, item, FakeContext(tmp_path / "out"))
+    assert fake_models.text.asked == ["a car", "a man"]
+    monkeypatch.setattr(encode, "_encoder", lambda cfg, device: pytest.fail("the encoder is not needed"))
+    (out,) = encode.run(run, clips[2:], FakeContext(tmp_path / "again"))
+    assert (load_npz(Path(out.folder) / "latents.npz")["text"] == 5).all()
+
+
 def test_a_clip_whose_latents_are_not_finite_is_listed(tmp_path, fake_models, monkeypatch):
     monkeypatch.setattr(fake_models, "encode", lambda video: torch.full((1, 8, 5, 8, 12), 1e6))
-    (out,) = encode.run(EncodeRun(CLIP, VAEConfig(), TextConfig()), (real_clip(tmp_path),), FakeContext(tmp_path / "o"))
+    (out,) = encode.run(EncodeRun(CLIP, VAEConfig(), TEXT), (real_clip(tmp_path),), FakeContext(tmp_path / "o"))
     assert out == Rejected("real", "encode", "its latents are not finite in float16")
 
 

@@ -20,9 +20,9 @@ from .world import FakeContext
 @pytest.mark.parametrize("image", ["channels", "first_latent"])
 def test_every_pair_and_part_is_timed(image, tmp_path):
     ctx = FakeContext(tmp_path)
-    made = bench.run(bench.BenchRun(tiny_config(image), bench.BenchConfig(rounds=2, tiny_width=2)), None, ctx)
+    made = bench.run(bench.BenchRun(tiny_config(image), bench.BenchConfig(rounds=2, tracks=5, tiny_width=2)), None, ctx)
     found = json.loads(Path(made.file).read_text())
-    assert len(found["pairs"]) == 5 and len(found["parts"]) == 3
+    assert len(found["pairs"]) == 6 and len(found["parts"]) == 3
     assert all(v > 0 for pair in found["pairs"].values() for v in pair.values())
     assert all(v > 0 for v in found["parts"].values())
     assert ctx.metrics.keys() == found["pairs"].keys() | {f"{name}_ms" for name in found["parts"]}

@@ -36,6 +36,7 @@ from stages.eval import select as selecting
 from stages.eval.counterfactual import KINDS
 from stages.eval.items import Generated, Measured, Selection, read_tracks, read_videos
 from stages.eval.report import flat
+from stages.eval.streaming import NoDecoder, clip_stream
 from stages.records import Checkpoint, ShardSet
 from stages.spec import StageError
 from tests.unit.stages.eval.world import (
@@ -171,6 +172,19 @@ def test_what_is_asked_for_matters_and_only_that(world):
     rolls = [generate.student_rollout(net, c, noise, torch.Generator().manual_seed(0)) for c in conds]
     assert torch.equal(rolls[0], rolls[1]) and torch.equal(rolls[0], rolls[2])
     assert conds[1].text.abs().sum() > 0 and conds[1].tracks.abs().sum() == 0
+
+
+def test_the_rgb_ablation_is_generated_and_streamed_from_the_same_latents(world):
+    model = replace(world.model, dit=replace(world.model.dit, track_encoding="rgb_vae"))
+    clip, device = next(c for c in world.selection.clips if not c.spare), world.ctx.device
+    asked, other, none = (
+        generate.conditioning([clip], v, model, 7, device).tracks for v in ("tracks", "swap", "no_tracks")
+    )
+    assert asked.shape[1] == model.vae.z_channels
+    assert not torch.equal(asked, other) and not none.any()
+    session = clip_stream(CausalDiT(model).eval(), clip, model, 7, device).session(NoDecoder(), torch.Generator())
+    streamed = [session._conditioning(i, i + 1).tracks for i in range(model.latent_frames)]
+    torch.testing.assert_close(torch.cat(streamed, dim=2), asked, atol=1e-5, rtol=0)
 
 
 def test_report_keeps_its_contract(full_report):

@@ -1,0 +1,54 @@
+"""How a causal video VAE takes pixel frames: the first frame of a clip alone, then groups of stride_t.
+
+Legend: b batch, T pixel frames, H W pixels.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from msmodel.config import VAEConfig
+
+
+def check_video(video: Tensor, cfg: VAEConfig) -> None:
+    """Raises ValueError unless `video` is b 3 T H W, 1 + a multiple of stride_t frames, with sides on the stride."""
+    check_sides(video, cfg)
+    if (video.shape[2] - 1) % cfg.stride_t:
+        raise ValueError(f"video: {video.shape[2]} frames; the VAE needs 1 + a multiple of {cfg.stride_t}")
+
+
+def check_sides(video: Tensor, cfg: VAEConfig) -> None:
+    """Raises ValueError unless `video` is b 3 T H W with sides that are multiples of stride_s."""
+    if video.ndim != 5 or video.shape[1] != 3:
+        raise ValueError(f"video: shape {tuple(video.shape)} is not b 3 T H W")
+    height, width = video.shape[3:]
+    if height % cfg.stride_s or width % cfg.stride_s:
+        raise ValueError(f"video: {height}x{width} pixels; the VAE needs sides that are multiples of {cfg.stride_s}")
+
+
+class FrameGroups:
+    """A stream of pixel frames that comes in pieces of any length; what fills no group yet waits."""
+
+    def __init__(self, stride_t: int):
+        self._stride_t = stride_t
+        self._waiting: Tensor | None = None
+        self.started = False  # whether the clip's first frame has been given out
+
+    def take(self, video: Tensor) -> tuple[bool, Tensor]:
+        """The next frames b 3 T H W -> (whether they start the clip, those that now fill whole groups: b 3 T' H W).
+
+        T' is 1 + a multiple of stride_t where they start the clip, else a multiple of it, which may be 0. Raises ValueError
+        when the pieces of a stream differ in more than their length.
+        """
+        if self._waiting is not None:
+            if self._waiting.shape[:2] + self._waiting.shape[3:] != video.shape[:2] + video.shape[3:]:
+                raise ValueError(
+                    f"video: a stream of {tuple(self._waiting.shape)} (b 3 T H W) goes on with {tuple(video.shape)}"
+                )
+            video = torch.cat((self._waiting, video), dim=2)
+        starts = not self.started and video.shape[2] > 0
+        whole = video.shape[2] - (video.shape[2] - int(starts)) % self._stride_t
+        self._waiting = video[:, :, whole:].clone()  # a view would keep the whole piece
+        self.started = self.started or starts
+        return starts, video[:, :, :whole]

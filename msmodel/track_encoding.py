@@ -1,0 +1,136 @@
+"""From tracks to the model's track channels: the track map for the head, or the paper's ablation, a picture through the VAE.
+
+"head" (the default): the packed map of sinusoidal ids (msmodel/tracks.py), which the model's 1x1x1 convolution reads.
+"rgb_vae": each id is a colour, each visible track a small disc on a black canvas, and the VAE's latents of that canvas are
+the track channels; the model has no track head (MotionStream, section 3.1: an ablation that takes 1053 ms where the head takes
+25).
+
+In both, zeros mean that no tracks are given: track dropout, guidance without tracks and mid-frame masking write them. An empty
+canvas is not zero: its latents say that no track is seen.
+
+Legend: b batch, T pixel frames, t latent frames, n tracks, d id channels, z c channels, h w latent size, H W pixels.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from functools import lru_cache
+from typing import Protocol
+
+import torch
+from einops import rearrange, repeat
+from torch import Tensor, nn
+
+from msmodel.config import ModelConfig, VAEConfig
+from msmodel.tracks import ID_RANGE, draw_ids, encode_ids, track_map
+from msmodel.vae import load_vae
+
+BLACK, DARKEST = -1.0, -0.5  # the canvas, and the least that a colour has of red, green and blue
+LEVELS = math.ceil(ID_RANGE ** (1 / 3))  # of each of the three: more colours than there are ids
+DISC_RADIUS = 3 / 8  # in VAE strides: 3 px at 832x480, where the paper's 50x50 grid has a track every 9.6 px
+FRAMES_A_DRAWING = 16  # memory only
+
+
+class Encoder(Protocol):
+    """One stream of frames to latents, with the state that this takes."""
+
+    def push(self, video: Tensor) -> Tensor:
+        """The next frames (b 3 T H W) in [-1, 1] -> the latents (b z t h w) of the groups they fill."""
+        ...
+
+
+class EncoderMaker(Protocol):
+    """A VAE: makes encoders that share its weights."""
+
+    def encoder(self) -> Encoder: ...
+
+
+def clip_ids(batch: int, tracks: int, cfg: ModelConfig, generator: torch.Generator) -> Tensor:
+    """What tells a clip's tracks apart, drawn once and kept for all chunks, steps and branches: (b n d) float32.
+
+    d is dit.track_id_dim (sinusoids), or 3 (colours) with dit.track_encoding == "rgb_vae".
+    """
+    ids = draw_ids(batch, tracks, generator)
+    return colours(ids) if cfg.dit.track_encoding == "rgb_vae" else encode_ids(ids, cfg.dit.track_id_dim)
+
+
+def colours(ids: Tensor) -> Tensor:
+    """A colour of its own for each id below ID_RANGE: (...) int64 -> (... 3) float32 RGB in [DARKEST, 1]."""
+    digits = torch.stack([ids // LEVELS**place % LEVELS for place in range(3)], dim=-1)
+    return DARKEST + (1 - DARKEST) * digits.float() / (LEVELS - 1)
+
+
+def canvas(xy_px: Tensor, visible: Tensor, colour: Tensor, cfg: ModelConfig) -> Tensor:
+    """Discs of radius DISC_RADIUS strides on black: (b T n 2), (b T n), (b n 3) -> (b 3 T H W) in [-1, 1].
+
+    A pixel is on a disc when its centre is. Where discs overlap the track with the higher index stands, as in the track map.
+    Points outside the frame, or not finite, are not drawn.
+    """
+    height, width = cfg.clip.height, cfg.clip.width
+    b, frames, n, _ = xy_px.shape
+    radius = DISC_RADIUS * cfg.vae.stride_s
+    reach = math.ceil(radius)
+    steps = torch.arange(-reach, reach + 1, device=xy_px.device)
+    order = repeat(torch.arange(1, n + 1, dtype=torch.int32, device=xy_px.device), "n -> b T n", b=b, T=frames)
+    x, y = xy_px.unbind(-1)
+    inside = visible & (x >= 0) & (x < width) & (y >= 0) & (y < height)  # NaN compares false
+    column, row = (torch.where(inside, v, torch.zeros_like(v)).floor().long() for v in (x, y))
+    winner = torch.zeros(b, frames, height * width + 1, dtype=torch.int32, device=xy_px.device)
+    for dy, dx in torch.cartesian_prod(steps, steps).tolist():
+        i, j = row + dy, column + dx
+        on = inside & ((j + 0.5 - x) ** 2 + (i + 0.5 - y) ** 2 <= radius**2)
+        on = on & (j >= 0) & (j < width) & (i >= 0) & (i < height)
+        index = torch.where(on, i * width + j, height * width)  # a spare pixel for what is not drawn
+        winner.scatter_reduce_(2, index, order, reduce="amax")
+    table = torch.cat([torch.full_like(colour[:, :1], BLACK), colour], dim=1)  # row 0: no track
+    rows = rearrange(winner[..., :-1].long(), "b T p -> b (T p)")
+    drawn = torch.gather(table, 1, repeat(rows, "b r -> b r rgb", rgb=3))
+    return rearrange(drawn, "b (T H W) rgb -> b rgb T H W", T=frames, H=height, W=width)
+
+
+class TrackEncoder:
+    """One stream of tracks. Pushed in pieces of whole groups of stride_t frames, the first frame alone, it gives the slices of
+    the whole clip's encoding."""
+
+    def __init__(self, cfg: ModelConfig, device: torch.device, vae: EncoderMaker | None = None):
+        """vae: encodes the canvas; the config's own, loaded once a process, if None and needed."""
+        self._cfg, self._started = cfg, False
+        self._vae: EncoderMaker | None = None
+        self._session: Encoder | None = None
+        if cfg.dit.track_encoding == "rgb_vae":
+            self._vae = vae or canvas_vae(cfg.vae, device)
+            self._session = self._vae.encoder()
+
+    @torch.no_grad()
+    def push(self, xy_px: Tensor, visible: Tensor, phi: Tensor) -> Tensor:
+        """The next frames' tracks (b T n 2), (b T n) with the ids (b n d) of `clip_ids` -> (b c t h w)."""
+        starts, self._started = not self._started, True
+        if self._session is None:
+            return track_map(xy_px, visible, phi, self._cfg, starts)
+        pieces = zip(xy_px.split(FRAMES_A_DRAWING, 1), visible.split(FRAMES_A_DRAWING, 1), strict=True)
+        latents = [self._session.push(canvas(xy, seen, phi, self._cfg)) for xy, seen in pieces]
+        return torch.cat(latents, dim=2)
+
+    def fork(self) -> TrackEncoder:
+        """An independent stream that goes on from here; weights are shared."""
+        shared = self._vae.modules() if isinstance(self._vae, nn.Module) else [self._vae]
+        return copy.deepcopy(self, {id(part): part for part in shared})
+
+
+def encode_tracks(
+    xy_px: Tensor, visible: Tensor, phi: Tensor, cfg: ModelConfig, vae: EncoderMaker | None = None
+) -> Tensor:
+    """`Conditioning.tracks` of whole clips: (b T n 2), (b T n), ids (b n d) of `clip_ids` -> (b c t h w).
+
+    vae: as for TrackEncoder. Canvases are encoded clip by clip, which bounds the memory.
+    """
+    each = 1 if cfg.dit.track_encoding == "rgb_vae" else max(xy_px.shape[0], 1)
+    clips = zip(xy_px.split(each), visible.split(each), phi.split(each), strict=True)
+    return torch.cat([TrackEncoder(cfg, xy_px.device, vae).push(*clip) for clip in clips])
+
+
+@lru_cache(maxsize=1)
+def canvas_vae(cfg: VAEConfig, device: torch.device) -> EncoderMaker:
+    """Kept by a process from clip to clip."""
+    return load_vae(cfg).to(device)

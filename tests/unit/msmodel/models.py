@@ -26,6 +26,31 @@ def tiny_config(image: str = "channels", chunks: int = 3, **student: int) -> Mod
     return replace(cfg, clip=replace(cfg.clip, frames=1 + (latent_frames - 1) * cfg.vae.stride_t))
 
 
+def wan_transformer(cfg: ModelConfig, in_channels: int | None = None):
+    """diffusers' model of these sizes; it reads our track features as plain input channels."""
+    from diffusers import WanTransformer3DModel
+
+    return WanTransformer3DModel(
+        patch_size=cfg.dit.patch,
+        num_attention_heads=cfg.dit.heads,
+        attention_head_dim=cfg.dit.dim // cfg.dit.heads,
+        in_channels=in_channels or cfg.in_channels,
+        out_channels=cfg.vae.z_channels,
+        text_dim=cfg.text.dim,
+        freq_dim=cfg.dit.freq_dim,
+        ffn_dim=cfg.dit.ffn_dim,
+        num_layers=cfg.dit.layers,
+        eps=cfg.dit.eps,
+        image_dim=cfg.dit.clip_dim or None,
+        added_kv_proj_dim=cfg.dit.dim if cfg.dit.clip_dim else None,
+    ).eval()
+
+
+def with_clip(cfg: ModelConfig) -> ModelConfig:
+    """The same with the CLIP branch, and 512 text tokens, which diffusers takes for granted beside it."""
+    return replace(cfg, dit=replace(cfg.dit, clip_dim=20), text=replace(cfg.text, length=512))
+
+
 def randomise(model: nn.Module, seed: int = 0) -> nn.Module:
     """Fill every parameter, zeros included, with random values of a size at which nothing is negligible."""
     generator = torch.Generator().manual_seed(seed)

@@ -94,6 +94,8 @@ class _Source:
         self.names: dict[str, str] = {}
         for name, short in bare.items():
             ours = names.to_diffusers(short) if self.spelling == names.ORIGINAL else short
+            if ours == short and self.spelling == names.ORIGINAL and names.to_original(short) != short:
+                raise ValueError(f"{source}: holds {name}, which is diffusers' spelling, among Wan's own names")
             if ours in self.names:
                 raise ValueError(f"{source}: holds {ours} twice, as {self.names[ours]} and as {name}")
             self.names[ours] = name

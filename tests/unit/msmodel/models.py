@@ -57,7 +57,7 @@ def randomise(model: nn.Module, seed: int = 0) -> nn.Module:
     with torch.no_grad():
         for p in model.parameters():
             noise = torch.randn(p.shape, generator=generator, dtype=torch.float64).to(p.dtype)
-            p.copy_(noise / p[0].numel() ** 0.5 if p.ndim > 1 else 1 + 0.1 * noise)
+            p.copy_(noise / p.shape[1:].numel() ** 0.5 if p.ndim > 1 else 1 + 0.1 * noise)
     return model
 
 

@@ -338,7 +338,9 @@ def _account(
     if parts != wanted_parts(cfg):
         resized[PATCH], more = _fate(parts, cfg)
         remarks += more
-    taken = [name for name in own if name in found.names and name not in resized and math.prod(found.shape(name))]
+    taken = [
+        name for name in own if name in found.names and name not in resized and torch.Size(found.shape(name)).numel()
+    ]
     folded = [n for n in found.names if _is_folded(n, cfg)]
     new = [name for name in own if name not in taken and name not in resized]
     unused = [n for n in found.names if n in new or not (n in own or n in folded)]
@@ -352,7 +354,7 @@ def _account(
         misshaped.append(f"{ENCODER}temporal_conv.weight should be {encoder}")
     optional = (HEAD, *(CLIP if not found.shape(CLIP[0] + "norm1.weight") else ()))
     missing = [n for n in new if not any(part in n for part in optional)]
-    unknown = [n for n in unused if not n.startswith(INERT) and math.prod(found.shape(n))]
+    unknown = [n for n in unused if not n.startswith(INERT) and torch.Size(found.shape(n)).numel()]
     problems = [f"{len(misshaped)} mis-shaped: {listed(misshaped)}"] if misshaped else []
     if strict and missing:
         problems.append(f"{len(missing)} missing: {some(missing)}")

@@ -64,7 +64,7 @@ def write_diffusers(model: WanDiT, folder: Path, shard_gb: float) -> None:
     state = {name: tensor.detach().cpu() for name, tensor in model.state_dict().items()}
     head = {name: state.pop(name).contiguous() for name in list(state) if name.startswith(HEAD)}
     with torch.device("meta"):
-        transformer = WanTransformer3DModel(**transformer_config(model.cfg))
+        transformer: Any = WanTransformer3DModel(**transformer_config(model.cfg))
     transformer.load_state_dict(state, strict=True, assign=True)
     transformer.save_pretrained(folder / TRANSFORMER, max_shard_size=round(shard_gb * 1e9))
     (folder / TRACK_HEAD).mkdir(parents=True, exist_ok=True)

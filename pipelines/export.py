@@ -19,7 +19,7 @@ from msmodel.weights import fit_state, load_teacher, read_config
 from stages.records import Checkpoint
 from stages.train.dmd import DMD, GENERATOR
 from stages.train.publish import weights_digest
-from stages.train.state import raw_weights
+from stages.train.raw import raw_weights
 from stages.train.teacher import TEACHER
 
 from .config import Config

@@ -14,7 +14,6 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
-from torch import Tensor
 
 from stages.spec import Context, Engine, StageError
 from stages.train.ema import Ema
@@ -83,21 +82,6 @@ def resume(training: Training, ctx: Context) -> int:
     _restore_random(state["random"])
     ctx.say(f"resumed after step {state['step']} from {folder}")
     return int(state["step"])
-
-
-def raw_weights(workdir: Path, learner: str) -> tuple[int, dict[str, Tensor]]:
-    """(step, weights by name) of the newest save, as they were trained: what is published is their average.
-
-    Raises ValueError where there is no save, or where no single file of it holds the learner's weights whole.
-    """
-    found = saves(workdir)
-    if not found:
-        raise ValueError(f"no saved training states in {workdir}")
-    state = torch.load(found[-1] / "rank-00000.pt", map_location="cpu", weights_only=True)
-    weights = state["engines"].get(learner, {}).get("module", {})
-    if not weights or not all(x.numel() for x in weights.values()):
-        raise ValueError(f"{found[-1]} holds the weights of {learner} in parts, not whole")
-    return int(state["step"]), dict(weights)
 
 
 def _rank_state(training: Training, step: int, ctx: Context) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from stages.spec import StageError
 from stages.train import loop
 from stages.train.method import Draws, Learner, LoopConfig, Loss, Observation, scheduled
 from stages.train.optim import make_optimizer
-from stages.train.state import raw_weights
+from stages.train.raw import raw_weights
 
 from .fakes import FakeContext, FakeLoader, tiny_model
 from .methods import METHODS, small

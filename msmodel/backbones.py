@@ -123,9 +123,9 @@ def load_backbone(model: WanDiT, source: Path | str, strict: bool = True, downlo
     """
     found = _Source(str(source), open_tensors(source, download))
     family = _same_model(found, model.cfg)
-    parts = _layout(found, model.cfg)
     own = model.state_dict()
-    made, notes = _folded(found, model)
+    parts = _layout(found, model.cfg, HEAD + "weight" in own)
+    made, notes = _folded(found, own, model.cfg)
     report = _account(found, own, made, family, parts, model.cfg, notes, strict)
     with torch.no_grad():
         for name in report.taken:
@@ -134,7 +134,8 @@ def load_backbone(model: WanDiT, source: Path | str, strict: bool = True, downlo
             own[PATCH].copy_(_patch(found.read(PATCH), parts, model.cfg))
         for name, make in made.items():
             own[name].copy_(make())
-    if model.cfg.dit.track_channels and not own[HEAD + "weight"].any() and not model.track_slice.any():
+    head = own.get(HEAD + "weight")
+    if head is not None and head.numel() and not head.any() and not model.track_slice.any():
         raise ValueError(
             f"{found.source}: track head and track slice of the patch embedding are both zero, so neither would ever learn: "
             f"start from the model that they were added to"
@@ -187,8 +188,8 @@ def _heads(folder: Path) -> int:
 
 def wanted_parts(cfg: ModelConfig) -> Parts:
     """The input channels of our model."""
-    image = (("mask", cfg.mask_channels), ("image", cfg.image_channels))
-    parts = (("noise", cfg.vae.z_channels), *image, ("track", cfg.dit.track_channels))
+    parts = [("noise", cfg.vae.z_channels), ("mask", cfg.mask_channels), ("image", cfg.image_channels)]
+    parts.append(("track", cfg.in_channels - sum(count for _, count in parts)))
     return tuple((name, count) for name, count in parts if count)
 
 
@@ -205,7 +206,7 @@ def known_layouts(cfg: ModelConfig) -> dict[int, Parts]:
     return {sum(count for _, count in parts): parts for parts in layouts}
 
 
-def _layout(found: _Source, cfg: ModelConfig) -> Parts:
+def _layout(found: _Source, cfg: ModelConfig, head: bool) -> Parts:
     channels = found.shape(PATCH)[1]
     known = known_layouts(cfg)
     if channels not in known:
@@ -219,7 +220,7 @@ def _layout(found: _Source, cfg: ModelConfig) -> Parts:
             f"frame comes as a clean latent, and there are no mask and image channels, on which these weights rely. Start from "
             f"weights with {cfg.vae.z_channels} input channels (Wan-AI/Wan2.2-TI2V-5B-Diffusers), or set dit.image=channels"
         )
-    if "track" in there and not (found.shape(HEAD + "weight") or found.shape(ENCODER + "proj.weight")):
+    if head and "track" in there and not (found.shape(HEAD + "weight") or found.shape(ENCODER + "proj.weight")):
         raise ValueError(
             f"{found.source}: {channels} input channels include tracks, but no track head ({HEAD}* or {ENCODER}*) is there: "
             f"name the folder that holds transformer/ and track_head/, or the file with both"
@@ -256,14 +257,14 @@ def _fate(parts: Parts, cfg: ModelConfig) -> tuple[str, list[str]]:
     return f"{sum(there.values())} to {sum(dict(wanted).values())} input channels: " + ", ".join(words + dropped), notes
 
 
-def _folded(found: _Source, model: WanDiT) -> tuple[dict[str, Any], list[str]]:
+def _folded(found: _Source, own: Mapping[str, Tensor], cfg: ModelConfig) -> tuple[dict[str, Any], list[str]]:
     """Own tensors that are computed from several of the source: name -> function that makes it. And remarks."""
     made: dict[str, Any] = {}
     notes = []
     image_embedder = CLIP[0]
-    if found.shape(image_embedder + "norm1.weight") and not model.cfg.dit.clip_dim:
-        token = _Lazy(lambda: _no_image(found, model.cfg.dit.dim))
-        for layer in range(model.cfg.dit.layers):
+    if found.shape(image_embedder + "norm1.weight") and not cfg.dit.clip_dim:
+        token = _Lazy(lambda: _no_image(found, cfg.dit.dim))
+        for layer in range(cfg.dit.layers):
             made[f"blocks.{layer}.attn2.to_out.0.bias"] = _Lazy(
                 lambda layer=layer: _without_clip(found, layer, token())
             )
@@ -271,7 +272,7 @@ def _folded(found: _Source, model: WanDiT) -> tuple[dict[str, Any], list[str]]:
             "CLIP branch folded into the biases of cross-attention, as its output for zero tokens (no image) is constant; "
             "dit.clip_dim keeps it"
         )
-    if found.shape(ENCODER + "proj.weight"):
+    if found.shape(ENCODER + "proj.weight") and HEAD + "weight" in own:
         head = _Lazy(lambda: _track_head(found))
         made[HEAD + "weight"], made[HEAD + "bias"] = (lambda: head()[0]), (lambda: head()[1])
         notes.append(
@@ -341,7 +342,9 @@ def _account(
     taken = [
         name for name in own if name in found.names and name not in resized and torch.Size(found.shape(name)).numel()
     ]
-    folded = [n for n in found.names if _is_folded(n, cfg)]
+    clip = not cfg.dit.clip_dim and bool(found.shape(CLIP[0] + "norm1.weight"))
+    start = (ENCODER,) if HEAD + "weight" in made else ()
+    folded = [n for n in found.names if n.startswith(start) or (clip and any(part in n for part in CLIP))]
     new = [name for name in own if name not in taken and name not in resized]
     unused = [n for n in found.names if n in new or not (n in own or n in folded)]
     misshaped = [
@@ -375,7 +378,3 @@ def _account(
         unused=tuple(sorted(unused)),
         notes=tuple(remarks),
     )
-
-
-def _is_folded(name: str, cfg: ModelConfig) -> bool:
-    return name.startswith(ENCODER) or (not cfg.dit.clip_dim and any(part in name for part in CLIP))

@@ -13,6 +13,7 @@ from typing import Any
 
 from infra.codec import Codec
 from infra.files import read_json
+from msmodel.backbones import HEAD
 from msmodel.dit import WanDiT
 from msmodel.export import write_diffusers, write_original
 from msmodel.weights import fit_state, load_teacher, read_config
@@ -121,6 +122,7 @@ def _write(trained: Trained, made: list[Trained], cfg: Config, folder: Path) -> 
         licence=cfg.export.licence,
         raw=raw,
         tracker=f"{tracker.name} ({tracker.licence})",
+        head=any(name.startswith(HEAD) for name in model.state_dict()),
         run=trained.manifest,
         start=_start(checkpoint, meta, made),
         figures=_figures(checkpoint, cfg.root / "report" / "report.json"),

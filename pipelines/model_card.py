@@ -16,6 +16,10 @@ from msmodel.tensor_files import HUB_ID
 UNKNOWN = "not recorded"
 FIGURES = ("epe", "epe_no_tracks", "psnr", "ssim", "perceptual", "fvd_i3d", "fps", "steps")
 KINDS = ("real", "rendered")
+HEADS = {
+    True: "the 1x1x1 convolution that makes the track channels from the track map",
+    False: "empty: tracks come as latents",
+}
 ABOUT = {
     "teacher": "The teacher: a bidirectional image-to-video diffusion transformer that follows point tracks.",
     "student": "The student: a causal few-step image-to-video diffusion transformer that follows point tracks and streams.",
@@ -42,7 +46,7 @@ class ExportConfig:
 class Facts:
     """What is known of a model. meta: of its config.json. run: of its manifest; empty for a folder from elsewhere. start: the
     report on the weights that the teacher started from. figures: real and rendered, of report.json. raw: what is known of
-    the weights before averaging. tracker: name and licence."""
+    the weights before averaging. tracker: name and licence. head: whether there is a track head, or latents are read."""
 
     name: str
     preset: str
@@ -52,6 +56,7 @@ class Facts:
     licence: str
     raw: str
     tracker: str
+    head: bool = True
     run: Mapping[str, Any] = field(default_factory=dict)
     start: Mapping[str, Any] = field(default_factory=dict)
     figures: Mapping[str, Any] = field(default_factory=dict)
@@ -93,7 +98,7 @@ def _files(facts: Facts) -> str:
 | path | what |
 |---|---|
 | `transformer/` | averaged (EMA) weights for diffusers' `WanTransformer3DModel`; input channels in order: {parts} |
-| `track_head/` | the 1x1x1 convolution that makes the track channels from the track map; its config has all sizes |
+| `track_head/` | {HEADS[facts.head]}; its config has all sizes |
 | `wan/{facts.name}.safetensors` | both in one file, under Wan's original names |
 | `raw/` | {facts.raw} |"""
 
@@ -109,14 +114,21 @@ def _use(facts: Facts) -> str:
         "",
         'folder = "."  # this folder',
         'transformer = WanTransformer3DModel.from_pretrained(folder, subfolder="transformer").eval()',
-        'head = load_file(f"{folder}/track_head/model.safetensors")',
         "",
         f"t = torch.tensor([0.9])  # time in [0, 1]; noise at 1, shifted by k = {m.dit.shift:g}",
         f"noisy = torch.randn(1, {m.vae.z_channels}, {size})  # latents, normalised: b c t h w",
         f"text = torch.zeros(1, {m.text.length}, {m.text.dim})  # embedded prompt, zero past its end",
-        f"track_map = torch.zeros(1, {m.track_feature_channels}, {size})  # c_m: track ids in latent cells, time in channels",
-        'tracks = torch.nn.functional.conv3d(track_map, head["track_head.weight"], head["track_head.bias"])',
     ]
+    if facts.head:
+        lines += [
+            f"track_map = torch.zeros(1, {m.track_feature_channels}, {size})  # c_m: ids in latent cells, time in channels",
+            'head = load_file(f"{folder}/track_head/model.safetensors")',
+            'tracks = torch.nn.functional.conv3d(track_map, head["track_head.weight"], head["track_head.bias"])',
+        ]
+    else:
+        lines.append(
+            f"tracks = torch.zeros(1, {m.track_feature_channels}, {size})  # latents of a canvas of coloured tracks"
+        )
     parts = ["noisy", "tracks"]
     times = "1000 * t"
     if m.image_alone:

@@ -9,6 +9,7 @@ from torch import nn
 
 from msmodel.batch import Conditioning
 from msmodel.config import ClipConfig, DiTConfig, ModelConfig, StudentConfig, TextConfig, VAEConfig
+from msmodel.dit import WanDiT
 
 
 def tiny_config(image: str = "channels", chunks: int = 3, **student: int) -> ModelConfig:
@@ -83,3 +84,11 @@ def gaussian(cfg: ModelConfig, batch: int = 1, frames: int | None = None, seed: 
     """Latents of noise, b z t h w."""
     shape = (batch, cfg.vae.z_channels, frames or cfg.latent_frames, cfg.latent_height, cfg.latent_width)
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
+
+
+def headless(model_type: type[WanDiT]) -> WanDiT:
+    """A model that reads what it is given as track channels as they are (as latents of drawn tracks), without a head."""
+    cfg = tiny_config()
+    model = model_type(replace(cfg, dit=replace(cfg.dit, track_id_dim=2, track_channels=4)))
+    model.track_head = nn.Identity()
+    return model

@@ -15,7 +15,7 @@ from msmodel.config import ModelConfig
 from msmodel.dit import WanDiT
 from msmodel.export import write_diffusers, write_original
 from msmodel.weights import model_config
-from tests.unit.msmodel.models import conditioning, gaussian, randomise, tiny_config, with_clip
+from tests.unit.msmodel.models import conditioning, gaussian, headless, randomise, tiny_config, with_clip
 
 
 def like_nano() -> ModelConfig:
@@ -105,3 +105,11 @@ def test_diffusers_reads_the_single_file_too(tmp_path):
     )
     theirs, ours = loaded.state_dict(), model.state_dict()
     assert all(torch.equal(theirs[name], ours[name]) for name in theirs)
+
+
+def test_a_model_without_a_track_head_comes_back_too(tmp_path):
+    model = randomise(headless(WanDiT))
+    write_diffusers(model, tmp_path, shard_gb=5.0)
+    other = headless(WanDiT)
+    report = load_backbone(other, tmp_path)
+    assert same(other, model) and not report.new

@@ -16,6 +16,7 @@ from msmodel.backbones import load_backbone
 from msmodel.dit import WanDiT
 from msmodel.weights import load_teacher, save_weights
 from pipelines import cli
+from pipelines.model_card import Facts, card
 from pipelines.wiring import RECORDS
 from stages.records import Checkpoint, ShardSet
 from stages.train.dmd import DMD, DmdRun
@@ -151,6 +152,12 @@ def test_a_named_folder_is_exported_even_without_a_manifest_and_its_card_says_wh
     space: dict = {}
     exec(re.findall(r"```python\n(.*?)```", text, re.S)[0], space)
     assert space["velocity"].shape == space["noisy"].shape
+
+
+def test_a_card_for_a_model_that_reads_latents_of_tracks_has_no_head_in_its_code(tmp_path):
+    facts = Facts("teacher", "debug", small(), "d", {}, "apache-2.0", "not there", "exact", head=False)
+    text = card(facts)
+    assert "latents of a canvas" in text and "conv3d" not in text and "empty: tracks come as latents" in text
 
 
 def test_an_earlier_export_is_replaced_whole_and_kept_when_a_new_one_fails(tmp_path, capsys):

@@ -105,6 +105,10 @@ class _Source:
         return self.files.shapes[self.names[name]] if name in self.names else ()
 
     def read(self, name: str) -> Tensor:
+        if name not in self.names:
+            raise ValueError(
+                f"{self.source}: {name} is missing; the weights are not whole: copy or download them again"
+            )
         tensor = self.files.read(self.names[name])
         where = f"{self.files.files[self.names[name]]}: {self.names[name]}"
         if tensor.dtype not in FLOATS:
@@ -355,7 +359,7 @@ def _account(
     encoder = (cfg.dit.track_channels, cfg.track_feature_channels // cfg.vae.stride_t, cfg.vae.stride_t, 1, 1)
     if HEAD + "weight" in made and found.shape(ENCODER + "temporal_conv.weight") != encoder:
         misshaped.append(f"{ENCODER}temporal_conv.weight should be {encoder}")
-    optional = (HEAD, *(CLIP if not found.shape(CLIP[0] + "norm1.weight") else ()))
+    optional = (() if "track" in dict(parts) else (HEAD,)) + (() if found.shape(CLIP[0] + "norm1.weight") else CLIP)
     missing = [n for n in new if not any(part in n for part in optional)]
     unknown = [n for n in unused if not n.startswith(INERT) and torch.Size(found.shape(n)).numel()]
     problems = [f"{len(misshaped)} mis-shaped: {listed(misshaped)}"] if misshaped else []

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from msmodel.backbones import load_backbone
-from tests.unit.msmodel.models import randomise, tiny_config, wan_transformer
+from msmodel.dit import WanDiT
+from tests.unit.msmodel.models import randomise, tiny_config, wan_transformer, with_clip
 from tests.unit.msmodel.test_backbones import accounted, fresh, saved, source, state_of
 
 
@@ -83,6 +84,22 @@ def test_strict_refuses_missing_and_unknown_tensors_and_otherwise_they_are_repor
     assert report.unused == ("odd", "vace_blocks.0.weight")
     assert "blocks.1.ffn.net.2.bias" in report.new
     assert accounted(report, model, state)
+
+
+@pytest.mark.parametrize("lost", ["blocks.0.attn2.to_out.0.bias", "blocks.1.attn2.add_v_proj.weight"])
+def test_what_folding_needs_is_missed_by_name(lost, tmp_path):
+    cfg = with_clip(tiny_config())
+    state = state_of(randomise(wan_transformer(cfg, 10)))
+    del state[lost]
+    with pytest.raises(ValueError, match=rf"{lost} is missing"):
+        load_backbone(fresh(replace(cfg, dit=replace(cfg.dit, clip_dim=0))), saved(state, tmp_path))
+
+
+def test_half_a_track_head_is_missed(tmp_path):
+    state = state_of(randomise(WanDiT(tiny_config())))
+    del state["track_head.bias"]
+    with pytest.raises(ValueError, match=r"1 missing: track_head\.bias"):
+        load_backbone(fresh(), saved(state, tmp_path))
 
 
 def test_a_reference_image_is_optional_in_fun_control_so_its_weights_may_go(tmp_path):

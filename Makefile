@@ -3,6 +3,7 @@
 PRESET ?= nano
 SRC ?=
 CLIP ?=
+CHECKPOINT ?=
 ARGS ?=
 RUNS ?= runs
 PYTHON ?= python3
@@ -14,7 +15,7 @@ FIRST := $(if $(filter plan,$(MAKECMDGOALS)),,$(firstword $(GOALS)))
 RUN = $(PY) -m pipelines $(1) --preset '$(PRESET)' --runs '$(RUNS)' $(if $(SRC),--src '$(SRC)') $(ARGS)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup data teacher distill eval plan inspect bench bench-data bench-trackers kill-test sweep nano-base notebooks ui test test-gpu lint clean
+.PHONY: help setup data teacher distill eval plan inspect export bench bench-data bench-trackers kill-test sweep nano-base notebooks ui test test-gpu lint clean
 .NOTPARALLEL:
 
 help:  ## this table
@@ -46,6 +47,9 @@ plan: $(STAMP)  ## dry run: cached or not, every config error, memory and time
 
 inspect: $(STAMP)  ## one clip with its tracks as mp4 and PNG, and its catalogue row (CLIP=id; without: some ids)
 	@$(call RUN,inspect $(if $(CLIP),--clip '$(CLIP)'))
+
+export: $(STAMP)  ## newest teacher and student (or CHECKPOINT=folder) for diffusers, with model cards, into RUNS/PRESET/export
+	@$(call RUN,export $(if $(CHECKPOINT),--checkpoint '$(CHECKPOINT)'))
 
 bench: $(STAMP)  ## paired timings: cache, transformer, decoder, at the preset's size with random weights
 	@$(call RUN,bench)

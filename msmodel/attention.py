@@ -124,6 +124,28 @@ class Attention(nn.Module):
         key = rearrange(self.norm_k(self.to_k(x)), "b m (a d) -> b m a d", a=self.heads)
         return LayerKV(key, rearrange(self.to_v(x), "b m (a d) -> b m a d", a=self.heads))
 
-    def forward(self, query: Tensor, kv: LayerKV) -> Tensor:
-        """Attend and project out: query (b l a d), kv (b m a d) -> (b l c)."""
-        return self.to_out[0](rearrange(attend(query, *kv), "b l a d -> b l (a d)"))
+    def forward(self, query: Tensor, *seen: LayerKV) -> Tensor:
+        """Attend and project out: query (b l a d), each of `seen` (b m a d) -> (b l c). Several are attended to one by one,
+        and what they give is added."""
+        first, *others = (attend(query, *kv) for kv in seen)
+        return self.to_out[0](rearrange(sum(others, first), "b l a d -> b l (a d)"))
+
+
+class CrossAttention(Attention):
+    """Attention to the prompt: text, and where clip_dim is not 0 also CLIP's image tokens, with keys and values of their
+    own (Wan 2.1 image-to-video; diffusers' add_k_proj, add_v_proj, norm_added_k)."""
+
+    def __init__(self, dim: int, heads: int, eps: float, clip: bool):
+        super().__init__(dim, heads, eps)
+        if clip:
+            self.add_k_proj = nn.Linear(dim, dim)
+            self.add_v_proj = nn.Linear(dim, dim)
+            self.norm_added_k = nn.RMSNorm(dim, eps=eps)
+
+    def read(self, prompt: tuple[Tensor, ...]) -> tuple[LayerKV, ...]:
+        """Keys and values of embedded text (b m c), and of embedded CLIP tokens (b m c) if there are any."""
+        return tuple(self.keys_values(x) if place == 0 else self._clip(x) for place, x in enumerate(prompt))
+
+    def _clip(self, x: Tensor) -> LayerKV:
+        key = rearrange(self.norm_added_k(self.add_k_proj(x)), "b m (a d) -> b m a d", a=self.heads)
+        return LayerKV(key, rearrange(self.add_v_proj(x), "b m (a d) -> b m a d", a=self.heads))

@@ -29,11 +29,14 @@ class Conditioning(_Movable):
     text: b l c, zero past the prompt. image: b c t h w, mask channels then image latents (or the clean first latent
     padded with zeros for "first_latent"). tracks: b c t h w, packed track map c_m *before* the track head
     (stride_t * track_id_dim channels, and stride_t * 2 more with dit.track_offsets), or a canvas's latents ("rgb_vae").
+    clip: b 257 dit.clip_dim, CLIP's tokens of the image, for models that have the branch; None stands for tokens that are
+    zero (dropped).
     """
 
     text: Tensor
     image: Tensor
     tracks: Tensor
+    clip: Tensor | None = None
 
     def without_text(self) -> Conditioning:
         return replace(self, text=torch.zeros_like(self.text))

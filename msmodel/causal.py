@@ -16,7 +16,7 @@ from msmodel.cache import KV, ChunkCache, Context
 from msmodel.config import StudentConfig
 from msmodel.dit import WanDiT
 
-TextKV = tuple[LayerKV, ...]  # cross-attention keys and values of every layer
+TextKV = tuple[tuple[LayerKV, ...], ...]  # cross-attention keys and values of every layer: text, and CLIP's if any
 
 
 def times(latents: Tensor, t: float) -> Tensor:
@@ -34,10 +34,10 @@ class CausalDiT(WanDiT):
         """An empty cache with the sink and window of `student`, for latents (b c t h w) of this size."""
         return self.cache_type(student, self.token_grid(latents), prefix=int(self.cfg.image_alone))
 
-    def text_keys_values(self, text: Tensor) -> TextKV:
-        """Cross-attention keys and values of text (b l c), to be reused by every pass without gradient."""
-        embedded = self.embed_text(text)
-        return tuple(layer.attn2.keys_values(embedded) for layer in self.layers)
+    def text_keys_values(self, text: Tensor, clip: Tensor | None = None) -> TextKV:
+        """Cross-attention keys and values of text (b l c) and CLIP tokens, to be reused by every pass without gradient."""
+        prompt = self.embed_prompt(text, clip)
+        return tuple(layer.attn2.read(prompt) for layer in self.layers)
 
     def forward_chunk(
         self, noisy: Tensor, t: Tensor, cond: Conditioning, context: Context, text: TextKV | None = None
@@ -45,7 +45,7 @@ class CausalDiT(WanDiT):
         """Velocity (b z t h w) of one chunk at time t (b), and the chunk's own unrotated keys and values.
 
         noisy: b z t h w. cond: that of the chunk's frames. context: `ChunkCache.context(i)`, which also says where
-        the chunk sits. text: `text_keys_values(cond.text)` if computed before.
+        the chunk sits. text: `text_keys_values(cond.text, cond.clip)` if computed before.
         """
         x, embedding, time, table, said = self._prepare(noisy, t, cond, context, text)
         kept = []
@@ -72,9 +72,9 @@ class CausalDiT(WanDiT):
 
     def _prepare(
         self, latents: Tensor, t: Tensor, cond: Conditioning, context: Context, text: TextKV | None
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor, TextKV | list[Tensor]]:
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor, TextKV | list[tuple[Tensor, ...]]]:
         x = self.embed_patches(latents, cond)
         embedding, time = self.embed_time(t)
         table = self.rotation(range(context.position, context.position + latents.shape[2]), latents)
-        said = text if text is not None else [self.embed_text(cond.text)] * len(self.blocks)
+        said = text if text is not None else [self.embed_prompt(cond.text, cond.clip)] * len(self.blocks)
         return x, embedding, time, table, said

@@ -54,6 +54,7 @@ class DiTConfig:
     track_channels: int = 16  # of the track head; "rgb_vae" has vae.z_channels
     track_id_dim: int = 64
     track_offsets: bool = False  # also tell where in its cell a track lies: for small frames, whose cells are wide
+    clip_dim: int = 0  # width of CLIP's image tokens for Wan 2.1's image branch (1280), 0 for no such branch
     eps: float = 1e-6
     shift: float = 6.0  # timestep shift k of flow matching (paper, section 3)
 
@@ -159,6 +160,10 @@ class ModelConfig:
             out.append(f"dit.layers: {d.layers} must be at least 1")
         if d.image not in ("channels", "first_latent"):
             out.append(f"dit.image: {d.image!r} is not one of channels, first_latent")
+        if d.clip_dim < 0 or (d.clip_dim and self.image_alone):
+            out.append(
+                f"dit.clip_dim: {d.clip_dim} must be 0, or the width of CLIP's tokens (1280) where dit.image is channels"
+            )
         if k.chunk < 1:
             out.append(f"student.chunk: {k.chunk} must be at least 1")
         elif (self.latent_frames - int(self.image_alone)) % k.chunk:

@@ -9,6 +9,7 @@ Legend: b batch, z latent channels, c channels, t latent frames, h w latent size
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -16,7 +17,7 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from msmodel.attention import Attention, LayerKV
+from msmodel.attention import Attention, CrossAttention, LayerKV
 from msmodel.batch import Conditioning
 from msmodel.config import ModelConfig
 from msmodel.rope import rotate, rotation
@@ -67,7 +68,7 @@ class Embedder(nn.Module):
 
 
 class ConditionEmbedder(nn.Module):
-    """Text and time, brought to the width of the model."""
+    """Text, time and (with dit.clip_dim) CLIP's image tokens, brought to the width of the model."""
 
     def __init__(self, cfg: ModelConfig):
         super().__init__()
@@ -76,6 +77,8 @@ class ConditionEmbedder(nn.Module):
         self.time_embedder = Embedder(self.freq_dim, dim, nn.SiLU(), WideLinear)
         self.time_proj = WideLinear(dim, 6 * dim)
         self.text_embedder = Embedder(cfg.text.dim, dim, nn.GELU(approximate="tanh"))
+        if cfg.dit.clip_dim:
+            self.image_embedder = ImageEmbedder(cfg.dit.clip_dim, dim)
 
     def time(self, t: Tensor) -> tuple[Tensor, Tensor]:
         """t (b f) in [0, 1] -> embedding (b f 1 c) for the head and modulation (b f 6 c) for the layers."""
@@ -86,16 +89,31 @@ class ConditionEmbedder(nn.Module):
 
 
 class FeedForward(nn.Module):
-    """Linear, GELU (tanh), linear; numbered as in diffusers (net.0.proj, net.2)."""
+    """Linear, GELU (tanh, or exact), linear; numbered as in diffusers (net.0.proj, net.2)."""
 
-    def __init__(self, dim: int, hidden: int):
+    def __init__(self, dim: int, hidden: int, outputs: int, approximate: str = "tanh"):
         super().__init__()
+        self.approximate = approximate
         entry = nn.Module()
         entry.proj = nn.Linear(dim, hidden)
-        self.net = nn.ModuleList([entry, nn.Identity(), nn.Linear(hidden, dim)])
+        self.net = nn.ModuleList([entry, nn.Identity(), nn.Linear(hidden, outputs)])
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.net[2](F.gelu(self.net[0].proj(x), approximate="tanh"))  # type: ignore[union-attr, operator]
+        return self.net[2](F.gelu(self.net[0].proj(x), approximate=self.approximate))  # type: ignore[union-attr, operator]
+
+
+class ImageEmbedder(nn.Module):
+    """CLIP's image tokens (b m clip_dim) -> (b m dim), as Wan 2.1 image-to-video embeds them."""
+
+    def __init__(self, clip_dim: int, dim: int):
+        super().__init__()
+        self.norm1 = WideLayerNorm(clip_dim)
+        self.ff = FeedForward(clip_dim, clip_dim, dim, approximate="none")
+        self.norm2 = WideLayerNorm(dim)
+
+    def forward(self, clip: Tensor) -> Tensor:
+        dtype = self.norm1.weight.dtype
+        return self.norm2(_wide(self.ff(self.norm1(_wide(clip)).to(dtype)))).to(dtype)
 
 
 def _modulate(x: Tensor, shift: Tensor, scale: Tensor, eps: float) -> Tensor:
@@ -111,9 +129,9 @@ class Layer(nn.Module):
         d = cfg.dit
         self.eps = d.eps
         self.attn1 = Attention(d.dim, d.heads, d.eps)
-        self.attn2 = Attention(d.dim, d.heads, d.eps)
+        self.attn2 = CrossAttention(d.dim, d.heads, d.eps, clip=d.clip_dim > 0)
         self.norm2 = WideLayerNorm(d.dim, eps=d.eps)  # before cross-attention; the other two norms have no weights
-        self.ffn = FeedForward(d.dim, d.ffn_dim)
+        self.ffn = FeedForward(d.dim, d.ffn_dim, d.dim)
         self.scale_shift_table = nn.Parameter(torch.randn(1, 6, d.dim) / d.dim**0.5)
 
     def _tokens(self, x: Tensor) -> Tensor:
@@ -122,13 +140,13 @@ class Layer(nn.Module):
     def forward(
         self,
         x: Tensor,
-        text: Tensor | LayerKV,
+        prompt: tuple[Tensor, ...] | tuple[LayerKV, ...],
         time: Tensor,
         table: Tensor,
         context: LayerKV | None = None,
         keys_only: bool = False,
     ) -> tuple[Tensor, LayerKV]:
-        """x (b t n c), text (b l c) or its keys and values, time (b f 6 c), table: rotation of x's tokens.
+        """x (b t n c), prompt: `embed_prompt` or its keys and values, time (b f 6 c), table: rotation of x's tokens.
 
         context: keys (rotated) and values attended to besides x's own. Returns x and its own *unrotated* keys and
         values. keys_only: stop there and return x as it came (the last layer of a pass that only fills the cache).
@@ -147,8 +165,8 @@ class Layer(nn.Module):
         x = torch.addcmul(x, rearrange(y, "b (t n) c -> b t n c", **shape).to(x.dtype), gate)
 
         y = self._tokens(self.norm2(x))
-        said = self.attn2.keys_values(text) if isinstance(text, Tensor) else text
-        y = self.attn2(self.attn2.query(y), said)
+        said = prompt if isinstance(prompt[0], LayerKV) else self.attn2.read(prompt)  # type: ignore[arg-type]
+        y = self.attn2(self.attn2.query(y), *said)
         x = x + rearrange(y, "b (t n) c -> b t n c", **shape)
 
         y = self.ffn(self._tokens(_modulate(x, ffn_shift, ffn_scale, self.eps)))
@@ -187,6 +205,8 @@ class WanDiT(nn.Module):
                 nn.init.zeros_(module.bias)
         for layer in self.layers:  # queries start out looking for what resembles them: matching is learned sooner
             layer.attn1.to_k.weight.data.copy_(layer.attn1.to_q.weight.data)
+            if self.cfg.dit.clip_dim:  # a new branch adds nothing until it has learned
+                nn.init.zeros_(layer.attn2.add_v_proj.weight)
         embedders = (self.condition_embedder.text_embedder, self.condition_embedder.time_embedder)
         for linear in (e for embedder in embedders for e in (embedder.linear_1, embedder.linear_2)):
             nn.init.normal_(linear.weight, std=0.02)
@@ -220,12 +240,12 @@ class WanDiT(nn.Module):
         x = self.embed_patches(noisy, cond)
         embedding, time = self.embed_time(t)
         table = self.rotation(range(noisy.shape[2]), noisy)
-        text = self.embed_text(cond.text)
+        prompt = self.embed_prompt(cond.text, cond.clip)
         for layer in self.layers:
-            x, _ = self._run(layer, x, text, time, table, None)
+            x, _ = self._run(layer, x, prompt, time, table, None)
         return self.unpatch(x, embedding, noisy)
 
-    def _run(self, layer: nn.Module, *inputs: Tensor | LayerKV | None) -> tuple[Tensor, LayerKV]:
+    def _run(self, layer: nn.Module, *inputs: Tensor | tuple[Any, ...] | None) -> tuple[Tensor, LayerKV]:
         if self.checkpoint_layers and torch.is_grad_enabled():
             return checkpoint(layer, *inputs, use_reentrant=False)
         return layer(*inputs)
@@ -247,6 +267,17 @@ class WanDiT(nn.Module):
         """text (b l c) -> (b l dim)."""
         embedder = self.condition_embedder.text_embedder
         return embedder(text.to(embedder.linear_1.weight.dtype))
+
+    def embed_prompt(self, text: Tensor, clip: Tensor | None = None) -> tuple[Tensor, ...]:
+        """text (b l c) -> (b l dim), and with dit.clip_dim also clip (b m clip_dim) -> (b m dim).
+
+        clip None: zeros, which Wan 2.1's Fun models are given where there is no image (and in a tenth of their training).
+        Equal tokens are attended to as one, so one stands for all 257.
+        """
+        if not self.cfg.dit.clip_dim:
+            return (self.embed_text(text),)
+        tokens = text.new_zeros(text.shape[0], 1, self.cfg.dit.clip_dim) if clip is None else clip
+        return self.embed_text(text), self.condition_embedder.image_embedder(tokens)
 
     def token_grid(self, latents: Tensor) -> tuple[int, int]:
         """(rows, columns) of tokens in a frame of latents (b c t h w)."""

@@ -22,7 +22,8 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from msmodel.config import VAEConfig
-from msmodel.weights import EMBEDDED, fit_state, read_state, save_weights
+from msmodel.tensor_files import EMBEDDED
+from msmodel.weights import fit_state, read_state, save_weights
 
 BLOCKS = 2  # of each level
 

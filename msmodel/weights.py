@@ -1,7 +1,7 @@
 """Weights on disk: a folder with model.safetensors and config.json, written aside and renamed.
 
-config.json of a transformer carries its ModelConfig, so that a folder is enough to rebuild the model. Folders in the
-diffusers layout (one or several *.safetensors) can be read as well. Nothing is unpickled.
+config.json of a transformer carries its ModelConfig, so that a folder is enough to rebuild the model. Weights of others
+come in through msmodel/backbones.py. Nothing is unpickled.
 """
 
 from __future__ import annotations
@@ -10,23 +10,20 @@ import json
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, fields, is_dataclass
-from importlib import resources
 from pathlib import Path
 from typing import Any, TypeVar, get_type_hints
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from msmodel.causal import CausalDiT
 from msmodel.config import ModelConfig
 from msmodel.dit import WanDiT
+from msmodel.tensor_files import listed, located, open_tensors, read_json, some
 
 WEIGHTS = "model.safetensors"
 CONFIG = "config.json"
-EMBEDDED = "embedded:"  # "embedded:nano" is the transformer shipped in msmodel/assets/nano/dit
-SHOWN = 5  # names listed in an error, of each kind
 
 Model = TypeVar("Model", bound=WanDiT)
 
@@ -57,44 +54,16 @@ def _write_aside(path: Path, write: Callable[[Path], Any]) -> None:
         aside.unlink(missing_ok=True)
 
 
-def located(source: Path | str) -> Path:
-    """The path that `source` means: a folder, a file, or "embedded:NAME"."""
-    if str(source).startswith(EMBEDDED):
-        return Path(str(resources.files("msmodel") / "assets" / str(source).removeprefix(EMBEDDED) / "dit"))
-    return Path(source)
-
-
 def read_state(folder_or_file: Path | str) -> dict[str, Tensor]:
-    """Tensors by name, on the CPU, from a safetensors file or from all *.safetensors of a folder (shards).
-
-    Raises ValueError naming the file when there is none, or when one is truncated or otherwise damaged.
-    """
-    path = located(folder_or_file)
-    files = sorted(path.glob("*.safetensors")) if path.is_dir() else [path]
-    if not files or not files[0].is_file():
-        raise ValueError(f"{path}: no safetensors weights there; check the path, or make them again")
-    state: dict[str, Tensor] = {}
-    for file in files:
-        try:
-            part = load_file(file)
-        except (SafetensorError, OSError) as e:
-            raise ValueError(f"{file}: damaged or truncated ({e}); copy or make it again") from e
-        if doubled := state.keys() & part.keys():
-            raise ValueError(f"{file}: holds {_some(doubled)}, which another file of {path} holds too")
-        state |= part
-    return state
+    """Tensors by name, on the CPU. Raises ValueError as `tensor_files.open_tensors` does."""
+    files = open_tensors(folder_or_file)
+    return {name: files.read(name) for name in files.shapes}
 
 
 def read_config(folder: Path | str) -> dict[str, Any]:
     """CONFIG of a folder (or of the folder a weights file lies in). Raises ValueError when missing or damaged."""
     folder = located(folder)
-    path = (folder if folder.is_dir() else folder.parent) / CONFIG
-    try:
-        return json.loads(path.read_text())
-    except FileNotFoundError:
-        raise ValueError(f"{path}: missing, so the sizes of the model are unknown") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as e:
-        raise ValueError(f"{path}: damaged ({e})") from e
+    return read_json((folder if folder.is_dir() else folder.parent) / CONFIG)
 
 
 def load_weights(module: nn.Module, folder_or_file: Path | str, strict: bool = True) -> None:
@@ -113,34 +82,27 @@ def fit_state(module: nn.Module, state: Mapping[str, Tensor], source: str, stric
     if strict:
         for kind, names in (("missing", own.keys() - state.keys()), ("unexpected", state.keys() - own.keys())):
             if names:
-                problems.append(f"{len(names)} {kind}: {_some(names)}")
+                problems.append(f"{len(names)} {kind}: {some(names)}")
     misshaped = [
         f"{name} {tuple(state[name].shape)} should be {tuple(own[name].shape)}"
         for name in sorted(own.keys() & state.keys())
         if own[name].shape != state[name].shape
     ]
     if misshaped:
-        problems.append(f"{len(misshaped)} mis-shaped: " + _listed(misshaped))
+        problems.append(f"{len(misshaped)} mis-shaped: " + listed(misshaped))
     if problems:
         raise ValueError(f"{source}: weights do not fit {type(module).__name__}: " + "; ".join(problems))
     module.load_state_dict({k: v for k, v in state.items() if k in own}, strict=strict)
 
 
-def _some(names: Any) -> str:
-    return _listed(sorted(names))
-
-
-def _listed(items: list[str]) -> str:
-    more = len(items) - SHOWN
-    return ", ".join(items[:SHOWN]) + (f" and {more} more" if more > 0 else "")
-
-
 def model_config(values: Mapping[str, Any], cls: type = ModelConfig, where: str = "model") -> Any:
-    """A config dataclass from asdict's nested dicts (JSON lists become tuples). Unknown or missing keys: ValueError."""
-    names = {f.name for f in fields(cls)}
-    if names != set(values):
-        wrong = ", ".join(sorted(names ^ set(values)))
-        raise ValueError(f"{where}: keys that are unknown or missing: {wrong}; the file is of another version")
+    """A config dataclass from asdict's nested dicts (JSON lists become tuples).
+
+    A missing key takes its default: the file was written before the field was, and new fields start at what was done
+    before. Unknown keys: ValueError.
+    """
+    if unknown := set(values) - {f.name for f in fields(cls)}:
+        raise ValueError(f"{where}: unknown keys {', '.join(sorted(unknown))}; the file is of another version")
     hints = get_type_hints(cls)
     built = {}
     for name, value in values.items():
@@ -184,19 +146,3 @@ def causal_from(teacher: WanDiT) -> CausalDiT:
     student.to(device=parameter.device, dtype=parameter.dtype)
     student.load_state_dict(teacher.state_dict())
     return student
-
-
-def load_backbone(model: WanDiT, folder_or_file: Path | str) -> None:
-    """Loads an image-to-video backbone without motion control (diffusers names) into `model`.
-
-    The backbone's patch embedding lacks the track channels and there is no track head: the slice is left at zero and
-    the head as it was initialised, so that `model` starts as exactly the backbone. Weights that have them load whole.
-    """
-    state = read_state(folder_or_file)
-    name = "patch_embedding.weight"
-    tracks = model.cfg.track_channels
-    if name in state and state[name].shape[1] == model.cfg.in_channels - tracks:
-        pad = state[name].new_zeros(state[name].shape[0], tracks, *state[name].shape[2:])
-        state[name] = torch.cat((state[name], pad), dim=1)
-        state |= {k: v for k, v in model.state_dict().items() if k.startswith("track_head.")}
-    fit_state(model, state, str(folder_or_file))

@@ -14,7 +14,7 @@ from typing import Any
 
 OK, FAILED, BAD_CONFIG, INTERRUPTED = 0, 1, 2, 130
 TARGETS = ("data", "teacher", "distill", "eval")
-OTHERS = ("plan", "config", "inspect", "sweep", "bench", "bench-data", "bench-trackers", "nano-base")
+OTHERS = ("plan", "config", "inspect", "export", "sweep", "bench", "bench-data", "bench-trackers", "nano-base")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -35,7 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ConfigError as error:
         print(error, file=sys.stderr)
         return BAD_CONFIG
-    return _dispatch(cfg, names, options.retry_failed, options.clip)
+    return _dispatch(cfg, names, options)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -49,18 +49,25 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--runs", default="runs", help="where results go (default: runs)")
     parser.add_argument("--clip", default="", help="inspect: the clip's id (default: list some)")
+    parser.add_argument("--checkpoint", default="", help="export: its folder (default: the newest teacher and student)")
     parser.add_argument("--retry-failed", action="store_true", help="try items again that failed unexpectedly")
     return parser
 
 
-def _dispatch(cfg: Any, names: list[str], retry_failed: bool, clip: str) -> int:
+def _dispatch(cfg: Any, names: list[str], options: argparse.Namespace) -> int:
     if "config" in names:
         from .config import as_yaml
 
         print(as_yaml(cfg))
         return OK
     if "inspect" in names:
-        return _inspect(cfg, clip)
+        from .inspect_clip import inspect
+
+        return _said(lambda: inspect(cfg, options.clip))
+    if "export" in names:
+        from .export import export
+
+        return _said(lambda: export(cfg, options.checkpoint))
     from infra.gang import StageFailed
 
     from .wiring import open_run
@@ -68,7 +75,7 @@ def _dispatch(cfg: Any, names: list[str], retry_failed: bool, clip: str) -> int:
     targets = _targets()
     if "plan" in names:
         return _plan(cfg, [n for n in names if n in targets] or list(TARGETS), targets)
-    run = open_run(cfg, names, retry_failed=retry_failed)
+    run = open_run(cfg, names, retry_failed=options.retry_failed)
     started, status = time.monotonic(), "FAILED"
     try:
         for name in names:
@@ -94,11 +101,10 @@ def _dispatch(cfg: Any, names: list[str], retry_failed: bool, clip: str) -> int:
     return OK
 
 
-def _inspect(cfg: Any, clip: str) -> int:
-    from .inspect_clip import inspect
-
+def _said(job: Callable[[], Any]) -> int:
+    """Does a job that starts nothing; a mistake is one line."""
     try:
-        inspect(cfg, clip)
+        job()
     except (ValueError, OSError) as error:
         print(error, file=sys.stderr)
         return FAILED

@@ -34,6 +34,8 @@ from stages.train.teacher import ContextConfig, Phase1Config, TeacherConfig
 from stages.train.tiny_vae import TinyBaseConfig, TinyVAEConfig
 from stages.train.vae import VAETrainConfig
 
+from .model_card import ExportConfig
+
 PRESETS = Path(__file__).resolve().parents[1] / "configs" / "preset"
 FROM_COMMAND_LINE = ("preset", "runs", "src")  # set by --preset, --runs, --src
 
@@ -69,6 +71,7 @@ class Config:
     bench: BenchConfig = field(default_factory=BenchConfig)  # make bench
     tracker_bench: TrackerBenchConfig = field(default_factory=TrackerBenchConfig)  # make bench-trackers
     bench_data: DataBenchConfig = field(default_factory=DataBenchConfig)  # make bench-data
+    export: ExportConfig = field(default_factory=ExportConfig)  # make export
     compute: ComputeConfig = field(default_factory=ComputeConfig)
 
     @property
@@ -105,6 +108,7 @@ class Config:
             self.bench,
             self.tracker_bench,
             self.bench_data,
+            self.export,
             self.compute,
         )
         found = [f"seed: {self.seed} is below zero"] if self.seed < 0 else []

@@ -12,7 +12,7 @@ import torch
 from infra.progress import duration
 from msmodel.causal import CausalDiT
 from msmodel.dit import WanDiT
-from msmodel.weights import EMBEDDED
+from msmodel.tensor_files import EMBEDDED, HUB_ID
 from stages.spec import Stage
 from stages.train.publish import RANDOM
 
@@ -115,10 +115,12 @@ def hints(cfg: Config) -> list[str]:
     init = cfg.teacher.init
     if init == RANDOM or init.startswith(EMBEDDED) or Path(init).expanduser().exists():
         return []
-    return [
-        f"note: teacher.init={init} is no folder or file here, and is not fetched: `make teacher` would stop at it. Download "
-        f'its transformer and name the folder, as in ARGS="teacher.init=/path/to/transformer"'
-    ]
+    if HUB_ID.fullmatch(init):
+        return [
+            f"note: teacher.init={init} is no folder or file here: `make teacher` fetches it from Hugging Face's hub, or takes "
+            f'it from the cache. Without a network name a folder, as in ARGS="teacher.init=/path/to/transformer"'
+        ]
+    return [f"note: teacher.init={init} does not exist, and is no hub id: `make teacher` would stop at it"]
 
 
 def _gpus(cfg: Config) -> int:

@@ -65,7 +65,8 @@ def latents_of(cfg: GenerateRun, item: EvalItem, ctx: Context) -> Tensor:
 
 def one_of(cond: Conditioning, i: int) -> Conditioning:
     """The i-th item of a batch of conditionings, as a batch of one."""
-    return Conditioning(cond.text[i, None], cond.image[i, None], cond.tracks[i, None])
+    clip = None if cond.clip is None else cond.clip[i, None]
+    return Conditioning(cond.text[i, None], cond.image[i, None], cond.tracks[i, None], clip)
 
 
 def student_rollout(

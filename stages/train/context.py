@@ -10,6 +10,8 @@ Legend: b batch, z latent channels, t latent frames, k latent frames of a piece,
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor, nn
 
@@ -58,7 +60,7 @@ def context_loss(
     """
     frames, context = draw_pieces(latents.shape[0], model, draws)
     latents = pick_frames(latents, frames)
-    cond = Conditioning(cond.text, pick_frames(cond.image, frames), pick_frames(cond.tracks, frames))
+    cond = replace(cond, image=pick_frames(cond.image, frames), tracks=pick_frames(cond.tracks, frames))
     t = flow.sample_t(latents.shape[0], model.dit.shift, draws.own("time")).to(latents.device)
     hidden = noise * torch.rand(latents.shape[0], generator=draws.own("context noise")).to(latents.device)
     eps = fresh_noise(latents, draws.own("noise"))

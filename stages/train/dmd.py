@@ -238,7 +238,7 @@ def run(cfg: DmdRun, inputs: DmdInputs, ctx: Context) -> Checkpoint:
     decode = frozen_decoder(cfg.model.vae, ctx.device)
     metrics = fit(cfg, generator, critic, teacher, loader, heldout, decode, ctx)
     parents = (inputs.teacher.digest, inputs.adapted.digest)
-    return publish("student", generator, cfg.dmd.total_steps, ctx, parents, metrics)
+    return publish("student", generator, cfg.dmd.total_steps, ctx, parents, metrics, inputs.train)
 
 
 DMD = Stage(name="dmd", version=2, how="gang", run=run, resources=Resources(threads=2))

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
 
+from msmodel.backbones import Report, load_backbone
 from msmodel.batch import Batch
 from msmodel.causal import CausalDiT
 from msmodel.config import ModelConfig, VAEConfig
 from msmodel.dit import WanDiT
 from msmodel.vae import load_vae
-from msmodel.weights import inference_dtype, load_backbone, load_teacher, load_weights, save_weights
+from msmodel.weights import inference_dtype, load_teacher, load_weights, save_weights
 from stages.data.loader import Loader, LoaderConfig
 from stages.records import Checkpoint, ShardSet
 from stages.spec import Context
@@ -33,18 +36,19 @@ def heldout_batch(shards: ShardSet, most: int) -> Batch:
     return next(iter(Loader((shards,), min(most, shards.clips), 0, 0, 1)))
 
 
-def initial_dit(model: ModelConfig, init: str, base: Checkpoint | None, seed: int) -> WanDiT:
-    """The DiT a teacher starts from; tracks change nothing at step 0.
+def initial_dit(
+    model: ModelConfig, init: str, base: Checkpoint | None, seed: int, strict: bool = True
+) -> tuple[WanDiT, Report | None]:
+    """The DiT a teacher starts from, and what became of the weights that it took; tracks change nothing at step 0, unless
+    the weights know tracks.
 
-    base: a BASE checkpoint, which goes before `init`: "random", "embedded:NAME" (msmodel/assets/NAME/dit), or a folder or
-    file with an image-to-video backbone in diffusers' names. Raises ValueError when its weights are missing or do not fit.
+    base: a BASE checkpoint, which goes before `init`: "random", or what msmodel.backbones.load_backbone reads ("embedded:NAME",
+    a folder or file, a hub id). Raises its ValueErrors.
     """
     dit = fresh(WanDiT, model, seed)
     if base is not None:
-        load_backbone(dit, base.folder)
-    elif init != RANDOM:
-        load_backbone(dit, init)
-    return dit
+        return dit, load_backbone(dit, Path(base.folder), strict)
+    return dit, None if init == RANDOM else load_backbone(dit, init, strict)
 
 
 def fresh(kind: type[WanDiT], model: ModelConfig, seed: int) -> WanDiT:
@@ -83,11 +87,18 @@ def publish(
     ctx: Context,
     parents: tuple[str, ...] = (),
     metrics: Mapping[str, float] | None = None,
+    data: ShardSet | None = None,
+    start: Report | None = None,
 ) -> Checkpoint:
-    """Writes the module's weights to ctx.workdir/NAME (rank 0) and describes them. Every rank calls it."""
+    """Writes the module's weights to ctx.workdir/NAME (rank 0) and describes them. Every rank calls it.
+
+    data: what it was trained on; start: the report on the weights that it started from. Both are kept beside the weights.
+    """
     folder = ctx.workdir / name
     if ctx.rank == 0:
-        save_weights(module, folder, {"name": name, "step": step})
+        about: dict[str, Any] = {"name": name, "step": step, "seed": ctx.seed}
+        about |= {"data": {"digest": data.digest, "clips": data.clips}} if data else {}
+        save_weights(module, folder, about | ({"start": asdict(start)} if start else {}))
     ctx.barrier()
     return Checkpoint(name, str(folder), step, weights_digest(folder), parents, dict(metrics or {}))
 

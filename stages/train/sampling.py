@@ -90,7 +90,8 @@ def first_clips(batch: Batch, clips: int) -> Batch:
 
 def first_conditions(cond: Conditioning, clips: int) -> Conditioning:
     """The first `clips` items of a conditioning."""
-    return Conditioning(cond.text[:clips], cond.image[:clips], cond.tracks[:clips])
+    clip = None if cond.clip is None else cond.clip[:clips]
+    return Conditioning(cond.text[:clips], cond.image[:clips], cond.tracks[:clips], clip)
 
 
 def contact_sheet(rows: Mapping[str, Tensor], decode: Decode, columns: int = 6) -> np.ndarray:

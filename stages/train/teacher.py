@@ -56,7 +56,9 @@ TRACK_INITS = ("zero", "matching")
 class TeacherConfig(GroupedConfig):
     """Paper, Wan 2.1: phase 1 of 4,800 steps at 1e-5, phase 2 of 800 at 1e-6, batch 128.
 
-    init: where the backbone comes from when no base checkpoint is handed in: "embedded:nano", a folder, or "random".
+    init: where the backbone comes from when no base checkpoint is handed in: "embedded:nano", a folder or file, a hub id
+    (msmodel/backbones.py says what can be read), or "random". strict_init: refuse weights with tensors that are missing or
+    not understood.
     track_init: "zero" leaves the backbone's function unchanged at step 0, as the paper; "matching" gives it an attention
     head that looks for equal ids (msmodel/matching.py), for small models that would find it late or never.
     """
@@ -64,6 +66,7 @@ class TeacherConfig(GroupedConfig):
     group: ClassVar[str] = "teacher"
 
     init: str = "embedded:nano"
+    strict_init: bool = True
     track_init: str = "zero"
     steps: int = 4800  # phase 1
     phase2_steps: int = 800
@@ -239,7 +242,9 @@ def fit(
 
 def run(cfg: TeacherRun, inputs: TeacherInputs, ctx: Context) -> Checkpoint:
     """Checkpoint "teacher": averaged weights, with the held-out loss gaps as metrics."""
-    dit = initial_dit(cfg.model, cfg.teacher.init, inputs.base, ctx.seed)
+    dit, start = initial_dit(cfg.model, cfg.teacher.init, inputs.base, ctx.seed, cfg.teacher.strict_init)
+    for line in start.lines() if start else ():
+        ctx.say(line)
     if cfg.teacher.track_init == "matching":
         match_tracks(dit, torch.Generator().manual_seed(ctx.seed))
     dit = dit.to(ctx.device)
@@ -248,7 +253,7 @@ def run(cfg: TeacherRun, inputs: TeacherInputs, ctx: Context) -> Checkpoint:
     heldout = heldout_batch(inputs.heldout, cfg.teacher.probe_clips)
     metrics = fit(cfg, dit, loader, heldout, frozen_decoder(cfg.model.vae, ctx.device), ctx)
     parents = tuple(c.digest for c in (inputs.base,) if c)
-    return publish("teacher", dit, cfg.teacher.total_steps, ctx, parents, metrics)
+    return publish("teacher", dit, cfg.teacher.total_steps, ctx, parents, metrics, inputs.train, start)
 
 
 TEACHER = Stage(name="teacher", version=2, how="gang", run=run, resources=Resources(threads=2))

@@ -9,6 +9,7 @@ from torch import nn
 
 from msmodel.batch import Conditioning
 from msmodel.config import ClipConfig, DiTConfig, ModelConfig, StudentConfig, TextConfig, VAEConfig
+from msmodel.dit import WanDiT
 
 
 def tiny_config(image: str = "channels", chunks: int = 3, **student: int) -> ModelConfig:
@@ -26,13 +27,38 @@ def tiny_config(image: str = "channels", chunks: int = 3, **student: int) -> Mod
     return replace(cfg, clip=replace(cfg.clip, frames=1 + (latent_frames - 1) * cfg.vae.stride_t))
 
 
+def wan_transformer(cfg: ModelConfig, in_channels: int | None = None):
+    """diffusers' model of these sizes; it reads our track features as plain input channels."""
+    from diffusers import WanTransformer3DModel
+
+    return WanTransformer3DModel(
+        patch_size=cfg.dit.patch,
+        num_attention_heads=cfg.dit.heads,
+        attention_head_dim=cfg.dit.dim // cfg.dit.heads,
+        in_channels=in_channels or cfg.in_channels,
+        out_channels=cfg.vae.z_channels,
+        text_dim=cfg.text.dim,
+        freq_dim=cfg.dit.freq_dim,
+        ffn_dim=cfg.dit.ffn_dim,
+        num_layers=cfg.dit.layers,
+        eps=cfg.dit.eps,
+        image_dim=cfg.dit.clip_dim or None,
+        added_kv_proj_dim=cfg.dit.dim if cfg.dit.clip_dim else None,
+    ).eval()
+
+
+def with_clip(cfg: ModelConfig) -> ModelConfig:
+    """The same with the CLIP branch, and 512 text tokens, which diffusers takes for granted beside it."""
+    return replace(cfg, dit=replace(cfg.dit, clip_dim=20), text=replace(cfg.text, length=512))
+
+
 def randomise(model: nn.Module, seed: int = 0) -> nn.Module:
     """Fill every parameter, zeros included, with random values of a size at which nothing is negligible."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for p in model.parameters():
             noise = torch.randn(p.shape, generator=generator, dtype=torch.float64).to(p.dtype)
-            p.copy_(noise / p[0].numel() ** 0.5 if p.ndim > 1 else 1 + 0.1 * noise)
+            p.copy_(noise / p.shape[1:].numel() ** 0.5 if p.ndim > 1 else 1 + 0.1 * noise)
     return model
 
 
@@ -58,3 +84,11 @@ def gaussian(cfg: ModelConfig, batch: int = 1, frames: int | None = None, seed: 
     """Latents of noise, b z t h w."""
     shape = (batch, cfg.vae.z_channels, frames or cfg.latent_frames, cfg.latent_height, cfg.latent_width)
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
+
+
+def headless(model_type: type[WanDiT]) -> WanDiT:
+    """A model that reads what it is given as track channels as they are (as latents of drawn tracks), without a head."""
+    cfg = tiny_config()
+    model = model_type(replace(cfg, dit=replace(cfg.dit, track_id_dim=2, track_channels=4)))
+    model.track_head = nn.Identity()
+    return model

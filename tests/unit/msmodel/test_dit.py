@@ -8,30 +8,18 @@ import pytest
 import torch
 from einops import repeat
 
+from msmodel.causal import CausalDiT, times
 from msmodel.dit import WanDiT
-from tests.unit.msmodel.models import conditioning, gaussian, randomise, tiny_config
+from msmodel.rollout import rollout
+from tests.unit.msmodel.models import conditioning, gaussian, randomise, tiny_config, wan_transformer, with_clip
 
 
 def oracle_for(model: WanDiT):
     """diffusers' model with the same weights by name; it reads our track features as plain input channels."""
-    from diffusers import WanTransformer3DModel
-
-    cfg = model.cfg
-    oracle = WanTransformer3DModel(
-        patch_size=cfg.dit.patch,
-        num_attention_heads=cfg.dit.heads,
-        attention_head_dim=cfg.dit.dim // cfg.dit.heads,
-        in_channels=cfg.in_channels,
-        out_channels=cfg.vae.z_channels,
-        text_dim=cfg.text.dim,
-        freq_dim=cfg.dit.freq_dim,
-        ffn_dim=cfg.dit.ffn_dim,
-        num_layers=cfg.dit.layers,
-        eps=cfg.dit.eps,
-    )
+    oracle = wan_transformer(model.cfg)
     state = {k: v for k, v in model.state_dict().items() if not k.startswith("track_head.")}
     oracle.load_state_dict(state, strict=True)
-    return oracle.eval()
+    return oracle
 
 
 def oracle_inputs(model: WanDiT, noisy, cond):
@@ -72,6 +60,67 @@ def test_first_latent_layout_stamps_the_image_at_time_zero():
     per_token = repeat(times, "b t -> b (t n)", n=cfg.tokens_per_frame)
     expected = oracle_for(model)(oracle_inputs(model, stamped, cond), per_token, cond.text).sample
     torch.testing.assert_close(model(noisy, t, cond), expected, atol=1e-5, rtol=1e-5)
+
+
+def clip_tokens(cfg, batch: int):
+    return torch.randn(batch, 257, cfg.dit.clip_dim, generator=torch.Generator().manual_seed(4))
+
+
+@torch.no_grad()
+def test_the_clip_branch_equals_diffusers():
+    cfg = with_clip(tiny_config())
+    model = randomise(WanDiT(cfg))
+    clip = clip_tokens(cfg, 2)
+    cond, noisy, t = replace(conditioning(cfg, 2), clip=clip), gaussian(cfg, 2), torch.tensor([0.9371, 0.2])
+    expected = oracle_for(model)(oracle_inputs(model, noisy, cond), 1000 * t, cond.text, clip).sample
+    got = model(noisy, t, cond)
+    torch.testing.assert_close(got, expected, atol=1e-5, rtol=1e-5)
+    other = model(noisy, t, replace(cond, clip=clip.roll(1, -1)))
+    assert (other - got).abs().max() > 1e-3
+
+
+@torch.no_grad()
+def test_without_clip_tokens_the_branch_sees_what_dropped_ones_are_zeros():
+    """One zero token stands for 257: attention over equal tokens gives the value of one."""
+    cfg = with_clip(tiny_config())
+    model = randomise(WanDiT(cfg))
+    cond, noisy, t = conditioning(cfg, 2), gaussian(cfg, 2), torch.tensor([0.9, 0.4])
+    zeros = torch.zeros(2, 257, cfg.dit.clip_dim)
+    expected = oracle_for(model)(oracle_inputs(model, noisy, cond), 1000 * t, cond.text, zeros).sample
+    got = model(noisy, t, cond)
+    torch.testing.assert_close(got, expected, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(model(noisy, t, replace(cond, clip=zeros)), got, atol=1e-5, rtol=1e-5)
+
+
+@torch.no_grad()
+def test_a_rollout_reads_clip_tokens_at_every_chunk():
+    cfg = with_clip(tiny_config())
+    student = randomise(CausalDiT(cfg))
+    cond, noise = replace(conditioning(cfg), clip=clip_tokens(cfg, 1)), gaussian(cfg)
+
+    def generated(given):
+        return rollout(student, given, noise, (1.0, 0.5), cfg.student, torch.Generator().manual_seed(0))
+
+    own = generated(cond)
+    assert torch.equal(own, generated(cond))
+    apart = (own - generated(replace(cond, clip=None))).abs().amax(dim=(0, 1, 3, 4))
+    assert (apart > 1e-4).all()
+    cache = student.new_cache(noise, cfg.student)
+    first, context = cond.frames(0, cfg.student.chunk), cache.context(0)
+    chunk, t = noise[:, :, : cfg.student.chunk], times(noise, 0.7)
+    kept = student.text_keys_values(cond.text, cond.clip)
+    with_kept = student.forward_chunk(chunk, t, first, context, kept)[0]
+    assert torch.equal(with_kept, student.forward_chunk(chunk, t, first, context)[0])
+    torch.testing.assert_close(with_kept, student(chunk, t, first), atol=1e-5, rtol=1e-5)
+
+
+@torch.no_grad()
+def test_a_fresh_clip_branch_adds_nothing():
+    cfg = with_clip(tiny_config())
+    model = WanDiT(cfg)
+    torch.nn.init.normal_(model.proj_out.weight)
+    cond, noisy, t = conditioning(cfg), gaussian(cfg), torch.tensor([0.5])
+    assert torch.equal(model(noisy, t, replace(cond, clip=clip_tokens(cfg, 1))), model(noisy, t, cond))
 
 
 @torch.no_grad()
@@ -155,7 +204,7 @@ def test_half_precision_keeps_residual_and_time_in_float32():
     embedding, time = half.embed_time(t)
     assert embedding.dtype == time.dtype == torch.float32
     x = half.embed_patches(noisy, cond)
-    x, own = half.blocks[0](x, half.embed_text(cond.text), time, half.rotation(range(cfg.latent_frames), noisy))
+    x, own = half.blocks[0](x, half.embed_prompt(cond.text), time, half.rotation(range(cfg.latent_frames), noisy))
     assert x.dtype == torch.float32
     assert own.key.dtype == torch.bfloat16
     out = half(noisy, t, cond)

@@ -197,7 +197,8 @@ def test_a_dry_run_takes_steps_that_the_target_borrows_from_another(tmp_path):
 
 def test_a_plan_says_which_weights_are_not_there(tmp_path):
     assert plan.hints(load("nano")) == plan.hints(load("debug")) == []
-    assert "is not fetched" in plan.hints(load("wan21-1.3b"))[0]
+    assert "fetches it from Hugging Face's hub" in plan.hints(load("wan21-1.3b"))[0]
+    assert "would stop at it" in plan.hints(load("wan21-1.3b", [f"teacher.init={tmp_path}/none"]))[0]
     assert plan.hints(load("wan21-1.3b", [f"teacher.init={tmp_path}"])) == []
 
 

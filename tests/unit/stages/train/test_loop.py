@@ -15,6 +15,7 @@ from stages.spec import StageError
 from stages.train import loop
 from stages.train.method import Draws, Learner, LoopConfig, Loss, Observation, scheduled
 from stages.train.optim import make_optimizer
+from stages.train.raw import raw_weights
 
 from .fakes import FakeContext, FakeLoader, tiny_model
 from .methods import METHODS, small
@@ -97,6 +98,18 @@ def test_the_module_ends_with_the_average(tmp_path):
     ends = loop.train(method, Numbers(), replace(QUICK, ema_decay=0.9), 0, FakeContext(tmp_path))
     first = 0.9 * -1.0  # the decay is 1/10 at the first update
     assert ends["weight"] == pytest.approx((2 / 11) * first + (9 / 11) * -3.0)
+
+
+def test_the_newest_save_has_the_weights_before_averaging(tmp_path):
+    with pytest.raises(ValueError, match="no saved training states"):
+        raw_weights(tmp_path, "w")
+    method = OneWeight()
+    loop.train(method, Numbers(), replace(QUICK, ema_decay=0.9), 0, FakeContext(tmp_path))
+    step, weights = raw_weights(tmp_path, "w")
+    assert (step, float(weights["weight"])) == (2, -3.0)
+    assert float(method.module.weight.detach()) > -3.0
+    with pytest.raises(ValueError, match="weights of other in parts"):
+        raw_weights(tmp_path, "other")
 
 
 def test_observing_every_so_often_and_at_the_end(tmp_path):

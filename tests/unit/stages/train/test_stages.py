@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from msmodel.tiny_vae import load_tiny_vae
-from msmodel.weights import load_student, load_teacher
+from msmodel.weights import load_student, load_teacher, read_config
 from stages.records import Checkpoint
 from stages.train import adapt, base, dmd, ode_pairs, publish, teacher, tiny_vae
 
@@ -66,6 +66,10 @@ def test_the_whole_training_chain(image, tmp_path, fake_vae):
     assert (pairs.count, len(pairs.timesteps)) == (4, 3)
     assert taught.step == 4
     assert "gap/t095" in taught.metrics
+    about = read_config(taught.folder)["meta"]
+    assert about["data"] == {"digest": train.digest, "clips": train.clips} and about["seed"] == 3
+    assert about["start"]["source"] == start.folder and "track_head.weight" in about["start"]["new"]
+    assert read_config(student.folder)["meta"]["data"]["digest"] == train.digest
     assert load_teacher(taught.folder).cfg == load_student(student.folder).cfg == model
     assert load_tiny_vae(small_decoder.folder).decode(torch.zeros(1, 16, 2, 4, 4)).shape == (1, 3, 3, 16, 16)
 

@@ -7,10 +7,12 @@ from dataclasses import replace
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
+from msmodel.backbones import load_backbone
 from msmodel.batch import Batch
 from msmodel.dit import WanDiT
-from msmodel.weights import load_backbone, save_weights
+from msmodel.weights import save_weights
 from stages.train import base, teacher
 from stages.train.conditioning import without_any_tracks
 from stages.train.method import Draws
@@ -152,6 +154,17 @@ def test_config_problems():
 def test_missing_embedded_or_local_weights_are_a_clear_error(tmp_path):
     with pytest.raises(ValueError, match="no safetensors weights"):
         initial_dit(small(), str(tmp_path), None, 0)
+    dit, report = initial_dit(small(), "random", None, 0)
+    assert report is None and not dit.track_slice.any()
+
+
+def test_weights_that_are_not_understood_are_refused_unless_asked_for(tmp_path):
+    dit = alive(WanDiT, small())
+    save_file(dit.state_dict() | {"odd": torch.zeros(1)}, tmp_path / "model.safetensors")
+    with pytest.raises(ValueError, match="not understood: odd"):
+        initial_dit(small(), str(tmp_path), None, 0)
+    _, report = initial_dit(small(), str(tmp_path), None, 0, strict=False)
+    assert report.unused == ("odd",)
 
 
 def method_of(**changes) -> teacher.TeacherMethod:

@@ -204,7 +204,8 @@ def run(cfg: TinyVAERun, inputs: TinyVAEInputs, ctx: Context) -> Checkpoint:
     """Checkpoint "tiny_vae": the averaged weights, with held-out PSNR and L1 as metrics."""
     tiny = cfg.tiny_vae
     decoder = initial_decoder(cfg, some_frames(inputs.train, max(tiny.fit_clips, 1)), ctx.seed).to(ctx.device)
-    loader = FrameLoader((inputs.train,), tiny.batch, ctx.seed, ctx.rank, ctx.world_size, inputs.loader, ctx.say)
+    micro_steps, place = tiny.micro_steps(ctx.world_size), (ctx.rank, ctx.world_size)
+    loader = FrameLoader((inputs.train,), tiny.batch, ctx.seed, *place, inputs.loader, ctx.say, micro_steps)
     metrics = fit(cfg, decoder, loader, some_frames(inputs.heldout, tiny.heldout_clips), ctx)
     return publish("tiny_vae", decoder, tiny.total_steps, ctx, metrics=metrics)
 

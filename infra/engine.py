@@ -246,8 +246,11 @@ class DeepSpeedEngine(_Engine):
         self._norm = 0.0
 
     def backward(self, loss: Tensor) -> None:
-        # Told, because DeepSpeed counts only calls through its own engine, and methods call the module.
+        # Told, because DeepSpeed learns it from calls of its own engine, and methods call the module: whether this is a
+        # step's last micro-step, and (ZeRO) that it is a new one, whose gradients are added to those before.
         self.engine.set_gradient_accumulation_boundary((self._micro + 1) % self.accumulate == 0)
+        if self.sharded:
+            self.engine.optimizer.clear_backward_seen_flag()
         self.engine.backward(loss)
 
     def step(self) -> float:

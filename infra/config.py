@@ -60,7 +60,9 @@ class ComputeConfig:
             out.append(f"compute.ema: {self.ema!r} is not one of {', '.join(EMA_PLACES)}")
         out += self._offload_problems()
         if self.checkpoints and "://" not in self.checkpoints:
-            out.append(f"compute.checkpoints: {self.checkpoints!r} is no address: write file:///folder or s3://bucket/folder")
+            out.append(
+                f"compute.checkpoints: {self.checkpoints!r} is no address: write file:///folder or s3://bucket/folder"
+            )
         for name in ("workers", "item_workers", "threads", "max_failures"):
             if vars(self)[name] < 0:
                 out.append(f"compute.{name}: {vars(self)[name]} is below zero")

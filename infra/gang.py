@@ -22,7 +22,7 @@ from .config import ComputeConfig
 from .context import RunContext, about, free_device
 from .files import FolderLock, read_json, write_atomic
 from .progress import Console, EventFile, Replay, SilentConsole
-from .ray_session import RaySession, quiet, set_threads
+from .ray_session import RaySession, set_threads
 from .store import Step
 from .tracking import RunAddress, RunLogger
 

@@ -130,7 +130,6 @@ class Config:
             for c in trainings
         ]
 
-
     def _indivisible(self) -> list[str]:
         """Trainings whose global batch the workers cannot make."""
         out = []

@@ -284,9 +284,7 @@ class Loader(SampleLoader):
     ) -> None:
         tracks = max(s.tracks for shard_set in shard_sets for s in read_index(shard_set))
         collate = partial(_collate, tracks)
-        super().__init__(
-            shard_sets, batch, seed, rank, world_size, _clip, collate, cfg, kind, say, micro_steps, lanes
-        )
+        super().__init__(shard_sets, batch, seed, rank, world_size, _clip, collate, cfg, kind, say, micro_steps, lanes)
 
 
 @dataclass(frozen=True)

@@ -67,7 +67,9 @@ def train(method: Method, loader: Loader, cfg: LoopConfig, seed: int, ctx: Conte
 def _train(method: Method, loader: Loader, cfg: LoopConfig, seed: int, ctx: Context) -> dict[str, float]:
     learners, micro_steps = method.learners(), cfg.micro_steps(ctx.world_size)
     engines = {n: ctx.engine(x.module, x.optimizer, cfg.clip_norm, micro_steps) for n, x in learners.items()}
-    emas = {n: Ema(engines[n].masters(), cfg.ema_decay, engines[n].average_device) for n, x in learners.items() if x.ema}
+    emas = {
+        n: Ema(engines[n].masters(), cfg.ema_decay, engines[n].average_device) for n, x in learners.items() if x.ema
+    }
     for name, learner in learners.items():
         assert engines[name].module is learner.module, f"the engine of {name} wraps another module than the method uses"
     training = Training(learners, engines, emas, loader)

@@ -173,7 +173,7 @@ def _filled(x: Tensor, dim: int, size: int) -> Tensor:
 
 
 class PairLoader:
-    """Batches of pairs for ever, shuffled anew each epoch by (seed, epoch) and dealt to the ranks in turn. See method.Loader."""
+    """Batches of pairs for ever (method.Loader), shuffled anew each epoch by (seed, epoch) and dealt to the ranks in turn."""
 
     def __init__(self, pairs: OdePairs, batch: int, model: ModelConfig, seed: int, rank: int, world_size: int) -> None:
         if pairs.count < batch * world_size:

@@ -18,8 +18,8 @@ from infra.config import ComputeConfig
 from infra.context import RunContext
 from stages.records import Checkpoint
 from stages.spec import Resources, Stage
-from tests.unit.infra import fakes
 from stages.train.publish import publish
+from tests.unit.infra import fakes
 from tests.unit.stages.train.gang import Task, prepare, train_teacher
 
 STEPS = 12
@@ -87,9 +87,7 @@ def died(work) -> bool:
     return (work.step.folder / "died").exists()
 
 
-@pytest.mark.parametrize(
-    ("cluster", "left"), [((8, 8), 8), ((16, 7), 4), ((3, 8), 2), ((8, 0.5), 8), ((8, 1), 1)]
-)
+@pytest.mark.parametrize(("cluster", "left"), [((8, 8), 8), ((16, 7), 4), ((3, 8), 2), ((8, 0.5), 8), ((8, 1), 1)])
 def test_what_goes_on_divides_the_step_as_before(cluster, left):
     assert gang.workers_left(8, 1.0, 1.0, *cluster) == left
 

@@ -166,9 +166,7 @@ def test_other_ranks_go_on_at_the_start_of_the_epoch(sets):
     after.load_state_dict(before.state_dict())
     fresh = flat(ids(Loader((sets[0],), 2, seed=5), 14))
     assert flat(ids(after, 7)) == fresh[CLIPS:]
-    assert said == [
-        "a step was 2 micro-batches of 2 clips, now it is 1 of 2: the data goes on at the start of epoch 1"
-    ]
+    assert said == ["a step was 2 micro-batches of 2 clips, now it is 1 of 2: the data goes on at the start of epoch 1"]
     again = Loader((sets[0],), 2, seed=5)
     again.load_state_dict(after.state_dict())
     assert ids(again, 3) == ids(after, 3)

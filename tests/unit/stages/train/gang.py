@@ -7,7 +7,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,9 @@ from .fakes import clips, decode, frame_batch
 from .methods import alive, dmd_config, frozen, pairs_in, small, teacher_config, tiny_config
 from .shards import shard_set
 
-MODEL = small()
+WHOLE = small()
+MODEL = replace(WHOLE, clip=replace(WHOLE.clip, frames=7))  # 4 chunks: the last one's window has left its first place
+SHARDED_FROM = 1000  # elements: of two narrow layers, ZeRO 3 would else shard nothing
 DATA = 6, 2  # shards, clips in each
 GLOBAL_BATCH = 4
 COMMON = {"batch": 1, "global_batch": GLOBAL_BATCH, "log_steps": 1, "observe_steps": 1000, "picture_clips": 0}
@@ -150,7 +152,7 @@ def run(tasks: Sequence[Task], root: Path, world: int) -> dict[str, list[tuple[i
 def main(root: Path, world: int, rank: int) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{root / 'store'}", rank=rank, world_size=world)
-    engine.KEPT_WHOLE = 0  # at this size ZeRO 3 would else shard nothing
+    engine.KEPT_WHOLE = SHARDED_FROM
     losses = {}
     for entry in json.loads((root / "tasks.json").read_text()):
         task = Task(**entry)

@@ -182,3 +182,14 @@ def test_what_is_logged(tmp_path):
 def test_config_problems():
     bad = dmd_config(ratio=0, t_low=0.9, t_high=0.1)
     assert [p.split(":")[0] for p in bad.problems()] == ["dmd.ratio", "dmd.t_low, t_high"]
+
+
+@pytest.mark.parametrize(("teacher", "moves"), [("device", ["cpu"]), ("offload", ["cpu", "cpu"])])
+def test_an_offloaded_teacher_goes_back_after_it_has_scored(teacher, moves, monkeypatch):
+    m = method(teacher=teacher)
+    seen: list[str] = []
+    monkeypatch.setattr(m.teacher, "to", lambda place: seen.append(str(place)))
+    m.critic_loss(conditioning(m), Draws(0, 0))
+    assert seen == []  # the critic's turns do without it
+    m.generator_loss(conditioning(m), Draws(0, 0))
+    assert seen == moves

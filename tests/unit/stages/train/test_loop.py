@@ -195,7 +195,9 @@ def test_a_global_batch_that_does_not_divide_is_told_with_what_would_fit():
     class Named(LoopConfig):
         group = "teacher"
 
-    with pytest.raises(ValueError, match=r"^teacher\.global_batch: 12 clips are no whole number of micro-batches of 4 on 2") as e:
+    with pytest.raises(
+        ValueError, match=r"^teacher\.global_batch: 12 clips are no whole number of micro-batches of 4 on 2"
+    ) as e:
         Named(batch=4, global_batch=12).micro_steps(2)
     assert "these would fit: batch=1, 2, 3, 6 or compute.workers=1, 3" in str(e.value)
     assert [p.split(":")[0] for p in Named(global_batch=12, accumulate=2).problems()] == ["teacher.accumulate"]

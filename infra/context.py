@@ -82,13 +82,24 @@ class RunContext:
             torch.distributed.barrier()
 
     def keep(self, folder: Path) -> None:
-        if self.compute.checkpoints:
+        """A storage that cannot be written now is said: the save is here, and the next one is copied again."""
+        if not self.compute.checkpoints:
+            return
+        try:
             keep(folder, self._address(folder.parent.name))
+        except OSError as error:
+            self.say(
+                f"the save {folder.name} could not be copied to compute.checkpoints={self.compute.checkpoints}: {error}"
+            )
 
     def recall(self, parent: str) -> None:
-        """One rank a folder: on a cluster the step's folder is shared."""
+        """One rank brings it: on a cluster the step's folder is shared. ValueError where the storage cannot be read."""
         if self.compute.checkpoints and self.rank == 0:
-            recall(self._address(parent), self.workdir / parent, self.say)
+            try:
+                recall(self._address(parent), self.workdir / parent, self.say)
+            except OSError as error:
+                where = f"compute.checkpoints={self.compute.checkpoints}"
+                raise ValueError(f"{where} cannot be read: {error}: check network and credentials") from error
         self.barrier()
 
     def _address(self, parent: str) -> str:

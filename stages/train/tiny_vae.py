@@ -9,7 +9,6 @@ Legend: b batch, z latent channels, t latent frames, h w latent size, T pixel fr
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import ClassVar
 
@@ -153,8 +152,9 @@ class TinyVAEMethod:
         value = l1 + self.cfg.gradient_weight * gradients
         metrics = {"l1": float(l1.detach()), "gradients": float(gradients.detach())}
         if self.discriminator is not None:
-            weights: Mapping[str, Tensor] = {n: p.detach() for n, p in self.discriminator.named_parameters()}
-            fooled = -torch.func.functional_call(self.discriminator, dict(weights), (made,)).mean()
+            self.discriminator.requires_grad_(False)  # the gradient goes through it to the decoder
+            fooled = -self.discriminator(made).mean()
+            self.discriminator.requires_grad_(True)
             value = value + self.cfg.adversarial_weight * fooled
         return Loss(value, metrics)
 

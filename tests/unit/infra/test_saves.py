@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import io
+
 import fsspec
 import pytest
 
+from infra.config import ComputeConfig
+from infra.context import RunContext
+from infra.progress import PlainConsole
 from infra.saves import keep, recall
 
 ADDRESS = "memory://bucket/nano/teacher/abc/saves"
@@ -60,3 +65,17 @@ def test_a_file_cut_short_is_no_save(tmp_path, empty):
     with pytest.raises(OSError, match=r"save\.json has not the 1 bytes"):
         recall(ADDRESS, tmp_path / "fresh", print)
     assert not list((tmp_path / "fresh").glob("step-*"))
+
+
+def test_a_storage_that_cannot_be_written_is_said_and_one_that_cannot_be_read_stops(tmp_path, monkeypatch):
+    def gone(*_):
+        raise OSError("no route to host")
+
+    monkeypatch.setattr("infra.context.keep", gone)
+    monkeypatch.setattr("infra.context.recall", gone)
+    said = io.StringIO()
+    ctx = RunContext(tmp_path, 0, console=PlainConsole(said), compute=ComputeConfig(checkpoints="s3://bucket"))
+    ctx.keep(save(tmp_path, 1))
+    assert "step-00000001 could not be copied to compute.checkpoints=s3://bucket: no route to host" in said.getvalue()
+    with pytest.raises(ValueError, match=r"compute\.checkpoints=s3://bucket cannot be read: no route to host"):
+        ctx.recall("saves")

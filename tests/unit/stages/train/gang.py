@@ -139,13 +139,17 @@ def run(tasks: Sequence[Task], root: Path, world: int) -> dict[str, list[tuple[i
     """Performs the tasks one after another in one gang; every task's losses by name."""
     (root / "tasks.json").write_text(json.dumps([asdict(t) for t in tasks]))
     (root / "store").unlink(missing_ok=True)
-    command = [sys.executable, "-m", "tests.unit.stages.train.gang", str(root), str(world)]
+    command = [sys.executable, "-W", "ignore", "-m", "tests.unit.stages.train.gang", str(root), str(world)]
+    logs = [root / f"rank-{rank}.log" for rank in range(world)]
     ranks = [
-        subprocess.Popen([*command, str(r)], cwd=CHECKOUT, stderr=subprocess.PIPE, text=True) for r in range(world)
+        subprocess.Popen([*command, str(rank)], cwd=CHECKOUT, stderr=log.open("w")) for rank, log in enumerate(logs)
     ]
-    errors = [process.communicate(timeout=600)[1] for process in ranks]
-    for process, error in zip(ranks, errors, strict=True):
-        assert process.returncode == 0, error[-3000:]
+    try:
+        for process, log in zip(ranks, logs, strict=True):
+            assert process.wait(timeout=600) == 0, log.read_text()[-3000:]
+    finally:
+        for process in ranks:
+            process.kill()
     return json.loads((root / "losses.json").read_text())
 
 

@@ -12,6 +12,7 @@ from .gang import Task, perform, prepare, run
 
 STEPS, HALF = 20, 10
 ZERO = (0, 1, 2, 3)
+BOTH = [*(("teacher", z) for z in ZERO), *(("dmd", z) for z in ZERO[1:])]
 LEARNERS = {"teacher": "dit", "dmd": "generator", "adapt": "student", "tiny_vae": "decoder"}
 SHORT = {"steps": 4, "save_steps": 2}
 PLACED = {2: {"ema": "cpu"}, 3: {"offload": "all"}}  # the average and the rest elsewhere, in some of them
@@ -48,11 +49,11 @@ def alone(root):
 @pytest.fixture(scope="module")
 def pair(root, alone):
     """Two processes: both methods at every stage; resumed from their own half and from that of one process."""
-    tasks = [task(m, z) for m in ("teacher", "dmd") for z in ZERO]
+    tasks = [task(m, z) for m, z in BOTH]
     for method, zero in (("teacher", 1), ("teacher", 3), ("dmd", 3)):
         start = save_of(root, name(method, zero))
         tasks.append(task(method, zero, name=name(method, f"{zero}-half"), start=start))
-    tasks.append(task("dmd", 3, name="dmd-joined", start=save_of(root, "dmd-alone")))
+    tasks.append(task("teacher", 3, name="joined", start=save_of(root, "teacher-alone")))
     for method in ("adapt", "tiny_vae"):
         tasks.append(task(method, 3, **SHORT))
         tasks.append(task(method, 3, **SHORT, name=name(method, "half"), start=save_of(root, name(method, 3), 2)))
@@ -70,8 +71,7 @@ def close(got, expected, whole: int = STEPS) -> None:
         assert values == pytest.approx(wanted, abs=1e-5), step
 
 
-@pytest.mark.parametrize("zero", ZERO)
-@pytest.mark.parametrize("method", ["teacher", "dmd"])
+@pytest.mark.parametrize(("method", "zero"), BOTH)
 def test_two_processes_train_as_one_that_accumulates(method, zero, root, alone, pair):
     close(pair[name(method, zero)], alone[method])
     mine, expected = weights(root, name(method, zero), method), weights(root, name(method, "alone"), method)
@@ -87,7 +87,7 @@ def test_two_processes_are_resumed_by_one(method, zero, root, alone, pair):
 
 
 def test_one_process_is_resumed_by_two(pair, alone):
-    close(pair["dmd-joined"], alone["dmd"][HALF:], HALF)
+    close(pair["joined"], alone["teacher"][HALF:], HALF)
 
 
 @pytest.mark.parametrize(

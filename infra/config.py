@@ -7,6 +7,9 @@ from dataclasses import dataclass
 EXECUTORS = ("ray", "local")
 ENGINES = ("deepspeed", "torch")
 POOLS = ("auto", "actors")
+OFFLOADS = ("none", "optimizer", "all")
+EMA_PLACES = ("device", "cpu")
+ZERO_STAGES = (0, 1, 2, 3)
 
 
 @dataclass(frozen=True)
@@ -16,8 +19,12 @@ class ComputeConfig:
     workers: processes of a gang; 0 takes what the stage declares. threads: torch threads of a worker without a GPU; 0
     takes what the stage declares. item_workers: most workers of a stage that goes item by item; 0 takes as many as fit.
     item_gpus: share of a GPU that each of them takes where it uses one (0.5: two to a GPU). pool: "auto" keeps workers with
-    loaded models (Ray actors) where they have a GPU, "actors" everywhere. zero_stage: DeepSpeed ZeRO 0, 1 or 2 (stage 3
-    hides the weights from EMA and observers). max_failures: how often a gang is restarted after a dead worker.
+    loaded models (Ray actors) where they have a GPU, "actors" everywhere. zero_stage: DeepSpeed ZeRO: 1 shards the
+    optimizer's state over the ranks, 2 also the gradients, 3 also the weights. offload: "optimizer" keeps that state in CPU
+    memory, "all" the weights too. ema: where the float32 average of the weights lies, "device" or "cpu"; it is sharded like
+    the optimizer's state. max_failures: how often a gang is restarted after a dead worker, on fewer workers where the
+    cluster has lost some. checkpoints: address of a folder (s3://..., file://...) to which saved training states are copied,
+    and from which a machine without any takes them up; "" keeps them in the step's folder only.
     max_failed_share: share of a stage's items that may break (not: be rejected) without stopping it; what broke is tried
     again by the same command. object_store_mb: Ray's shared memory on a machine of one's own.
     """
@@ -30,6 +37,9 @@ class ComputeConfig:
     pool: str = "auto"
     engine: str = "deepspeed"
     zero_stage: int = 0
+    offload: str = "none"
+    ema: str = "device"
+    checkpoints: str = ""
     max_failures: int = 2
     max_failed_share: float = 0.0
     object_store_mb: int = 200
@@ -44,8 +54,15 @@ class ComputeConfig:
             out.append(f"compute.pool: {self.pool!r} is not one of {', '.join(POOLS)}")
         if not 0 < self.item_gpus <= 1:
             out.append(f"compute.item_gpus: {self.item_gpus} must be above 0 and at most 1")
-        if self.zero_stage not in (0, 1, 2):
-            out.append(f"compute.zero_stage: {self.zero_stage} is not one of 0, 1, 2")
+        if self.zero_stage not in ZERO_STAGES:
+            out.append(f"compute.zero_stage: {self.zero_stage} is not one of {', '.join(map(str, ZERO_STAGES))}")
+        if self.ema not in EMA_PLACES:
+            out.append(f"compute.ema: {self.ema!r} is not one of {', '.join(EMA_PLACES)}")
+        out += self._offload_problems()
+        if self.checkpoints and "://" not in self.checkpoints:
+            out.append(
+                f"compute.checkpoints: {self.checkpoints!r} is no address: write file:///folder or s3://bucket/folder"
+            )
         for name in ("workers", "item_workers", "threads", "max_failures"):
             if vars(self)[name] < 0:
                 out.append(f"compute.{name}: {vars(self)[name]} is below zero")
@@ -53,4 +70,28 @@ class ComputeConfig:
             out.append(f"compute.max_failed_share: {self.max_failed_share} must be at least 0 and below 1")
         if self.object_store_mb < 80:
             out.append(f"compute.object_store_mb: {self.object_store_mb} is below the 80 MB that Ray needs")
+        return out
+
+    def _offload_problems(self) -> list[str]:
+        if self.offload not in OFFLOADS:
+            return [f"compute.offload: {self.offload!r} is not one of {', '.join(OFFLOADS)}"]
+        needed = {"none": 0, "optimizer": 1, "all": 3}[self.offload]
+        if self.offload != "none" and self.engine != "deepspeed":
+            return [f"compute.offload: {self.offload} needs compute.engine=deepspeed"]
+        if self.zero_stage >= needed:
+            return []
+        return [
+            f"compute.offload: {self.offload} needs compute.zero_stage={needed} or more: ZeRO {self.zero_stage} does not shard "
+            f"what would be moved"
+        ]
+
+    def lighter(self) -> list[str]:
+        """Settings that would lower a GPU's memory in training, beyond the present ones."""
+        out = [f"compute.zero_stage={stage}" for stage in (2, 3) if stage > self.zero_stage]
+        if self.ema == "device":
+            out.append("compute.ema=cpu")
+        if self.offload == "none":
+            out.append("compute.offload=optimizer")
+        if self.offload != "all":
+            out.append("compute.zero_stage=3 compute.offload=all")
         return out

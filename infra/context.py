@@ -7,15 +7,18 @@ from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 
 from .config import ComputeConfig
-from .engine import DeepSpeedEngine, TorchEngine
+from .engine import DeepSpeedEngine, Sharding, TorchEngine
 from .progress import Console, Meter, SilentConsole
 from .remote import fetch
+from .saves import keep, recall
+from .store import Step
 from .tracking import RunLogger
 
 
@@ -35,6 +38,7 @@ class RunContext:
     logger: RunLogger | None = None
     compute: ComputeConfig = field(default_factory=ComputeConfig)
     sources: Path | None = None
+    about: Mapping[str, Any] = field(default_factory=dict)
 
     def emit(self, step: int, metrics: Mapping[str, float]) -> None:
         if self.logger is not None:
@@ -68,13 +72,46 @@ class RunContext:
     ) -> TorchEngine | DeepSpeedEngine:
         """DeepSpeed where a process group is up (gangs), plain torch elsewhere or where the config says so."""
         if self.compute.engine == "torch" or not torch.distributed.is_initialized():
-            return TorchEngine(module, optimizer, clip_norm, accumulate)
-        bf16 = self.device.type == "cuda" and not getattr(optimizer, "whole_tensors", False)
-        return DeepSpeedEngine(module, optimizer, clip_norm, accumulate, self.compute.zero_stage, bf16)
+            engine: TorchEngine | DeepSpeedEngine = TorchEngine(module, optimizer, clip_norm, accumulate)
+        else:
+            bf16 = self.device.type == "cuda" and not getattr(optimizer, "whole_tensors", False)
+            sharding = Sharding(self.compute.zero_stage, self.compute.offload, bf16)
+            engine = DeepSpeedEngine(module, optimizer, clip_norm, accumulate, sharding)
+        if self.compute.ema == "cpu":
+            engine.average_device = torch.device("cpu")
+        return engine
 
     def barrier(self) -> None:
         if self.world_size > 1:
             torch.distributed.barrier()
+
+    def keep(self, folder: Path) -> None:
+        """A storage that cannot be written now is said: the save is here, and the next one is copied again."""
+        if not self.compute.checkpoints:
+            return
+        try:
+            keep(folder, self._address(folder.parent.name))
+        except OSError as error:
+            self.say(
+                f"the save {folder.name} could not be copied to compute.checkpoints={self.compute.checkpoints}: {error}"
+            )
+
+    def recall(self, parent: str) -> None:
+        """One rank brings it: on a cluster the step's folder is shared. ValueError where the storage cannot be read."""
+        if self.compute.checkpoints and self.rank == 0:
+            try:
+                recall(self._address(parent), self.workdir / parent, self.say)
+            except OSError as error:
+                where = f"compute.checkpoints={self.compute.checkpoints}"
+                raise ValueError(f"{where} cannot be read: {error}: check network and credentials") from error
+        self.barrier()
+
+    def _address(self, parent: str) -> str:
+        """checkpoints/<preset>/<stage>/<key>/<parent>: as the step's folder lies under RUNS."""
+        return "/".join([self.compute.checkpoints.rstrip("/"), *self.workdir.parts[-3:], parent])
+
+    def lighter(self) -> list[str]:
+        return self.compute.lighter()
 
 
 @dataclass
@@ -104,6 +141,11 @@ class ItemContext(RunContext):
     def say(self, line: str) -> None:
         with open(self.workdir / "log.txt", "a", encoding="utf-8") as f:
             f.write(json.dumps(line)[1:-1] + "\n")
+
+
+def about(step: Step, seed: int) -> dict[str, Any]:
+    """What a step is, as plain data: RunContext.about."""
+    return {"preset": step.folder.parents[1].name, "stage": step.stage, "seed": seed, "config": step.config}
 
 
 def free_device() -> torch.device:

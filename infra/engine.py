@@ -1,19 +1,24 @@
-"""Engines: one module and its optimizer behind backward / step / state_dict (stages.spec.Engine, implemented structurally).
+"""Engines: one module and its optimizer behind backward / step / state (stages.spec.Engine, implemented structurally).
 
-Both average gradients over the ranks and divide a loss by the number of accumulated micro-steps, so that k micro-steps
-of batch b equal one step of batch k * b.
+Both average gradients over the ranks and divide a loss by the number of accumulated micro-steps, so that N ranks with A
+micro-steps of batch b equal one rank with one step of batch N * A * b.
 """
 
 from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+
+from .fragments import Fragment, of_flat_groups, of_partitions, of_whole_weights, trained
+
+KEPT_WHOLE = 100_000  # ZeRO 3 leaves weights of fewer elements on every rank (DeepSpeed's default)
 
 
 def gradient_norm(module: nn.Module) -> float:
@@ -22,13 +27,122 @@ def gradient_norm(module: nn.Module) -> float:
     return float(torch.stack(norms).norm()) if norms else 0.0
 
 
-class TorchEngine:
+class _Engine:
+    """What both kinds share: the trained weights and what the optimizer remembers of them, by name, whole or in pieces.
+
+    sharded: whether a rank holds only a piece of each. average_device: where an average of the weights is to lie.
+    """
+
+    module: nn.Module
+    module_device: torch.device
+    sharded = False
+    average_device: torch.device
+
+    def _fragments(self) -> dict[str, Fragment]:
+        return of_whole_weights(self.module)
+
+    def _optimizer(self) -> torch.optim.Optimizer:
+        raise NotImplementedError
+
+    def masters(self) -> dict[str, Tensor]:
+        """The trained weights by name as the optimizer steps them, in float32: this rank's pieces where they are sharded
+        (possibly empty ones), else the weights."""
+        return {name: f.of(f.owner).detach() for name, f in self._fragments().items()}
+
+    def whole(self, name: str, piece: Tensor) -> Tensor:
+        """A piece like masters()[name] put together with those of the other ranks, which all call this. On every rank."""
+        if not self.sharded:
+            return piece
+        return self._fragments()[name].gathered(piece, self.module_device)
+
+    def piece(self, name: str, whole: Tensor) -> Tensor:
+        """The inverse of `whole`: what of it this rank holds."""
+        return self._fragments()[name].cut(whole)
+
+    @torch.no_grad()
+    def state(self) -> Iterator[tuple[str, Tensor]]:
+        """Everything that training changes, whole, tensor by tensor; all ranks go through it together, at a step's end.
+
+        Names: weight/W (float32), what the optimizer keeps of it (exp_avg/W, step/W...), fixed/B for all other tensors.
+        """
+        remembered = self._optimizer().state
+        for name, f in self._fragments().items():
+            yield f"weight/{name}", self._gathered(f, f.owner)
+            for kind, value in remembered.get(f.owner, {}).items():
+                yield f"{kind}/{name}", value if value.ndim == 0 else self._gathered(f, value)
+        for name, tensor in self._fixed().items():
+            yield f"fixed/{name}", self._read(tensor)
+
+    @torch.no_grad()
+    def load(self, saved: Mapping[str, Tensor]) -> None:
+        """Takes up what `state` gave, of any number of ranks and any ZeRO stage. Raises ValueError where names or sizes are
+        not this module's."""
+        fragments, fixed = self._fragments(), self._fixed()
+        _require_names(saved, fragments, fixed)
+        kinds: dict[str, list[str]] = {}
+        for key in saved:
+            kind, _, name = key.partition("/")
+            kinds.setdefault(name, []).append(kind)
+        for name, f in fragments.items():
+            for kind in kinds[name]:
+                value = saved[f"{kind}/{name}"]
+                if value.ndim and value.shape != f.shape:
+                    raise ValueError(f"saved {kind} of {name} is {tuple(value.shape)}, the model's {tuple(f.shape)}")
+                if kind != "weight":
+                    _remember(self._optimizer().state[f.owner], kind, value, f)
+                    continue
+                f.of(f.owner).copy_(f.cut(value))
+                if f.owner is not f.parameter:
+                    self._write(f.parameter, value)
+        for name, tensor in fixed.items():
+            self._write(tensor, saved[f"fixed/{name}"])
+
+    @torch.no_grad()
+    def finish(self, pieces: Mapping[str, Tensor]) -> None:
+        """Ends the training: the module is a plain one with whole weights, those of `pieces` (by name, like masters())."""
+        for name, f in self._fragments().items():
+            self._write(f.parameter, self.whole(name, pieces[name]))
+
+    def _gathered(self, f: Fragment, tensor: Tensor) -> Tensor:
+        return f.gathered(f.of(tensor), self.module_device) if self.sharded else tensor.detach()
+
+    def _fixed(self) -> dict[str, Tensor]:
+        """Frozen parameters and buffers."""
+        frozen = {n: p for n, p in self.module.named_parameters() if not p.requires_grad}
+        return frozen | {n: b for n, b in self.module.named_buffers() if n in self.module.state_dict()}
+
+    def _read(self, tensor: Tensor) -> Tensor:
+        return tensor.detach()
+
+    def _write(self, tensor: Tensor, value: Tensor) -> None:
+        tensor.data.copy_(value)
+
+
+def _remember(own: dict[str, Tensor], kind: str, value: Tensor, f: Fragment) -> None:
+    if value.ndim == 0:
+        own[kind] = value.clone()
+        return
+    if kind not in own:
+        own[kind] = torch.zeros_like(f.owner, memory_format=torch.preserve_format)
+    f.of(own[kind]).copy_(f.cut(value))
+
+
+def _require_names(saved: Mapping[str, Tensor], fragments: Mapping[str, Any], fixed: Mapping[str, Any]) -> None:
+    needed = {f"weight/{n}" for n in fragments} | {f"fixed/{n}" for n in fixed}
+    have = {k for k in saved if k.startswith(("weight/", "fixed/"))}
+    if needed != have:
+        odd = ", ".join(sorted(needed ^ have)[:3])
+        raise ValueError(f"saved weights are another model's ({odd}...)")
+
+
+class TorchEngine(_Engine):
     """Plain torch. On several ranks gradients are averaged with one all-reduce a tensor; no sharding."""
 
     def __init__(
         self, module: nn.Module, optimizer: torch.optim.Optimizer, clip_norm: float, accumulate: int = 1
     ) -> None:
         self.module, self.optimizer, self.clip_norm, self.accumulate = module, optimizer, clip_norm, accumulate
+        self.module_device = self.average_device = next(module.parameters()).device
         self._micro = 0
         self._norm = 0.0
         if _world_size() > 1:
@@ -60,21 +174,37 @@ class TorchEngine:
                 dist.all_reduce(p.grad)
                 p.grad /= _world_size()
 
-    def state_dict(self) -> dict[str, Any]:
-        """Weights and optimizer state at an accumulation boundary: tensors and plain data."""
-        return {"module": self.module.state_dict(), "optimizer": self.optimizer.state_dict()}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self.module.load_state_dict(state["module"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self._micro = 0
+    def _optimizer(self) -> torch.optim.Optimizer:
+        return self.optimizer
 
 
-class DeepSpeedEngine:
-    """DeepSpeed ZeRO 0 to 2: fp32 on a CPU, bf16 weights with fp32 masters on a GPU (there at least ZeRO 1).
+@dataclass(frozen=True)
+class Sharding:
+    """zero_stage: DeepSpeed ZeRO 0 to 3. offload: "none", "optimizer" or "all" (infra.config.ComputeConfig). bf16: weights
+    in bfloat16 with float32 masters, which needs at least ZeRO 1."""
 
-    Needs an initialised torch.distributed group. state_dict() is this rank's: every rank saves and loads its own.
-    """
+    zero_stage: int = 0
+    offload: str = "none"
+    bf16: bool = False
+
+    @property
+    def stage(self) -> int:
+        return max(self.zero_stage, 1) if self.bf16 else self.zero_stage
+
+    def zero_optimization(self) -> dict[str, Any]:
+        out: dict[str, Any] = {"stage": self.stage}
+        if self.stage == 3:
+            out["stage3_param_persistence_threshold"] = KEPT_WHOLE
+        if self.offload != "none":
+            out["offload_optimizer"] = {"device": "cpu", "pin_memory": torch.cuda.is_available()}
+        if self.offload == "all":
+            out["offload_param"] = {"device": "cpu", "pin_memory": torch.cuda.is_available()}
+        return out
+
+
+class DeepSpeedEngine(_Engine):
+    """DeepSpeed ZeRO 0 to 3: fp32 on a CPU, bf16 weights with fp32 masters on a GPU. Needs an initialised torch.distributed
+    group. Under ZeRO 3 the module's weights are whole only while a module that holds them is called."""
 
     def __init__(
         self,
@@ -82,42 +212,51 @@ class DeepSpeedEngine:
         optimizer: torch.optim.Optimizer,
         clip_norm: float,
         accumulate: int = 1,
-        zero_stage: int = 0,
-        bf16: bool = False,
+        sharding: Sharding = Sharding(),
     ) -> None:
-        deepspeed = _deepspeed()
-        self.sharded = bf16 or zero_stage > 0
+        self.sharding, self.accumulate = sharding, accumulate
+        self.sharded = sharding.stage > 0
         if self.sharded and getattr(optimizer, "whole_tensors", False):
             raise ValueError(
                 "this optimizer (muon) needs weights whole, and ZeRO shards them: set compute.zero_stage=0, or the "
                 "training's optimizer to adamw"
             )
+        deepspeed = _deepspeed()
         config = {
             "train_micro_batch_size_per_gpu": 1,  # only counts samples; batches are the loader's affair
             "gradient_accumulation_steps": accumulate,
             "gradient_clipping": clip_norm,
-            "zero_optimization": {"stage": max(zero_stage, 1) if bf16 else zero_stage},
+            "zero_optimization": sharding.zero_optimization(),
             "zero_allow_untested_optimizer": True,
-            "bf16": {"enabled": bf16},
+            "zero_force_ds_cpu_optimizer": False,  # its own would be compiled
+            "bf16": {"enabled": sharding.bf16},
             "steps_per_print": 10**9,
         }
-        trained = [p for p in module.parameters() if p.requires_grad]
+        self._group_of = {id(p): i for i, group in enumerate(optimizer.param_groups) for p in group["params"]}
+        self.module_device = self.average_device = next(module.parameters()).device
         laid_out = _make_contiguous(module)
         self.engine, *_ = deepspeed.initialize(
-            model=module, optimizer=optimizer, model_parameters=trained, config=config
+            model=module, optimizer=optimizer, model_parameters=list(trained(module).values()), config=config
         )
-        self.module: nn.Module = self.engine.module
+        self.module = self.engine.module
         if not self.sharded:  # ZeRO keeps the weights in one flat tensor
             for parameter, own in laid_out:
                 parameter.data = own.copy_(parameter.data)
+        self._micro = 0
         self._norm = 0.0
 
     def backward(self, loss: Tensor) -> None:
+        # Told, because DeepSpeed learns it from calls of its own engine, and methods call the module: whether this is a
+        # step's last micro-step, and (ZeRO) that it is a new one, whose gradients are added to those before.
+        self.engine.set_gradient_accumulation_boundary((self._micro + 1) % self.accumulate == 0)
+        if self.sharded:
+            self.engine.optimizer.clear_backward_seen_flag()
         self.engine.backward(loss)
 
     def step(self) -> float:
         """Norm of the gradient before clipping (of the last whole step, between accumulation boundaries)."""
-        boundary = self.engine.is_gradient_accumulation_boundary()
+        self._micro += 1
+        boundary = self._micro % self.accumulate == 0
         if boundary and not self.sharded:
             self._norm = gradient_norm(self.module)  # ZeRO 0 clips without keeping the norm
         self.engine.step()
@@ -125,18 +264,44 @@ class DeepSpeedEngine:
             self._norm = float(self.engine.get_global_grad_norm())
         return self._norm
 
-    def state_dict(self) -> dict[str, Any]:
-        """This rank's weights and optimizer partition: tensors and plain data, fit for torch.load(weights_only=True)."""
-        optimizer = {k: v for k, v in self.engine.optimizer.state_dict().items() if _is_plain(v)}
-        return {"module": self.module.state_dict(), "optimizer": optimizer}
+    @torch.no_grad()
+    def finish(self, pieces: Mapping[str, Tensor]) -> None:
+        if self.sharding.stage < 3:
+            super().finish(pieces)
+            return
+        own = {n: p.dtype for n, p in self.module.named_parameters()}
+        whole = {n: self.whole(n, pieces[n]).to(own[n]) for n in self._fragments()}
+        whole |= {n: self._read(t).clone() for n, t in self._fixed().items()}
+        frozen = {n for n, p in self.module.named_parameters() if not p.requires_grad}
+        self.engine.destroy()
+        for prefix, module in self.module.named_modules():
+            names = {n: f"{prefix}.{n}" if prefix else n for n in module._parameters}
+            module._parameters = {
+                n: nn.Parameter(whole[full], requires_grad=full not in frozen) for n, full in names.items()
+            }
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self.module.load_state_dict(state["module"])
-        if self.sharded:
-            mine = [dict(state["optimizer"])] * _world_size()  # read at this rank's index only
-            self.engine.optimizer.load_state_dict(mine, load_optimizer_states=True, load_from_fp32_weights=True)
-        else:
-            self.engine.optimizer.load_state_dict(state["optimizer"])
+    def _fragments(self) -> dict[str, Fragment]:
+        if self.sharding.stage == 0:
+            return of_whole_weights(self.module)
+        if self.sharding.stage == 3:
+            return of_partitions(self.module, self.engine.optimizer)
+        return of_flat_groups(self.module, self._optimizer(), self._group_of)
+
+    def _optimizer(self) -> torch.optim.Optimizer:
+        return self.engine.basic_optimizer
+
+    def _read(self, tensor: Tensor) -> Tensor:
+        if self.sharding.stage < 3 or not isinstance(tensor, nn.Parameter):
+            return tensor.detach()
+        with _deepspeed().zero.GatheredParameters([tensor]):
+            return tensor.detach().clone()
+
+    def _write(self, tensor: Tensor, value: Tensor) -> None:
+        if self.sharding.stage < 3 or not isinstance(tensor, nn.Parameter):
+            super()._write(tensor, value)
+            return
+        with _deepspeed().zero.GatheredParameters([tensor], modifier_rank=0):
+            tensor.data.copy_(value)
 
 
 def _make_contiguous(module: nn.Module) -> list[tuple[nn.Parameter, Tensor]]:
@@ -146,16 +311,6 @@ def _make_contiguous(module: nn.Module) -> list[tuple[nn.Parameter, Tensor]]:
     for parameter, own in strided:
         parameter.data = torch.empty(own.shape, dtype=own.dtype, device=own.device).copy_(own)
     return strided
-
-
-def _is_plain(value: Any) -> bool:
-    """Whether a value is tensors, scalars and containers of them. DeepSpeed's loss scaler and slice map are not; it
-    makes both anew."""
-    if isinstance(value, Mapping):
-        return all(_is_plain(k) and _is_plain(v) for k, v in value.items())
-    if isinstance(value, (list, tuple)):
-        return all(_is_plain(v) for v in value)
-    return value is None or type(value) in (bool, int, float, str) or isinstance(value, Tensor)
 
 
 def _deepspeed() -> Any:

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 from . import gang, items
 from .config import ComputeConfig
-from .context import RunContext, free_device
+from .context import RunContext, about, free_device
 from .graph import ItemsOf, Operator, run_graph
 from .progress import Console
 from .ray_session import RaySession, set_threads
@@ -140,6 +140,7 @@ class Executor:
             logger=logger,
             compute=self.compute,
             sources=self.store.root.parent / "sources",
+            about=about(work.step, work.seed),
         )
         try:
             return work.stage.run(work.config, work.inputs, ctx)

@@ -1,4 +1,5 @@
-"""Gangs: the same stage call on every rank of a torch.distributed group, under Ray Train, restarted after a dead worker.
+"""Gangs: the same stage call on every rank of a torch.distributed group, under Ray Train, restarted after a dead worker: on as
+many workers as before, or fewer where the cluster has lost some.
 
 Checkpoints are the stage's own, in its folder. Rank 0 leaves result.json; errors come back as error.json, so that the user
 reads one sentence instead of Ray's traceback.
@@ -14,12 +15,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from .codec import Codec
 from .config import ComputeConfig
-from .context import RunContext, free_device
+from .context import RunContext, about, free_device
 from .files import FolderLock, read_json, write_atomic
 from .progress import Console, EventFile, Replay, SilentConsole
-from .ray_session import RaySession, quiet, set_threads
+from .ray_session import RaySession, set_threads
 from .store import Step
 from .tracking import RunAddress, RunLogger
 
@@ -69,9 +72,8 @@ def read_result(job: GangJob) -> tuple[bool, Any]:
 
 def run_rank(job: GangJob, rank: int, world_size: int) -> None:
     """One rank, in its own process with its process group up. Raises what a restart may mend, notes what it cannot."""
-    error = read_json(job.error_path)
-    if error is not None and error["attempt"] == job.attempt:
-        return  # another rank has failed for good; this is Ray's restart
+    if _noted(job) is not None:
+        return  # another rank has failed for good; this is a restart
     set_threads(job.threads)
     say = EventFile(job.events_path) if rank == 0 else SilentConsole()
     logger = RunLogger(job.address, say.say) if rank == 0 and job.address else None
@@ -84,10 +86,12 @@ def run_rank(job: GangJob, rank: int, world_size: int) -> None:
         console=say,
         logger=logger,
         compute=job.compute,
+        about=about(job.step, job.seed),
     )
     try:
         records = job.run(job.config, job.inputs, ctx)
-    except Exception as error:
+    except Exception as raised:
+        error = _for_the_user(raised, ctx)
         if isinstance(error, PASSING) and world_size > 1:
             raise
         _note_error(job, error, rank)
@@ -99,6 +103,13 @@ def run_rank(job: GangJob, rank: int, world_size: int) -> None:
             logger.flush()
     if rank == 0:
         write_atomic(job.result_path, json.dumps({"key": job.step.key, "records": job.codec.encode(records)}))
+
+
+def _for_the_user(error: Exception, ctx: RunContext) -> Exception:
+    """What to tell of an error: that a GPU is too small is the user's to mend, and no restart does it."""
+    if not isinstance(error, torch.OutOfMemoryError):
+        return error
+    return ValueError(f"the GPU's memory is too small ({error}); these settings take less: {'; '.join(ctx.lighter())}")
 
 
 def _note_error(job: GangJob, error: Exception, rank: int) -> None:
@@ -136,20 +147,21 @@ def _train_worker(config: dict[str, Any]) -> None:
 def over_ray(job: GangJob, session: RaySession, workers: int, cpus: float, gpus: float, console: Console) -> Any:
     """Runs the gang; returns rank 0's records. ValueError: the user's mistake. StageFailed: anything else."""
     session.start()
-    from ray.train import ControllerError
-
-    quiet()
     failed: Exception | None = None
+    now = workers
     with Replay(job.events_path, console):
         for start in range(job.compute.max_failures + 1):
             try:
-                _trainer(job, workers, cpus, gpus, start).fit()
+                _trainer(job, now, cpus, gpus, start).fit()
                 failed = None
             except Exception as error:  # Ray raises several kinds; what matters lies in error.json or result.json
                 (job.step.folder / "ray-error.txt").write_text(f"{type(error).__name__}: {error}")
                 failed = error
-            if not isinstance(failed, ControllerError):
-                break  # Ray restarts dead workers itself, unless it meets the death in the middle of work of its own
+            if failed is None or _noted(job) is not None:
+                break
+            before, now = now, workers_left(workers, cpus, gpus, *session.resources())
+            if now != before:
+                console.say(f"{job.step.stage}: the cluster changed; {now} workers instead of {before} go on")
     done, records = read_result(job)
     if done:
         return records
@@ -159,6 +171,13 @@ def over_ray(job: GangJob, session: RaySession, workers: int, cpus: float, gpus:
         f"stage {job.step.stage}: its workers died {job.compute.max_failures + 1} times or could not start ({reason}); "
         f"see {job.step.folder / 'ray-error.txt'}. Run the same command to resume from the last checkpoint"
     ) from failed
+
+
+def workers_left(wanted: int, cpus: float, gpus: float, all_cpus: float, all_gpus: float) -> int:
+    """How many workers of so many CPUs and GPUs go on: the largest divisor of `wanted` that fits, so that a step's batch still
+    divides among them; `wanted` where not even one fits yet."""
+    fit = int(min(all_cpus / cpus if cpus else wanted, all_gpus / gpus if gpus else wanted) + 1e-6)
+    return max((n for n in range(1, wanted + 1) if wanted % n == 0 and n <= fit), default=wanted)
 
 
 def _trainer(job: GangJob, workers: int, cpus: float, gpus: float, start: int) -> Any:
@@ -178,15 +197,20 @@ def _trainer(job: GangJob, workers: int, cpus: float, gpus: float, start: int) -
         run_config=RunConfig(
             name=f"{job.step.stage}-{job.attempt}-{start}",
             storage_path=str(job.step.folder / "ray"),
-            failure_config=FailureConfig(max_failures=job.compute.max_failures),
+            failure_config=FailureConfig(max_failures=0),  # a restart may have to be a smaller one: over_ray's
         ),
     )
 
 
+def _noted(job: GangJob) -> Any:
+    note = read_json(job.error_path)
+    return note if note is not None and note["attempt"] == job.attempt else None
+
+
 def raise_noted(job: GangJob) -> None:
     """Raises the error that a rank has noted in this execution, if there is one."""
-    note = read_json(job.error_path)
-    if note is None or note["attempt"] != job.attempt:
+    note = _noted(job)
+    if note is None:
         return
     if note["user"]:
         raise ValueError(note["message"])

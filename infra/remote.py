@@ -38,9 +38,9 @@ class RemoteFiles:
         ValueError where there is none, or it cannot be listed.
         """
         try:
-            fs, root = _open(address)
+            fs, root = open_address(address)
             fs.invalidate_cache()
-            found = _call(_found, fs, root, "*" in root if address.startswith("http") else _is_glob(root))
+            found = translated(_found, fs, root, "*" in root if address.startswith("http") else _is_glob(root))
         except OSError as error:
             raise ValueError(_advice(address, error)) from error
         if not found:
@@ -76,8 +76,8 @@ def fetch(address: str, cache: Path) -> Path:
     """
     if not is_remote(address):
         return Path(address)
-    fs, path = _open(address)
-    info = _call(fs.info, path)
+    fs, path = open_address(address)
+    info = translated(fs.info, path)
     key = hashlib.sha256(f"{address} {_stamp(info)}".encode()).hexdigest()[:16]
     target = cache / key / _file_name(path)
     size = info.get("size")  # a web server may not tell
@@ -100,7 +100,7 @@ def _copy(fs: Any, path: str, size: int | None, target: Path) -> None:
     )  # one writer a node: the lock; a killed one's is overwritten
     try:
         aside.touch()
-        _call(fs.get_file, path, str(aside))
+        translated(fs.get_file, path, str(aside))
         got = aside.stat().st_size
         if size is not None and got != size:
             raise OSError(f"{path}: {got} of {size} bytes arrived")
@@ -118,27 +118,28 @@ def _file_name(path: str) -> str:
     return name if len(name.encode()) <= LONGEST_NAME else f"file{Path(name).suffix[:20]}"
 
 
-def _open(address: str) -> tuple[Any, str]:
-    """(file system, path in it). ValueError for a protocol that is unknown, or whose package is missing."""
+def open_address(address: str, setting: str = "SRC") -> tuple[Any, str]:
+    """(file system, path in it). ValueError for a protocol that is unknown, or whose package is missing. setting: what the user
+    gave it as."""
     import fsspec
     from fsspec.registry import known_implementations
 
     protocol = address.partition("://")[0]
     known = known_implementations.get(protocol)
     try:
-        fs, path = _call(fsspec.core.url_to_fs, address)
+        fs, path = translated(fsspec.core.url_to_fs, address)
     except ImportError as error:
         package = "aiohttp" if protocol.startswith("http") else known["class"].partition(".")[0] if known else protocol
-        raise ValueError(f"SRC={address}: {error}: run .venv/bin/pip install {package}") from error
+        raise ValueError(f"{setting}={address}: {error}: run .venv/bin/pip install {package}") from error
     except ValueError as error:
-        raise ValueError(f"SRC={address}: {error}: {protocol}:// is none of fsspec's protocols") from error
+        raise ValueError(f"{setting}={address}: {error}: {protocol}:// is none of fsspec's protocols") from error
     return fs, path
 
 
-def _call(function: Callable[..., Any], *arguments: Any) -> Any:
+def translated(function: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
     """What an fsspec call gives; errors of the libraries below it come out as OSError."""
     try:
-        return function(*arguments)
+        return function(*arguments, **options)
     except (ImportError, ValueError):
         raise
     except FileNotFoundError as error:
@@ -148,10 +149,10 @@ def _call(function: Callable[..., Any], *arguments: Any) -> Any:
     except OSError:
         raise
     except Exception as error:  # botocore, aiohttp, google.auth...: each has its own
-        raise _translated(error) from error
+        raise _as_os_error(error) from error
 
 
-def _translated(error: Exception) -> OSError:
+def _as_os_error(error: Exception) -> OSError:
     status = getattr(error, "status", None) or getattr(error, "code", None)
     if status in GONE:
         return _gone(str(error))
@@ -215,20 +216,20 @@ def _each(function: Callable[[str], Any], addresses: Sequence[str]) -> dict[str,
 
 
 def _names(folder: str) -> dict[str, str]:
-    fs, path = _open(folder)
+    fs, path = open_address(folder)
     fs.invalidate_cache()
-    listing = _call(lambda: fs.ls(path, detail=True))
+    listing = translated(lambda: fs.ls(path, detail=True))
     return {info["name"].rpartition("/")[2]: _stamp(info) for info in listing if info.get("type", "file") == "file"}
 
 
 def _info_stamp(address: str) -> str:
-    fs, path = _open(address)
-    info = _call(fs.info, path)
+    fs, path = open_address(address)
+    info = translated(fs.info, path)
     if info.get("type") == "directory":
         raise IsADirectoryError(errno.EISDIR, "a folder, no file")
     return _stamp(info)
 
 
 def _content(address: str) -> bytes:
-    fs, path = _open(address)
-    return _call(fs.cat_file, path)
+    fs, path = open_address(address)
+    return translated(fs.cat_file, path)

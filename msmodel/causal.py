@@ -7,6 +7,8 @@ Legend: b batch, z latent channels, t latent frames of one chunk, h w latent siz
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -26,7 +28,7 @@ def times(latents: Tensor, t: float) -> Tensor:
 
 
 class CausalDiT(WanDiT):
-    """WanDiT with a chunk-wise forward pass; `forward` remains the bidirectional one. cache_type: of its rollouts."""
+    """WanDiT with a chunk-wise forward pass. cache_type: of its rollouts."""
 
     cache_type: type[ChunkCache] = ChunkCache
 
@@ -38,6 +40,13 @@ class CausalDiT(WanDiT):
         """Cross-attention keys and values of text (b l c) and CLIP tokens, to be reused by every pass without gradient."""
         prompt = self.embed_prompt(text, clip)
         return tuple(layer.attn2.read(prompt) for layer in self.layers)
+
+    def forward(  # type: ignore[override]
+        self, noisy: Tensor, t: Tensor, cond: Conditioning, context: Context | None = None, text: TextKV | None = None
+    ) -> Any:
+        """`forward_chunk` where a context is given, else WanDiT's pass. Training calls chunks through here: what gathers a
+        sharded module's weights acts on calls of the module, not of its methods."""
+        return super().forward(noisy, t, cond) if context is None else self.forward_chunk(noisy, t, cond, context, text)
 
     def forward_chunk(
         self, noisy: Tensor, t: Tensor, cond: Conditioning, context: Context, text: TextKV | None = None

@@ -32,7 +32,7 @@ def predict_x0(
     student: CausalDiT, noisy: Tensor, t: Tensor, cond: Conditioning, context: Context, text: TextKV | None = None
 ) -> Tensor:
     """The student's estimate of the clean chunk (b z t h w) from its state `noisy` at time t (b)."""
-    v, _ = student.forward_chunk(noisy, t, cond, context, text)
+    v, _ = student(noisy, t, cond, context, text)
     return x0_from_velocity(noisy, v, t)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -30,18 +30,41 @@ class Progress(Protocol):
 class Engine(Protocol):
     """One trained module with its optimizer (DeepSpeed, or plain torch in tests).
 
-    Under autograd through a frozen engine call `engine.module(x)`, never `engine(x)`.
+    Under autograd through a frozen engine call `engine.module(x)`, never `engine(x)`. A rank may hold only a piece of each
+    weight (ZeRO); what follows `step` here is called by all ranks together.
     """
 
     module: nn.Module
+    average_device: torch.device  # where an average of the weights is to lie
 
     def backward(self, loss: torch.Tensor) -> None: ...
     def step(self) -> float:
         """Clips, steps at an accumulation boundary, zeroes gradients; returns the gradient's norm before clipping."""
         ...
 
-    def state_dict(self) -> dict[str, Any]: ...
-    def load_state_dict(self, state: Mapping[str, Any]) -> None: ...
+    def masters(self) -> dict[str, torch.Tensor]:
+        """The trained weights by name, in float32, as far as this rank holds them."""
+        ...
+
+    def whole(self, name: str, piece: torch.Tensor) -> torch.Tensor:
+        """A piece shaped like masters()[name], put together with those of the other ranks."""
+        ...
+
+    def piece(self, name: str, whole: torch.Tensor) -> torch.Tensor:
+        """The inverse of `whole`: what of it this rank holds."""
+        ...
+
+    def state(self) -> Iterator[tuple[str, torch.Tensor]]:
+        """Everything that training changes, whole, tensor by tensor; on every rank the same."""
+        ...
+
+    def load(self, saved: Mapping[str, torch.Tensor]) -> None:
+        """Takes up what `state` gave, on any number of ranks. ValueError where it is another module's."""
+        ...
+
+    def finish(self, pieces: Mapping[str, torch.Tensor]) -> None:
+        """Ends the training: the module is a plain one, with the whole weights of `pieces` (like masters())."""
+        ...
 
 
 class Context(Protocol):
@@ -54,6 +77,7 @@ class Context(Protocol):
     rank: int
     world_size: int
     device: torch.device
+    about: Mapping[str, Any]  # preset, stage, seed and config of this step, as plain data: recorded in saves
 
     def emit(self, step: int, metrics: Mapping[str, float]) -> None: ...
     def image(self, key: str, picture: np.ndarray, step: int = 0) -> None:
@@ -77,6 +101,17 @@ class Context(Protocol):
         self, module: nn.Module, optimizer: torch.optim.Optimizer, clip_norm: float, accumulate: int = 1
     ) -> Engine: ...
     def barrier(self) -> None: ...
+    def keep(self, folder: Path) -> None:
+        """Copies a whole save, a folder of workdir, to where the run keeps its saves as well, if it does."""
+        ...
+
+    def recall(self, parent: str) -> None:
+        """Brings the newest kept save back into workdir/parent, where that holds none."""
+        ...
+
+    def lighter(self) -> list[str]:
+        """Settings, as on the command line, with which a training would take less memory."""
+        ...
 
 
 @dataclass(frozen=True)

@@ -1,9 +1,10 @@
 """The one crossing from disk to tensors: endless training batches with an exact position.
 
-Every epoch shards are shuffled by (seed, epoch) and dealt to the ranks, and clips are shuffled within windows of shards
-(stages/data/order.py). A rank's stream is its shares of all epochs, one after the other: no clip is dropped, every clip is
-seen once an epoch by one rank, and a batch may straddle epochs. Worker processes take turns on whole batches of this one
-order, so their number changes no result. The position is a number of batches, the same on every rank.
+A step's micro-batches, over all ranks, each have a lane: every epoch shards are shuffled by (seed, epoch) and dealt to the
+lanes, and clips are shuffled within windows of shards (stages/data/order.py). A lane's stream is its shares of all epochs, one
+after the other: no clip is dropped, every clip is seen once an epoch in one lane, and a batch may straddle epochs. Ranks take
+turns on the micro-batches, so that N ranks with A micro-steps see the very batches of one rank with N * A. Worker processes
+take turns on a rank's batches and change no result either. The position is a number of batches of all ranks together.
 Tracks are only filled up or cut to one number here: which of them a step sees, their ids and masks are drawn by the step
 itself (stages/train/conditioning.py), because they depend on the step's phase and must be the same in all guidance branches.
 Legend: b batch, T pixel frames, n tracks, c channels, t latent frames, h w latent rows and columns, l text tokens.
@@ -80,35 +81,42 @@ class _Fetched:
 
 
 class _Batches(Dataset[_Fetched]):
-    """Batch by number. Each worker has its own, with its own open shards."""
+    """Batch of this rank by number. Each worker has its own, with its own open shards. place: number -> (lane, place in it)."""
 
     def __init__(
         self,
         shards: Sequence[Shard],
-        order: Order,
+        deal: Sequence[Deal],
+        place: Callable[[int], tuple[int, int]],
+        first_epoch: int,
         batch: int,
         on_corrupt: str,
         item: Callable[[Members], Any],
         collate: Callable[[Sequence[Any]], Any],
     ) -> None:
-        self.shards, self.order, self.batch, self.on_corrupt = shards, order, batch, on_corrupt
+        self.shards, self.batch, self.on_corrupt = shards, batch, on_corrupt
+        self.orders, self.place = [Order(d, first_epoch) for d in deal], place
+        self.lanes: set[int] = set()  # those read here: each keeps a window of shards open
         self.item, self.collate = item, collate
         self._open: OrderedDict[int, list[Members]] = OrderedDict()
         self._bad: dict[int, str] = {}
 
     def __getitem__(self, number: int) -> _Fetched:
         try:
-            items = [self._item(pick) for pick in self.order.picks(number * self.batch, self.batch)]
+            lane, place = self.place(number)
+            self.lanes.add(lane)
+            order = self.orders[lane]
+            items = [self._item(pick, order.deal) for pick in order.picks(place * self.batch, self.batch)]
         except ValueError as error:  # torch would put a worker's traceback before the message
             return _Fetched(error=str(error))
         return _Fetched(self.collate(items), {str(self.shards[s].path): why for s, why in self._bad.items()})
 
-    def _item(self, pick: Pick) -> Any:
+    def _item(self, pick: Pick, deal: Deal) -> Any:
         """The picked clip; for one of a shard that is left out, a clip of the next sound shard in the epoch's order."""
-        for shard in self._candidates(pick):
+        for shard in self._candidates(pick, deal):
             if shard in self._bad:
                 continue
-            places = self.order.deal.places[shard]
+            places = deal.places[shard]
             place = pick.place if shard == pick.shard else places[pick.place % len(places)]
             try:
                 return self._read(shard, place)
@@ -119,10 +127,10 @@ class _Batches(Dataset[_Fetched]):
                 self._open.pop(shard, None)
         raise ValueError(f"none of the {len(self.shards)} shards can be read; the last: {self._bad[pick.shard]}")
 
-    def _candidates(self, pick: Pick) -> Iterator[int]:
-        """The pick's shard, those after it in this rank's epoch (likely open soon), those before, those of other ranks."""
+    def _candidates(self, pick: Pick, deal: Deal) -> Iterator[int]:
+        """The pick's shard, those after it in this lane's epoch (likely open soon), those before, those of other lanes."""
         yield pick.shard
-        share = self.order.deal.share(pick.epoch)
+        share = deal.share(pick.epoch)
         here = share.index(pick.shard)
         yield from (*share[here + 1 :], *share[:here])
         yield from (s for s in range(len(self.shards)) if s not in share)
@@ -130,7 +138,7 @@ class _Batches(Dataset[_Fetched]):
     def _read(self, number: int, place: int) -> Any:
         if number not in self._open:
             self._open[number] = read_members(self.shards[number])
-            if len(self._open) > WINDOW_SHARDS:
+            if len(self._open) > WINDOW_SHARDS * len(self.lanes):
                 self._open.popitem(last=False)
         self._open.move_to_end(number)
         members = self._open[number][place]
@@ -146,8 +154,9 @@ class SampleLoader:
 
     batch: clips a batch, on this rank. item: what training needs of a sample. collate: items -> a batch; both are module
     functions, because they go to worker processes. kind: "real" or "rendered" for these only, "" for all. say: hears of
-    shards that are left out. Raises ValueError where shards are missing, fewer than ranks x workers, or hold fewer clips
-    than one batch of all ranks.
+    shards that are left out. micro_steps: batches of this rank in a step. lanes: 0 gives each micro-batch of a step its own
+    (the most of them that divide it, where there are fewer shards). Raises ValueError where shards are missing, fewer than
+    ranks x workers, or hold fewer clips than one batch of all ranks.
     """
 
     def __init__(
@@ -162,6 +171,8 @@ class SampleLoader:
         cfg: LoaderConfig = IN_PROCESS,
         kind: str = "",
         say: Callable[[str], None] = print,
+        micro_steps: int = 1,
+        lanes: int = 0,
     ) -> None:
         if kind not in ("", "real", "rendered"):
             raise ValueError(f"kind {kind!r} is not one of real, rendered, or empty for both")
@@ -171,18 +182,29 @@ class SampleLoader:
         self._digest = "+".join(s.digest for s in shard_sets) + kind
         where = ", ".join(s.folder for s in shard_sets)
         require_count(len(self._shards), where, world_size, cfg.workers)
-        self._deal = Deal(tuple(_places(s, kind) for s in self._shards), seed, rank, world_size)
-        clips = sum(len(p) for p in self._deal.places)
+        places = tuple(_places(s, kind) for s in self._shards)
+        clips = sum(len(p) for p in places)
         if not 1 <= batch * world_size <= clips:
             raise ValueError(f"{clips} {kind} clips in {where} do not make one batch of {batch} on {world_size} ranks")
-        self._epoch = self._taken = 0  # the epoch the stream begins with; batches yielded since
+        self._rank, self._ranks, self._a_step = rank, world_size, micro_steps * world_size
+        self._lanes = lanes or max(n for n in range(1, len(places) + 1) if self._a_step % n == 0)
+        self._deal = [Deal(places, seed, lane, self._lanes) for lane in range(self._lanes)]
+        self._epoch = self._taken = 0  # the epoch the stream begins with; batches yielded since, on this rank
         self._skipped: dict[str, str] = {}
 
     def __iter__(self) -> Iterator[Any]:
         """Worker processes start with the first batch and end with this iterator."""
         workers = self.cfg.workers
-        order = Order(self._deal, self._epoch)
-        batches = _Batches(self._shards, order, self.batch, self.cfg.on_corrupt, self._item, self._collate)
+        batches = _Batches(
+            self._shards,
+            self._deal,
+            partial(_place, self._rank, self._ranks, self._a_step, self._lanes),
+            self._epoch,
+            self.batch,
+            self.cfg.on_corrupt,
+            self._item,
+            self._collate,
+        )
         loaded = DataLoader(
             batches,
             batch_size=None,
@@ -207,29 +229,33 @@ class SampleLoader:
         """The position after the last batch that was yielded. The same on every rank, with any number of workers."""
         return {
             "epoch": self._epoch,
-            "batches": self._taken,
+            "batches": self._taken * self._ranks,
             "batch": self.batch,
-            "world_size": self._deal.world_size,
+            "a_step": self._a_step,
+            "lanes": self._lanes,
             "digest": self._digest,
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Goes on where `state` was taken. With other ranks or another batch, whose shares are others, it goes on at the
-        start of the earliest epoch that a rank was in: clips of it come again, none is lost.
+        """Goes on where `state` was taken, at the end of a step, on any number of ranks that makes the same step. A step of
+        other micro-batches deals the clips otherwise: it goes on at the start of the earliest epoch that a lane was in, where
+        clips come again and none is lost.
 
         Raises ValueError where the state belongs to other data.
         """
         if state["digest"] != self._digest:
             raise ValueError("the data changed since this training began: start it anew, or make the old data again")
-        self._epoch, self._taken = int(state["epoch"]), int(state["batches"])
-        ranks, batch = int(state["world_size"]), int(state["batch"])
-        if (ranks, batch) == (self._deal.world_size, self.batch):
+        self._epoch, batches = int(state["epoch"]), int(state["batches"])
+        before, batch, lanes = (int(state[name]) for name in ("a_step", "batch", "lanes"))
+        if (before, batch, lanes) == (self._a_step, self.batch, self._lanes):
+            assert batches % self._ranks == 0, "a position with another number of ranks is that of a whole step"
+            self._taken = batches // self._ranks
             return
-        deals = (replace(self._deal, rank=r, world_size=ranks) for r in range(ranks))
-        self._epoch, self._taken = min(Order(d, self._epoch).epoch(self._taken * batch) for d in deals), 0
+        deals = (replace(self._deal[0], lane=lane, lanes=lanes) for lane in range(lanes))
+        self._epoch, self._taken = min(Order(d, self._epoch).epoch(batches // lanes * batch) for d in deals), 0
         self._say(
-            f"the data was read by {ranks} ranks in batches of {batch}, now by {self._deal.world_size} in batches of "
-            f"{self.batch}: it goes on at the start of epoch {self._epoch}"
+            f"a step was {before} micro-batches of {batch} clips, now it is {self._a_step} of {self.batch}: the data goes on "
+            f"at the start of epoch {self._epoch}"
         )
 
     def _note(self, skipped: Mapping[str, str]) -> None:
@@ -253,10 +279,12 @@ class Loader(SampleLoader):
         cfg: LoaderConfig = IN_PROCESS,
         kind: str = "",
         say: Callable[[str], None] = print,
+        micro_steps: int = 1,
+        lanes: int = 0,
     ) -> None:
         tracks = max(s.tracks for shard_set in shard_sets for s in read_index(shard_set))
         collate = partial(_collate, tracks)
-        super().__init__(shard_sets, batch, seed, rank, world_size, _clip, collate, cfg, kind, say)
+        super().__init__(shard_sets, batch, seed, rank, world_size, _clip, collate, cfg, kind, say, micro_steps, lanes)
 
 
 @dataclass(frozen=True)
@@ -303,6 +331,12 @@ def fit_tracks(xy_px: np.ndarray, visible: np.ndarray, count: int) -> tuple[np.n
         keep = np.sort(np.argsort(-visible.sum(axis=0), kind="stable")[:count])
         return xy_px[:, keep], visible[:, keep]
     return np.pad(xy_px, ((0, 0), (0, count - n), (0, 0))), np.pad(visible, ((0, 0), (0, count - n)))
+
+
+def _place(rank: int, ranks: int, a_step: int, lanes: int, number: int) -> tuple[int, int]:
+    """(lane, place in it) of a rank's batch by its number; a_step: batches of all ranks in a step."""
+    step, micro = divmod(number * ranks + rank, a_step)
+    return micro % lanes, step * (a_step // lanes) + micro // lanes
 
 
 def _places(shard: Shard, kind: str) -> tuple[int, ...]:

@@ -1,4 +1,4 @@
-"""Which clips make a training batch: a pure function of the data, the seed, the rank and the number of the batch."""
+"""Which clips make a training batch: a pure function of the data, the seed, the lane and the place in it."""
 
 from __future__ import annotations
 
@@ -22,25 +22,25 @@ class Pick:
 
 @dataclass(frozen=True)
 class Deal:
-    """Shards dealt to the ranks anew each epoch. places: by shard, where in it the clips to train on lie."""
+    """Shards dealt to the lanes anew each epoch. places: by shard, where in it the clips to train on lie."""
 
     places: tuple[tuple[int, ...], ...]
     seed: int
-    rank: int
-    world_size: int
+    lane: int
+    lanes: int
 
     def share(self, epoch: int) -> list[int]:
-        """This rank's shards in their order."""
+        """This lane's shards in their order."""
         shuffled = np.random.default_rng([self.seed, epoch]).permutation(len(self.places)).tolist()
-        return shuffled[self.rank :: self.world_size]
+        return shuffled[self.lane :: self.lanes]
 
     def size(self, epoch: int) -> int:
-        """Clips of this rank's share."""
+        """Clips of this lane's share."""
         return sum(len(self.places[s]) for s in self.share(epoch))
 
     def order(self, epoch: int) -> list[Pick]:
-        """This rank's clips, each once."""
-        own = np.random.default_rng([self.seed, epoch, self.rank])
+        """This lane's clips, each once."""
+        own = np.random.default_rng([self.seed, epoch, self.lane])
         share, out = self.share(epoch), list[Pick]()
         for start in range(0, len(share), WINDOW_SHARDS):
             window = [Pick(epoch, s, p) for s in share[start : start + WINDOW_SHARDS] for p in self.places[s]]
@@ -49,7 +49,7 @@ class Deal:
 
 
 class Order:
-    """A rank's endless sequence of clips: its shares of epoch `first_epoch`, the next one, and so on. Goes forward only."""
+    """A lane's endless sequence of clips: its shares of epoch `first_epoch`, the next one, and so on. Goes forward only."""
 
     def __init__(self, deal: Deal, first_epoch: int) -> None:
         self.deal = deal

@@ -130,7 +130,7 @@ class AdaptMethod:
     @torch.no_grad()
     def observe(self, step: int) -> Observation:
         """heldout/ode: the regression loss on held-out trajectories, own sink and window (the gate before DMD)."""
-        draws = Draws(self.seed, rank=0, step=-1)
+        draws = Draws(self.seed, step=-1)
         loss = float(self.regression(self.heldout, self.model.student, draws.own("time")))
         pictures, n = {}, self.cfg.picture_clips
         if n:

@@ -80,7 +80,7 @@ class BaseMethod:
     def __init__(self, dit: nn.Module, model: ModelConfig, cfg: BaseConfig, heldout: Batch, decode: Decode, seed: int):
         self.dit, self.model, self.cfg, self.decode = dit, model, cfg, decode
         self.heldout, self.held_cond = heldout, without_any_tracks(heldout, model)
-        self.held_eps = fresh_noise(heldout.latents, Draws(seed, rank=0, step=-1).own("noise"))
+        self.held_eps = fresh_noise(heldout.latents, Draws(seed, step=-1).own("noise"))
         self._learner = Learner(dit, make_optimizer(dit, cfg))
 
     def learners(self) -> dict[str, Learner]:
@@ -141,7 +141,8 @@ def run(cfg: BaseRun, inputs: ClipInputs, ctx: Context) -> Checkpoint:
     """Checkpoint "base": the averaged weights, without track channels."""
     dit = fresh(WanDiT, cfg.model, ctx.seed).to(ctx.device)
     dit.checkpoint_layers = cfg.base.checkpoint_layers
-    loader = open_loader((inputs.train,), cfg.base.batch, inputs.loader, ctx)
+    micro_steps = cfg.base.micro_steps(ctx.world_size)
+    loader = open_loader((inputs.train,), cfg.base.batch, inputs.loader, ctx, micro_steps)
     heldout = heldout_batch(inputs.heldout, cfg.base.probe_clips)
     metrics = fit(cfg, dit, loader, heldout, frozen_decoder(cfg.model.vae, ctx.device), ctx)
     return publish("base", backbone(dit), cfg.base.total_steps, ctx, metrics=metrics)

@@ -47,6 +47,7 @@ from stages.train.sampling import (
 )
 
 GENERATOR, CRITIC = "generator", "critic"
+TEACHER_PLACES = ("device", "offload")
 SPREAD = (0.4, 2.0)  # of the held-out latents' std: rollouts outside this range are flat colour or noise
 
 
@@ -54,7 +55,8 @@ SPREAD = (0.4, 2.0)  # of the held-out latents' std: rollouts outside this range
 class DmdConfig(LoopConfig):
     """Paper: 400 steps, batch 64, generator 2e-6, critic 4e-7, 5 critic updates for one of the generator, EMA.
 
-    steps counts critic updates. t_low, t_high: clamp of the time at which scores are compared.
+    steps counts critic updates. t_low, t_high: clamp of the time at which scores are compared. teacher: "device" keeps the
+    frozen teacher there, "offload" in CPU memory between the generator's turns, which alone need it.
     """
 
     group: ClassVar[str] = "dmd"
@@ -67,6 +69,7 @@ class DmdConfig(LoopConfig):
     clip_norm: float = 10.0
     t_low: float = 0.02
     t_high: float = 0.98
+    teacher: str = "device"
     augment: Augment = field(default_factory=Augment)  # of this, only the number of tracks matters here
     heldout_clips: int = 4
     picture_clips: int = 2
@@ -76,6 +79,8 @@ class DmdConfig(LoopConfig):
         out = super().checks() + at_least(self, least) + [f"augment.{p}" for p in self.augment.problems()]
         if not 0.0 < self.t_low < self.t_high < 1.0:
             out.append(f"t_low, t_high: {self.t_low}, {self.t_high} must satisfy 0 < t_low < t_high < 1")
+        if self.teacher not in TEACHER_PLACES:
+            out.append(f"teacher: {self.teacher!r} is not one of {', '.join(TEACHER_PLACES)}")
         if self.picture_clips > self.heldout_clips:
             out.append(f"picture_clips: {self.picture_clips} is more than heldout_clips ({self.heldout_clips})")
         return out
@@ -123,7 +128,7 @@ class DmdMethod:
         self.model, self.cfg, self.guidance, self.decode, self.seed = cfg.model, cfg.dmd, cfg.guidance, decode, seed
         self.generator, self.critic, self.teacher = generator, critic, teacher
         self.times = flow.student_timesteps(cfg.model.student.steps, cfg.model.dit.shift)
-        draws = Draws(seed, rank=0, step=-1)
+        draws = Draws(seed, step=-1)
         self.heldout, self.real_spread = heldout, float(heldout.latents.std())
         self.held_cond = condition(heldout, draw_tracks(heldout, cfg.dmd.augment, cfg.model, draws), cfg.model)
         self._learners = {
@@ -185,7 +190,10 @@ class DmdMethod:
     def scores(self, noisy: Tensor, t: Tensor, cond: Conditioning) -> tuple[Tensor, Tensor]:
         """x_0 as the teacher (joint guidance) and as the critic (conditional) see it, both b z t h w."""
         w = self.guidance
+        self.teacher.to(noisy.device)
         real = flow.x0_from_velocity(noisy, guidance.joint(self.teacher, noisy, t, cond, w.text, w.track), t)
+        if self.cfg.teacher == "offload":
+            self.teacher.to("cpu")
         fake = flow.x0_from_velocity(noisy, self.critic(noisy, t, cond), t)
         return restore_image(real, cond, self.model), restore_image(fake, cond, self.model)
 
@@ -202,7 +210,7 @@ class DmdMethod:
     @torch.no_grad()
     def observe(self, step: int) -> Observation:
         """Full rollouts of fixed held-out clips: distance to the real latents, spread, contact sheet."""
-        generator = Draws(self.seed, rank=0, step=-1).own("heldout rollout")
+        generator = Draws(self.seed, step=-1).own("heldout rollout")
         noise = self.noise(self.held_cond, generator)
         x = rollout(self.generator, self.held_cond, noise, self.times, self.model.student, generator)
         real, n = self.heldout.latents, self.cfg.picture_clips
@@ -233,7 +241,10 @@ def run(cfg: DmdRun, inputs: DmdInputs, ctx: Context) -> Checkpoint:
     critic = trainable_teacher(inputs.teacher, ctx.device)
     generator.checkpoint_layers = critic.checkpoint_layers = cfg.dmd.checkpoint_layers
     teacher = frozen_teacher(inputs.teacher, ctx.device)
-    loader = open_loader((inputs.train,), cfg.dmd.batch, inputs.loader, ctx)
+    if cfg.dmd.teacher == "offload":
+        teacher.to("cpu")
+    micro_steps = cfg.dmd.micro_steps(ctx.world_size)
+    loader = open_loader((inputs.train,), cfg.dmd.batch, inputs.loader, ctx, micro_steps)
     heldout = heldout_batch(inputs.heldout, cfg.dmd.heldout_clips)
     decode = frozen_decoder(cfg.model.vae, ctx.device)
     metrics = fit(cfg, generator, critic, teacher, loader, heldout, decode, ctx)

@@ -59,8 +59,11 @@ class FrameLoader(SampleLoader):
         world_size: int,
         cfg: LoaderConfig = IN_PROCESS,
         say: Callable[[str], None] = print,
+        micro_steps: int = 1,
     ) -> None:
-        super().__init__(shard_sets, batch, seed, rank, world_size, _item, _collate, cfg, say=say)
+        super().__init__(
+            shard_sets, batch, seed, rank, world_size, _item, _collate, cfg, say=say, micro_steps=micro_steps
+        )
 
 
 def _item(members: Members) -> tuple[Tensor, Tensor]:

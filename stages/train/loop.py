@@ -41,8 +41,10 @@ class _Window:
         self.sums[name] += value
         self.counts[name] += 1
 
-    def means(self) -> dict[str, float]:
-        out = {name: total / self.counts[name] for name, total in self.sums.items()}
+    def means(self, ctx: Context) -> dict[str, float]:
+        """Over all ranks, which call it together."""
+        means = [total / self.counts[name] for name, total in self.sums.items()]
+        out = dict(zip(self.sums, _averaged(means, ctx), strict=True))
         speed = self.clips / max(time.monotonic() - self.since, 1e-9)
         return {**out, "clips_per_second": speed, "loader/wait_share": self.waited / max(self.stepped, 1e-9)}
 
@@ -55,11 +57,21 @@ def train(method: Method, loader: Loader, cfg: LoopConfig, seed: int, ctx: Conte
     """Trains method's learners for cfg.total_steps steps, from the newest save in ctx.workdir if there is one.
 
     Every rank calls it. Afterwards the learners' modules carry their averaged weights (where one is kept). Returns the last
-    observation's metrics, taken on those weights. Raises StageError on a non-finite loss, whose batch is saved first.
+    observation's metrics, taken on those weights. Raises StageError on a non-finite loss, whose batch is saved first, and
+    where a GPU's memory is too small, with the settings that would take less.
     """
-    learners = method.learners()
-    emas = {n: Ema(x.module, cfg.ema_decay) for n, x in learners.items() if x.ema}  # before weights may turn bf16
-    engines = {n: ctx.engine(x.module, x.optimizer, cfg.clip_norm, cfg.accumulate) for n, x in learners.items()}
+    try:
+        return _train(method, loader, cfg, seed, ctx)
+    except torch.OutOfMemoryError as error:
+        raise StageError(_too_large(cfg, ctx)) from error
+
+
+def _train(method: Method, loader: Loader, cfg: LoopConfig, seed: int, ctx: Context) -> dict[str, float]:
+    learners, micro_steps = method.learners(), cfg.micro_steps(ctx.world_size)
+    engines = {n: ctx.engine(x.module, x.optimizer, cfg.clip_norm, micro_steps) for n, x in learners.items()}
+    emas = {
+        n: Ema(engines[n].masters(), cfg.ema_decay, engines[n].average_device) for n, x in learners.items() if x.ema
+    }
     for name, learner in learners.items():
         assert engines[name].module is learner.module, f"the engine of {name} wraps another module than the method uses"
     for name in sorted({_attention(x.module, ctx) for x in learners.values() if isinstance(x.module, WanDiT)}):
@@ -79,7 +91,7 @@ def train(method: Method, loader: Loader, cfg: LoopConfig, seed: int, ctx: Conte
             last = done == cfg.total_steps
             progress.advance(1, note=window.note())
             if done % cfg.log_steps == 0 or last:
-                ctx.emit(done, window.means() | loader.metrics())
+                ctx.emit(done, window.means(ctx) | loader.metrics())
                 window = _Window()
             if done % cfg.observe_steps == 0 and not last:
                 observe(method, done, ctx)
@@ -88,7 +100,7 @@ def train(method: Method, loader: Loader, cfg: LoopConfig, seed: int, ctx: Conte
                 save(training, done, ctx)
                 saved_at = time.monotonic()
     for name, ema in emas.items():
-        ema.copy_to(learners[name].module)
+        engines[name].finish(ema.shadow)
     return observe(method, done, ctx)
 
 
@@ -119,14 +131,15 @@ def _step(
     window: _Window,
     ctx: Context,
 ) -> None:
-    """One step: `accumulate` micro-steps of every learner whose turn it is."""
+    """One step: the micro-steps of every learner whose turn it is. Ranks take turns on the step's micro-batches."""
     began, turns = time.perf_counter(), method.turns(step)
     for name in turns:
         for group in training.learners[name].optimizer.param_groups:
             group["lr"] = method.lr(name, group["name"], step)
-    for micro in range(cfg.accumulate):
+    micro_steps = cfg.micro_steps(ctx.world_size)
+    for micro in range(micro_steps):
         asked = time.perf_counter()
-        batch, draws = next(batches), Draws(seed, ctx.rank, step, micro)
+        batch, draws = next(batches), Draws(seed, step, micro * ctx.world_size + ctx.rank)
         window.waited += time.perf_counter() - asked
         window.clips += cfg.batch * ctx.world_size
         for name in turns:
@@ -135,13 +148,13 @@ def _step(
             training.engines[name].backward(loss.value)
             norm = training.engines[name].step()
             _measure(window, name, loss)
-            if micro == cfg.accumulate - 1:
+            if micro == micro_steps - 1:
                 window.add(f"grad_norm/{name}", norm)
                 if not math.isfinite(norm):
                     _alarm(f"gradient of {name}", name, batch, step, ctx)
     for name in turns:
         if name in training.emas:
-            training.emas[name].update(training.learners[name].module)
+            training.emas[name].update(training.engines[name].masters())
     window.stepped += time.perf_counter() - began
 
 
@@ -177,6 +190,25 @@ def save_batch(batch: Any, path: Path) -> None:
     )
     tensors = {n: v.detach().cpu().contiguous() for n, v in values.items() if isinstance(v, Tensor)}
     save_file(tensors, path, metadata={n: repr(v) for n, v in values.items() if not isinstance(v, Tensor)})
+
+
+def _too_large(cfg: LoopConfig, ctx: Context) -> str:
+    lighter = [f"{cfg.group}.batch={cfg.batch // 2}"] if cfg.batch > 1 else []
+    if not cfg.checkpoint_layers:
+        lighter.append(f"{cfg.group}.checkpoint_layers=true")
+    return (
+        f"the GPU's memory is too small for {cfg.group}.batch={cfg.batch}. These take less, the first ones at the least cost: "
+        f"{'; '.join(lighter + ctx.lighter())}. The training resumes from its last save where only compute.* changes"
+    )
+
+
+def _averaged(values: list[float], ctx: Context) -> list[float]:
+    """The mean of each value over the ranks."""
+    if ctx.world_size == 1:
+        return values
+    total = torch.tensor(values, dtype=torch.float64, device=ctx.device)
+    torch.distributed.all_reduce(total)
+    return (total / ctx.world_size).tolist()
 
 
 def _agree(wish: bool, ctx: Context) -> bool:

@@ -124,7 +124,7 @@ def make_pairs(dit: nn.Module, loader: Loader, split: str, count: int, folder: P
             if all(p.exists() for p in paths.values()):
                 progress.advance(len(paths))
                 continue
-            draws = Draws(ctx.seed, ctx.rank, turn, micro=int(split == HELDOUT))
+            draws = Draws(ctx.seed, turn * ctx.world_size + ctx.rank, micro=int(split == HELDOUT))
             batch = batch.to(ctx.device)
             states, endpoint, clip_tracks, _ = trajectories(dit, batch, cfg, draws)
             if not bool(torch.isfinite(endpoint).all()):
@@ -175,7 +175,7 @@ def _filled(x: Tensor, dim: int, size: int) -> Tensor:
 
 
 class PairLoader:
-    """Batches of pairs for ever, shuffled anew each epoch by (seed, epoch), each rank its share. See method.Loader."""
+    """Batches of pairs for ever (method.Loader), shuffled anew each epoch by (seed, epoch) and dealt to the ranks in turn."""
 
     def __init__(
         self,
@@ -194,16 +194,15 @@ class PairLoader:
             )
         self.pairs, self.batch, self.model, self.device = pairs, batch, model, device
         self.seed, self.rank, self.world_size = seed, rank, world_size
-        self.taken = 0  # batches yielded
+        self.taken = 0  # batches yielded by all ranks together
 
     def __iter__(self) -> Iterator[PairBatch]:
-        per_epoch = self.pairs.count // (self.batch * self.world_size)
+        per_epoch = self.pairs.count // self.batch
         while True:
-            epoch, place = divmod(self.taken, per_epoch)
-            order = torch.randperm(self.pairs.count, generator=Draws(self.seed, -1, epoch).shared("pair order"))
-            start = (place * self.world_size + self.rank) * self.batch
-            chosen = order[start : start + self.batch].tolist()
-            self.taken += 1
+            epoch, place = divmod(self.taken + self.rank, per_epoch)
+            order = torch.randperm(self.pairs.count, generator=Draws(self.seed, epoch).shared("pair order"))
+            chosen = order[place * self.batch : (place + 1) * self.batch].tolist()
+            self.taken += self.world_size
             yield read_pairs([pair_path(Path(self.pairs.folder), TRAIN, i) for i in chosen], self.model, self.device)
 
     def metrics(self) -> dict[str, float]:
@@ -229,7 +228,7 @@ def run(cfg: OdeRun, inputs: OdeInputs, ctx: Context) -> OdePairs:
         (TRAIN, inputs.train, cfg.ode.pairs),
         (HELDOUT, inputs.heldout, cfg.ode.heldout_pairs),
     ):
-        loader = open_loader((shards,), cfg.ode.batch, in_process, ctx)
+        loader = open_loader((shards,), cfg.ode.batch, in_process, ctx, lanes=1)
         make_pairs(dit, loader, split, count, ctx.workdir, cfg, ctx)
     ctx.barrier()
     timesteps = flow.student_timesteps(cfg.model.student.steps, cfg.model.dit.shift)

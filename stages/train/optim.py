@@ -12,7 +12,8 @@ from stages.train.method import LoopConfig
 
 
 class Joined(torch.optim.Optimizer):
-    """Several optimizers that step as one. Groups are shared: whoever sets a group's learning rate sets its part's.
+    """Several optimizers that step as one. Groups and state are shared: whoever sets a group's learning rate or a weight's
+    momentum sets its part's.
 
     whole_tensors: its parts need every weight whole, so that weights cannot be sharded (ZeRO 1 and above).
     """
@@ -22,19 +23,13 @@ class Joined(torch.optim.Optimizer):
     def __init__(self, parts: Sequence[torch.optim.Optimizer]) -> None:
         self.parts = tuple(parts)
         super().__init__([group for part in self.parts for group in part.param_groups], {})
+        for part in self.parts:
+            part.state = self.state
 
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
         assert closure is None, "no part here evaluates a loss anew"
         for part in self.parts:
             part.step()
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"parts": [part.state_dict() for part in self.parts]}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        for part, own in zip(self.parts, state["parts"], strict=True):
-            part.load_state_dict(own)
-        self.param_groups = [group for part in self.parts for group in part.param_groups]  # loading made new ones
 
 
 def make_optimizer(

@@ -26,9 +26,13 @@ from stages.train.sampling import Decode
 RANDOM = "random"
 
 
-def open_loader(shard_sets: Sequence[ShardSet], batch: int, cfg: LoaderConfig, ctx: Context) -> Loader:
-    """This rank's endless loader of training batches."""
-    return Loader(shard_sets, batch, ctx.seed, ctx.rank, ctx.world_size, cfg, say=ctx.say)
+def open_loader(
+    shard_sets: Sequence[ShardSet], batch: int, cfg: LoaderConfig, ctx: Context, micro_steps: int = 1, lanes: int = 0
+) -> Loader:
+    """This rank's endless loader of training batches (see stages.data.loader.SampleLoader)."""
+    return Loader(
+        shard_sets, batch, ctx.seed, ctx.rank, ctx.world_size, cfg, say=ctx.say, micro_steps=micro_steps, lanes=lanes
+    )
 
 
 def heldout_batch(shards: ShardSet, most: int) -> Batch:

@@ -1,25 +1,31 @@
-"""Saved training states: written aside, renamed when whole, the last two kept.
+"""Saved training states: written aside, renamed when whole, the last two kept. Any number of ranks can take one up.
 
-SAVES/step-00000100/ holds ema.<learner>.safetensors and, for each rank, rank-00000.pt: engines, loader position, random
-state, step. The .pt files are our own plain data and tensors, read with weights_only=True.
+SAVES/step-00000100/ holds, tensors by name and whole, LEARNER.state-00000-of-00002.safetensors (weights in float32 and what
+the optimizer keeps of them) and LEARNER.ema-...: each rank writes every ranks-th tensor; random-00000.pt: a rank's global
+random state; save.json: step, loader position, and what the training is.
 """
 
 from __future__ import annotations
 
+import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
 
 from stages.spec import Context, Engine, StageError
 from stages.train.ema import Ema
 from stages.train.method import Learner, Loader
 
 KEEP = 2
+SAVES = "saves"
+MAY_DIFFER = ("log_steps", "observe_steps", "save_minutes", "save_steps")  # they change no result
 
 
 @dataclass(frozen=True)
@@ -32,66 +38,134 @@ class Training:
     loader: Loader
 
 
+class SavedTensors(Mapping[str, Tensor]):
+    """The tensors of one state, read from its parts one by one. Raises ValueError where a part is missing."""
+
+    def __init__(self, folder: Path, name: str) -> None:
+        parts = sorted(folder.glob(f"{name}-*.safetensors"))
+        count = int(parts[0].stem.rpartition("-of-")[2]) if parts else 0
+        if not parts or len(parts) != count:
+            raise ValueError(f"{len(parts)} of {count or 'the'} parts of {name} are there")
+        self._files = [safe_open(path, "pt") for path in parts]
+        self._file_of = {key: file for file in self._files for key in file.keys()}  # noqa: SIM118 (no mapping)
+
+    def __getitem__(self, key: str) -> Tensor:
+        return self._file_of[key].get_tensor(key)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._file_of)
+
+    def __len__(self) -> int:
+        return len(self._file_of)
+
+
 def saves(workdir: Path) -> list[Path]:
     """Whole saves, oldest first."""
-    return sorted(p for p in (workdir / "saves").glob("step-*") if p.is_dir())
+    return sorted(p for p in (workdir / SAVES).glob("step-*") if p.is_dir())
 
 
 def save(training: Training, step: int, ctx: Context) -> Path:
     """Saves the state after `step` steps; every rank calls it. Returns the save's folder."""
-    final = ctx.workdir / "saves" / f"step-{step:08d}"
+    final = ctx.workdir / SAVES / f"step-{step:08d}"
     aside = final.with_name(f".writing-{step:08d}")
     if ctx.rank == 0:
         shutil.rmtree(aside, ignore_errors=True)
         aside.mkdir(parents=True)
     ctx.barrier()
-    torch.save(_rank_state(training, step, ctx), aside / f"rank-{ctx.rank:05d}.pt")
+    for name, engine in training.engines.items():
+        _write_share(engine.state(), aside / f"{name}.state", ctx)
+    for name, ema in training.emas.items():
+        whole = ((n, training.engines[name].whole(n, piece)) for n, piece in ema.shadow.items())
+        _write_share(whole, aside / f"{name}.ema", ctx)
+    torch.save(_random(ctx.device), aside / f"random-{ctx.rank:05d}.pt")
     if ctx.rank == 0:
-        for name, ema in training.emas.items():
-            shadow = {n: x.cpu().contiguous() for n, x in ema.shadow.items()}
-            save_file(shadow, aside / f"ema.{name}.safetensors")
+        updates = {n: e.updates for n, e in training.emas.items()}
+        about = {"step": step, "ema_updates": updates, "loader": training.loader.state_dict(), "about": dict(ctx.about)}
+        (aside / "save.json").write_text(json.dumps(about, indent=1))
     ctx.barrier()
     if ctx.rank == 0:
         shutil.rmtree(final, ignore_errors=True)
         aside.rename(final)
         for old in saves(ctx.workdir)[:-KEEP]:
             shutil.rmtree(old)
+        ctx.keep(final)
     ctx.barrier()
     return final
 
 
 def resume(training: Training, ctx: Context) -> int:
-    """Takes up the newest save in ctx.workdir; returns the number of steps already done (0: a fresh start)."""
+    """Takes up the newest save in ctx.workdir, or that which the run keeps elsewhere; returns the number of steps already
+    done (0: a fresh start). Raises StageError where the save is of another training, with what differs."""
+    ctx.recall(SAVES)
     found = saves(ctx.workdir)
     if not found:
         return 0
     folder = found[-1]
-    path = folder / f"rank-{ctx.rank:05d}.pt"
-    ranks = len(list(folder.glob("rank-*.pt")))
-    if ranks != ctx.world_size:
+    try:
+        about = json.loads((folder / "save.json").read_text())
+        _require_same(about["about"], ctx.about, folder)
+        for name, engine in training.engines.items():
+            engine.load(SavedTensors(folder, f"{name}.state"))
+        for name, ema in training.emas.items():
+            _load_average(ema, training.engines[name], SavedTensors(folder, f"{name}.ema"), about["ema_updates"][name])
+        training.loader.load_state_dict(about["loader"])
+    except StageError:
+        raise
+    except (OSError, KeyError, ValueError) as error:
         raise StageError(
-            f"{folder} was saved by {ranks} processes and cannot be resumed by {ctx.world_size}: "
-            f"resume with {ranks}, or delete {folder.parent} to start this training again"
-        )
-    state = torch.load(path, map_location="cpu", weights_only=True)
-    for name, engine in training.engines.items():
-        engine.load_state_dict(state["engines"][name])
-    for name, ema in training.emas.items():
-        ema.load(load_file(folder / f"ema.{name}.safetensors"), state["ema_updates"][name])
-    training.loader.load_state_dict(state["loader"])
-    _restore_random(state["random"])
-    ctx.say(f"resumed after step {state['step']} from {folder}")
-    return int(state["step"])
+            f"{folder} cannot be resumed ({error}): delete it to go on from the save before it, or {folder.parent} to start "
+            f"this training again"
+        ) from error
+    random = folder / f"random-{ctx.rank:05d}.pt"
+    if random.exists():  # not where there are more ranks now
+        _restore_random(torch.load(random, map_location="cpu", weights_only=True))
+    ctx.say(f"resumed after step {about['step']} from {folder}")
+    return int(about["step"])
 
 
-def _rank_state(training: Training, step: int, ctx: Context) -> dict[str, Any]:
-    return {
-        "step": step,
-        "engines": {n: e.state_dict() for n, e in training.engines.items()},
-        "ema_updates": {n: e.updates for n, e in training.emas.items()},
-        "loader": training.loader.state_dict(),
-        "random": _random(ctx.device),
+def _write_share(tensors: Iterable[tuple[str, Tensor]], path: Path, ctx: Context) -> None:
+    """Writes this rank's part, every ranks-th tensor. All ranks go through all tensors, which may be put together for it."""
+    own = {
+        name: tensor.detach().to("cpu", copy=True).contiguous()
+        for number, (name, tensor) in enumerate(tensors)
+        if number % ctx.world_size == ctx.rank
     }
+    save_file(own, path.with_name(f"{path.name}-{ctx.rank:05d}-of-{ctx.world_size:05d}.safetensors"))
+
+
+def _load_average(ema: Ema, engine: Engine, saved: Mapping[str, Tensor], updates: int) -> None:
+    if saved.keys() != ema.shadow.keys():
+        odd = sorted(saved.keys() ^ ema.shadow.keys())[:3]
+        raise ValueError(f"the saved average is another module's ({', '.join(odd)}...)")
+    for name in ema.shadow:
+        ema.shadow[name].copy_(engine.piece(name, saved[name]))
+    ema.updates = updates
+
+
+def _require_same(saved: Mapping[str, Any], own: Mapping[str, Any], folder: Path) -> None:
+    """Raises StageError naming every field in which the training of a save was another one."""
+    before, now = dict(_leaves(saved)), dict(_leaves(own))
+    differ = [
+        f"  {key}: {before.get(key, 'absent')} in the save, {now.get(key, 'absent')} now"
+        for key in sorted(before.keys() | now.keys())
+        if before.get(key) != now.get(key) and key.rpartition(".")[2] not in MAY_DIFFER
+    ]
+    if differ:
+        raise StageError(
+            f"{folder} is a save of another training:\n"
+            + "\n".join(differ)
+            + f"\nOnly {', '.join(MAY_DIFFER)}, loader.* "
+            f"and compute.* may differ. Set these fields back, or delete {folder.parent} to start this training anew"
+        )
+
+
+def _leaves(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """(dotted name, value) of nested plain data, without type marks; fields of `config` by their own names."""
+    for key, inner in value.items():
+        if isinstance(inner, Mapping):
+            yield from _leaves(inner, prefix if key == "config" else f"{prefix}{key}.")
+        elif key != "@":
+            yield f"{prefix}{key}", inner
 
 
 def _random(device: torch.device) -> dict[str, torch.Tensor]:

@@ -162,7 +162,7 @@ class TeacherMethod:
 
     def loss(self, learner: str, batch: Batch, draws: Draws) -> Loss:
         phase = self.cfg.phase(draws.step)
-        device = next(self.dit.parameters()).device
+        device = self.probe.latents.device
         batch = batch.to(device)
         cond = training_conditioning(batch, self.cfg.augment, self.model, draws, masked=phase == "masked")
         latents = batch.latents
@@ -199,7 +199,7 @@ class Probe:
     """
 
     def __init__(self, heldout: Batch, model: ModelConfig, augment: Augment, decode: Decode, seed: int) -> None:
-        draws = Draws(seed, rank=0, step=-1)
+        draws = Draws(seed, step=-1)
         self.model, self.decode = model, decode
         self.latents = heldout.latents
         self.cond = condition(heldout, draw_tracks(heldout, augment, model, draws), model)
@@ -249,7 +249,8 @@ def run(cfg: TeacherRun, inputs: TeacherInputs, ctx: Context) -> Checkpoint:
         match_tracks(dit, torch.Generator().manual_seed(ctx.seed))
     dit = dit.to(ctx.device)
     dit.checkpoint_layers = cfg.teacher.checkpoint_layers
-    loader = open_loader((inputs.train,), cfg.teacher.batch, inputs.loader, ctx)
+    micro_steps = cfg.teacher.micro_steps(ctx.world_size)
+    loader = open_loader((inputs.train,), cfg.teacher.batch, inputs.loader, ctx, micro_steps)
     heldout = heldout_batch(inputs.heldout, cfg.teacher.probe_clips)
     metrics = fit(cfg, dit, loader, heldout, frozen_decoder(cfg.model.vae, ctx.device), ctx)
     parents = tuple(c.digest for c in (inputs.base,) if c)

@@ -9,7 +9,6 @@ Legend: b batch, z latent channels, t latent frames, h w latent size, T pixel fr
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import ClassVar
 
@@ -153,8 +152,9 @@ class TinyVAEMethod:
         value = l1 + self.cfg.gradient_weight * gradients
         metrics = {"l1": float(l1.detach()), "gradients": float(gradients.detach())}
         if self.discriminator is not None:
-            weights: Mapping[str, Tensor] = {n: p.detach() for n, p in self.discriminator.named_parameters()}
-            fooled = -torch.func.functional_call(self.discriminator, dict(weights), (made,)).mean()
+            self.discriminator.requires_grad_(False)  # the gradient goes through it to the decoder
+            fooled = -self.discriminator(made).mean()
+            self.discriminator.requires_grad_(True)
             value = value + self.cfg.adversarial_weight * fooled
         return Loss(value, metrics)
 
@@ -204,7 +204,8 @@ def run(cfg: TinyVAERun, inputs: TinyVAEInputs, ctx: Context) -> Checkpoint:
     """Checkpoint "tiny_vae": the averaged weights, with held-out PSNR and L1 as metrics."""
     tiny = cfg.tiny_vae
     decoder = initial_decoder(cfg, some_frames(inputs.train, max(tiny.fit_clips, 1)), ctx.seed).to(ctx.device)
-    loader = FrameLoader((inputs.train,), tiny.batch, ctx.seed, ctx.rank, ctx.world_size, inputs.loader, ctx.say)
+    micro_steps, place = tiny.micro_steps(ctx.world_size), (ctx.rank, ctx.world_size)
+    loader = FrameLoader((inputs.train,), tiny.batch, ctx.seed, *place, inputs.loader, ctx.say, micro_steps)
     metrics = fit(cfg, decoder, loader, some_frames(inputs.heldout, tiny.heldout_clips), ctx)
     return publish("tiny_vae", decoder, tiny.total_steps, ctx, metrics=metrics)
 

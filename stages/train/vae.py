@@ -81,16 +81,16 @@ class VAEInputs:
 
 
 class FootageLoader:
-    """Batches b 3 T H W for ever; the i-th of a rank depends on (seed, rank, i) only."""
+    """Batches b 3 T H W for ever, dealt to the ranks in turn; the i-th depends on (seed, i) only."""
 
-    def __init__(self, footage: Footage, batch: int, seed: int, rank: int = 0) -> None:
-        self.footage, self.batch, self.seed, self.rank = footage, batch, seed, rank
-        self.drawn = 0
+    def __init__(self, footage: Footage, batch: int, seed: int, rank: int = 0, world_size: int = 1) -> None:
+        self.footage, self.batch, self.seed, self.rank, self.world_size = footage, batch, seed, rank, world_size
+        self.drawn = 0  # by all ranks together
 
     def __iter__(self) -> Iterator[dict[str, Tensor]]:
         while True:
-            self.drawn += 1
-            generator = Draws(self.seed, self.rank, self.drawn).own("footage")
+            generator = Draws(self.seed, self.drawn + self.rank + 1).own("footage")
+            self.drawn += self.world_size
             yield {"video": self.footage.batch(self.batch, generator)}
 
     def metrics(self) -> dict[str, float]:
@@ -175,7 +175,7 @@ def run(cfg: VAERun, inputs: VAEInputs, ctx: Context) -> Checkpoint:
         vae = PatchVAE(cfg.vae, own.width, own.layers)
     fix_encoder(vae, footage, own.component_clips, ctx.seed)
     heldout = watched.batch(own.heldout_clips, torch.Generator().manual_seed(0))
-    loader = FootageLoader(footage, own.batch, ctx.seed, ctx.rank)
+    loader = FootageLoader(footage, own.batch, ctx.seed, ctx.rank, ctx.world_size)
     metrics = fit(cfg, vae.to(ctx.device), loader, heldout, ctx)
     folder = ctx.workdir / "vae"
     if ctx.rank == 0:

@@ -1,15 +1,21 @@
-"""Engines agree: DeepSpeed (ZeRO 0 and 1, one process) trains as plain torch does, and resumes exactly."""
+"""Engines agree: DeepSpeed (ZeRO 0 to 3, one process) trains as plain torch does, and takes up any other's state."""
 
 from __future__ import annotations
-
-import io
 
 import pytest
 import torch
 import torch.distributed as dist
 from torch import nn
 
-from infra.engine import DeepSpeedEngine, TorchEngine, gradient_norm
+from infra import engine as engines
+from infra.engine import DeepSpeedEngine, Sharding, TorchEngine, gradient_norm
+
+KINDS = ["torch", "zero0", "zero1", "zero2", "zero3"]
+
+
+@pytest.fixture(autouse=True)
+def everything_sharded(monkeypatch):
+    monkeypatch.setattr(engines, "KEPT_WHOLE", 0)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -20,7 +26,7 @@ def process_group(tmp_path_factory):
     dist.destroy_process_group()
 
 
-def build(kind: str, accumulate: int = 1, seed: int = 0):
+def build(kind: str, accumulate: int = 1, seed: int = 0, offload: str = "none"):
     torch.manual_seed(seed)
     module = nn.Sequential(nn.Linear(8, 16), nn.GELU(), nn.Linear(16, 4))
     module[0].bias.requires_grad_(False)  # frozen parameters must be fine
@@ -28,7 +34,7 @@ def build(kind: str, accumulate: int = 1, seed: int = 0):
     optimizer = torch.optim.AdamW([{"name": "body", "params": trained}], lr=1e-2)
     if kind == "torch":
         return TorchEngine(module, optimizer, 0.05, accumulate)
-    return DeepSpeedEngine(module, optimizer, 0.05, accumulate, zero_stage=int(kind[-1]))
+    return DeepSpeedEngine(module, optimizer, 0.05, accumulate, Sharding(int(kind[-1]), offload))
 
 
 def train(engine, steps: int, start: int = 0) -> list[float]:
@@ -42,25 +48,71 @@ def train(engine, steps: int, start: int = 0) -> list[float]:
     return losses
 
 
-@pytest.mark.parametrize("kind", ["zero0", "zero1", "zero2"])
+@pytest.mark.parametrize("kind", KINDS[1:])
 @pytest.mark.parametrize("accumulate", [1, 2])
 def test_deepspeed_equals_torch(kind, accumulate):
     expected, got = train(build("torch", accumulate), 6), train(build(kind, accumulate), 6)
     assert got == pytest.approx(expected, abs=1e-5)
 
 
-@pytest.mark.parametrize("kind", ["torch", "zero0", "zero1", "zero2"])
+@pytest.mark.parametrize(("kind", "offload"), [("zero1", "optimizer"), ("zero2", "optimizer"), ("zero3", "all")])
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_offloading_changes_nothing(kind, offload, accumulate):
+    got = train(build(kind, accumulate, offload=offload), 6)
+    assert got == pytest.approx(train(build("torch", accumulate), 6), abs=1e-5)
+
+
+def saved_state(engine) -> dict[str, torch.Tensor]:
+    return {name: tensor.clone() for name, tensor in engine.state()}
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_resume_is_exact(kind):
     whole = build(kind)
     expected = train(whole, 4)
     first = build(kind)
     head = train(first, 2)
-    saved = io.BytesIO()
-    torch.save(first.state_dict(), saved)
-    saved.seek(0)
     second = build(kind, seed=1)
-    second.load_state_dict(torch.load(saved, weights_only=True))
+    second.load(saved_state(first))
     assert head + train(second, 2, start=2) == expected
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_takes_up_every_others_state(kind):
+    other = build("zero3" if kind != "zero3" else "torch")
+    train(other, 2)
+    state = saved_state(other)
+    assert sorted(state) == [
+        "exp_avg/0.weight", "exp_avg/2.bias", "exp_avg/2.weight", "exp_avg_sq/0.weight", "exp_avg_sq/2.bias",
+        "exp_avg_sq/2.weight", "fixed/0.bias", "step/0.weight", "step/2.bias", "step/2.weight", "weight/0.weight",
+        "weight/2.bias", "weight/2.weight",
+    ]  # fmt: skip
+    mine = build(kind, seed=1)
+    mine.load(state)
+    assert train(mine, 2, start=2) == pytest.approx(train(other, 2, start=2), abs=1e-5)
+
+
+def test_another_modules_state_is_refused():
+    state = saved_state(build("torch"))
+    with pytest.raises(ValueError, match=r"another model's \(weight/2\.bias"):
+        build("zero1").load({k: v for k, v in state.items() if k != "weight/2.bias"})
+    with pytest.raises(ValueError, match=r"weight of 0\.weight is \(2, 8\), the model's \(16, 8\)"):
+        build("zero3").load(state | {"weight/0.weight": torch.zeros(2, 8)})
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_finished_module_is_plain_and_has_the_weights_it_was_given(kind):
+    engine = build(kind)
+    train(engine, 1)
+    pieces = {name: master + 1 for name, master in engine.masters().items()}
+    expected = {name: engine.whole(name, piece) for name, piece in pieces.items()}
+    fixed = saved_state(engine)["fixed/0.bias"]
+    engine.finish(pieces)
+    own = dict(engine.module.named_parameters())
+    assert all(torch.equal(own[name], value) for name, value in expected.items())
+    assert torch.equal(own["0.bias"], fixed) and not own["0.bias"].requires_grad
+    assert engine.module(torch.ones(1, 8)).shape == (1, 4)
+    assert engine.module.state_dict()["0.weight"].shape == (16, 8)
 
 
 @pytest.mark.parametrize("kind", ["torch", "zero0", "zero1"])
@@ -106,7 +158,7 @@ def test_gradient_norm_is_of_one_vector():
 def test_channels_last_weights_are_accepted(stage, kernel):
     module = nn.Conv2d(3, 4, kernel).to(memory_format=torch.channels_last)
     before = module.weight.detach().clone()
-    engine = DeepSpeedEngine(module, torch.optim.AdamW(module.parameters()), 1.0, zero_stage=stage)
+    engine = DeepSpeedEngine(module, torch.optim.AdamW(module.parameters()), 1.0, sharding=Sharding(stage))
     assert torch.equal(module.weight, before)
     assert stage == 1 or module.weight.is_contiguous(memory_format=torch.channels_last)
     engine.backward(engine.module(torch.ones(1, 3, 5, 5)).square().sum())
@@ -119,7 +171,7 @@ def test_an_optimizer_that_needs_whole_weights_trains_unsharded_and_is_refused_o
         module = nn.Linear(4, 4)
         optimizer = torch.optim.Muon([module.weight], lr=1e-2)
         optimizer.whole_tensors = True
-        return DeepSpeedEngine(module, optimizer, 0.0, zero_stage=int(kind[-1]))
+        return DeepSpeedEngine(module, optimizer, 0.0, sharding=Sharding(int(kind[-1])))
 
     with pytest.raises(ValueError, match=r"compute\.zero_stage=0"):
         whole("zero1")

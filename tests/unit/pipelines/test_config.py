@@ -148,3 +148,39 @@ def test_the_resolved_config_reads_back():
     text = as_yaml(load("debug"))
     assert "preset: debug" in text
     assert dataclasses.is_dataclass(Config)
+
+
+@pytest.mark.parametrize("workers", [1, 8, 32, 64])
+@pytest.mark.parametrize("preset", ["wan21-1.3b", "wan22-5b"])
+def test_wan_presets_make_the_papers_batches_on_any_number_of_gpus(preset, workers):
+    cfg = load(preset, [f"compute.workers={workers}"])
+    for training, clips in ((cfg.teacher, 128), (cfg.adapt, 128), (cfg.dmd, 64)):
+        assert training.batch * training.micro_steps(workers) * workers == clips
+
+
+def test_a_global_batch_that_the_workers_cannot_make_is_told_before_anything_starts():
+    with pytest.raises(ConfigError) as error:
+        load("wan22-5b", ["compute.workers=24"])
+    groups = [p.split(":")[0] for p in error.value.problems]
+    assert groups == ["teacher.global_batch", "adapt.global_batch", "dmd.global_batch"]
+    assert "compute.workers=1, 2, 4, 8, 16, 32, 64" in error.value.problems[2]
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        (["compute.offload=optimizer"], "compute.offload: optimizer needs compute.zero_stage=1 or more"),
+        (["compute.offload=all", "compute.zero_stage=2"], "compute.offload: all needs compute.zero_stage=3 or more"),
+        (["compute.offload=all", "compute.zero_stage=3", "compute.engine=torch"], "needs compute.engine=deepspeed"),
+        (["compute.offload=disk"], "compute.offload: 'disk' is not one of none, optimizer, all"),
+        (["compute.ema=disk"], "compute.ema: 'disk' is not one of device, cpu"),
+        (["compute.zero_stage=4"], "compute.zero_stage: 4 is not one of 0, 1, 2, 3"),
+        (["compute.checkpoints=saves"], "compute.checkpoints: 'saves' is no address"),
+        (["dmd.teacher=disk"], "dmd.teacher: 'disk' is not one of device, offload"),
+    ],
+)
+def test_where_training_keeps_what_is_checked(settings, told):
+    with pytest.raises(ConfigError) as error:
+        load("debug", settings)
+    assert len(error.value.problems) == 1
+    assert told in error.value.problems[0]

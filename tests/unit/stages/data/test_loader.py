@@ -97,7 +97,7 @@ def test_worker_processes_change_nothing_and_end_with_the_iterator(sets):
 
 def test_two_ranks_of_two_workers_see_every_clip_once_an_epoch(sets):
     loaders = [Loader((sets[0],), 1, 5, rank, 2, PROCESSES) for rank in range(2)]
-    sizes = [Deal(loader._deal.places, 5, rank, 2).size(0) for rank, loader in enumerate(loaders)]
+    sizes = [loader._deal[rank].size(0) for rank, loader in enumerate(loaders)]
     seen = [flat(ids(loader, size)) for loader, size in zip(loaders, sizes, strict=True)]
     assert sum(sizes) == CLIPS
     assert sizes[0] != sizes[1]
@@ -111,7 +111,7 @@ def test_whatever_the_counts_every_clip_comes_once_an_epoch(ranks, sizes):
     everything = [(s, p) for s, n in enumerate(sizes) for p in range(n)]
     epochs: list[list[tuple[int, int]]] = [[], [], []]
     for rank in range(ranks):
-        deal = Deal(places, 3, rank, ranks)
+        deal = Deal(places, 3, lane=rank, lanes=ranks)
         length = sum(deal.size(e) for e in range(3))
         order = Order(deal, 0)
         picks = [p for n in range(0, length + 5, 5) for p in order.picks(n, 5)][:length]
@@ -128,6 +128,36 @@ def test_the_position_is_the_same_on_every_rank(sets):
     assert loaders[0].state_dict() == loaders[1].state_dict()
 
 
+@pytest.mark.parametrize(("ranks", "micro_steps"), [(2, 2), (4, 1), (1, 4)])
+@pytest.mark.parametrize("workers", [0, 1])
+def test_the_batches_of_a_step_do_not_depend_on_how_many_ranks_make_it(sets, ranks, micro_steps, workers):
+    """4 micro-batches a step, dealt to the ranks in turn; also after a stop, on another number of ranks."""
+    alone = Loader((sets[0],), 2, seed=5, micro_steps=4)
+    expected = ids(alone, 12)
+    cfg = LoaderConfig(workers=workers if ranks == 2 else 0)
+    loaders = [Loader((sets[0],), 2, 5, r, ranks, cfg, micro_steps=micro_steps) for r in range(ranks)]
+    seen = [ids(loader, 2 * micro_steps) for loader in loaders]
+    assert [seen[m % ranks][m // ranks] for m in range(8)] == expected[:8]
+    assert len({loader.state_dict()["batches"] for loader in loaders}) == 1
+    back = Loader((sets[0],), 2, seed=5, micro_steps=4)
+    back.load_state_dict(json.loads(json.dumps(loaders[0].state_dict())))
+    assert ids(back, 4) == expected[8:]
+
+
+def test_each_micro_batch_of_a_step_reads_shards_of_its_own(sets):
+    loader = Loader((sets[0],), 1, seed=5, micro_steps=4)
+    lanes = [set(), set(), set(), set()]
+    for number, batch in enumerate(ids(loader, 8)):  # two clips of each lane, whose shards hold more
+        lanes[number % 4] |= {n for n in range(5) if set(batch) <= inside(sets[0], n)}
+    assert sum(len(lane) for lane in lanes) == len(set().union(*lanes))
+
+
+def test_with_fewer_shards_than_micro_batches_these_share_lanes(sets):
+    loader = Loader((sets[0],), 1, seed=5, micro_steps=14)
+    assert len(loader._deal) == 2  # of 5 shards: the largest divisor of 14
+    assert len(set(flat(ids(loader, CLIPS)))) >= CLIPS - 1  # an epoch, but that one lane is longer than the other
+
+
 def test_other_ranks_go_on_at_the_start_of_the_epoch(sets):
     said: list[str] = []
     before = Loader((sets[0],), 2, seed=5, rank=0, world_size=2)
@@ -136,9 +166,7 @@ def test_other_ranks_go_on_at_the_start_of_the_epoch(sets):
     after.load_state_dict(before.state_dict())
     fresh = flat(ids(Loader((sets[0],), 2, seed=5), 14))
     assert flat(ids(after, 7)) == fresh[CLIPS:]
-    assert said == [
-        "the data was read by 2 ranks in batches of 2, now by 1 in batches of 2: it goes on at the start of epoch 1"
-    ]
+    assert said == ["a step was 2 micro-batches of 2 clips, now it is 1 of 2: the data goes on at the start of epoch 1"]
     again = Loader((sets[0],), 2, seed=5)
     again.load_state_dict(after.state_dict())
     assert ids(again, 3) == ids(after, 3)

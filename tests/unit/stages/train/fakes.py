@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from infra.engine import TorchEngine
 from msmodel.batch import Batch
 from msmodel.config import ClipConfig, DiTConfig, ModelConfig, StudentConfig, TextConfig, VAEConfig
 from stages.train.frames import FrameBatch
@@ -92,34 +93,15 @@ class FakeFrames(FakeLoader):
             yield frame_batch(self.model, self.batch, self.taken)
 
 
-class PlainEngine:
-    """stages.spec.Engine in plain torch: averages over micro-steps, clips, steps at the boundary."""
+class PlainEngine(TorchEngine):
+    """stages.spec.Engine in plain torch, which counts its steps."""
 
-    def __init__(self, module: nn.Module, optimizer: torch.optim.Optimizer, clip_norm: float, accumulate: int) -> None:
-        self.module, self.optimizer, self.clip_norm, self.accumulate = module, optimizer, clip_norm, accumulate
-        self.micro = self.steps = 0
-
-    def backward(self, loss: Tensor) -> None:
-        (loss / self.accumulate).backward()
+    steps = 0
 
     def step(self) -> float:
-        self.micro += 1
-        if self.micro % self.accumulate:
-            return 0.0
-        limit = self.clip_norm or float("inf")
-        norm = float(nn.utils.clip_grad_norm_(self.module.parameters(), limit))
-        self.optimizer.step()
-        self.optimizer.zero_grad()
-        self.steps += 1
+        norm = super().step()
+        self.steps += self._micro % self.accumulate == 0
         return norm
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"module": self.module.state_dict(), "optimizer": self.optimizer.state_dict(), "steps": self.steps}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self.module.load_state_dict(state["module"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.steps = state["steps"]
 
 
 class Bar:
@@ -139,6 +121,7 @@ class FakeContext:
     images: dict[tuple[str, int], np.ndarray] = field(default_factory=dict)
     said: list[str] = field(default_factory=list)
     engines: list[PlainEngine] = field(default_factory=list)
+    about: dict[str, Any] = field(default_factory=dict)
 
     def emit(self, step: int, metrics: Mapping[str, float]) -> None:
         self.emitted.append((step, dict(metrics)))
@@ -162,6 +145,13 @@ class FakeContext:
         return self.engines[-1]
 
     def barrier(self) -> None: ...
+
+    def keep(self, folder: Path) -> None: ...
+
+    def recall(self, parent: str) -> None: ...
+
+    def lighter(self) -> list[str]:
+        return ["compute.zero_stage=2"]
 
     def series(self, name: str) -> list[float]:
         """Every emitted value of one metric."""

@@ -26,9 +26,9 @@ WHOLE = Augment(tracks_low=20, tracks_high=20, text_dropout=0.0, track_dropout=0
 
 def test_ids_are_drawn_once_per_clip_and_kept():
     model = tiny_model()
-    batch, draws = clips(model, 2), Draws(0, 0, 7)
+    batch, draws = clips(model, 2), Draws(0, 7)
     one, same = (draw_tracks(batch, WHOLE, model, draws) for _ in range(2))
-    other = draw_tracks(batch, WHOLE, model, Draws(0, 0, 8))
+    other = draw_tracks(batch, WHOLE, model, Draws(0, 8))
     assert torch.equal(one.phi, same.phi)
     assert not torch.equal(one.phi, other.phi)
     assert not torch.equal(one.phi[0], one.phi[1])
@@ -43,7 +43,7 @@ def test_number_of_tracks_stays_in_its_range():
     counts = [
         n
         for step in range(20)
-        for n in draw_tracks(batch, augment, model, Draws(0, 0, step)).visible.any(dim=1).sum(dim=1).tolist()
+        for n in draw_tracks(batch, augment, model, Draws(0, step)).visible.any(dim=1).sum(dim=1).tolist()
     ]
     assert set(counts) == {5, 6, 7, 8, 9}
 
@@ -60,7 +60,7 @@ def test_dropout_rates_and_independence():
 def test_training_conditioning_drops_whole_clips_text_and_tracks():
     model = tiny_model()
     augment = replace(WHOLE, text_dropout=0.5, track_dropout=0.5)
-    cond = training_conditioning(clips(model, 64), augment, model, Draws(0, 0, 0), masked=False)
+    cond = training_conditioning(clips(model, 64), augment, model, Draws(0, 0), masked=False)
     text_gone = ~cond.text.flatten(1).any(dim=1)
     tracks_gone = ~cond.tracks.flatten(1).any(dim=1)
     for gone in (text_gone, tracks_gone, text_gone & tracks_gone):
@@ -71,7 +71,7 @@ def test_training_conditioning_drops_whole_clips_text_and_tracks():
 @pytest.mark.parametrize("image", ["channels", "first_latent"])
 def test_masking_happens_only_when_asked_for_and_spares_the_first_chunk(image):
     model = tiny_model(image)
-    batch, draws = clips(model, 2), Draws(0, 0, 0)
+    batch, draws = clips(model, 2), Draws(0, 0)
     plain = training_conditioning(batch, WHOLE, model, draws, masked=False)
     masked = training_conditioning(batch, WHOLE, model, draws, masked=True)
     assert torch.equal(plain.tracks, condition(batch, draw_tracks(batch, WHOLE, model, draws), model).tracks)

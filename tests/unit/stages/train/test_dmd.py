@@ -27,7 +27,7 @@ def method(image: str = "channels", **changes) -> dmd.DmdMethod:
 
 def conditioning(m: dmd.DmdMethod) -> Conditioning:
     batch = clips(m.model, 2)
-    return condition(batch, draw_tracks(batch, m.cfg.augment, m.model, Draws(0, 0, 0)), m.model)
+    return condition(batch, draw_tracks(batch, m.cfg.augment, m.model, Draws(0, 0)), m.model)
 
 
 def test_the_critic_steps_every_step_and_the_generator_every_fifth(tmp_path):
@@ -46,7 +46,7 @@ def test_generator_and_critic_have_their_own_rates():
 
 def test_the_generators_loss_reaches_nobody_else():
     m = method()
-    m.generator_loss(conditioning(m), Draws(0, 0, 0)).value.backward()
+    m.generator_loss(conditioning(m), Draws(0, 0)).value.backward()
     assert any(p.grad is not None and p.grad.any() for p in m.generator.parameters())
     assert all(p.grad is None for p in m.critic.parameters())
     assert all(p.grad is None for p in m.teacher.parameters())
@@ -54,7 +54,7 @@ def test_the_generators_loss_reaches_nobody_else():
 
 def test_the_critics_loss_reaches_only_the_critic():
     m = method()
-    m.critic_loss(conditioning(m), Draws(0, 0, 0)).value.backward()
+    m.critic_loss(conditioning(m), Draws(0, 0)).value.backward()
     assert all(p.grad is None for p in m.generator.parameters())
     assert any(p.grad is not None and p.grad.any() for p in m.critic.parameters())
 
@@ -74,7 +74,7 @@ def test_gradient_flows_through_the_exit_step_only(monkeypatch):
     exits = set()
     for step in range(8):
         passes.clear()
-        m.rolled(conditioning(m), Draws(0, 0, step), dmd.GENERATOR, grad=True)
+        m.rolled(conditioning(m), Draws(0, step), dmd.GENERATOR, grad=True)
         with_grad = [t for grad, t in passes if grad]
         assert len(with_grad) == m.model.chunks
         assert len(set(with_grad)) == 1
@@ -91,7 +91,7 @@ def test_every_rank_takes_the_same_exit_step_with_noise_of_its_own(monkeypatch):
     )
     for step in range(6):
         for rank in range(2):
-            m.rolled(conditioning(m), Draws(0, rank, step), dmd.GENERATOR, grad=False)
+            m.rolled(conditioning(m), Draws(0, step, micro=rank), dmd.GENERATOR, grad=False)
     assert [k for k, _ in seen[::2]] == [k for k, _ in seen[1::2]]
     assert {k for k, _ in seen} == {0, 1, 2}
     assert not torch.equal(seen[0][1], seen[1][1])
@@ -104,7 +104,7 @@ def test_descending_moves_the_rollout_toward_the_teacher(monkeypatch):
     real, fake = torch.randn_like(x), torch.randn_like(x)
     monkeypatch.setattr(m, "rolled", lambda *a, **k: x)
     monkeypatch.setattr(m, "scores", lambda *a: (real, fake))
-    m.generator_loss(conditioning(m), Draws(0, 0, 0)).value.backward()
+    m.generator_loss(conditioning(m), Draws(0, 0)).value.backward()
     scale = (x - real).abs().flatten(1).mean(1)[:, None, None, None, None]
     assert torch.allclose(x.grad * x.numel(), ((fake - real) / scale).detach(), atol=1e-4)
 
@@ -112,14 +112,14 @@ def test_descending_moves_the_rollout_toward_the_teacher(monkeypatch):
 def test_the_given_image_counts_in_no_loss(monkeypatch):
     m = method("first_latent")
     cond = conditioning(m)
-    x = m.rolled(cond, Draws(0, 0, 0), dmd.GENERATOR, grad=True)
+    x = m.rolled(cond, Draws(0, 0), dmd.GENERATOR, grad=True)
     assert torch.equal(x[:, :, 0], cond.image[:, :, 0])
-    t, eps = m.noising(x, Draws(0, 0, 0), dmd.GENERATOR)
+    t, eps = m.noising(x, Draws(0, 0), dmd.GENERATOR)
     real, fake = m.scores(eps, t, cond)
     assert torch.equal(real[:, :, 0], fake[:, :, 0])
 
     def values() -> list[float]:
-        return [float(loss(cond, Draws(0, 0, 0)).value.detach()) for loss in (m.generator_loss, m.critic_loss)]
+        return [float(loss(cond, Draws(0, 0)).value.detach()) for loss in (m.generator_loss, m.critic_loss)]
 
     whole = values()
     rolled = m.rolled
@@ -135,11 +135,11 @@ def test_the_given_image_counts_in_no_loss(monkeypatch):
 def test_times_are_clamped_and_shifted():
     m = method(t_low=0.3, t_high=0.6)
     x = torch.zeros(500, 1, 1, 1, 1)
-    t, eps = m.noising(x, Draws(0, 0, 0), dmd.CRITIC)
+    t, eps = m.noising(x, Draws(0, 0), dmd.CRITIC)
     assert float(t.min()) == pytest.approx(0.3)
     assert float(t.max()) == pytest.approx(0.6)
     assert eps.shape == x.shape
-    open_t, _ = method(t_low=0.001, t_high=0.999).noising(x, Draws(0, 0, 0), dmd.CRITIC)
+    open_t, _ = method(t_low=0.001, t_high=0.999).noising(x, Draws(0, 0), dmd.CRITIC)
     k = m.model.dit.shift
     assert float(open_t.median()) == pytest.approx(k * 0.5 / (1 + (k - 1) * 0.5), abs=0.05)
 
@@ -150,7 +150,7 @@ def test_latents_of_the_clips_are_never_read():
     blind = clips(m.model, 2)
     blind.latents.fill_(float("nan"))
     for learner in (dmd.GENERATOR, dmd.CRITIC):
-        one, other = (m.loss(learner, b, Draws(0, 0, 0)).value for b in (batch, blind))
+        one, other = (m.loss(learner, b, Draws(0, 0)).value for b in (batch, blind))
         assert torch.equal(one, other)
 
 
@@ -182,3 +182,14 @@ def test_what_is_logged(tmp_path):
 def test_config_problems():
     bad = dmd_config(ratio=0, t_low=0.9, t_high=0.1)
     assert [p.split(":")[0] for p in bad.problems()] == ["dmd.ratio", "dmd.t_low, t_high"]
+
+
+@pytest.mark.parametrize(("teacher", "moves"), [("device", ["cpu"]), ("offload", ["cpu", "cpu"])])
+def test_an_offloaded_teacher_goes_back_after_it_has_scored(teacher, moves, monkeypatch):
+    m = method(teacher=teacher)
+    seen: list[str] = []
+    monkeypatch.setattr(m.teacher, "to", lambda place: seen.append(str(place)))
+    m.critic_loss(conditioning(m), Draws(0, 0))
+    assert seen == []  # the critic's turns do without it
+    m.generator_loss(conditioning(m), Draws(0, 0))
+    assert seen == moves

@@ -182,6 +182,41 @@ def _train_base_with(loader, ctx, model, **changes):
     base.fit(base.BaseRun(model, cfg), dit, loader, clips(model, 2), decode, ctx)
 
 
+def test_too_small_a_gpu_is_told_with_what_would_take_less_and_the_state_is_kept(tmp_path):
+    class Large(OneWeight):
+        def loss(self, learner, batch, draws):
+            if draws.step == 1:
+                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+            return super().loss(learner, batch, draws)
+
+    cfg = replace(QUICK, batch=4, save_steps=1)
+    with pytest.raises(StageError, match="memory is too small") as error:
+        loop.train(Large(), Numbers(), cfg, 0, FakeContext(tmp_path))
+    assert ".batch=2; .checkpoint_layers=true; compute.zero_stage=2" in str(error.value)
+    again = FakeContext(tmp_path)
+    loop.train(OneWeight(), Numbers(), cfg, 0, again)
+    assert again.said[0].startswith("resumed after step 1")
+
+
+@pytest.mark.parametrize("ranks", [1, 8, 32, 64])
+def test_the_global_batch_is_exact_on_any_number_of_ranks(ranks):
+    cfg = LoopConfig(batch=2, global_batch=128)
+    assert cfg.micro_steps(ranks) * ranks * cfg.batch == 128
+
+
+def test_a_global_batch_that_does_not_divide_is_told_with_what_would_fit():
+    class Named(LoopConfig):
+        group = "teacher"
+
+    with pytest.raises(
+        ValueError, match=r"^teacher\.global_batch: 12 clips are no whole number of micro-batches of 4 on 2"
+    ) as e:
+        Named(batch=4, global_batch=12).micro_steps(2)
+    assert "these would fit: batch=1, 2, 3, 6 or compute.workers=1, 3" in str(e.value)
+    assert [p.split(":")[0] for p in Named(global_batch=12, accumulate=2).problems()] == ["teacher.accumulate"]
+    assert Named(batch=4, accumulate=3).micro_steps(2) == 3
+
+
 def test_a_non_finite_gradient_is_an_alarm_too(tmp_path):
     class Steep(OneWeight):
         def loss(self, learner, batch, draws):
@@ -192,16 +227,16 @@ def test_a_non_finite_gradient_is_an_alarm_too(tmp_path):
 
 
 def test_draws_depend_on_everything_they_should_and_on_nothing_else():
-    base = Draws(seed=1, rank=0, step=5)
+    base = Draws(seed=1, step=5)
 
     def first(draws: Draws, purpose: str = "noise", shared: bool = False) -> float:
         return float(torch.rand((), generator=draws.shared(purpose) if shared else draws.own(purpose)))
 
-    others = [Draws(2, 0, 5), Draws(1, 1, 5), Draws(1, 0, 6), Draws(1, 0, 5, micro=1)]
+    others = [Draws(2, 5), Draws(1, 6), Draws(1, 5, micro=1)]
     values = [first(base), first(base, "time"), *(first(o) for o in others)]
     assert len(set(values)) == len(values)
     assert first(base) == first(base)
-    assert first(base, shared=True) == first(Draws(1, 1, 5), shared=True)
+    assert first(base, shared=True) == first(Draws(1, 5, micro=1), shared=True)
 
 
 def test_schedule_warms_up_and_cools_down():

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import io
-
 import pytest
 import torch
 from torch import nn
 
+from infra.engine import TorchEngine
 from stages.train.method import LoopConfig
 from stages.train.optim import Joined, make_optimizer
 
@@ -86,13 +85,9 @@ def test_resume_is_exact():
     train(net, optimizer, range(4))
     half, first = build()
     train(half, first, range(2))
-    saved = io.BytesIO()
-    torch.save({"net": half.state_dict(), "optimizer": first.state_dict()}, saved)
-    saved.seek(0)
-    state = torch.load(saved, weights_only=True)
+    state = {name: tensor.clone() for name, tensor in TorchEngine(half, first, 0.0).state()}
     again, second = build()
-    again.load_state_dict(state["net"])
-    second.load_state_dict(state["optimizer"])
+    TorchEngine(again, second, 0.0).load(state)
     train(again, second, range(2, 4))
     assert all(torch.equal(a, b) for a, b in zip(net.parameters(), again.parameters(), strict=True))
 

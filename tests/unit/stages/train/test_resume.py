@@ -5,6 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
+from infra.config import ComputeConfig
+from infra.context import RunContext
 from stages.spec import StageError
 
 from .fakes import FakeContext
@@ -64,7 +66,74 @@ def test_a_half_written_save_is_ignored(tmp_path):
     assert len(ctx.series("loss/dit")) == 4
 
 
-def test_another_number_of_processes_is_an_error_that_says_what_to_do(tmp_path):
+ABOUT = {
+    "preset": "nano",
+    "stage": "base",
+    "config": {"@": "BaseRun", "model": {"@": "M", "dim": 8}, "base": {"@": "B", "lr": 0.1, "log_steps": 1}},
+}
+
+
+def changed(**fields) -> dict:
+    return {**ABOUT, "config": {**ABOUT["config"], "base": {**ABOUT["config"]["base"], **fields}}}
+
+
+def test_the_save_of_another_training_is_refused_field_by_field(tmp_path):
+    METHODS["base"](FakeContext(tmp_path, about=ABOUT), small(), save_steps=2)
+    other = {**changed(lr=0.2, steps=7), "preset": "debug"}
+    with pytest.raises(StageError, match="save of another training") as error:
+        METHODS["base"](FakeContext(tmp_path, about=other), small())
+    told = str(error.value)
+    assert "  base.lr: 0.1 in the save, 0.2 now\n" in told
+    assert "  base.steps: absent in the save, 7 now\n" in told
+    assert "  preset: nano in the save, debug now\n" in told
+    assert told.count(" in the save") == 3
+    assert "Only log_steps, observe_steps, save_minutes, save_steps, loader.* and compute.* may differ" in told
+
+
+def test_what_changes_no_result_may_differ(tmp_path):
+    METHODS["base"](FakeContext(tmp_path, about=ABOUT), small(), save_steps=2)
+    again = FakeContext(tmp_path, about=changed(log_steps=5, save_minutes=1.0))
+    METHODS["base"](again, small())
+    assert again.said == [f"resumed after step 4 from {tmp_path / 'saves' / 'step-00000004'}"]
+
+
+def test_a_save_that_lost_a_part_says_so(tmp_path):
     METHODS["base"](FakeContext(tmp_path), small(), save_steps=2)
-    with pytest.raises(StageError, match="saved by 1 processes and cannot be resumed by 2"):
-        METHODS["base"](FakeContext(tmp_path, world_size=2), small(), save_steps=2)
+    newest = tmp_path / "saves" / "step-00000004"
+    (newest / "dit.ema-00000-of-00001.safetensors").unlink()
+    with pytest.raises(StageError, match=r"step-00000004 cannot be resumed \(0 of the parts of dit\.ema are there\)"):
+        METHODS["base"](FakeContext(tmp_path), small())
+
+
+def test_another_models_save_is_refused(tmp_path):
+    METHODS["base"](FakeContext(tmp_path), small(), save_steps=2)
+    with pytest.raises(StageError, match=r"cannot be resumed \(saved weights are another model's"):
+        METHODS["vae"](_renamed(tmp_path), small())
+
+
+def _renamed(folder) -> FakeContext:
+    """The base's save under the name of the vae's learner."""
+    for path in folder.glob("saves/*/dit.*"):
+        path.rename(path.with_name(path.name.replace("dit.", "vae.")))
+    for path in folder.glob("saves/*/save.json"):
+        path.write_text(path.read_text().replace('"dit"', '"vae"'))
+    return FakeContext(folder)
+
+
+def test_a_fresh_machine_takes_up_a_kept_save(tmp_path):
+    """Kept on a storage that outlives the first machine's folder; the newest two are."""
+    compute = ComputeConfig(checkpoints=f"file://{tmp_path / 'storage'}")
+
+    def context(machine: str) -> RunContext:
+        folder = tmp_path / machine / "debug" / "base" / "0123456789ab"
+        folder.mkdir(parents=True)
+        return RunContext(folder, 3, compute=compute)
+
+    first = METHODS["base"](context("lost"), small(), save_steps=1)
+    kept = tmp_path / "storage" / "debug" / "base" / "0123456789ab" / "saves"
+    assert sorted(p.name for p in kept.glob("*.json")) == ["step-00000003.json", "step-00000004.json"]
+    (kept / "step-00000004.json").unlink()  # killed before it was whole
+    fresh = context("fresh")
+    second = METHODS["base"](fresh, small())
+    assert (fresh.workdir / "saves" / "step-00000003").is_dir()
+    assert all(torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True))

@@ -196,5 +196,5 @@ def test_a_share_of_the_steps_sees_clean_context_and_groups_do_not(monkeypatch):
         taken.clear()
         m = method_of(steps=4, group_steps=2, phase2_steps=2, context_share=share)
         for step in range(m.cfg.total_steps):
-            m.loss("dit", clips(m.model, 2), Draws(0, 0, step))
+            m.loss("dit", clips(m.model, 2), Draws(0, step))
         assert abs(len(taken) - expected) <= (1 if share == 0.5 else 0), share

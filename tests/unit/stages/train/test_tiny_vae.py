@@ -29,7 +29,7 @@ def test_a_crop_shows_the_same_place_in_latents_and_pixels():
 
 def test_crops_move_about():
     model, batch = small(), frame_batch(small(), 1, 0)
-    places = {float(batch.crop(1, 8, model.vae, Draws(0, 0, s).own("crop"))[0].sum()) for s in range(20)}
+    places = {float(batch.crop(1, 8, model.vae, Draws(0, s).own("crop"))[0].sum()) for s in range(20)}
     assert len(places) == 9
 
 
@@ -67,10 +67,10 @@ def test_adversarial_losses_reach_their_own_side_only():
     method = tiny_vae.TinyVAEMethod(decoder, run, batch, 0)
     assert method.turns(0) == ("decoder", "discriminator")
     assert method.discriminator is not None
-    method.loss("decoder", batch, Draws(0, 0, 0)).value.backward()
+    method.loss("decoder", batch, Draws(0, 0)).value.backward()
     assert all(p.grad is None for p in method.discriminator.parameters())
     decoder.zero_grad(set_to_none=True)
-    method.loss("discriminator", batch, Draws(0, 0, 0)).value.backward()
+    method.loss("discriminator", batch, Draws(0, 0)).value.backward()
     assert all(p.grad is None for p in decoder.parameters())
     assert all(p.grad is not None for p in method.discriminator.parameters())
 

@@ -1,0 +1,126 @@
+"""A gang that loses a worker: the same weights in the end; on fewer workers where the cluster has lost some."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import random
+import signal
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from infra import gang
+from infra.config import ComputeConfig
+from infra.context import RunContext
+from infra.progress import PlainConsole
+from infra.ray_session import RaySession
+from stages.records import Checkpoint
+from stages.spec import Resources, Stage
+from stages.train.publish import publish
+from tests.unit.infra import fakes
+from tests.unit.stages.train.gang import Task, prepare, run, train_teacher
+
+SEED, STEPS, ZERO = 3, 12, {"zero_stage": 2}
+TASK = Task("teacher", "teacher", STEPS, save_steps=2, compute=ZERO)
+KILLED_AT = random.Random(11).randrange(3, STEPS)
+
+
+@dataclass(frozen=True)
+class Given:
+    """root: where the shards lie."""
+
+    root: str
+
+
+def train(cfg: Given, inputs: object, ctx: RunContext) -> Checkpoint:
+    """Rank 1 dies once, in the middle of a save."""
+    wait, seen = ctx.barrier, []
+
+    def barrier() -> None:
+        seen.append(1)
+        if len(seen) > KILLED_AT:
+            (ctx.workdir / "died").touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        wait()
+
+    if ctx.rank == 1 and not (ctx.workdir / "died").exists():
+        ctx.barrier = barrier  # type: ignore[method-assign]
+    trained = train_teacher(TASK, Path(cfg.root), ctx)
+    return publish("dit", trained["dit"], STEPS, ctx)
+
+
+TRAIN = Stage("teacher", 1, "gang", train, Resources(workers=2))
+
+
+@pytest.mark.slow
+def test_a_killed_worker_changes_no_weight(tmp_path):
+    """Under Ray Train with ZeRO 2, against two processes that nobody disturbs."""
+    prepare(tmp_path)
+    said = io.StringIO()
+    store, runner = fakes.world(tmp_path / "run", "ray", said, **ZERO)
+    work = fakes.work(store, TRAIN, Given(str(tmp_path)), (), SEED)
+    try:
+        killed = runner.run(work, None, {}).records
+    finally:
+        runner.stop()
+    assert (work.step.folder / "died").exists()
+    assert "resumed after step" in said.getvalue()
+    run([TASK], tmp_path, world=2)
+    mine = load_file(Path(killed.folder) / "model.safetensors")
+    undisturbed = load_file(tmp_path / "teacher" / "dit" / "model.safetensors")
+    assert all(torch.equal(mine[n], w) for n, w in undisturbed.items())
+
+
+def job_in(tmp_path, run=train) -> gang.GangJob:
+    store, _ = fakes.world(tmp_path)
+    work = fakes.work(store, TRAIN, Given(""), ())
+    work.step.folder.mkdir(parents=True)
+    return gang.GangJob(run, work.config, (), work.step, 0, store.codec, ComputeConfig(), 1, "now", None)
+
+
+def test_what_the_cluster_has_left_goes_on(tmp_path, monkeypatch):
+    """Four workers die twice, while the cluster shrinks to three CPUs and then to none."""
+    job, began = job_in(tmp_path), []
+
+    class Trainer:
+        def __init__(self, job, workers, cpus, gpus, start):
+            began.append((workers, start))
+
+        def fit(self):
+            if len(began) < 3:
+                raise RuntimeError("a worker died")
+            job.result_path.write_text(json.dumps({"key": job.step.key, "records": []}))
+
+    class Session(RaySession):
+        def start(self):
+            return None
+
+        def resources(self):
+            return {1: (3.0, 0.0), 2: (0.0, 0.0)}[len(began)]
+
+    monkeypatch.setattr(gang, "_trainer", Trainer)
+    said = io.StringIO()
+    session = Session(job.compute, print)
+    assert gang.over_ray(job, session, 4, 1.0, 0.0, PlainConsole(said)) == ()
+    assert began == [(4, 0), (2, 1), (4, 2)]  # with none left, as many as were asked for are waited for
+    assert "2 workers instead of 4 go on" in said.getvalue()
+
+
+@pytest.mark.parametrize(("cluster", "left"), [((8, 8), 8), ((16, 7), 4), ((3, 8), 2), ((8, 0.5), 8), ((8, 1), 1)])
+def test_what_goes_on_divides_the_step_as_before(cluster, left):
+    assert gang.workers_left(8, 1.0, 1.0, *cluster) == left
+
+
+def test_too_small_a_gpu_is_no_reason_to_start_again(tmp_path):
+    def too_large(cfg, inputs, ctx):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    job = job_in(tmp_path, too_large)
+    gang.run_rank(job, 0, 1)
+    with pytest.raises(ValueError, match=r"memory is too small.*compute\.zero_stage=2; compute\.zero_stage=3"):
+        gang.raise_noted(job)

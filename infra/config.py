@@ -7,6 +7,8 @@ from dataclasses import dataclass
 EXECUTORS = ("ray", "local")
 ENGINES = ("deepspeed", "torch")
 POOLS = ("auto", "actors")
+OFFLOADS = ("none", "optimizer", "all")
+EMA_PLACES = ("device", "cpu")
 
 
 @dataclass(frozen=True)
@@ -16,8 +18,9 @@ class ComputeConfig:
     workers: processes of a gang; 0 takes what the stage declares. threads: torch threads of a worker without a GPU; 0
     takes what the stage declares. item_workers: most workers of a stage that goes item by item; 0 takes as many as fit.
     item_gpus: share of a GPU that each of them takes where it uses one (0.5: two to a GPU). pool: "auto" keeps workers with
-    loaded models (Ray actors) where they have a GPU, "actors" everywhere. zero_stage: DeepSpeed ZeRO 0, 1 or 2 (stage 3
-    hides the weights from EMA and observers). max_failures: how often a gang is restarted after a dead worker.
+    loaded models (Ray actors) where they have a GPU, "actors" everywhere. zero_stage: DeepSpeed ZeRO 0 to 3. offload: what
+    lies in CPU memory, "none", "optimizer" state, or "all" (weights too). ema: where averages lie, "device" or "cpu".
+    max_failures: how often a gang is restarted after a dead worker.
     max_failed_share: share of a stage's items that may break (not: be rejected) without stopping it; what broke is tried
     again by the same command. object_store_mb: Ray's shared memory on a machine of one's own.
     """
@@ -30,6 +33,8 @@ class ComputeConfig:
     pool: str = "auto"
     engine: str = "deepspeed"
     zero_stage: int = 0
+    offload: str = "none"
+    ema: str = "device"
     max_failures: int = 2
     max_failed_share: float = 0.0
     object_store_mb: int = 200
@@ -44,8 +49,12 @@ class ComputeConfig:
             out.append(f"compute.pool: {self.pool!r} is not one of {', '.join(POOLS)}")
         if not 0 < self.item_gpus <= 1:
             out.append(f"compute.item_gpus: {self.item_gpus} must be above 0 and at most 1")
-        if self.zero_stage not in (0, 1, 2):
-            out.append(f"compute.zero_stage: {self.zero_stage} is not one of 0, 1, 2")
+        if self.zero_stage not in (0, 1, 2, 3):
+            out.append(f"compute.zero_stage: {self.zero_stage} is not one of 0, 1, 2, 3")
+        if self.offload not in OFFLOADS:
+            out.append(f"compute.offload: {self.offload!r} is not one of {', '.join(OFFLOADS)}")
+        if self.ema not in EMA_PLACES:
+            out.append(f"compute.ema: {self.ema!r} is not one of {', '.join(EMA_PLACES)}")
         for name in ("workers", "item_workers", "threads", "max_failures"):
             if vars(self)[name] < 0:
                 out.append(f"compute.{name}: {vars(self)[name]} is below zero")

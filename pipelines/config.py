@@ -34,6 +34,8 @@ from stages.train.teacher import ContextConfig, Phase1Config, TeacherConfig
 from stages.train.tiny_vae import TinyBaseConfig, TinyVAEConfig
 from stages.train.vae import VAETrainConfig
 
+from .planning.config import PlanConfig
+
 PRESETS = Path(__file__).resolve().parents[1] / "configs" / "preset"
 FROM_COMMAND_LINE = ("preset", "runs", "src")  # set by --preset, --runs, --src
 
@@ -70,6 +72,7 @@ class Config:
     tracker_bench: TrackerBenchConfig = field(default_factory=TrackerBenchConfig)  # make bench-trackers
     bench_data: DataBenchConfig = field(default_factory=DataBenchConfig)  # make bench-data
     compute: ComputeConfig = field(default_factory=ComputeConfig)
+    plan: PlanConfig = field(default_factory=PlanConfig)  # make plan
 
     @property
     def model(self) -> ModelConfig:
@@ -106,9 +109,10 @@ class Config:
             self.tracker_bench,
             self.bench_data,
             self.compute,
+            self.plan,
         )
         found = [f"seed: {self.seed} is below zero"] if self.seed < 0 else []
-        found += self._unshardable()
+        found += self._unshardable() + self._indivisible()
         for group in groups:
             try:
                 found += group.problems()
@@ -129,6 +133,12 @@ class Config:
             for c in trainings
         ]
 
+    def _indivisible(self) -> list[str]:
+        """Trainings whose global batch their ranks cannot make."""
+        ranks = 1 if self.compute.executor == "local" else max(self.compute.workers, 1)
+        trainings = (c for c in vars(self).values() if isinstance(c, LoopConfig) and c.batch > 0)
+        return [f"{c.group}.{p}" for c in trainings for p in c.indivisible(ranks)]
+
 
 class ConfigError(ValueError):
     """All mistakes of a configuration, one a line."""
@@ -140,8 +150,9 @@ class ConfigError(ValueError):
         super().__init__(f"the configuration has {count} problem{'s' if count > 1 else ''}:{lines}")
 
 
-def load(preset: str, overrides: Sequence[str] = (), src: str = "", runs: str = "runs") -> Config:
-    """The configuration of a preset with Hydra overrides. Raises ConfigError with every mistake, before anything starts."""
+def load(preset: str, overrides: Sequence[str] = (), src: str = "", runs: str = "runs", gpus: str = "") -> Config:
+    """The configuration of a preset with Hydra overrides. gpus: in place of compute.workers, if given. Raises ConfigError with
+    every mistake, before anything starts."""
     problems: list[str] = []
     tree = _defaults()
     for origin, key, value in [*_preset_values(preset, problems), *_override_values(overrides, problems)]:
@@ -149,6 +160,10 @@ def load(preset: str, overrides: Sequence[str] = (), src: str = "", runs: str = 
     OmegaConf.update(tree, "preset", preset)
     OmegaConf.update(tree, "src", src)
     OmegaConf.update(tree, "runs", runs)
+    if gpus.isdecimal() and int(gpus):
+        OmegaConf.update(tree, "compute.workers", int(gpus))
+    elif gpus:
+        problems.append(f"GPUS={gpus}: not a whole number of at least 1")
     config = _tuples(OmegaConf.to_object(tree), Config)
     problems += config.problems()
     if problems:

@@ -21,7 +21,8 @@ OPTIMIZERS = ("adamw", "muon")
 class LoopConfig:
     """What every training has in common. Method configs inherit these fields and state their own defaults.
 
-    batch: clips per rank and micro-step; the global batch is batch * accumulate * world size. clip_norm: 0 = never clip.
+    batch: clips per rank and micro-step. global_batch: clips a step, over all ranks and micro-steps, whatever their number;
+    0 takes batch * accumulate * ranks. clip_norm: 0 = never clip.
     A state is saved every `save_steps` steps or `save_minutes` minutes, whichever comes first.
     """
 
@@ -29,7 +30,8 @@ class LoopConfig:
 
     steps: int = 1000
     batch: int = 8
-    accumulate: int = 1
+    accumulate: int = 1  # micro-steps a step; follows from global_batch where that is given
+    global_batch: int = 0
     optimizer: str = "adamw"  # or "muon", for small models that train unsharded (stages/train/optim.py)
     lr: float = 1e-4
     betas: tuple[float, float] = (0.9, 0.99)
@@ -48,6 +50,28 @@ class LoopConfig:
     def total_steps(self) -> int:
         return self.steps
 
+    def micro_steps(self, ranks: int) -> int:
+        """Micro-steps of a step on so many ranks. Raises ValueError where the global batch does not divide."""
+        if not self.global_batch:
+            return self.accumulate
+        if complaints := self.indivisible(ranks):
+            raise ValueError(f"{self.group}.{complaints[0]}")
+        return self.global_batch // (self.batch * ranks)
+
+    def indivisible(self, ranks: int) -> list[str]:
+        """The complaint where `ranks` ranks cannot make a step of exactly global_batch clips, with numbers that can."""
+        whole, batch = self.global_batch, self.batch
+        if not whole or whole % (batch * ranks) == 0:
+            return []
+        batches = [b for b in range(1, whole // ranks + 1) if whole % (b * ranks) == 0]
+        workers = [n for n in range(1, whole // batch + 1) if whole % (batch * n) == 0]
+        mend = [f"batch={', '.join(map(str, batches))}"] if batches else []
+        mend += [f"compute.workers={', '.join(map(str, workers))}"] if workers else []
+        return [
+            f"global_batch: {whole} clips are no whole number of micro-batches of {batch} on {ranks} ranks; "
+            f"these would fit: {' or '.join(mend) or 'another global_batch'}"
+        ]
+
     def problems(self) -> list[str]:
         """Every inconsistency as 'group.field: what is wrong'; empty when sound."""
         return [f"{self.group}.{p}" for p in self.checks()]
@@ -56,7 +80,9 @@ class LoopConfig:
         """The same without the group; subclasses add theirs."""
         least = dict.fromkeys(("batch", "accumulate", "save_steps", "log_steps", "observe_steps"), 1)
         least |= dict.fromkeys(("steps", "warmup_steps", "cooldown_steps", "lr", "weight_decay", "clip_norm"), 0)
-        out = at_least(self, least)
+        out = at_least(self, least | {"global_batch": 0})
+        if self.global_batch and self.accumulate != 1:
+            out.append(f"accumulate: {self.accumulate} is given beside global_batch, from which it follows: leave it at 1")
         if self.optimizer not in OPTIMIZERS:
             out.append(f"optimizer: {self.optimizer!r} is not one of {', '.join(OPTIMIZERS)}")
         if self.save_minutes <= 0:

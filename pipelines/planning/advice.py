@@ -1,0 +1,106 @@
+"""What to change where a training does not fit: the nearest settings that do, by trying them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from itertools import product
+from typing import Any
+
+from infra.config import EMA_PLACES, OFFLOADS
+
+from .loads import TRAININGS, ode_load, training
+from .memory import layout, place, training_memory
+
+WATCHED = {"teacher": "probe_clips", "adapt": "heldout_pairs", "dmd": "heldout_clips"}
+LOOKING = "looking at held-out clips"
+LEAST = {"none": 0, "optimizer": 1, "all": 3}  # ZeRO stages
+# What a change counts for, by what it does to the speed: a smaller batch and sharding little, recomputation a third.
+HALF_BATCH, STAGE, ONE_LESS, RECOMPUTE, EMA_AWAY, OPTIMIZER_AWAY, ALL_AWAY = 0.5, 0.6, 0.1, 1.0, 1.0, 2.0, 3.0
+
+
+@dataclass(frozen=True)
+class Change:
+    """settings: overrides as a user writes them."""
+
+    cost: float
+    settings: tuple[str, ...]
+    cfg: Any
+
+
+def nearest(cfg: Any, ranks: int, limit: float) -> Change | None:
+    """The cheapest change under which every training fits into `limit` bytes a GPU; None where there is none."""
+    best: Change | None = None
+    for compute in sorted(_compute(cfg, ranks), key=lambda change: change.cost):
+        if best is not None and compute.cost >= best.cost:
+            break
+        found: Change | None = compute
+        for name in (*TRAININGS, "ode"):
+            own = _sampling(found.cfg, limit) if name == "ode" else _own(found.cfg, name, ranks, limit)
+            if own is None:
+                found = None
+                break
+            found = Change(found.cost + own.cost, (*found.settings, *own.settings), own.cfg)
+        if found is not None and (best is None or found.cost < best.cost):
+            best = found
+    return best
+
+
+def _compute(cfg: Any, ranks: int) -> Iterator[Change]:
+    """ZeRO stages from the given one up, and every place for optimizer and average, as far as ComputeConfig allows them."""
+    now = cfg.compute
+    away = dict(zip(OFFLOADS, (0.0, OPTIMIZER_AWAY, ALL_AWAY), strict=True))
+    for stage, offload, ema in product(range(now.zero_stage, 4), OFFLOADS, EMA_PLACES):
+        if (
+            away[offload] < away[now.offload]
+            or (now.ema == "cpu" and ema == "device")
+            or stage < LEAST[offload]
+        ):
+            continue
+        price = STAGE * (stage - now.zero_stage) + away[offload] - away[now.offload] + EMA_AWAY * (ema != now.ema)
+        fields = {"zero_stage": stage, "offload": offload, "ema": ema}
+        settings = tuple(f"compute.{n}={v}" for n, v in fields.items() if vars(now)[n] != v)
+        yield Change(price, settings, replace(cfg, compute=replace(now, **fields)))
+
+
+def _own(cfg: Any, name: str, ranks: int, limit: float) -> Change | None:
+    """The cheapest change of one training's own settings."""
+    now, watched = training(cfg, name), WATCHED[name]
+    tries = []
+    for checkpoint, halvings in product({now.checkpoint_layers, True}, range(now.batch.bit_length())):
+        batch = now.batch >> halvings
+        if now.global_batch and now.global_batch % (batch * ranks):
+            continue
+        more = {} if now.global_batch else {"accumulate": now.accumulate * now.batch // batch}
+        changed = {"batch": batch, "checkpoint_layers": checkpoint, **more}
+        tries.append((HALF_BATCH * halvings + RECOMPUTE * (checkpoint != now.checkpoint_layers), changed))
+    for price, changed in sorted(tries, key=lambda t: t[0]):
+        for fewer in range(vars(now)[watched].bit_length()):
+            clips = vars(now)[watched] >> fewer
+            asked = {**changed, watched: clips, "picture_clips": min(vars(now)["picture_clips"], clips)}
+            other = replace(cfg, **{name: replace(now, **asked)})
+            moments = _moments(other, name, ranks)
+            if max(moments.values()) <= limit:
+                settings = tuple(f"{name}.{n}={_text(v)}" for n, v in asked.items() if vars(now)[n] != v)
+                return Change(price + ONE_LESS * fewer, settings, other)
+            if max(v for k, v in moments.items() if k != LOOKING) > limit:
+                break  # fewer held-out clips leave fewer inputs on the device, but it is the training that is too large
+    return None
+
+
+def _sampling(cfg: Any, limit: float) -> Change | None:
+    """The largest batch of trajectories that fits, from the given one down."""
+    for halvings in range(cfg.ode.batch.bit_length()):
+        batch = cfg.ode.batch >> halvings
+        other = replace(cfg, ode=replace(cfg.ode, batch=batch))
+        if place(ode_load(other, gpu=True), layout(other, 1, gpu=True)).peak <= limit:
+            return Change(ONE_LESS * halvings, (f"ode.batch={batch}",) if halvings else (), other)
+    return None
+
+
+def _moments(cfg: Any, name: str, ranks: int) -> dict[str, float]:
+    return training_memory(cfg, name, layout(cfg, ranks, gpu=True)).moments
+
+
+def _text(value: object) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)

@@ -50,7 +50,11 @@ def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     if query.is_cuda and half and (flash := _flash_attention()) is not None:
         return flash(query, key, value)
     q, k, v = (rearrange(x, "b l a d -> b a l d") for x in (query, key, value))
-    return rearrange(F.scaled_dot_product_attention(q, k, v), "b a l d -> b l a d")
+    if query.is_meta:  # there SDPA would lay out all weights, which no real device's kernel does
+        out = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(q, k, v)[0]
+    else:
+        out = F.scaled_dot_product_attention(q, k, v)
+    return rearrange(out, "b a l d -> b l a d")
 
 
 class Attention(nn.Module):

@@ -51,11 +51,7 @@ def _compute(cfg: Any, ranks: int) -> Iterator[Change]:
     now = cfg.compute
     away = dict(zip(OFFLOADS, (0.0, OPTIMIZER_AWAY, ALL_AWAY), strict=True))
     for stage, offload, ema in product(range(now.zero_stage, 4), OFFLOADS, EMA_PLACES):
-        if (
-            away[offload] < away[now.offload]
-            or (now.ema == "cpu" and ema == "device")
-            or stage < LEAST[offload]
-        ):
+        if away[offload] < away[now.offload] or (now.ema == "cpu" and ema == "device") or stage < LEAST[offload]:
             continue
         price = STAGE * (stage - now.zero_stage) + away[offload] - away[now.offload] + EMA_AWAY * (ema != now.ema)
         fields = {"zero_stage": stage, "offload": offload, "ema": ema}

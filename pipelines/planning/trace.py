@@ -13,9 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
-from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
@@ -77,20 +75,10 @@ def _storages(values: Any) -> Iterable[torch.UntypedStorage]:
     return (x.untyped_storage() for x in tree_leaves(values) if isinstance(x, Tensor))
 
 
-class FusedAttention(TorchFunctionMode):
-    """On the meta device torch would choose attention that writes out the (n x n) weights; real devices fuse it."""
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func is F.scaled_dot_product_attention and args[0].is_meta:
-            assert not kwargs, "attention here has neither mask nor dropout"
-            return aten._scaled_dot_product_flash_attention_for_cpu(*args)[0]
-        return func(*args, **(kwargs or {}))
-
-
 def count(work: Callable[[], object]) -> Cost:
     """Runs `work` and counts it; on the meta device nothing is computed. What it returns is alive to the end."""
     counter = Counter()
-    with FusedAttention(), counter:
+    with counter:
         kept = work()
     del kept
     return Cost(counter.flops, counter.peak)

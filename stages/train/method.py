@@ -82,7 +82,9 @@ class LoopConfig:
         least |= dict.fromkeys(("steps", "warmup_steps", "cooldown_steps", "lr", "weight_decay", "clip_norm"), 0)
         out = at_least(self, least | {"global_batch": 0})
         if self.global_batch and self.accumulate != 1:
-            out.append(f"accumulate: {self.accumulate} is given beside global_batch, from which it follows: leave it at 1")
+            out.append(
+                f"accumulate: {self.accumulate} is given beside global_batch, from which it follows: leave it at 1"
+            )
         if self.optimizer not in OPTIMIZERS:
             out.append(f"optimizer: {self.optimizer!r} is not one of {', '.join(OPTIMIZERS)}")
         if self.save_minutes <= 0:

@@ -20,7 +20,15 @@ from pipelines.planning.work import disk, speed, works
 def test_full_sizes_are_planned_without_a_gpu(preset, gpus, tmp_path, capsys):
     assert cli.main(["plan", "--preset", preset, "--gpus", gpus, "--runs", str(tmp_path)]) == cli.OK
     out = capsys.readouterr().out
-    for part in (f"ZeRO 2 on {gpus}", "teacher", "adapt", "dmd", "student, streaming", f" x {gpus} = 128", f" x {gpus} = 64"):
+    for part in (
+        f"ZeRO 2 on {gpus}",
+        "teacher",
+        "adapt",
+        "dmd",
+        "student, streaming",
+        f" x {gpus} = 128",
+        f" x {gpus} = 64",
+    ):
         assert part in out, part
     assert not list(tmp_path.iterdir())
 
@@ -50,7 +58,12 @@ def test_every_mistake_of_a_plan_comes_in_one_message(capsys):
     assert cli.main(words) == cli.BAD_CONFIG
     said = capsys.readouterr().err
     assert "4 problems" in said
-    for part in ("GPUS=x: not a whole", "plan.gpu: 'h900' is not one of a100-80", "plan.mfu: 0", "teacher.global_batch: 128"):
+    for part in (
+        "GPUS=x: not a whole",
+        "plan.gpu: 'h900' is not one of a100-80",
+        "plan.mfu: 0",
+        "teacher.global_batch: 128",
+    ):
         assert part in said
     with pytest.raises(ConfigError, match="GPUS=0: not a whole number of at least 1"):
         load("nano", gpus="0")
@@ -75,7 +88,9 @@ def test_files_are_as_large_as_foretold(tmp_path):
 def test_the_makefile_hands_the_number_of_gpus_on():
     from tests.unit.pipelines.test_cli import make
 
-    assert make("plan", "GPUS=8")[0].endswith("pipelines plan --gpus '8' --preset 'nano' --runs 'runs'".replace("  ", " "))
+    assert make("plan", "GPUS=8")[0].endswith(
+        "pipelines plan --gpus '8' --preset 'nano' --runs 'runs'".replace("  ", " ")
+    )
     assert (CHECKOUT / "Makefile").read_text().count("plan-check") == 2
 
 

@@ -16,7 +16,7 @@ from msmodel.causal import CausalDiT
 from msmodel.config import ModelConfig
 from msmodel.dit import WanDiT
 from pipelines.planning.pieces import META, How, Pieces, cost
-from pipelines.planning.trace import Counter, FusedAttention, count
+from pipelines.planning.trace import Counter, count
 from stages.train import adapt, dmd
 from stages.train.ode_pairs import PairBatch
 from stages.train.teacher import TeacherMethod
@@ -28,7 +28,9 @@ BATCH, LAYERS = 2, 5  # deep enough to be extrapolated from two and three layers
 LAYOUTS = ("channels", "first_latent")
 aten = torch.ops.aten
 ATTENTION: dict[Any, Any] = {  # FlopCounterMode knows the kernels of GPUs only
-    aten._scaled_dot_product_flash_attention_for_cpu: lambda q, k, v, *a, out_shape=None, **kw: sdpa_flop_count(q, k, v),
+    aten._scaled_dot_product_flash_attention_for_cpu: lambda q, k, v, *a, out_shape=None, **kw: sdpa_flop_count(
+        q, k, v
+    ),
     aten._scaled_dot_product_flash_attention_for_cpu_backward: lambda g, q, k, v, *a, out_shape=None, **kw: (
         sdpa_backward_flop_count(g, q, k, v)
     ),
@@ -150,8 +152,7 @@ def test_autograd_keeps_the_same_on_the_meta_device(image, checkpoint, dtype):
     size = pieces.latents().shape
     cond, noisy = pieces.cond(), pieces.latents()
     true_cond = Conditioning(*(torch.randn(x.shape) for x in vars(cond).values()))
-    with FusedAttention():
-        counted = saved_bytes(pieces.dit, lambda: pieces.dit(noisy, torch.ones(BATCH, device=META), cond))
+    counted = saved_bytes(pieces.dit, lambda: pieces.dit(noisy, torch.ones(BATCH, device=META), cond))
     assert counted == saved_bytes(real, lambda: real(torch.randn(size), torch.ones(BATCH), true_cond))
 
 

@@ -24,19 +24,20 @@ from stages.eval.config import EvalConfig
 from stages.eval.sweep import SweepConfig
 from stages.spec import Stage
 from stages.trackers.bench import TrackerBenchConfig
-from stages.train.adapt import AdaptConfig
-from stages.train.base import BaseConfig
-from stages.train.dmd import DmdConfig, DmdRun
+from stages.train.adapt import ADAPT, AdaptConfig
+from stages.train.base import BASE, BaseConfig
+from stages.train.dmd import DMD, DmdConfig, DmdRun
 from stages.train.method import LoopConfig
 from stages.train.ode_pairs import OdeConfig, OdeRun
 from stages.train.sampling import Guidance
-from stages.train.teacher import ContextConfig, Phase1Config, TeacherConfig
-from stages.train.tiny_vae import TinyBaseConfig, TinyVAEConfig
+from stages.train.teacher import TEACHER, ContextConfig, Phase1Config, TeacherConfig
+from stages.train.tiny_vae import TINY_VAE, TinyBaseConfig, TinyVAEConfig
 from stages.train.vae import VAETrainConfig
 
 from .planning.config import PlanConfig
 
 PRESETS = Path(__file__).resolve().parents[1] / "configs" / "preset"
+TRAININGS = (BASE, TEACHER, ADAPT, DMD, TINY_VAE)  # each reads the group of its name
 FROM_COMMAND_LINE = ("preset", "runs", "src")  # set by --preset, --runs, --src
 
 
@@ -134,10 +135,13 @@ class Config:
         ]
 
     def _indivisible(self) -> list[str]:
-        """Trainings whose global batch their ranks cannot make."""
-        ranks = 1 if self.compute.executor == "local" else max(self.compute.workers, 1)
-        trainings = (c for c in vars(self).values() if isinstance(c, LoopConfig) and c.batch > 0)
-        return [f"{c.group}.{p}" for c in trainings for p in c.indivisible(ranks)]
+        """Trainings whose global batch the workers cannot make."""
+        out = []
+        for stage in TRAININGS:
+            c = vars(self)[stage.name]
+            if c.batch > 0:
+                out += [f"{c.group}.{p}" for p in c.indivisible(self.ranks(stage))]
+        return out
 
 
 class ConfigError(ValueError):

@@ -9,7 +9,7 @@ from typing import Any
 
 from infra.config import EMA_PLACES, OFFLOADS
 
-from .loads import TRAININGS, ode_load, training
+from .loads import TRAININGS, sampling_load, training
 from .memory import layout, place, training_memory
 
 WATCHED = {"teacher": "probe_clips", "adapt": "heldout_pairs", "dmd": "heldout_clips"}
@@ -89,7 +89,7 @@ def _sampling(cfg: Any, limit: float) -> Change | None:
     for halvings in range(cfg.ode.batch.bit_length()):
         batch = cfg.ode.batch >> halvings
         other = replace(cfg, ode=replace(cfg.ode, batch=batch))
-        if place(ode_load(other, gpu=True), layout(other, 1, gpu=True)).peak <= limit:
+        if place(sampling_load(other, gpu=True), layout(other, 1, gpu=True)).peak <= limit:
             return Change(ONE_LESS * halvings, (f"ode.batch={batch}",) if halvings else (), other)
     return None
 

@@ -1,4 +1,4 @@
-"""What each stage asks of one rank: models held, bytes of its largest moments, FLOPs of a step.
+"""What each stage asks of one rank: models held, and bytes of its largest moments.
 
 Legend: b batch, z latent channels, t latent frames, h w latent size.
 """
@@ -11,14 +11,9 @@ from typing import Any
 import torch
 
 from msmodel.config import ModelConfig
-from stages.train.adapt import AdaptConfig
-from stages.train.dmd import DmdConfig
 from stages.train.method import LoopConfig
-from stages.train.sampling import Guidance
-from stages.train.teacher import TeacherConfig
 
 from .pieces import How, Pieces, cost, decoded, parameters, vae_on_meta, weights_bytes
-from .trace import Cost
 
 TRAININGS = ("teacher", "adapt", "dmd")
 ROWS = {"teacher": 3, "adapt": 2, "dmd": 2}  # videos of each clip in the contact sheets
@@ -29,7 +24,7 @@ class Load:
     """averages: one entry a trained model, whether an average of it is kept. frozen: models that only run. muon: parameters
     that Muon trains, of one model. half: weights in bfloat16. vae, inputs: bytes of the frozen VAE and of the held-out inputs,
     there all the time. train: bytes of tensors at the worst moment of a micro-step; observe: at that of a look at the held-out
-    clips. cache: bytes of keys and values in it. flops: of a rank's micro-step, mean over the training.
+    clips. cache: bytes of keys and values in it.
     """
 
     name: str
@@ -43,116 +38,96 @@ class Load:
     train: float
     observe: float
     cache: float
-    flops: float
+
+
+def training(cfg: Any, name: str) -> LoopConfig:
+    """The settings of one of TRAININGS in cfg (pipelines.config.Config)."""
+    return vars(cfg)[name]
+
+
+def weights_type(cfg: LoopConfig, gpu: bool) -> torch.dtype:
+    """Of a training's weights: Muon trains in float32 also on a GPU."""
+    return torch.bfloat16 if gpu and cfg.optimizer != "muon" else torch.float32
 
 
 def training_load(cfg: Any, name: str, gpu: bool, keep: bool) -> Load:
-    """cfg: pipelines.config.Config. name: of TRAININGS. keep: whether whole gradients pile up in the backward pass (How)."""
-    model, own = cfg.model, {"teacher": cfg.teacher, "adapt": cfg.adapt, "dmd": cfg.dmd}[name]
+    """keep: whether whole gradients pile up in the backward pass (How)."""
+    model, own = cfg.model, training(cfg, name)
     count, matrices = parameters(model)
-    muon = matrices if own.optimizer == "muon" else 0
-    half = gpu and not muon
-    dtype = torch.bfloat16 if half else torch.float32
+    dtype = weights_type(own, gpu)
     how = How(own.batch, dtype, own.checkpoint_layers, keep)
-    if name == "teacher":
-        step, observe, latents, clips = _teacher(model, own, how)
-    elif name == "adapt":
-        step, observe, latents, clips = _adapt(model, own, how)
-    else:
-        step, observe, latents, clips = _dmd(model, own, how, cfg.guidance)
-    if own.picture_clips:
-        observe = max(observe, decoded(model, own.picture_clips, ROWS[name]).peak)
+    train, a_clip, latents, clips = _ASKED[name](cfg, how)
+    video = 12.0 * model.clip.frames * model.clip.height * model.clip.width
+    sheet = decoded(model).peak + (ROWS[name] - 1) * video if own.picture_clips else 0.0
     return Load(
         name=name,
         parameters=count,
         averages=(True, False) if name == "dmd" else (True,),
         frozen=int(name == "dmd"),
-        muon=muon,
-        half=half,
+        muon=matrices if own.optimizer == "muon" else 0,
+        half=dtype == torch.bfloat16,
         vae=weights_bytes(vae_on_meta(model.vae)),
         inputs=clips * input_bytes(model, latents),
-        train=step.peak,
-        observe=observe,
+        train=train,
+        observe=max(clips * a_clip, own.picture_clips * sheet),
         cache=0.0 if name == "teacher" else cache_bytes(model, own.batch, dtype),
-        flops=step.flops,
     )
 
 
-Asked = tuple[
-    Cost, float, int, int
-]  # a micro-step, bytes of a look, latents kept beside each held-out clip, held-out clips
+# Bytes of a micro-step, bytes of a look at one held-out clip, latents kept beside each, held-out clips. Without gradients bytes
+# are proportional to clips.
+Asked = tuple[float, float, int, int]
 
 
-def _teacher(model: ModelConfig, cfg: TeacherConfig, how: How) -> Asked:
-    clip = cost(model, how, Pieces.flow_step)
-    plain = clip.flops
-    if cfg.context_share:
-        piece = min(model.latent_frames, int(model.image_alone) + cached_frames(model) + model.student.chunk)
-        plain += cfg.context_share * (cost(model, how, Pieces.flow_step, piece).flops - plain)
-    many = replace(how, batch=cfg.batch * cfg.groups_per_clip)
-    few, most = (cost(model, many, Pieces.flow_step, 1 + later).flops for later in (1, cfg.group_later))
-    grouped = cfg.group_steps / max(cfg.total_steps, 1)
-    flops = (1 - grouped) * plain + grouped * (few + most) / 2
-    probe = cost(model, replace(how, batch=cfg.probe_clips), Pieces.probed)
-    return Cost(flops, clip.peak), probe.peak, 2, cfg.probe_clips
+def _teacher(cfg: Any, how: How) -> Asked:
+    look = cost(cfg.model, replace(how, batch=1), Pieces.probed).peak
+    return cost(cfg.model, how, Pieces.flow_step).peak, look, 2, cfg.teacher.probe_clips
 
 
-def _adapt(model: ModelConfig, cfg: AdaptConfig, how: How) -> Asked:
-    own = model.student
-    ends = [replace(own, sink=cfg.sinks[i], window=cfg.windows[i]) for i in range(2)]
-    usual, narrow, wide = (cost(model, how, Pieces.adapt_step, context) for context in (own, *ends))
-    drawn = (narrow.flops + wide.flops) / 2  # uniform between both
-    flops = cfg.own_share * usual.flops + (1 - cfg.own_share) * drawn
-    watched = replace(how, batch=cfg.heldout_pairs)
-    return (
-        Cost(flops, max(usual.peak, wide.peak)),
-        cost(model, watched, Pieces.adapt_step, own, False).peak,
-        own.steps + 1,
-        cfg.heldout_pairs,
-    )
+def _adapt(cfg: Any, how: How) -> Asked:
+    own, most = cfg.model.student, cfg.adapt
+    widest = replace(own, sink=max(own.sink, most.sinks[1]), window=max(own.window, most.windows[1]))
+    step = cost(cfg.model, how, Pieces.adapt_step, widest).peak
+    look = cost(cfg.model, replace(how, batch=1), Pieces.adapt_step, own, False).peak
+    return step, look, own.steps + 1, most.heldout_pairs
 
 
-def _dmd(model: ModelConfig, cfg: DmdConfig, how: How, w: Guidance) -> Asked:
-    exits = (0, model.student.steps - 1)  # drawn uniformly; each step adds the same
-    generator = [cost(model, how, Pieces.generator_step, e, w.text, w.track) for e in exits]
-    critic = [cost(model, how, Pieces.critic_step, e) for e in exits]
-    flops = sum(c.flops for c in critic) / 2 + sum(g.flops for g in generator) / 2 / cfg.ratio
-    watched = cost(model, replace(how, batch=cfg.heldout_clips), Pieces.rolled)
-    return Cost(flops, max(c.peak for c in (*generator, *critic))), watched.peak, 2, cfg.heldout_clips
+def _dmd(cfg: Any, how: How) -> Asked:
+    last, w = cfg.student.steps - 1, cfg.guidance
+    generator = cost(cfg.model, how, Pieces.generator_step, last, w.text, w.track).peak
+    critic = cost(cfg.model, how, Pieces.critic_step, last).peak
+    look = cost(cfg.model, replace(how, batch=1), Pieces.rolled).peak
+    return max(generator, critic), look, 2, cfg.dmd.heldout_clips
 
 
-def ode_load(cfg: Any, gpu: bool) -> Load:
-    """flops: of one batch of trajectories."""
+_ASKED = {"teacher": _teacher, "adapt": _adapt, "dmd": _dmd}
+
+
+def sampling_load(cfg: Any, gpu: bool) -> Load:
+    """The teacher that makes trajectories."""
     model, own, w = cfg.model, cfg.ode, cfg.guidance
-    how = How(own.batch, torch.bfloat16 if gpu else torch.float32)
-    found = cost(model, how, Pieces.guided, w.text, w.track)
+    one = cost(model, How(1, inference_type(gpu)), Pieces.guided, w.text, w.track).peak
     states = 4.0 * own.batch * (model.student.steps + 1) * latent_values(model)
-    return Load(
-        "ode_pairs",
-        parameters(model)[0],
-        (),
-        1,
-        0,
-        gpu,
-        0.0,
-        states,
-        found.peak,
-        0.0,
-        0.0,
-        found.flops * own.solver_steps,
-    )
+    return Load("ode_pairs", parameters(model)[0], (), 1, 0, gpu, 0.0, states, own.batch * one, 0.0, 0.0)
 
 
 def stream_load(cfg: Any, gpu: bool) -> Load:
-    """The student at work on one stream, with the whole VAE. flops: of one chunk, decoding left out."""
-    model, dtype = cfg.model, torch.bfloat16 if gpu else torch.float32
-    steady = model.student.sink + model.student.window + 1
-    before, after = (cost(model, How(1, dtype), Pieces.streamed, n) for n in (steady, steady + 1))
+    """The student at work on one stream, with the whole VAE."""
+    model, dtype = cfg.model, inference_type(gpu)
     cache = cache_bytes(model, 1, dtype)
-    decoding = decoded(model, 1, 1, model.student.chunk + int(model.image_alone)).peak
+    decoding = cache + decoded(model, model.student.chunk + int(model.image_alone)).peak
+    peak = max(cost(model, How(1, dtype), Pieces.streamed, steady_chunks(model)).peak, decoding)
     vae = weights_bytes(vae_on_meta(model.vae))
-    peak, flops = max(after.peak, cache + decoding), after.flops - before.flops
-    return Load("streaming", parameters(model)[0], (), 1, 0, gpu, vae, 0.0, peak, 0.0, cache, flops)
+    return Load("streaming", parameters(model)[0], (), 1, 0, gpu, vae, 0.0, peak, 0.0, cache)
+
+
+def inference_type(gpu: bool) -> torch.dtype:
+    return torch.bfloat16 if gpu else torch.float32
+
+
+def steady_chunks(model: ModelConfig) -> int:
+    """Chunks of a stream up to the first with a full cache."""
+    return model.student.sink + model.student.window + 1
 
 
 def cached_frames(model: ModelConfig) -> int:
@@ -177,7 +152,3 @@ def input_bytes(model: ModelConfig, latents: int) -> float:
     channels = latents * model.vae.z_channels + image + model.track_feature_channels
     cells = model.latent_frames * model.latent_height * model.latent_width
     return 4.0 * (channels * cells + model.text.length * model.text.dim)
-
-
-def training(cfg: Any, name: str) -> LoopConfig:
-    return {"teacher": cfg.teacher, "adapt": cfg.adapt, "dmd": cfg.dmd}[name]

@@ -11,7 +11,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from .loads import Load, ode_load, stream_load, training, training_load
+import torch
+
+from .loads import Load, sampling_load, stream_load, training, training_load, weights_type
 
 BUCKET = 500_000_000  # DeepSpeed's reduce_bucket_size, in elements
 LIVE = 1_000_000_000  # stage3_max_live_parameters: gathered weights that may stay until they are used again
@@ -28,11 +30,11 @@ class Layout:
     ema: str
     engine: str = "deepspeed"
 
-    def stage(self, load: Load) -> int:
+    def stage(self, whole_tensors: bool, half: bool) -> int:
         """The ZeRO stage in force: at least 1 in bfloat16; 0 without DeepSpeed or where the optimizer needs whole weights."""
-        if load.muon or self.engine == "torch":
+        if whole_tensors or self.engine == "torch":
             return 0
-        return max(self.zero_stage, int(load.half))
+        return max(self.zero_stage, int(half))
 
 
 @dataclass(frozen=True)
@@ -81,22 +83,21 @@ def layout(cfg: Any, ranks: int, gpu: bool) -> Layout:
 def training_memory(cfg: Any, name: str, where: Layout) -> Memory:
     """Memory of a rank in one training."""
     own = training(cfg, name)
-    whole = training_load(cfg, name, where.gpu, keep=False)
-    stage = where.stage(whole)
+    whole = own.optimizer == "muon"
+    stage = where.stage(whole, weights_type(own, where.gpu) == torch.bfloat16)
     piled = own.micro_steps(where.ranks) == 1 and stage < 2
-    load = training_load(cfg, name, where.gpu, keep=True) if piled else whole
-    return place(load, where, piled)
+    return place(training_load(cfg, name, where.gpu, keep=piled), where, piled)
 
 
 def inference_memory(cfg: Any, where: Layout) -> list[Memory]:
     """Of the teacher that makes trajectories, and of a streaming student. One GPU holds all of either."""
-    return [place(ode_load(cfg, where.gpu), where), place(stream_load(cfg, where.gpu), where)]
+    return [place(sampling_load(cfg, where.gpu), where), place(stream_load(cfg, where.gpu), where)]
 
 
 def place(load: Load, where: Layout, piled: bool = False) -> Memory:
     """piled: load.train counts the gradients of the model whose turn it is, which are all there are at once."""
     n, models = load.parameters, len(load.averages)
-    stage, half = where.stage(load), load.half
+    stage, half = where.stage(bool(load.muon), load.half), load.half
     over = {s: 1.0 / where.ranks if stage >= s else 1.0 for s in (1, 2, 3)}
     each = 2 if half else 4
     weights = float(each) * n * models * over[3]

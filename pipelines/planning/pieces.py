@@ -197,8 +197,8 @@ def weights_bytes(module: nn.Module) -> int:
 
 
 @lru_cache(maxsize=64)
-def decoded(model: ModelConfig, clips: int, rows: int, frames: int = 0) -> Cost:
-    """Decoding `rows` times `clips` clips of so many latent frames (0: whole), all videos kept, as a contact sheet does."""
+def decoded(model: ModelConfig, frames: int = 0) -> Cost:
+    """Decoding one clip of so many latent frames (0: a whole one)."""
     vae: Any = vae_on_meta(model.vae)
     size = (model.vae.z_channels, frames or model.latent_frames, model.latent_height, model.latent_width)
-    return count(lambda: [vae.decode(torch.empty(clips, *size, device=META)) for _ in range(rows)])
+    return count(lambda: vae.decode(torch.empty(1, *size, device=META)))

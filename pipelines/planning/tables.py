@@ -9,10 +9,10 @@ from infra.progress import duration
 
 from .advice import nearest
 from .config import GPUS
-from .loads import TRAININGS, stream_load
+from .loads import TRAININGS
 from .memory import Layout, Memory, inference_memory, layout, training_memory
 from .pieces import parameters
-from .work import disk, speed, works
+from .work import chunk_flops, disk, speed, works
 
 COLUMNS = (
     "weights",
@@ -111,7 +111,7 @@ def _work(cfg: Any, ranks: int, gpu: bool) -> list[str]:
         )
     else:
         assumed = f"{cfg.compute.threads or 2} CPU threads a process at {own.cpu_gflops:g} GFLOP/s (plan.cpu_gflops)"
-    chunk = stream_load(cfg, gpu).flops
+    chunk = chunk_flops(cfg, gpu)
     alone = speed(cfg, 1, gpu)
     return [
         f"work, and time on {assumed}; clips = batch x micro-steps x ranks, recomputation counts as work:",

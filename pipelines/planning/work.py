@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from stages.train.state import KEEP
 
 from .config import GPUS
-from .loads import TRAININGS, latent_values, ode_load, training, training_load
-from .pieces import parameters
+from .loads import TRAININGS, cached_frames, inference_type, latent_values, steady_chunks, training, weights_type
+from .pieces import How, Pieces, cost, parameters
 
 
 @dataclass(frozen=True)
@@ -31,29 +31,70 @@ class Work:
 def works(cfg: Any, ranks: int, gpu: bool) -> list[Work]:
     """In the order in which the stages run."""
     found = {name: _training(cfg, name, ranks, gpu) for name in TRAININGS}
-    return [found["teacher"], _ode(cfg, ranks, gpu), found["adapt"], found["dmd"]]
+    return [found["teacher"], _sampling(cfg, ranks, gpu), found["adapt"], found["dmd"]]
 
 
 def _training(cfg: Any, name: str, ranks: int, gpu: bool) -> Work:
     own = training(cfg, name)
     micro = own.micro_steps(ranks)
     clips = own.batch * micro * ranks
-    flops = training_load(cfg, name, gpu, keep=False).flops * micro * ranks
+    how = How(1, weights_type(own, gpu), own.checkpoint_layers)
+    flops = clips * _A_CLIP[name](cfg, how)
     return Work(name, own.total_steps, clips, f"{own.batch} x {micro} x {ranks}", clips * cfg.model.tokens, flops)
 
 
-def _ode(cfg: Any, ranks: int, gpu: bool) -> Work:
-    own = cfg.ode
+def _teacher(cfg: Any, how: How) -> float:
+    """FLOPs of one clip, mean over the steps: of whole ones, of pieces with context, of frame groups."""
+    model, own = cfg.model, cfg.teacher
+
+    def step(frames: int = 0) -> float:
+        return cost(model, how, Pieces.flow_step, frames).flops
+
+    mean = step()
+    if own.context_share:
+        piece = min(model.latent_frames, cached_frames(model) + model.student.chunk)
+        mean += own.context_share * (step(piece) - mean)
+    if own.group_steps:
+        groups = own.groups_per_clip * (step(2) + step(1 + own.group_later)) / 2
+        mean += own.group_steps / own.total_steps * (groups - mean)
+    return mean
+
+
+def _adapt(cfg: Any, how: How) -> float:
+    """FLOPs of one clip: its own sink and window, or others, taken at the mean of the least and the most that are drawn."""
+    student, own = cfg.model.student, cfg.adapt
+    drawn = [replace(student, sink=own.sinks[i], window=own.windows[i]) for i in range(2)]
+    usual, least, most = (cost(cfg.model, how, Pieces.adapt_step, s).flops for s in (student, *drawn))
+    return own.own_share * usual + (1 - own.own_share) * (least + most) / 2
+
+
+def _dmd(cfg: Any, how: How) -> float:
+    """FLOPs of one clip: a step of the critic, and a `ratio`-th of one of the generator. The exit step is drawn uniformly, and
+    every step before it adds the same."""
+    exits, w = (0, cfg.student.steps - 1), cfg.guidance
+    critic = [cost(cfg.model, how, Pieces.critic_step, e).flops for e in exits]
+    generator = [cost(cfg.model, how, Pieces.generator_step, e, w.text, w.track).flops for e in exits]
+    return (sum(critic) + sum(generator) / cfg.dmd.ratio) / 2
+
+
+_A_CLIP = {"teacher": _teacher, "adapt": _adapt, "dmd": _dmd}
+
+
+def _sampling(cfg: Any, ranks: int, gpu: bool) -> Work:
+    own, w = cfg.ode, cfg.guidance
     rounds = sum(-(-count // (own.batch * ranks)) for count in (own.pairs, own.heldout_pairs))
     clips = own.batch * ranks
-    return Work(
-        "ode_pairs",
-        rounds,
-        clips,
-        f"{own.batch} x 1 x {ranks}",
-        clips * cfg.model.tokens,
-        ode_load(cfg, gpu).flops * ranks,
-    )
+    one = own.solver_steps * cost(cfg.model, How(1, inference_type(gpu)), Pieces.guided, w.text, w.track).flops
+    name = f"{own.batch} x 1 x {ranks}"
+    return Work("ode_pairs", rounds, clips, name, clips * cfg.model.tokens, clips * one)
+
+
+def chunk_flops(cfg: Any, gpu: bool) -> float:
+    """Of a steady chunk of a stream, decoding left out."""
+    steady = steady_chunks(cfg.model)
+    how = How(1, inference_type(gpu))
+    before, after = (cost(cfg.model, how, Pieces.streamed, n).flops for n in (steady - 1, steady))
+    return after - before
 
 
 def speed(cfg: Any, ranks: int, gpu: bool) -> float:

@@ -13,7 +13,6 @@ from .loads import TRAININGS, sampling_load, training
 from .memory import layout, place, training_memory
 
 WATCHED = {"teacher": "probe_clips", "adapt": "heldout_pairs", "dmd": "heldout_clips"}
-LOOKING = "looking at held-out clips"
 LEAST = {"none": 0, "optimizer": 1, "all": 3}  # ZeRO stages
 # What a change counts for, by what it does to the speed: a smaller batch and sharding little, recomputation a third.
 HALF_BATCH, STAGE, ONE_LESS, RECOMPUTE, EMA_AWAY, OPTIMIZER_AWAY, ALL_AWAY = 0.5, 0.6, 0.1, 1.0, 1.0, 2.0, 3.0
@@ -61,27 +60,37 @@ def _compute(cfg: Any, ranks: int) -> Iterator[Change]:
 
 def _own(cfg: Any, name: str, ranks: int, limit: float) -> Change | None:
     """The cheapest change of one training's own settings."""
+    for price, changed in sorted(_tries(cfg, name, ranks), key=lambda t: t[0]):
+        now = training(cfg, name)
+        other = replace(cfg, **{name: replace(now, **changed)})
+        if training_memory(other, name, layout(cfg, ranks, gpu=True)).peak <= limit:
+            return Change(
+                price, tuple(f"{name}.{n}={_text(v)}" for n, v in changed.items() if vars(now)[n] != v), other
+            )
+    return None
+
+
+def _tries(cfg: Any, name: str, ranks: int) -> Iterator[tuple[float, dict[str, Any]]]:
+    """(price, settings) with smaller batches, recomputation, and fewer held-out clips and pictures."""
     now, watched = training(cfg, name), WATCHED[name]
-    tries = []
+    most, pictures = vars(now)[watched], vars(now)["picture_clips"]
     for checkpoint, halvings in product({now.checkpoint_layers, True}, range(now.batch.bit_length())):
         batch = now.batch >> halvings
         if now.global_batch and now.global_batch % (batch * ranks):
             continue
-        more = {} if now.global_batch else {"accumulate": now.accumulate * now.batch // batch}
-        changed = {"batch": batch, "checkpoint_layers": checkpoint, **more}
-        tries.append((HALF_BATCH * halvings + RECOMPUTE * (checkpoint != now.checkpoint_layers), changed))
-    for price, changed in sorted(tries, key=lambda t: t[0]):
-        for fewer in range(vars(now)[watched].bit_length()):
-            clips = vars(now)[watched] >> fewer
-            asked = {**changed, watched: clips, "picture_clips": min(vars(now)["picture_clips"], clips)}
-            other = replace(cfg, **{name: replace(now, **asked)})
-            moments = _moments(other, name, ranks)
-            if max(moments.values()) <= limit:
-                settings = tuple(f"{name}.{n}={_text(v)}" for n, v in asked.items() if vars(now)[n] != v)
-                return Change(price + ONE_LESS * fewer, settings, other)
-            if max(v for k, v in moments.items() if k != LOOKING) > limit:
-                break  # fewer held-out clips leave fewer inputs on the device, but it is the training that is too large
-    return None
+        accumulate = now.accumulate if now.global_batch else now.accumulate * now.batch // batch
+        changed = {"batch": batch, "accumulate": accumulate, "checkpoint_layers": checkpoint}
+        price = HALF_BATCH * halvings + RECOMPUTE * (checkpoint != now.checkpoint_layers)
+        for fewer, shown in product(range(most.bit_length()), range(pictures + 1)):
+            if shown <= most >> fewer:
+                yield (
+                    price + ONE_LESS * (fewer + pictures - shown),
+                    {
+                        **changed,
+                        watched: most >> fewer,
+                        "picture_clips": shown,
+                    },
+                )
 
 
 def _sampling(cfg: Any, limit: float) -> Change | None:
@@ -92,10 +101,6 @@ def _sampling(cfg: Any, limit: float) -> Change | None:
         if place(sampling_load(other, gpu=True), layout(other, 1, gpu=True)).peak <= limit:
             return Change(ONE_LESS * halvings, (f"ode.batch={batch}",) if halvings else (), other)
     return None
-
-
-def _moments(cfg: Any, name: str, ranks: int) -> dict[str, float]:
-    return training_memory(cfg, name, layout(cfg, ranks, gpu=True)).moments
 
 
 def _text(value: object) -> str:

@@ -13,7 +13,7 @@ import torch
 from msmodel.config import ModelConfig
 from stages.train.method import LoopConfig
 
-from .pieces import How, Pieces, cost, decoded, parameters, vae_on_meta, weights_bytes
+from .pieces import How, Pieces, cost, decoded, parameters, vae_bytes
 
 TRAININGS = ("teacher", "adapt", "dmd")
 ROWS = {"teacher": 3, "adapt": 2, "dmd": 2}  # videos of each clip in the contact sheets
@@ -66,7 +66,7 @@ def training_load(cfg: Any, name: str, gpu: bool, keep: bool) -> Load:
         frozen=int(name == "dmd"),
         muon=matrices if own.optimizer == "muon" else 0,
         half=dtype == torch.bfloat16,
-        vae=weights_bytes(vae_on_meta(model.vae)),
+        vae=vae_bytes(model.vae),
         inputs=clips * input_bytes(model, latents),
         train=train,
         observe=max(clips * a_clip, own.picture_clips * sheet),
@@ -117,7 +117,7 @@ def stream_load(cfg: Any, gpu: bool) -> Load:
     cache = cache_bytes(model, 1, dtype)
     decoding = cache + decoded(model, model.student.chunk + int(model.image_alone)).peak
     peak = max(cost(model, How(1, dtype), Pieces.streamed, steady_chunks(model)).peak, decoding)
-    vae = weights_bytes(vae_on_meta(model.vae))
+    vae = vae_bytes(model.vae)
     return Load("streaming", parameters(model)[0], (), 1, 0, gpu, vae, 0.0, peak, 0.0, cache)
 
 

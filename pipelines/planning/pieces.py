@@ -191,9 +191,11 @@ def vae_on_meta(cfg: VAEConfig) -> nn.Module:
         return VideoVAE(net, cfg).eval().requires_grad_(False)
 
 
-def weights_bytes(module: nn.Module) -> int:
-    """Of parameters and buffers, in their types."""
-    return sum(x.numel() * x.element_size() for x in (*module.parameters(), *module.buffers()))
+@lru_cache(maxsize=8)
+def vae_bytes(cfg: VAEConfig) -> int:
+    """Of its parameters and buffers, in their types."""
+    vae = vae_on_meta(cfg)
+    return sum(x.numel() * x.element_size() for x in (*vae.parameters(), *vae.buffers()))
 
 
 @lru_cache(maxsize=64)

@@ -8,14 +8,14 @@ library allocates inside a kernel is not seen.
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
 aten = torch.ops.aten
@@ -53,15 +53,16 @@ class Counter(TorchDispatchMode):
         formula = FORMULAS.get(func._overloadpacket)
         if formula is not None:
             self.flops += formula(*args, **(kwargs or {}), out_val=out)
-        made = {s._cdata: s for s in _storages((out,))}
-        if made.keys() - self._sizes.keys():
-            given = {s._cdata for s in _storages((args, kwargs))}
-            for address in made.keys() - self._sizes.keys() - given:
-                self._add(address, made[address])
+        for result, new in zip(out if isinstance(out, tuple) else (out,), _makes(func), strict=False):
+            for tensor in (result if isinstance(result, list) else (result,)) if new else ():
+                if isinstance(tensor, Tensor):
+                    self._add(tensor.untyped_storage())
         return out
 
-    def _add(self, address: int, storage: torch.UntypedStorage) -> None:
-        size = storage.nbytes()
+    def _add(self, storage: torch.UntypedStorage) -> None:
+        address, size = storage._cdata, storage.nbytes()
+        if address in self._sizes:
+            return
         self._sizes[address] = size
         self.alive += size
         self.peak = max(self.peak, self.alive)
@@ -71,8 +72,11 @@ class Counter(TorchDispatchMode):
         self.alive -= self._sizes.pop(address, 0)
 
 
-def _storages(values: Any) -> Iterable[torch.UntypedStorage]:
-    return (x.untyped_storage() for x in tree_leaves(values) if isinstance(x, Tensor))
+@lru_cache(maxsize=4096)
+def _makes(func: Any) -> tuple[bool, ...]:
+    """For every result of an operation whether it is a tensor of its own, and no view of an argument or an argument itself."""
+    view = func._overloadpacket is aten._unsafe_view  # whose signature does not say so
+    return tuple(r.alias_info is None and not view for r in func._schema.returns)
 
 
 def count(work: Callable[[], object]) -> Cost:

@@ -38,13 +38,13 @@ def _training(cfg: Any, name: str, ranks: int, gpu: bool) -> Work:
     own = training(cfg, name)
     micro = own.micro_steps(ranks)
     clips = own.batch * micro * ranks
-    how = How(1, weights_type(own, gpu), own.checkpoint_layers)
-    flops = clips * _A_CLIP[name](cfg, how)
+    how = How(own.batch, weights_type(own, gpu), own.checkpoint_layers)
+    flops = clips / own.batch * _A_BATCH[name](cfg, how)
     return Work(name, own.total_steps, clips, f"{own.batch} x {micro} x {ranks}", clips * cfg.model.tokens, flops)
 
 
 def _teacher(cfg: Any, how: How) -> float:
-    """FLOPs of one clip, mean over the steps: of whole ones, of pieces with context, of frame groups."""
+    """FLOPs of a micro-batch, mean over the steps: of whole ones, of pieces with context, of frame groups."""
     model, own = cfg.model, cfg.teacher
 
     def step(frames: int = 0) -> float:
@@ -61,7 +61,7 @@ def _teacher(cfg: Any, how: How) -> float:
 
 
 def _adapt(cfg: Any, how: How) -> float:
-    """FLOPs of one clip: its own sink and window, or others, taken at the mean of the least and the most that are drawn."""
+    """FLOPs of a micro-batch: its own sink and window, or others, taken at the mean of least and most that are drawn."""
     student, own = cfg.model.student, cfg.adapt
     drawn = [replace(student, sink=own.sinks[i], window=own.windows[i]) for i in range(2)]
     usual, least, most = (cost(cfg.model, how, Pieces.adapt_step, s).flops for s in (student, *drawn))
@@ -69,15 +69,15 @@ def _adapt(cfg: Any, how: How) -> float:
 
 
 def _dmd(cfg: Any, how: How) -> float:
-    """FLOPs of one clip: a step of the critic, and a `ratio`-th of one of the generator. The exit step is drawn uniformly, and
-    every step before it adds the same."""
+    """FLOPs of a micro-batch: a step of the critic, and a `ratio`-th of one of the generator. The exit step is drawn
+    uniformly, and every step before it adds the same."""
     exits, w = (0, cfg.student.steps - 1), cfg.guidance
     critic = [cost(cfg.model, how, Pieces.critic_step, e).flops for e in exits]
     generator = [cost(cfg.model, how, Pieces.generator_step, e, w.text, w.track).flops for e in exits]
     return (sum(critic) + sum(generator) / cfg.dmd.ratio) / 2
 
 
-_A_CLIP = {"teacher": _teacher, "adapt": _adapt, "dmd": _dmd}
+_A_BATCH = {"teacher": _teacher, "adapt": _adapt, "dmd": _dmd}
 
 
 def _sampling(cfg: Any, ranks: int, gpu: bool) -> Work:

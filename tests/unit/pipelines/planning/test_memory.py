@@ -9,7 +9,7 @@ import pytest
 from pipelines.config import load
 from pipelines.planning.loads import Load
 from pipelines.planning.memory import Layout, layout, place, training_memory
-from pipelines.planning.pieces import parameters, vae_on_meta, weights_bytes
+from pipelines.planning.pieces import parameters, vae_bytes
 from pipelines.planning.work import works
 
 N = 10**9
@@ -79,7 +79,7 @@ def test_the_full_sizes_are_those_published():
     assert parameters(small)[0] == pytest.approx(1.419e9, rel=1e-3)
     assert parameters(large)[0] == pytest.approx(5.0e9, rel=2e-3)
     for cfg, millions in ((small, 126.9), (large, 704.7)):
-        assert weights_bytes(vae_on_meta(cfg.vae)) / 4e6 == pytest.approx(millions, rel=2e-3)
+        assert vae_bytes(cfg.vae) / 4e6 == pytest.approx(millions, rel=2e-3)
 
 
 def test_recomputation_and_smaller_batches_lower_activations_and_nothing_else():

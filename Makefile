@@ -22,7 +22,7 @@ help:  ## this table
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@echo
 	@echo "  PRESET=$(PRESET) SRC=$(SRC) ARGS=\"teacher.steps=200 student.window=2\" RUNS=$(RUNS)"
-	@echo "  also: PYTHON (to set up with), RAY_ADDRESS (a cluster), MLFLOW_TRACKING_URI"
+	@echo "  also: PYTHON (to set up with), GPUS (to plan for), RAY_ADDRESS (a cluster), MLFLOW_TRACKING_URI"
 
 setup: $(STAMP)  ## the environment in .venv (every other target makes it)
 

@@ -30,22 +30,27 @@ class Change:
 def nearest(cfg: Any, ranks: int, limit: float) -> Change | None:
     """The cheapest change under which every training fits into `limit` bytes a GPU; None where there is none."""
     best: Change | None = None
-    for compute in sorted(_compute(cfg, ranks), key=lambda change: change.cost):
+    for compute in sorted(_compute(cfg), key=lambda change: change.cost):
         if best is not None and compute.cost >= best.cost:
             break
-        found: Change | None = compute
-        for name in (*TRAININGS, "ode"):
-            own = _sampling(found.cfg, limit) if name == "ode" else _own(found.cfg, name, ranks, limit)
-            if own is None:
-                found = None
-                break
-            found = Change(found.cost + own.cost, (*found.settings, *own.settings), own.cfg)
+        found = _trainings(compute, ranks, limit)
         if found is not None and (best is None or found.cost < best.cost):
             best = found
     return best
 
 
-def _compute(cfg: Any, ranks: int) -> Iterator[Change]:
+def _trainings(compute: Change, ranks: int, limit: float) -> Change | None:
+    """`compute` and the cheapest changes of every training's own settings, and of the sampling of trajectories."""
+    found = compute
+    for name in (*TRAININGS, "ode"):
+        own = _sampling(found.cfg, limit) if name == "ode" else _own(found.cfg, name, ranks, limit)
+        if own is None:
+            return None
+        found = Change(found.cost + own.cost, (*found.settings, *own.settings), own.cfg)
+    return found
+
+
+def _compute(cfg: Any) -> Iterator[Change]:
     """ZeRO stages from the given one up, and every place for optimizer and average, as far as ComputeConfig allows them."""
     now = cfg.compute
     away = dict(zip(OFFLOADS, (0.0, OPTIMIZER_AWAY, ALL_AWAY), strict=True))

@@ -11,7 +11,9 @@ from typing import Any
 import torch
 
 from msmodel.config import ModelConfig
-from stages.train.method import LoopConfig
+from stages.train.adapt import AdaptConfig
+from stages.train.dmd import DmdConfig
+from stages.train.teacher import TeacherConfig
 
 from .pieces import How, Pieces, cost, decoded, parameters, vae_bytes
 
@@ -40,12 +42,15 @@ class Load:
     cache: float
 
 
-def training(cfg: Any, name: str) -> LoopConfig:
+Training = TeacherConfig | AdaptConfig | DmdConfig
+
+
+def training(cfg: Any, name: str) -> Training:
     """The settings of one of TRAININGS in cfg (pipelines.config.Config)."""
     return vars(cfg)[name]
 
 
-def weights_type(cfg: LoopConfig, gpu: bool) -> torch.dtype:
+def weights_type(cfg: Training, gpu: bool) -> torch.dtype:
     """Of a training's weights: Muon trains in float32 also on a GPU."""
     return torch.bfloat16 if gpu and cfg.optimizer != "muon" else torch.float32
 

@@ -119,8 +119,10 @@ def test_flops_and_peak_are_those_of_a_real_step(case, checkpoint):
     real, (piece, *given) = CASES[case]
     m = model(LAYOUTS[0] if "first" in case or case == "adapt" else LAYOUTS[1])
     predicted = cost(m, How(BATCH, checkpoint=checkpoint, keep=True), piece, *given)
+    with FlopCounterMode(display=False, custom_mapping=ATTENTION) as flops:
+        real(m, checkpoint)()
     work, counter = real(m, checkpoint), Counter()
-    with FlopCounterMode(display=False, custom_mapping=ATTENTION) as flops, counter:
+    with counter:
         work()
     assert predicted.flops == pytest.approx(flops.get_total_flops(), rel=0.02)
     assert predicted.peak == pytest.approx(counter.peak, rel=0.05)
@@ -162,7 +164,8 @@ def test_a_deep_model_costs_what_shallow_ones_foretell():
     m = model("channels", layers=6)
     m, how = replace(m, dit=replace(m.dit, ffn_dim=1024)), How(BATCH, torch.bfloat16, checkpoint=True)
     for piece, *given in [made for case, (_, made) in CASES.items() if case in ("teacher", "adapt")]:
-        direct = count(lambda made=piece, given=given: made(Pieces(m, how), *given))
+        deep = Pieces(m, how)
+        direct = count(lambda made=piece, given=given, deep=deep: made(deep, *given))
         assert cost(m, how, piece, *given).flops == pytest.approx(direct.flops, rel=1e-9)
         assert cost(m, how, piece, *given).peak == pytest.approx(direct.peak, rel=0.01)
 

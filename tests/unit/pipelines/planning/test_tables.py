@@ -14,7 +14,9 @@ from pipelines.planning.work import disk, speed, works
 
 
 def test_a_full_size_is_planned_without_a_gpu(tmp_path, capsys):
-    assert cli.main(["plan", "--preset", "wan21-1.3b", "--gpus", "8", "--runs", str(tmp_path)]) == cli.OK
+    """On short clips, which are traced sooner."""
+    words = ["plan", "--preset", "wan21-1.3b", "--gpus", "8", "--runs", str(tmp_path), "clip.frames=33"]
+    assert cli.main(words) == cli.OK
     out = capsys.readouterr().out
     for part in (
         "of one GPU, ZeRO 2 on 8",
@@ -31,23 +33,21 @@ def test_a_full_size_is_planned_without_a_gpu(tmp_path, capsys):
 
 
 def test_what_is_advised_is_a_configuration_and_fits():
-    overrides = [*plan_check.ADAMW, "adapt.optimizer=adamw", "base.optimizer=adamw", "phase1.optimizer=adamw"]
-    overrides += ["phase1_context.optimizer=adamw"]
-    cfg = load("nano", overrides, gpus="8")
+    cfg = load("debug", gpus="2")
 
     def peak(cfg) -> float:
-        return max(training_memory(cfg, name, layout(cfg, 8, gpu=True)).peak for name in TRAININGS)
+        return max(training_memory(cfg, name, layout(cfg, 2, gpu=True)).peak for name in TRAININGS)
 
     bucket = 1e9  # which no setting lowers
     limit = bucket + (peak(cfg) - bucket) / 2
-    change = nearest(cfg, 8, limit)
+    change = nearest(cfg, 2, limit)
     assert change is not None
     assert change.settings
-    advised = load("nano", [*overrides, *change.settings], gpus="8")
+    advised = load("debug", change.settings, gpus="2")
     assert advised == change.cfg
     assert peak(advised) <= limit < peak(cfg)
-    assert nearest(advised, 8, limit).settings == ()  # type: ignore[union-attr]
-    assert nearest(cfg, 8, bucket) is None
+    assert nearest(advised, 2, limit).settings == ()  # type: ignore[union-attr]
+    assert nearest(cfg, 2, bucket) is None
 
 
 def test_what_does_not_fit_is_said_with_what_would():

@@ -100,7 +100,12 @@ def real_adapt(m: ModelConfig, checkpoint: bool) -> Work:
     cfg = adapt.AdaptConfig(own_share=1.0, picture_clips=0)
     method = adapt.AdaptMethod(student, m, cfg, pairs(), decode, 0)
     draws: Any = FixedDraws()
-    return lambda: method.loss("student", pairs(), draws).value.backward()
+
+    def work() -> None:
+        batch = pairs()  # alive during the backward pass, as in the loop
+        method.loss("student", batch, draws).value.backward()
+
+    return work
 
 
 CASES: dict[str, tuple[Callable[[ModelConfig, bool], Work], tuple[Any, ...]]] = {

@@ -6,6 +6,7 @@ CLIP ?=
 CHECKPOINT ?=
 ARGS ?=
 RUNS ?= runs
+GPUS ?=
 PYTHON ?= python3
 PY := .venv/bin/python
 STAMP := .venv/.stamp
@@ -15,14 +16,14 @@ FIRST := $(if $(filter plan,$(MAKECMDGOALS)),,$(firstword $(GOALS)))
 RUN = $(PY) -m pipelines $(1) --preset '$(PRESET)' --runs '$(RUNS)' $(if $(SRC),--src '$(SRC)') $(ARGS)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup data teacher distill eval plan inspect export bench bench-data bench-trackers kill-test sweep nano-base notebooks ui test test-gpu lint clean
+.PHONY: help setup data teacher distill eval plan plan-check inspect export bench bench-data bench-trackers kill-test sweep nano-base notebooks ui test test-gpu lint clean
 .NOTPARALLEL:
 
 help:  ## this table
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@echo
 	@echo "  PRESET=$(PRESET) SRC=$(SRC) ARGS=\"teacher.steps=200 student.window=2\" RUNS=$(RUNS)"
-	@echo "  also: PYTHON (to set up with), RAY_ADDRESS (a cluster), MLFLOW_TRACKING_URI"
+	@echo "  also: PYTHON (to set up with), GPUS (to plan for), RAY_ADDRESS (a cluster), MLFLOW_TRACKING_URI"
 
 setup: $(STAMP)  ## the environment in .venv (every other target makes it)
 
@@ -42,8 +43,11 @@ distill: $(STAMP)  ## the teacher becomes a causal few-step student
 eval: $(STAMP)  ## figures, and RUNS/PRESET/report/report.html
 	@$(if $(filter $@,$(FIRST)),$(call RUN,$(GOALS)),true)
 
-plan: $(STAMP)  ## dry run: cached or not, every config error, memory and time
-	@$(call RUN,plan $(GOALS))
+plan: $(STAMP)  ## dry run: cached or not, every config error, memory, work and time (GPUS=8: on so many)
+	@$(call RUN,plan $(GOALS) $(if $(GPUS),--gpus '$(GPUS)'))
+
+plan-check: $(STAMP)  ## what `make plan` predicts of memory against real training steps, at nano and 100 M parameters
+	$(PY) -m pipelines.plan_check
 
 inspect: $(STAMP)  ## one clip with its tracks as mp4 and PNG, and its catalogue row (CLIP=id; without: some ids)
 	@$(call RUN,inspect $(if $(CLIP),--clip '$(CLIP)'))

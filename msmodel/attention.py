@@ -91,7 +91,11 @@ def attend_with(flash: Callable[..., Any] | None, query: Tensor, key: Tensor, va
     if flash is not None:
         return _flash_attend(flash, query, key, value)
     q, k, v = (rearrange(x, "b l a d -> b a l d") for x in (query, key, value))
-    return rearrange(F.scaled_dot_product_attention(q, k, v), "b a l d -> b l a d")
+    if query.is_meta:  # there SDPA would lay out all weights, which no real device's kernel does
+        out = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(q, k, v)[0]
+    else:
+        out = F.scaled_dot_product_attention(q, k, v)
+    return rearrange(out, "b a l d -> b l a d")
 
 
 def _flash_attend(flash: Callable[..., Any], query: Tensor, key: Tensor, value: Tensor) -> Tensor:

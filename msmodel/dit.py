@@ -9,6 +9,7 @@ Legend: b batch, z latent channels, c channels, t latent frames, h w latent size
 from __future__ import annotations
 
 import math
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -30,11 +31,16 @@ def _wide(x: Tensor) -> Tensor:
     return x if x.dtype in (torch.float32, torch.float64) else x.float()
 
 
+def _without_autocast(device: str) -> AbstractContextManager[None]:
+    """Autocast off, on devices that have it: the meta device, on which models are planned, has none."""
+    return torch.autocast(device, enabled=False) if torch.amp.is_autocast_available(device) else nullcontext()
+
+
 class WideLinear(nn.Linear):
     """A linear layer computed in float32 whatever the type of its weights, also under autocast."""
 
     def forward(self, x: Tensor) -> Tensor:
-        with torch.autocast(x.device.type, enabled=False):
+        with _without_autocast(x.device.type):
             weight = _wide(self.weight)
             return F.linear(x.to(weight.dtype), weight, None if self.bias is None else self.bias.to(weight.dtype))
 

@@ -31,10 +31,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from .config import ConfigError, load
 
     try:
-        cfg = load(options.preset, overrides, options.src, options.runs)
+        cfg = load(options.preset, overrides, options.src, options.runs, options.gpus)
     except ConfigError as error:
         print(error, file=sys.stderr)
         return BAD_CONFIG
+    if "plan" in names:
+        return _plan(cfg, names, bool(options.gpus))
     return _dispatch(cfg, names, options)
 
 
@@ -48,6 +50,7 @@ def _parser() -> argparse.ArgumentParser:
         "--src", default="", help="folder, glob, list, table or address of your own videos (default: packaged clips)"
     )
     parser.add_argument("--runs", default="runs", help="where results go (default: runs)")
+    parser.add_argument("--gpus", default="", help="how many GPUs, in place of compute.workers")
     parser.add_argument("--clip", default="", help="inspect: the clip's id (default: list some)")
     parser.add_argument("--checkpoint", default="", help="export: its folder (default: the newest teacher and student)")
     parser.add_argument("--retry-failed", action="store_true", help="try items again that failed unexpectedly")
@@ -73,8 +76,6 @@ def _dispatch(cfg: Any, names: list[str], options: argparse.Namespace) -> int:
     from .wiring import open_run
 
     targets = _targets()
-    if "plan" in names:
-        return _plan(cfg, [n for n in names if n in targets] or list(TARGETS), targets)
     run = open_run(cfg, names, retry_failed=options.retry_failed)
     started, status = time.monotonic(), "FAILED"
     try:
@@ -128,11 +129,14 @@ def _targets() -> dict[str, tuple[Callable[[Any], Any], Any]]:
     }
 
 
-def _plan(cfg: Any, names: list[str], targets: dict[str, tuple[Callable[[Any], Any], Any]]) -> int:
+def _plan(cfg: Any, words: list[str], gpus: bool) -> int:
+    """gpus: whether their number was given."""
     from . import plan
     from .summary import table
     from .wiring import open_run
 
+    targets = _targets()
+    names = [n for n in words if n in targets] or list(TARGETS)
     run = open_run(cfg, names, dry=True)
     last = max((TARGETS.index(n) for n in names if n in TARGETS), default=-1)
     order = [*TARGETS[: last + 1], *(n for n in names if n not in TARGETS)]
@@ -142,6 +146,6 @@ def _plan(cfg: Any, names: list[str], targets: dict[str, tuple[Callable[[Any], A
         print(error, file=sys.stderr)
         return FAILED
     table(lines)
-    for line in [*plan.describe(cfg, plan.estimate(cfg)), *plan.hints(cfg)]:
+    for line in ["", *plan.describe(cfg, gpus), *plan.hints(cfg)]:
         print(line)
     return OK

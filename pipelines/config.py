@@ -35,6 +35,7 @@ from stages.train.tiny_vae import TINY_VAE, TinyBaseConfig, TinyVAEConfig
 from stages.train.vae import VAETrainConfig
 
 from .model_card import ExportConfig
+from .planning.config import PlanConfig
 
 PRESETS = Path(__file__).resolve().parents[1] / "configs" / "preset"
 TRAININGS = (BASE, TEACHER, ADAPT, DMD, TINY_VAE)  # each reads the group of its name
@@ -74,6 +75,7 @@ class Config:
     bench_data: DataBenchConfig = field(default_factory=DataBenchConfig)  # make bench-data
     export: ExportConfig = field(default_factory=ExportConfig)  # make export
     compute: ComputeConfig = field(default_factory=ComputeConfig)
+    plan: PlanConfig = field(default_factory=PlanConfig)  # make plan
 
     @property
     def model(self) -> ModelConfig:
@@ -111,6 +113,7 @@ class Config:
             self.bench_data,
             self.export,
             self.compute,
+            self.plan,
         )
         found = [f"seed: {self.seed} is below zero"] if self.seed < 0 else []
         found += self._unshardable() + self._indivisible()
@@ -154,8 +157,9 @@ class ConfigError(ValueError):
         super().__init__(f"the configuration has {count} problem{'s' if count > 1 else ''}:{lines}")
 
 
-def load(preset: str, overrides: Sequence[str] = (), src: str = "", runs: str = "runs") -> Config:
-    """The configuration of a preset with Hydra overrides. Raises ConfigError with every mistake, before anything starts."""
+def load(preset: str, overrides: Sequence[str] = (), src: str = "", runs: str = "runs", gpus: str = "") -> Config:
+    """The configuration of a preset with Hydra overrides. gpus: in place of compute.workers, if given. Raises ConfigError with
+    every mistake, before anything starts."""
     problems: list[str] = []
     tree = _defaults()
     for origin, key, value in [*_preset_values(preset, problems), *_override_values(overrides, problems)]:
@@ -163,6 +167,10 @@ def load(preset: str, overrides: Sequence[str] = (), src: str = "", runs: str = 
     OmegaConf.update(tree, "preset", preset)
     OmegaConf.update(tree, "src", src)
     OmegaConf.update(tree, "runs", runs)
+    if gpus.isdecimal() and int(gpus):
+        OmegaConf.update(tree, "compute.workers", int(gpus))
+    elif gpus:
+        problems.append(f"GPUS={gpus}: not a whole number of at least 1")
     config = _tuples(OmegaConf.to_object(tree), Config)
     problems += config.problems()
     if problems:

@@ -1,0 +1,190 @@
+"""The estimate for people."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from infra.progress import duration
+
+from .advice import nearest
+from .config import GPUS
+from .loads import TRAININGS
+from .memory import Layout, Memory, inference_memory, layout, training_memory
+from .pieces import parameters
+from .work import chunk_flops, disk, speed, works
+
+COLUMNS = (
+    "weights",
+    "gradients",
+    "optimizer",
+    "ema",
+    "vae",
+    "inputs",
+    "cache",
+    "activations",
+    "buffers",
+    "update",
+    "observe",
+)
+KINDS = {"ode_pairs": "teacher, sampling", "streaming": "student, streaming"}
+
+
+def describe(cfg: Any, ranks: int, gpu: bool) -> list[str]:
+    """Sizes; memory of a rank; work and time of the stages; disk; what to change where it does not fit. ranks: GPUs, or
+    processes on CPUs."""
+    where = layout(cfg, ranks, gpu)
+    memories = [training_memory(cfg, name, where) for name in TRAININGS] + inference_memory(cfg, where)
+    return [
+        *_sizes(cfg),
+        "",
+        *_memory(cfg, where, memories),
+        "",
+        *_work(cfg, ranks, gpu),
+        "",
+        *_disk(cfg, where, memories),
+        *(_warnings(cfg, where, memories) if gpu else []),
+    ]
+
+
+def _sizes(cfg: Any) -> list[str]:
+    model, own = cfg.model, cfg.student
+    count, _ = parameters(model)
+    return [
+        f"clip {cfg.clip.width}x{cfg.clip.height}, {cfg.clip.frames} frames at {cfg.clip.fps:g} fps = {model.latent_frames} "
+        f"latent frames, {model.tokens_per_frame} tokens a frame, {model.tokens} a clip, {model.chunks} chunks",
+        f"DiT {_count(count)} parameters, {model.in_channels} input channels; student "
+        f"c{own.chunk}s{own.sink}w{own.window}, {own.steps} steps a chunk",
+    ]
+
+
+def _memory(cfg: Any, where: Layout, memories: Sequence[Memory]) -> list[str]:
+    unit, size = ("GiB", 2**30) if where.gpu else ("MiB", 2**20)
+    rows = []
+    for m in memories:
+        values = [_amount(vars(m)[c] / size) for c in COLUMNS]
+        worst = max(m.moments, key=lambda k: m.moments[k])
+        rows.append(
+            [KINDS.get(m.name, m.name), *values, _amount(m.peak / size), f"in {worst}" if m.name in TRAININGS else ""]
+        )
+    title = f"memory in {unit} of one {'GPU' if where.gpu else 'process'}, {_layout(where)}:"
+    return [title, *_table(["", *COLUMNS, "peak", ""], rows), *_notes(cfg, where)]
+
+
+def _notes(cfg: Any, where: Layout) -> list[str]:
+    recomputed = [n for n in TRAININGS if vars(cfg)[n].checkpoint_layers]
+    lines = [
+        f"  layers recomputed in the backward pass: {', '.join(recomputed) or 'none'}. peak = weights to inputs, and the "
+        "largest of: gradients + cache + activations + buffers; gradients + update; observe + buffers - inputs"
+    ]
+    if where.gpu:
+        own, kind = cfg.plan, GPUS[cfg.plan.gpu]
+        lines.append(
+            f"  {kind.name}: {kind.memory / 2**30:.1f} GiB, of which {own.spare:.0%} (plan.spare) are left to CUDA, NCCL and "
+            f"fragmentation: {_limit(cfg) / 2**30:.1f} GiB to use. Nothing of this has been measured on a GPU"
+        )
+    return lines
+
+
+def _layout(where: Layout) -> str:
+    if where.engine == "torch":
+        return f"plain torch on {where.ranks}"
+    stage = max(where.zero_stage, int(where.gpu))
+    away = {"none": "nothing offloaded", "optimizer": "optimizer offloaded", "all": "optimizer and weights offloaded"}
+    return f"ZeRO {stage} on {where.ranks}, {away[where.offload]}, averages on the {'CPU' if where.ema == 'cpu' else 'device'}"
+
+
+def _work(cfg: Any, ranks: int, gpu: bool) -> list[str]:
+    pace = speed(cfg, ranks, gpu)
+    rows, whole = [], 0.0
+    for w in works(cfg, ranks, gpu):
+        whole += w.total / pace
+        rows.append(
+            [w.name, f"{w.steps:,}", f"{w.micro} = {w.clips}", f"{w.tokens:,.0f}", f"{w.flops:.3g}", f"{w.total:.3g}",
+             duration(w.flops / pace), duration(w.total / pace)]
+        )  # fmt: skip
+    head = ["", "steps", "clips a step", "tokens a step", "FLOP a step", "FLOP", "a step", "all"]
+    own = cfg.plan
+    if gpu:
+        assumed = (
+            f"{ranks} x {GPUS[own.gpu].name} at {own.mfu:.0%} (plan.mfu) of {GPUS[own.gpu].flops / 1e12:.0f} TFLOP/s"
+        )
+    else:
+        assumed = f"{cfg.compute.threads or 2} CPU threads a process at {own.cpu_gflops:g} GFLOP/s (plan.cpu_gflops)"
+    chunk = chunk_flops(cfg, gpu)
+    alone = speed(cfg, 1, gpu)
+    return [
+        f"work, and time on {assumed}; clips = batch x micro-steps x ranks, recomputation counts as work:",
+        *_table(head, rows),
+        f"  together {duration(whole)}; the tiny VAE, data and looking at held-out clips come on top",
+        f"  student: {chunk:.3g} FLOP a chunk of {cfg.student.chunk * cfg.vae.stride_t} frames = {duration(chunk / alone)} "
+        f"on one {'GPU' if gpu else 'process'}, without decoding",
+    ]
+
+
+def _disk(cfg: Any, where: Layout, memories: Sequence[Memory]) -> list[str]:
+    found = disk(cfg)
+    saves = ", ".join(f"{n} {_bytes(v)}" for n, v in found.saves.items())
+    lines = [
+        f"disk: {_bytes(found.clip)} a clip in shards, without its video ({_bytes(1000 * found.clip)} a thousand clips); "
+        f"{_bytes(found.pairs)} of ODE pairs; three saved states at once: {saves}"
+    ]
+    host = {m.name: m.host for m in memories if m.host}
+    if host:
+        each = ", ".join(f"{n} {_bytes(v)}" for n, v in host.items())
+        together = min(where.ranks, cfg.plan.node_gpus)
+        lines.append(
+            f"CPU memory of offloaded state, a rank: {each}; on a machine with {together} GPUs up to "
+            f"{_bytes(together * max(host.values()))}"
+        )
+    return lines
+
+
+def _limit(cfg: Any) -> float:
+    return GPUS[cfg.plan.gpu].memory * (1 - cfg.plan.spare)
+
+
+def _warnings(cfg: Any, where: Layout, memories: Sequence[Memory]) -> list[str]:
+    limit, lines = _limit(cfg), []
+    for m in memories:
+        too_large = [f"{moment} {size / 2**30:.1f}" for moment, size in m.moments.items() if size > limit]
+        if too_large:
+            name = KINDS.get(m.name, m.name)
+            lines.append(f"warning: {name} will not fit into {limit / 2**30:.1f} GiB: {', '.join(too_large)}")
+    if not lines:
+        return []
+    change = nearest(cfg, where.ranks, limit)
+    if change is not None:
+        return [*lines, f'  the nearest settings that fit: ARGS="{" ".join(change.settings)}"']
+    mend = "take more of them (GPUS=), larger ones (plan.gpu), or shorter or smaller clips"
+    return [*lines, f"  no settings of ZeRO, offload, recomputation and batches fit on these GPUs: {mend}"]
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """Left-aligned names, right-aligned figures."""
+    lines = [list(head), *map(list, rows)]
+    widths = [max(len(line[i]) for line in lines) for i in range(len(head))]
+    return [
+        (
+            "  "
+            + "  ".join(
+                v.ljust(w) if i in (0,) else v.rjust(w) for i, (v, w) in enumerate(zip(line, widths, strict=True))
+            )
+        ).rstrip()
+        for line in lines
+    ]
+
+
+def _amount(value: float) -> str:
+    return "-" if not value else f"{value:.1f}" if value >= 0.05 else "<0.1"
+
+
+def _count(value: int) -> str:
+    return f"{value / 1e9:.2f} B" if value >= 1e9 else f"{value / 1e6:.1f} M"
+
+
+def _bytes(value: float) -> str:
+    for unit, size in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6)):
+        if value >= size:
+            return f"{value / size:.1f} {unit}"
+    return f"{value / 1e3:.1f} kB"

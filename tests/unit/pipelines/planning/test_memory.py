@@ -1,0 +1,100 @@
+"""Where the bytes of a training lie, under each ZeRO stage and offload."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from pipelines.config import load
+from pipelines.planning.loads import Load
+from pipelines.planning.memory import Layout, layout, place, training_memory
+from pipelines.planning.pieces import parameters, vae_bytes
+from pipelines.planning.work import works
+
+N = 10**9
+GPUS = Layout(ranks=8, gpu=True, zero_stage=2, offload="none", ema="device")
+DMD = Load("dmd", N, (True, False), 1, 0, True, 5.0, 3.0, 700.0, 90.0, 100.0)
+
+
+def billions(where: Layout, load: Load = DMD) -> tuple[float, ...]:
+    """Weights (two trained models and a frozen one), gradients, optimizer, average, in bytes a parameter."""
+    m = place(load, where)
+    return tuple(x / N for x in (m.weights, m.gradients, m.optimizer, m.ema, m.host))
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"zero_stage": 0}, (6, 4, 3, 0.5, 0)),  # bfloat16 needs masters, hence ZeRO 1
+        ({"zero_stage": 1}, (6, 4, 3, 0.5, 0)),
+        ({"zero_stage": 2}, (6, 0.5, 3, 0.5, 0)),
+        ({"zero_stage": 3}, (2.5, 0.5, 3, 0.5, 0)),
+        ({"offload": "optimizer"}, (6, 0.5, 0, 0.5, 4)),
+        ({"zero_stage": 3, "offload": "all"}, (2, 0.5, 0, 0.5, 4.5)),
+        ({"ema": "cpu"}, (6, 0.5, 3, 0, 0.5)),
+        ({"ranks": 1}, (6, 4, 24, 4, 0)),
+    ],
+)
+def test_bytes_a_parameter_in_bfloat16(changes, expected):
+    assert billions(replace(GPUS, **changes)) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    ("changes", "muon", "expected"),
+    [
+        ({}, 0, (12, 8, 16, 4, 0)),
+        ({"ranks": 2, "zero_stage": 1}, 0, (12, 8, 12, 2, 0)),
+        ({"ranks": 2, "zero_stage": 2}, 0, (12, 4, 12, 2, 0)),
+        ({"ranks": 2, "zero_stage": 3}, 0, (8, 4, 12, 2, 0)),
+        ({"ranks": 2, "zero_stage": 2}, N // 2, (12, 8, 12, 4, 0)),  # Muon needs whole weights, and one moment
+        ({"ranks": 2, "zero_stage": 2, "engine": "torch"}, 0, (12, 8, 16, 4, 0)),
+    ],
+)
+def test_bytes_a_parameter_in_float32(changes, muon, expected):
+    where = replace(GPUS, gpu=False, zero_stage=0, ranks=1, **{k: v for k, v in changes.items() if k == "engine"})
+    where = replace(where, **changes)
+    assert billions(where, replace(DMD, half=False, muon=muon)) == pytest.approx(expected)
+
+
+def test_the_peak_is_the_largest_moment():
+    m = place(replace(DMD, train=50e9, observe=200e9), GPUS)
+    assert m.peak == m.moments["looking at held-out clips"]
+    m = place(replace(DMD, train=400e9, observe=200e9), GPUS)
+    assert m.peak == m.moments["training"] == pytest.approx(m.fixed + m.gradients + 400e9 + 1e9)
+    sharded = place(replace(DMD, train=400e9), replace(GPUS, zero_stage=3))
+    assert sharded.buffers == 3e9  # the bucket and the gathered weights
+
+
+def test_gradients_that_pile_up_are_counted_once():
+    load = replace(DMD, train=9e9)
+    apart, piled = (place(load, replace(GPUS, zero_stage=1), p) for p in (False, True))
+    assert apart.gradients == 2 * piled.gradients == 4e9
+    assert piled.moments["training"] == pytest.approx(apart.moments["training"] - 4e9)
+
+
+def test_the_full_sizes_are_those_published():
+    """1.42 and 5.0 billion parameters; the VAEs 127 and 705 million."""
+    small, large = load("wan21-1.3b").model, load("wan22-5b").model
+    assert parameters(small)[0] == pytest.approx(1.419e9, rel=1e-3)
+    assert parameters(large)[0] == pytest.approx(5.0e9, rel=2e-3)
+    for cfg, millions in ((small, 126.9), (large, 704.7)):
+        assert vae_bytes(cfg.vae) / 4e6 == pytest.approx(millions, rel=2e-3)
+
+
+def test_recomputation_and_smaller_batches_lower_activations_and_nothing_else():
+    def memory(*overrides: str):
+        cfg = load("nano", ["teacher.optimizer=adamw", *overrides])
+        return training_memory(cfg, "teacher", layout(cfg, 2, gpu=True))
+
+    plain, recomputed, half = memory(), memory("teacher.checkpoint_layers=true"), memory("teacher.batch=2")
+    assert recomputed.activations < 0.6 * plain.activations
+    assert half.activations == pytest.approx(plain.activations / 2, rel=0.05)
+    assert plain.fixed == recomputed.fixed == half.fixed
+
+
+def test_five_critic_updates_come_for_one_of_the_generator():
+    def flops(ratio: int) -> float:
+        return next(w.flops for w in works(load("debug", [f"dmd.ratio={ratio}"]), 1, False) if w.name == "dmd")
+
+    assert 1.5 < flops(1) / flops(5) < 3

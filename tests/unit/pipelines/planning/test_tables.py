@@ -1,0 +1,111 @@
+"""`make plan` at full size: the tables, the warnings and settings that mend them, and mistakes."""
+
+from __future__ import annotations
+
+import pytest
+
+from infra.files import CHECKOUT
+from pipelines import cli, plan, plan_check
+from pipelines.config import ConfigError, load
+from pipelines.planning.advice import nearest
+from pipelines.planning.loads import TRAININGS
+from pipelines.planning.memory import layout, training_memory
+from pipelines.planning.work import disk, speed, works
+
+
+def test_a_full_size_is_planned_without_a_gpu(tmp_path, capsys):
+    """On short clips, which are traced sooner."""
+    words = ["plan", "--preset", "wan21-1.3b", "--gpus", "8", "--runs", str(tmp_path), "clip.frames=33"]
+    assert cli.main(words) == cli.OK
+    out = capsys.readouterr().out
+    for part in (
+        "of one GPU, ZeRO 2 on 8",
+        "DiT 1.42 B",
+        "teacher",
+        "adapt",
+        "dmd",
+        "student, streaming",
+        "x 8 = 128",
+        "x 8 = 64",
+    ):
+        assert part in out, part
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_is_advised_is_a_configuration_and_fits():
+    cfg = load("debug", gpus="2")
+
+    def peak(cfg) -> float:
+        return max(training_memory(cfg, name, layout(cfg, 2, gpu=True)).peak for name in TRAININGS)
+
+    bucket = 1e9  # which no setting lowers
+    limit = bucket + (peak(cfg) - bucket) / 2
+    change = nearest(cfg, 2, limit)
+    assert change is not None
+    assert change.settings
+    advised = load("debug", change.settings, gpus="2")
+    assert advised == change.cfg
+    assert peak(advised) <= limit < peak(cfg)
+    assert nearest(advised, 2, limit).settings == ()  # type: ignore[union-attr]
+    assert nearest(cfg, 2, bucket) is None
+
+
+def test_what_does_not_fit_is_said_with_what_would():
+    few, none = (
+        "\n".join(plan.describe(load("debug", [f"plan.spare={spare}"], gpus="2"), asked=True)) for spare in (0.0, 0.999)
+    )
+    assert "warning" not in few
+    assert "warning: dmd will not fit into 0.1 GiB: training 0.9" in none
+    assert "no settings of ZeRO" in none
+    assert "GPU" not in "\n".join(plan.describe(load("debug")))
+
+
+def test_every_mistake_of_a_plan_comes_in_one_message(capsys):
+    words = ["plan", "--preset", "wan21-1.3b", "--gpus", "x", "plan.gpu=h900", "plan.mfu=0", "teacher.batch=3"]
+    assert cli.main(words) == cli.BAD_CONFIG
+    said = capsys.readouterr().err
+    assert "4 problems" in said
+    for part in (
+        "GPUS=x: not a whole",
+        "plan.gpu: 'h900' is not one of a100-80",
+        "plan.mfu: 0",
+        "teacher.global_batch: 128",
+    ):
+        assert part in said
+    with pytest.raises(ConfigError, match="GPUS=0: not a whole number of at least 1"):
+        load("nano", gpus="0")
+
+
+def test_time_follows_from_work_and_gpus():
+    cfg = load("wan21-1.3b")
+    eight, sixteen = works(cfg, 8, True), works(cfg, 16, True)
+    for few, many in zip(eight, sixteen, strict=True):
+        assert few.total == pytest.approx(many.total, rel=0.02), few.name  # the same work, on more GPUs
+    assert speed(cfg, 16, True) == 2 * speed(cfg, 8, True) == 16 * 0.35 * 989e12
+    assert [w.steps for w in eight] == [5600, 127, 2000, 2000]
+
+
+def test_files_are_as_large_as_foretold(tmp_path):
+    """A pair of latents, an image, a text and tracks in float16 and float32."""
+    cfg = load("nano")
+    latents = 16 * 15 * 10 * 16
+    assert disk(cfg).clip == 2 * 2 * latents + 2 * 16 * 384 + 9 * 29 * 160
+
+
+def test_the_makefile_hands_the_number_of_gpus_on():
+    from tests.unit.pipelines.test_cli import make
+
+    assert make("plan", "GPUS=8")[0].endswith(
+        "pipelines plan --gpus '8' --preset 'nano' --runs 'runs'".replace("  ", " ")
+    )
+    assert (CHECKOUT / "Makefile").read_text().count("plan-check") == 2
+
+
+def test_predicted_memory_is_what_a_training_takes(tmp_path):
+    """As `make plan-check`, at a size for CI and without DeepSpeed: every tensor of two steps of DMD's three models."""
+    cfg = load("debug", ["dmd.steps=2", "dmd.ratio=1", "compute.engine=torch"])
+    predicted = training_memory(cfg, "dmd", layout(cfg, 1, gpu=False)).peak
+    counter = plan_check.Counter()
+    with counter:
+        plan_check.train(cfg, "dmd", tmp_path)
+    assert predicted == pytest.approx(counter.peak, rel=plan_check.TOLERANCE)

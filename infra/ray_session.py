@@ -59,7 +59,7 @@ class RaySession:
     def _warn_of_sqlite(self, ray: Any) -> None:
         if not os.environ.get("MLFLOW_TRACKING_URI") and sum(node["Alive"] for node in ray.nodes()) > 1:
             self.say(
-                f"note: several nodes write to {self.runs}/mlflow.db, which sqlite does not bear on every shared file system: set "
+                f"note: several nodes write to {self.runs}/mlflow.db, which not every shared file system bears: set "
                 f"MLFLOW_TRACKING_URI to a server (docs/GPU.md)"
             )
 
@@ -104,4 +104,3 @@ def set_threads(threads: int) -> None:
     torch.set_num_threads(threads)
     cv2.setNumThreads(threads)
     os.environ["OMP_NUM_THREADS"] = str(threads)
-

@@ -28,6 +28,7 @@ FLUSH_METRICS = 200
 FLUSH_SECONDS = 5.0
 DIGEST_LENGTH = 36  # MLflow allows no more
 CHILD_RUN = "mlflow.parentRunId"
+ADDRESS = "MLFLOW_TRACKING_URI"
 POSTGRES_LOCK = 0x4D6F74696F6E  # any number that is always the same
 HOST, PID = "driver_host", "driver_pid"  # tags of every run: whose it is
 
@@ -42,7 +43,7 @@ class RunAddress:
 
 def tracking_uri(runs: Path) -> str:
     """MLFLOW_TRACKING_URI, else the embedded sqlite file in the runs folder."""
-    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{runs.resolve() / 'mlflow.db'}"
+    return os.environ.get(ADDRESS) or f"sqlite:///{runs.resolve() / 'mlflow.db'}"
 
 
 def prepare_database(uri: str, runs: Path) -> None:
@@ -79,7 +80,11 @@ def _prepare_postgres(uri: str) -> None:
 
 
 def _upgrade(uri: str) -> None:
-    done = subprocess.run([sys.executable, "-m", "mlflow", "db", "upgrade", uri], capture_output=True, text=True, check=False)
+    """`mlflow db upgrade`, with the address, which may hold a password, where `ps` does not show it."""
+    call = f"import os; from mlflow.db import upgrade; upgrade.callback(os.environ['{ADDRESS}'])"
+    done = subprocess.run(
+        [sys.executable, "-c", call], env={**os.environ, ADDRESS: uri}, capture_output=True, text=True, check=False
+    )
     if done.returncode:
         raise RuntimeError(f"mlflow db upgrade failed: {done.stderr.strip()[-500:]}")
 

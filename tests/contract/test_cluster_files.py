@@ -11,6 +11,7 @@ import re
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -115,7 +116,9 @@ def test_composes_services_fit_together():
             assert (CHECKOUT / service["build"]["dockerfile"]).is_file()
             assert f" AS {service['build']['target']}\n" in dockerfile
     mlflow = services["mlflow"]
-    assert set(compose["volumes"]) == {m.split(":")[0] for s in services.values() for m in s.get("volumes", ()) if m[0] != "$"}
+    assert set(compose["volumes"]) == {
+        m.split(":")[0] for s in services.values() for m in s.get("volumes", ()) if m[0] != "$"
+    }
     assert services["pipeline"]["environment"]["MLFLOW_TRACKING_URI"] == "http://mlflow:5000"
     assert "mlflow:5000" in mlflow["command"][mlflow["command"].index("--allowed-hosts") + 1].split(",")
     assert set(read(DOCKER / "compose.gpu.yaml")["services"]) <= set(services)
@@ -123,23 +126,28 @@ def test_composes_services_fit_together():
 
 def test_the_image_copies_the_environments_files_before_the_code_and_runs_as_a_user():
     lines = [line for line in (DOCKER / "Dockerfile").read_text().split("AS pipeline")[1].splitlines() if line]
-    order = [next(i for i, line in enumerate(lines) if line.startswith(start)) for start in (
-        "USER 1000", "COPY --chown=motionstream:motionstream pyproject.toml", "RUN UV_NO_CACHE", "COPY --chown=motionstream:motionstream . .",
-    )]  # fmt: skip
+    mine = "COPY --chown=motionstream:motionstream"
+    wanted = ("USER 1000", f"{mine} pyproject.toml", "RUN UV_NO_CACHE", f"{mine} . .")
+    order = [next(i for i, line in enumerate(lines) if line.startswith(start)) for start in wanted]
     assert order == sorted(order)
     sent = [line[1:] for line in (CHECKOUT / ".dockerignore").read_text().splitlines() if line.startswith("!")]
     assert all((CHECKOUT / name).exists() for name in sent)
     assert {"Makefile", "pyproject.toml", "configs", "infra", "msmodel", "pipelines", "stages"} <= set(sent)
 
 
-@pytest.mark.parametrize("script", ["infra/cluster/slurm.sh", "infra/env/setup.sh"])
-def test_shellcheck_has_nothing_to_say(script):
-    done = subprocess.run(["shellcheck", CHECKOUT / script], capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout
-
-
-def test_hadolint_has_nothing_to_say():
-    done = subprocess.run(["hadolint", DOCKER / "Dockerfile"], capture_output=True, text=True)
+@pytest.mark.parametrize(
+    ("linter", "file"),
+    [
+        ("shellcheck", "infra/cluster/slurm.sh"),
+        ("shellcheck", "infra/env/setup.sh"),
+        ("shellcheck", ".ci/run"),
+        ("hadolint", "infra/docker/Dockerfile"),
+    ],
+)
+def test_linters_have_nothing_to_say(linter, file):
+    program = shutil.which(linter, path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
+    assert program, f"{linter} is not installed: make setup"
+    done = subprocess.run([program, CHECKOUT / file], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout
 
 
@@ -185,7 +193,9 @@ def allocation(tmp_path):
             "SLURM_CPUS_PER_TASK": "4",
         }
         command = ["bash", str(CLUSTER / "slurm.sh"), *words]
-        return subprocess.Popen(command, env=mine | environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+        return subprocess.Popen(
+            command, env=mine | environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+        )
 
     return tmp_path / "log", start
 

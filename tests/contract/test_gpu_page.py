@@ -16,7 +16,17 @@ from pipelines.config import Config, load
 PAGE = (CHECKOUT / "docs" / "GPU.md").read_text()
 PRESETS = ("wan21-1.3b", "wan22-5b")
 # Of the nano base, of benchmarks, and what the command line sets.
-ELSEWHERE = {"phase1", "phase1_context", "base", "tiny_base", "vae_training", "sweep", "bench", "tracker_bench", "bench_data"}
+ELSEWHERE = {
+    "phase1",
+    "phase1_context",
+    "base",
+    "tiny_base",
+    "vae_training",
+    "sweep",
+    "bench",
+    "tracker_bench",
+    "bench_data",
+}
 ELSEWHERE |= {"preset", "seed", "runs", "src"}
 # Settings of branches that are not merged yet: rows of the table that nothing reads. Delete when they are.
 COMING = {

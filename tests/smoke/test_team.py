@@ -60,7 +60,9 @@ def test_every_command_has_its_run_in_one_experiment_with_all_it_logged(client, 
     runs = {run.info.run_name: run for run in client.search_runs([experiment.experiment_id])}
     assert set(runs) == {f"{kind} {number}" for kind in ("command", "teacher") for number in NUMBERS}
     assert {run.info.status for run in runs.values()} == {"FINISHED"}
-    stored = [o["Key"] for page in bucket.get_paginator("list_objects_v2").paginate(Bucket="team") for o in page["Contents"]]
+    stored = [
+        o["Key"] for page in bucket.get_paginator("list_objects_v2").paginate(Bucket="team") for o in page["Contents"]
+    ]
     for number in NUMBERS:
         parent, stage = runs[f"command {number}"], runs[f"teacher {number}"]
         assert parent.data.tags["number"] == number

@@ -39,7 +39,9 @@ def used(schema: dict[str, Any], values: list[Any]) -> dict[str, Any]:
 
 def write(name: str, source: str, schema: dict[str, Any]) -> None:
     note = f"{source}, Apache-2.0; cut down by tests/contract/schemas/__main__.py"
-    (HERE / f"{name}.json").write_text(json.dumps({"$comment": note, **schema}, indent=None, separators=(",", ":")) + "\n")
+    (HERE / f"{name}.json").write_text(
+        json.dumps({"$comment": note, **schema}, indent=None, separators=(",", ":")) + "\n"
+    )
 
 
 def main(kuberay: str, kuberay_commit: str, compose: str, compose_commit: str) -> None:

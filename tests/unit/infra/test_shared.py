@@ -27,8 +27,9 @@ class FakeRay:
         self.answers = {node_id: nodes[name] for node_id, name in self.names.items()}
 
     def nodes(self):
-        where = {"Alive": True, "NodeManagerAddress": "::1"}
-        return [*({"NodeID": i, "NodeManagerHostname": n, **where} for i, n in self.names.items()), {"NodeID": "dead", "Alive": False}]
+        alive = {"Alive": True, "NodeManagerAddress": "::1"}
+        known = [{"NodeID": node_id, "NodeManagerHostname": name, **alive} for node_id, name in self.names.items()]
+        return [*known, {"NodeID": "dead", "Alive": False}]
 
     def remote(self, **options):
         return lambda function: self

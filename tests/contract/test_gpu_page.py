@@ -28,12 +28,10 @@ ELSEWHERE = {
     "bench_data",
 }
 ELSEWHERE |= {"preset", "seed", "runs", "src"}
-# Settings of branches that are not merged yet: rows of the table that nothing reads. Delete when they are.
-COMING = {
-    "compute.offload", "compute.ema", "compute.checkpoints", "dit.clip_dim", "dit.track_encoding",
-    "teacher.global_batch", "adapt.global_batch", "dmd.global_batch", "tiny_vae.global_batch",
-    "teacher.accumulate", "adapt.accumulate", "dmd.accumulate",
-}  # fmt: skip
+# Settings of branches that are not merged yet, with the values that they will have. Delete when they are.
+COMING = {"compute.offload", "compute.ema", "compute.checkpoints", "dit.clip_dim", "dit.track_encoding", "teacher.init"}
+COMING |= {f"{g}.{n}" for g in ("teacher", "adapt", "dmd") for n in ("batch", "accumulate", "global_batch")}
+COMING |= {"tiny_vae.global_batch"}
 
 
 def leaves(value: Any, prefix: str = "") -> dict[str, Any]:

@@ -75,7 +75,7 @@ class Executor:
 
     def __init__(self, store: Store, compute: ComputeConfig, console: Console, reject: type[Exception]) -> None:
         self.store, self.compute, self.console, self.reject = store, compute, console, reject
-        self.session = RaySession(compute, console.say)
+        self.session = RaySession(compute, console.say, store.root.parent)
         self.streamed: dict[
             str, float
         ] = {}  # seconds of stages that a graph has been through and whose own run is to come

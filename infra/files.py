@@ -81,12 +81,13 @@ class FolderLock:
 
 
 def git_sha(checkout: Path = CHECKOUT) -> str:
-    """The commit of the checkout, "+dirty" where tracked files differ from it, "unknown" outside of git."""
+    """The commit of the checkout, "+dirty" where tracked files differ from it. Outside of git, as in an image: GIT_SHA, else
+    "unknown"."""
     try:
         sha = _git(checkout, "rev-parse", "HEAD")
         return sha + ("+dirty" if _git(checkout, "status", "--porcelain", "--untracked-files=no") else "")
     except (OSError, subprocess.SubprocessError):
-        return "unknown"
+        return os.environ.get("GIT_SHA", "unknown")
 
 
 def _git(checkout: Path, *words: str) -> str:

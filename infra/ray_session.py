@@ -10,15 +10,14 @@ from typing import Any
 
 from .config import ComputeConfig
 from .files import CHECKOUT
-
-EXCLUDES = [".venv", ".git", "runs", "*.mp4", "*.tar", "__pycache__", "outputs"]
+from .shared import last_line, require_shared, runtime_env
 
 
 class RaySession:
-    """One connection for the whole command."""
+    """One connection for the whole command. runs: the folder that all nodes must share."""
 
-    def __init__(self, compute: ComputeConfig, say: Callable[[str], None]) -> None:
-        self.compute, self.say = compute, say
+    def __init__(self, compute: ComputeConfig, say: Callable[[str], None], runs: Path) -> None:
+        self.compute, self.say, self.runs = compute, say, runs
         self._ray: Any = None
 
     @property
@@ -26,7 +25,7 @@ class RaySession:
         return bool(os.environ.get("RAY_ADDRESS")) and os.environ["RAY_ADDRESS"] != "local"
 
     def start(self) -> Any:
-        """The connected `ray` module. ValueError where the cluster cannot be reached."""
+        """The connected `ray` module. ValueError where the cluster cannot be reached, or a node does not share `runs`."""
         if self._ray is not None:
             return self._ray
         _set_environment()
@@ -35,7 +34,7 @@ class RaySession:
         quiet()
         options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
         if self.remote:
-            options["runtime_env"] = {"working_dir": str(CHECKOUT), "excludes": EXCLUDES}
+            options["runtime_env"] = runtime_env(os.environ)
         else:
             options |= {
                 "address": "local",
@@ -45,10 +44,24 @@ class RaySession:
         self.say(f"starting Ray ({os.environ['RAY_ADDRESS'] if self.remote else 'on this machine'})")
         try:
             ray.init(**options)
-        except (ConnectionError, RuntimeError) as error:
-            raise ValueError(f"Ray cannot be started or reached: {_last_line(error)}") from error
+            if self.remote:
+                require_shared(ray, self.runs)
+                self._warn_of_sqlite(ray)
+        except (ConnectionError, RuntimeError, ray.exceptions.AuthenticationError) as error:
+            ray.shutdown()
+            raise ValueError(f"Ray cannot be started or reached: {last_line(error)}") from error
+        except ValueError:
+            ray.shutdown()
+            raise
         self._ray = ray
         return ray
+
+    def _warn_of_sqlite(self, ray: Any) -> None:
+        if not os.environ.get("MLFLOW_TRACKING_URI") and sum(node["Alive"] for node in ray.nodes()) > 1:
+            self.say(
+                f"note: several nodes write to {self.runs}/mlflow.db, which not every shared file system bears: set "
+                f"MLFLOW_TRACKING_URI to a server (docs/GPU.md)"
+            )
 
     def resources(self) -> tuple[float, float]:
         """(CPUs, GPUs) of the cluster."""
@@ -91,8 +104,3 @@ def set_threads(threads: int) -> None:
     torch.set_num_threads(threads)
     cv2.setNumThreads(threads)
     os.environ["OMP_NUM_THREADS"] = str(threads)
-
-
-def _last_line(error: BaseException) -> str:
-    lines = [line for line in str(error).splitlines() if line.strip()]
-    return lines[-1].strip() if lines else type(error).__name__

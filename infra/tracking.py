@@ -20,10 +20,16 @@ import numpy as np
 from .files import FolderLock
 
 PRIMARY_METRIC = "rendered/student/epe"
+EXPERIMENT_TAGS = {
+    "mlflow.experiment.primaryMetric.name": PRIMARY_METRIC,
+    "mlflow.experimentKind": "custom_model_development",  # else it opens as a chat app's
+}
 FLUSH_METRICS = 200
 FLUSH_SECONDS = 5.0
 DIGEST_LENGTH = 36  # MLflow allows no more
 CHILD_RUN = "mlflow.parentRunId"
+ADDRESS = "MLFLOW_TRACKING_URI"
+POSTGRES_LOCK = 0x4D6F74696F6E  # any number that is always the same
 HOST, PID = "driver_host", "driver_pid"  # tags of every run: whose it is
 
 
@@ -37,13 +43,19 @@ class RunAddress:
 
 def tracking_uri(runs: Path) -> str:
     """MLFLOW_TRACKING_URI, else the embedded sqlite file in the runs folder."""
-    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{runs.resolve() / 'mlflow.db'}"
+    return os.environ.get(ADDRESS) or f"sqlite:///{runs.resolve() / 'mlflow.db'}"
 
 
 def prepare_database(uri: str, runs: Path) -> None:
-    """Creates or upgrades a sqlite database, once, before anyone writes: several first writers would break it for good."""
-    if not uri.startswith("sqlite:///"):
-        return
+    """Fills an empty database with MLflow's tables, once, before anyone writes: several first writers would break it for
+    good. An embedded one (sqlite) is also upgraded; a team's is upgraded by its owner, with all its clients."""
+    if uri.startswith("sqlite:///"):
+        _prepare_sqlite(uri, runs)
+    elif uri.startswith("postgresql"):
+        _prepare_postgres(uri)
+
+
+def _prepare_sqlite(uri: str, runs: Path) -> None:
     from mlflow.version import VERSION
 
     runs.mkdir(parents=True, exist_ok=True)
@@ -51,11 +63,30 @@ def prepare_database(uri: str, runs: Path) -> None:
     with FolderLock(runs):
         if stamp.is_file() and stamp.read_text() == VERSION and Path(uri.removeprefix("sqlite:///")).is_file():
             return
-        command = [sys.executable, "-m", "mlflow", "db", "upgrade", uri]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        if done.returncode:
-            raise RuntimeError(f"mlflow db upgrade {uri} failed: {done.stderr.strip()[-500:]}")
+        _upgrade(uri)
         stamp.write_text(VERSION)
+
+
+def _prepare_postgres(uri: str) -> None:
+    """Commands on several machines wait for each other at the database itself."""
+    import sqlalchemy
+
+    engine = sqlalchemy.create_engine(uri)
+    with engine.begin() as connection:
+        connection.execute(sqlalchemy.text("SELECT pg_advisory_xact_lock(:key)"), {"key": POSTGRES_LOCK})
+        if not sqlalchemy.inspect(connection).has_table("alembic_version"):
+            _upgrade(uri)
+    engine.dispose()
+
+
+def _upgrade(uri: str) -> None:
+    """`mlflow db upgrade`, with the address, which may hold a password, where `ps` does not show it."""
+    call = f"import os; from mlflow.db import upgrade; upgrade.callback(os.environ['{ADDRESS}'])"
+    done = subprocess.run(
+        [sys.executable, "-c", call], env={**os.environ, ADDRESS: uri}, capture_output=True, text=True, check=False
+    )
+    if done.returncode:
+        raise RuntimeError(f"mlflow db upgrade failed: {done.stderr.strip()[-500:]}")
 
 
 def _mine() -> dict[str, str]:
@@ -128,6 +159,18 @@ def _tracking_uri(uri: str) -> Iterator[None]:
         yield
     finally:
         mlflow.set_tracking_uri(previous)
+
+
+@contextlib.contextmanager
+def _made_before() -> Iterator[None]:
+    """Another command may have made the same thing before, or at the same moment."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        yield
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
 
 
 class RunLogger:
@@ -234,9 +277,7 @@ class RunLogger:
         return logged.model_id
 
     def _register(self, model: TrackedModel, model_id: str) -> None:
-        from mlflow.exceptions import MlflowException
-
-        with contextlib.suppress(MlflowException):  # exists already
+        with _made_before():
             self.client.create_registered_model(model.registered_as)
         version = self.client.create_model_version(
             model.registered_as,
@@ -297,17 +338,20 @@ class Tracking:
         return self.parent
 
     def _experiment(self, client: Any) -> str:
+        """Its id. Whatever is made for it is made in one call: several commands may be the first."""
         found = client.get_experiment_by_name(self.experiment)
-        if found is not None:
-            return found.experiment_id
-        local = self.uri.startswith("sqlite:")
-        place = (self.runs.resolve() / "mlartifacts").as_uri() if local else None
-        made = client.create_experiment(self.experiment, artifact_location=place)
-        client.set_experiment_tag(made, "mlflow.experiment.primaryMetric.name", PRIMARY_METRIC)
-        client.set_experiment_tag(
-            made, "mlflow.experimentKind", "custom_model_development"
-        )  # else it opens as a chat app's
-        return made
+        if found is None:
+            with _made_before():
+                client.create_experiment(self.experiment, self._artifacts(), EXPERIMENT_TAGS)
+            found = client.get_experiment_by_name(self.experiment)
+        return found.experiment_id
+
+    def _artifacts(self) -> str | None:
+        """Where pictures and texts go; None leaves it to the server."""
+        if self.uri.startswith("http"):
+            return None
+        root = os.environ.get("MLFLOW_DEFAULT_ARTIFACT_ROOT", "")
+        return f"{root.rstrip('/')}/{self.experiment}" if root else (self.runs.resolve() / "mlartifacts").as_uri()
 
     def finish(self, status: str) -> None:
         if self.parent is not None:

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Sets up .venv: the CUDA build of torch where nvidia-smi answers, else the CPU build. Same command everywhere.
+# Sets up .venv: the CUDA build of torch where nvidia-smi answers, else the CPU build. TORCH_BUILD=cuda or cpu decides instead,
+# for login nodes and images, which are not where the work will be. Same command everywhere.
 # Idempotent: the Makefile calls it only when this file, the pins or pyproject.toml are newer than the stamp.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
@@ -7,6 +8,8 @@ PYTHON=${PYTHON:-python3}
 VENV=.venv
 TORCH=2.13.0
 UV=0.13.9
+TORCH_BUILD=${TORCH_BUILD:-$(nvidia-smi -L >/dev/null 2>&1 && echo cuda || echo cpu)}
+case $TORCH_BUILD in cpu | cuda) ;; *) echo "TORCH_BUILD=$TORCH_BUILD is neither cpu nor cuda" >&2 && exit 2 ;; esac
 
 "$PYTHON" - <<'PY' || { echo "motionstream needs Python 3.11 or 3.12 with venv (set PYTHON=/path/to/python3.11)" >&2; exit 1; }
 import sys, venv
@@ -20,7 +23,7 @@ links=$("$VENV/bin/python" -m pip config get global.find-links 2>/dev/null || tr
 export UV_LINK_MODE=${UV_LINK_MODE:-copy} UV_HTTP_TIMEOUT=${UV_HTTP_TIMEOUT:-180} VIRTUAL_ENV="$PWD/$VENV"
 uv() { "$VENV/bin/uv" "$@"; }
 
-if nvidia-smi -L >/dev/null 2>&1; then
+if [ "$TORCH_BUILD" = cuda ]; then
   echo "environment: CUDA build of torch $TORCH"
   uv pip install -c infra/env/constraints.txt "torch==$TORCH" -e ".[dev]"
 else

@@ -1,0 +1,106 @@
+"""What all nodes of a cluster must have in common: the packages, what the environment says, and the folder RUNS."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import uuid
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from .files import CHECKOUT
+
+SHIPPED = ("configs", "infra", "msmodel", "pipelines", "stages")  # of the checkout; the rest stays where it is
+# Where data, models, the tracker and the network are found, and by what right. CUDA_VISIBLE_DEVICES and paths of Python are
+# each node's own.
+PASSED = (
+    "AWS_",
+    "AZURE_STORAGE_",
+    "FI_",
+    "FSSPEC_",
+    "GOOGLE_",
+    "HF_",
+    "MLFLOW_",
+    "NCCL_",
+    "RAY_TRAIN_",
+    "TOKENIZERS_",
+    "TORCH_",
+)
+TOKEN = "token"
+ANSWER_SECONDS = 180.0  # the first task on a node also unpacks the checkout
+
+
+def runtime_env(environ: Mapping[str, str]) -> dict[str, Any]:
+    """Ray's runtime_env for workers on other nodes: the packages of this checkout, whatever else lies in it (RUNS, videos), and
+    the variables that PASSED names."""
+    return {
+        "working_dir": str(CHECKOUT),
+        "excludes": ["/*", *(f"!/{name}" for name in SHIPPED), "__pycache__"],  # the last pattern that matches decides
+        "env_vars": {name: value for name, value in sorted(environ.items()) if name.startswith(PASSED)},
+    }
+
+
+def require_shared(ray: Any, runs: Path, seconds: float = ANSWER_SECONDS) -> None:
+    """Every node reads a file that this process has just written into `runs`, and writes one that it must then see.
+
+    ValueError names the nodes that do not see the folder, may not write into it, or do not answer.
+    """
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    nodes = {node["NodeID"]: node for node in ray.nodes() if node["Alive"]}
+    folder, token = runs / f".nodes-{uuid.uuid4().hex}", uuid.uuid4().hex
+    folder.mkdir(parents=True)
+    try:
+        (folder / TOKEN).write_text(token)
+        asked = {}
+        for node_id in nodes:
+            assert not (folder / node_id).exists()  # NFS may now remember that it is not there
+            here = NodeAffinitySchedulingStrategy(node_id, soft=False)
+            task = ray.remote(num_cpus=0, max_retries=0)(answer).options(scheduling_strategy=here)
+            asked[task.remote(str(folder), token, node_id)] = node_id
+        ray.wait(list(asked), num_returns=len(asked), timeout=seconds)
+        problems = {node_id: _problem(ray, task, folder / node_id, seconds) for task, node_id in asked.items()}
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    lines = "".join(f"\n  {_name(nodes[node_id])}: {problem}" for node_id, problem in problems.items() if problem)
+    if lines:
+        raise ValueError(
+            f"RUNS={runs} must be one folder that all {len(nodes)} nodes of the cluster see and may write:{lines}\nMount "
+            f"the shared file system there, or name a folder on it, as in RUNS=/shared/runs"
+        )
+
+
+def answer(folder: str, token: str, node_id: str) -> str:
+    """On a node: "", or what is wrong with the folder there."""
+    place = Path(folder)
+    try:
+        if (place / TOKEN).read_text() != token:
+            return "another folder of the same name lies there"
+        (place / node_id).touch()
+    except FileNotFoundError:
+        return "does not see it"
+    except OSError as error:
+        return f"user {os.getuid()} cannot read and write there ({error.strerror})"
+    return ""
+
+
+def _problem(ray: Any, task: Any, written: Path, seconds: float) -> str:
+    try:
+        said = ray.get(task, timeout=0)
+        late = "what it writes is not seen here at once (NFS: mount it with lookupcache=positive)"
+        return said or ("" if written.exists() else late)
+    except ray.exceptions.GetTimeoutError:
+        return f"gave no answer within {seconds:g} s"
+    except ray.exceptions.RayError as error:
+        return f"cannot run a task: {last_line(error)}"
+
+
+def _name(node: Mapping[str, Any]) -> str:
+    return f"{node['NodeManagerHostname']} ({node['NodeManagerAddress']})"
+
+
+def last_line(error: BaseException) -> str:
+    """The last line of an error's text that says something: in Ray's, what is the cause."""
+    lines = [line for line in str(error).splitlines() if line.strip()]
+    return lines[-1].strip() if lines else type(error).__name__

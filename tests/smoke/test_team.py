@@ -1,0 +1,88 @@
+"""MLflow for a team: eight commands at once on one Postgres and one S3 store, both real, started empty."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+
+import boto3
+import pytest
+from moto.server import ThreadedMotoServer
+
+from tests.smoke.kills import ROOT
+from tests.smoke.postgres import binaries, postgres
+from tests.smoke.team import EXPERIMENT, MODEL, STEPS, WRITERS
+
+NUMBERS = [str(n) for n in range(WRITERS)]
+
+
+@pytest.fixture(scope="module")
+def bucket():
+    """s3://team, as environment variables and a client."""
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0)
+    server.start()
+    host, port = server.get_host_and_port()
+    keys = {"AWS_ACCESS_KEY_ID": "a", "AWS_SECRET_ACCESS_KEY": "b", "AWS_DEFAULT_REGION": "us-east-1"}
+    where = {**keys, "AWS_ENDPOINT_URL": f"http://{host}:{port}"}
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in where.items():
+            patch.setenv(name, value)
+        s3 = boto3.client("s3")
+        s3.create_bucket(Bucket="team")
+        yield s3
+    server.stop()
+
+
+@pytest.fixture(scope="module")
+def client(bucket, tmp_path_factory):
+    """Of the database that eight writers have filled."""
+    programs = binaries()
+    if programs is None:
+        pytest.skip("no Postgres here: apt-get install postgresql")
+    answers = tmp_path_factory.mktemp("answers")
+    with postgres(programs) as address:
+        environment = {**os.environ, "MLFLOW_TRACKING_URI": address, "MLFLOW_DEFAULT_ARTIFACT_ROOT": "s3://team/mlflow"}
+        command = [sys.executable, "-m", "tests.smoke.team", str(tmp_path_factory.mktemp("runs")), str(answers)]
+        done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
+        assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+        said = {number: json.loads((answers / f"{number}.json").read_text()) for number in NUMBERS}
+        assert said == {number: [] for number in NUMBERS}
+        from mlflow import MlflowClient
+
+        yield MlflowClient(tracking_uri=address)
+
+
+def test_every_command_has_its_run_in_one_experiment_with_all_it_logged(client, bucket):
+    experiment = client.get_experiment_by_name(EXPERIMENT)
+    assert experiment.artifact_location == f"s3://team/mlflow/{EXPERIMENT}"
+    runs = {run.info.run_name: run for run in client.search_runs([experiment.experiment_id])}
+    assert set(runs) == {f"{kind} {number}" for kind in ("command", "teacher") for number in NUMBERS}
+    assert {run.info.status for run in runs.values()} == {"FINISHED"}
+    stored = [
+        o["Key"] for page in bucket.get_paginator("list_objects_v2").paginate(Bucket="team") for o in page["Contents"]
+    ]
+    for number in NUMBERS:
+        parent, stage = runs[f"command {number}"], runs[f"teacher {number}"]
+        assert parent.data.tags["number"] == number
+        assert stage.data.tags["mlflow.parentRunId"] == parent.info.run_id
+        losses = {m.step: m.value for m in client.get_metric_history(stage.info.run_id, "loss")}
+        assert losses == pytest.approx({step: int(number) + 1 / step for step in range(1, STEPS + 1)})
+        (dataset,) = stage.inputs.dataset_inputs
+        assert f"/shards/{number}" in dataset.dataset.source
+        assert any(parent.info.run_id in key and key.endswith("config.yaml") for key in stored)
+        pictures = [key for key in stored if stage.info.run_id in key and "images" in key and key.endswith(".png")]
+        assert len(pictures) == 2
+
+
+def test_every_checkpoint_is_a_version_of_its_own(client):
+    versions = client.search_model_versions(f"name='{MODEL}'")
+    assert sorted(int(v.version) for v in versions) == list(range(1, WRITERS + 1))
+    assert sorted(v.tags["number"] for v in versions) == NUMBERS
+    for version in versions:
+        logged = client.get_logged_model(version.tags["model_id"])
+        number = version.tags["number"]
+        assert (logged.tags["uri"], logged.source_run_id) == (f"/weights/{number}", version.run_id)
+        assert {m.key: m.value for m in logged.metrics} == {"final/epe": float(number)}
+    assert client.get_model_version_by_alias(MODEL, "candidate").version in {v.version for v in versions}

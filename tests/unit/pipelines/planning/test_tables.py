@@ -13,9 +13,11 @@ from pipelines.planning.memory import layout, training_memory
 from pipelines.planning.work import disk, speed, works
 
 
+SHORT = "clip.frames=9"  # one chunk, which is traced soon
+
+
 def test_a_full_size_is_planned_without_a_gpu(tmp_path, capsys):
-    """On short clips, which are traced sooner."""
-    words = ["plan", "--preset", "wan21-1.3b", "--gpus", "8", "--runs", str(tmp_path), "clip.frames=33"]
+    words = ["plan", "--preset", "wan21-1.3b", "--gpus", "8", "--runs", str(tmp_path), SHORT]
     assert cli.main(words) == cli.OK
     out = capsys.readouterr().out
     for part in (
@@ -33,7 +35,8 @@ def test_a_full_size_is_planned_without_a_gpu(tmp_path, capsys):
 
 
 def test_what_is_advised_is_a_configuration_and_fits():
-    cfg = load("debug", gpus="2")
+    overrides = ["clip.frames=5", *(f"{name}.batch=8" for name in TRAININGS)]
+    cfg = load("debug", overrides, gpus="2")
 
     def peak(cfg) -> float:
         return max(training_memory(cfg, name, layout(cfg, 2, gpu=True)).peak for name in TRAININGS)
@@ -43,7 +46,7 @@ def test_what_is_advised_is_a_configuration_and_fits():
     change = nearest(cfg, 2, limit)
     assert change is not None
     assert change.settings
-    advised = load("debug", change.settings, gpus="2")
+    advised = load("debug", [*overrides, *change.settings], gpus="2")
     assert advised == change.cfg
     assert peak(advised) <= limit < peak(cfg)
     assert nearest(advised, 2, limit).settings == ()  # type: ignore[union-attr]
@@ -52,12 +55,13 @@ def test_what_is_advised_is_a_configuration_and_fits():
 
 def test_what_does_not_fit_is_said_with_what_would():
     few, none = (
-        "\n".join(plan.describe(load("debug", [f"plan.spare={spare}"], gpus="2"), asked=True)) for spare in (0.0, 0.999)
+        "\n".join(plan.describe(load("debug", ["clip.frames=5", f"plan.spare={spare}"], gpus="2"), asked=True))
+        for spare in (0.0, 0.999)
     )
     assert "warning" not in few
     assert "warning: dmd will not fit into 0.1 GiB: training 0.9" in none
     assert "no settings of ZeRO" in none
-    assert "GPU" not in "\n".join(plan.describe(load("debug")))
+    assert "GPU" not in "\n".join(plan.describe(load("debug", ["clip.frames=5"])))
 
 
 def test_every_mistake_of_a_plan_comes_in_one_message(capsys):
@@ -77,7 +81,7 @@ def test_every_mistake_of_a_plan_comes_in_one_message(capsys):
 
 
 def test_time_follows_from_work_and_gpus():
-    cfg = load("wan21-1.3b")
+    cfg = load("wan21-1.3b", [SHORT])
     eight, sixteen = works(cfg, 8, True), works(cfg, 16, True)
     for few, many in zip(eight, sixteen, strict=True):
         assert few.total == pytest.approx(many.total, rel=0.02), few.name  # the same work, on more GPUs

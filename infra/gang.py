@@ -197,7 +197,9 @@ def _trainer(job: GangJob, workers: int, cpus: float, gpus: float, start: int) -
         run_config=RunConfig(
             name=f"{job.step.stage}-{job.attempt}-{start}",
             storage_path=str(job.step.folder / "ray"),
-            failure_config=FailureConfig(max_failures=0),  # a restart may have to be a smaller one: over_ray's
+            failure_config=FailureConfig(
+                max_failures=0, controller_failure_limit=0
+            ),  # over_ray restarts, maybe smaller
         ),
     )
 

@@ -36,7 +36,8 @@ def runtime_env(environ: Mapping[str, str]) -> dict[str, Any]:
     the variables that PASSED names."""
     return {
         "working_dir": str(CHECKOUT),
-        "excludes": ["/*", *(f"!/{name}" for name in SHIPPED), "__pycache__"],  # the last pattern that matches decides
+        # The last pattern that matches decides; "/." is the checkout itself.
+        "excludes": ["/*", "!/.", *(f"!/{name}" for name in SHIPPED), "__pycache__"],
         "env_vars": {name: value for name, value in sorted(environ.items()) if name.startswith(PASSED)},
     }
 

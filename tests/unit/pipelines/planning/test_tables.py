@@ -12,7 +12,6 @@ from pipelines.planning.loads import TRAININGS
 from pipelines.planning.memory import layout, training_memory
 from pipelines.planning.work import disk, speed, works
 
-
 SHORT = "clip.frames=9"  # one chunk, which is traced soon
 
 

@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
-from stages.train.state import saves
+from stages.train.state import SavedTensors, saves
+
+KEPT = ("weight", "fixed")  # of a save's names KIND/TENSOR: what is trained, and all other tensors of the module
 
 
 def raw_weights(workdir: Path, learner: str) -> tuple[int, dict[str, Tensor]]:
-    """(step, weights by name) of the newest save, as they were trained: what is published is their average.
+    """(step, weights by name) of the newest save, as they were trained, in float32.
 
-    Raises ValueError where there is no save, or where no single file of it holds the learner's weights whole.
+    Raises ValueError where there is no save, or where it does not hold the learner whole.
     """
     found = saves(workdir)
     if not found:
         raise ValueError(f"no saved training states in {workdir}")
-    state = torch.load(found[-1] / "rank-00000.pt", map_location="cpu", weights_only=True)
-    weights = state["engines"].get(learner, {}).get("module", {})
-    if not weights or not all(x.numel() for x in weights.values()):
-        raise ValueError(f"{found[-1]} holds the weights of {learner} in parts, not whole")
-    return int(state["step"]), dict(weights)
+    try:
+        saved = SavedTensors(found[-1], f"{learner}.state")
+        step = int(json.loads((found[-1] / "save.json").read_text())["step"])
+    except (OSError, KeyError, ValueError) as error:
+        raise ValueError(f"{found[-1]} does not hold {learner} whole ({error})") from error
+    parts = (name.partition("/") for name in saved)
+    return step, {tensor: saved[f"{kind}/{tensor}"] for kind, _, tensor in parts if kind in KEPT}

@@ -108,7 +108,7 @@ def test_the_newest_save_has_the_weights_before_averaging(tmp_path):
     step, weights = raw_weights(tmp_path, "w")
     assert (step, float(weights["weight"])) == (2, -3.0)
     assert float(method.module.weight.detach()) > -3.0
-    with pytest.raises(ValueError, match="weights of other in parts"):
+    with pytest.raises(ValueError, match="does not hold other whole"):
         raw_weights(tmp_path, "other")
 
 

@@ -40,7 +40,8 @@ def write(number: int, runs: Path, answers: Path, start) -> None:
         for step in (1, 2):
             stage.image("held/out", np.full((8, 8, 3), number, np.uint8), step)
         stage.flush()
-        start.wait()  # so that all register at the same moment
+    start.wait()  # so that all register at the same moment
+    if stage is not None:
         weights = TrackedModel("teacher", f"/weights/{number}", STEPS, digest, {"epe": float(number)},
                                {"number": str(number)}, MODEL, "train", digest)  # fmt: skip
         stage.checkpoint(weights)

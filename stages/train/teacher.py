@@ -162,7 +162,7 @@ class TeacherMethod:
 
     def loss(self, learner: str, batch: Batch, draws: Draws) -> Loss:
         phase = self.cfg.phase(draws.step)
-        device = self.probe.latents.device
+        device = next(self.dit.parameters()).device
         batch = batch.to(device)
         cond = training_conditioning(batch, self.cfg.augment, self.model, draws, masked=phase == "masked")
         latents = batch.latents

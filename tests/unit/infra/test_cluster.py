@@ -23,7 +23,7 @@ def cluster():
         patch.setenv("RAY_AUTH_MODE", "disabled")  # all on this machine's loopback
         patch.setenv("PYTHONPATH", str(CHECKOUT))  # for the fakes: tests are not shipped
         patch.setenv("MLFLOW_TRACKING_USERNAME", "ada")
-        patch.setenv("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "15")  # how long a gang waits for a node that is lost
+        patch.setenv("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "40")  # how long a gang waits for a node that is lost
         ray_session._set_environment()
         from ray.cluster_utils import Cluster
 

@@ -105,7 +105,7 @@ def test_what_the_cluster_has_left_goes_on(tmp_path, monkeypatch):
 
     monkeypatch.setattr(gang, "_trainer", Trainer)
     said = io.StringIO()
-    session = Session(job.compute, print)
+    session = Session(job.compute, print, tmp_path)
     assert gang.over_ray(job, session, 4, 1.0, 0.0, PlainConsole(said)) == ()
     assert began == [(4, 0), (2, 1), (4, 2)]  # with none left, as many as were asked for are waited for
     assert "2 workers instead of 4 go on" in said.getvalue()

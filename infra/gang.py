@@ -197,9 +197,8 @@ def _trainer(job: GangJob, workers: int, cpus: float, gpus: float, start: int) -
         run_config=RunConfig(
             name=f"{job.step.stage}-{job.attempt}-{start}",
             storage_path=str(job.step.folder / "ray"),
-            failure_config=FailureConfig(
-                max_failures=0, controller_failure_limit=0
-            ),  # over_ray restarts, maybe smaller
+            # over_ray restarts, maybe smaller. The second is of the class that Ray Train puts in the place of the one typed.
+            failure_config=FailureConfig(max_failures=0, controller_failure_limit=0),  # type: ignore[call-arg]
         ),
     )
 

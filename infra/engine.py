@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -27,7 +28,7 @@ def gradient_norm(module: nn.Module) -> float:
     return float(torch.stack(norms).norm()) if norms else 0.0
 
 
-class _Engine:
+class _Engine(ABC):
     """What both kinds share: the trained weights and what the optimizer remembers of them, by name, whole or in pieces.
 
     sharded: whether a rank holds only a piece of each. average_device: where an average of the weights is to lie.
@@ -41,8 +42,8 @@ class _Engine:
     def _fragments(self) -> dict[str, Fragment]:
         return of_whole_weights(self.module)
 
-    def _optimizer(self) -> torch.optim.Optimizer:
-        raise NotImplementedError
+    @abstractmethod
+    def _optimizer(self) -> torch.optim.Optimizer: ...
 
     def masters(self) -> dict[str, Tensor]:
         """The trained weights by name as the optimizer steps them, in float32: this rank's pieces where they are sharded

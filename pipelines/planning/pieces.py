@@ -20,21 +20,11 @@ from msmodel.batch import Conditioning
 from msmodel.causal import CausalDiT
 from msmodel.config import ModelConfig, StudentConfig, VAEConfig
 from msmodel.rollout import denoise_chunks, generate_chunk, rollout, start
-from msmodel.vae import EMBEDDED, VideoVAE, load_vae
+from msmodel.vae import EMBEDDED, fresh_vae, load_vae
 
 from .trace import Cost, count
 
 META = torch.device("meta")
-# diffusers' AutoencoderKLWan: its defaults are Wan 2.1's; Wan 2.2's config.json differs in
-WAN22_VAE: dict[str, Any] = {
-    "base_dim": 160,
-    "decoder_base_dim": 256,
-    "is_residual": True,
-    "patch_size": 2,
-    "in_channels": 12,
-    "out_channels": 12,
-    "scale_factor_spatial": 16,
-}
 
 
 @dataclass(frozen=True)
@@ -179,16 +169,11 @@ def parameters(model: ModelConfig) -> tuple[int, int]:
 
 @lru_cache(maxsize=8)
 def vae_on_meta(cfg: VAEConfig) -> nn.Module:
-    """The VAE's shapes: a shipped one's from its file, else those of the Wan VAE with these strides, float32."""
+    """The VAE's shapes: a shipped one's from its file, else those of the Wan VAE of these sizes, float32."""
     if cfg.source.startswith(EMBEDDED):
         return load_vae(cfg).to(META)
-    from diffusers import AutoencoderKLWan
-
-    wan22 = WAN22_VAE if cfg.stride_s == 16 else {}
-    zeros = [0.0] * cfg.z_channels
     with META:
-        net = AutoencoderKLWan(z_dim=cfg.z_channels, latents_mean=zeros, latents_std=zeros, **wan22)
-        return VideoVAE(net, cfg).eval().requires_grad_(False)
+        return fresh_vae(cfg)
 
 
 @lru_cache(maxsize=8)

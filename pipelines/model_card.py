@@ -103,7 +103,8 @@ def _files(facts: Facts) -> str:
 | `raw/` | {facts.raw} |"""
 
 
-def _use(facts: Facts) -> str:
+def _with_diffusers(facts: Facts) -> str:
+    """Code that gives the velocity of random inputs, with diffusers alone."""
     m = facts.model
     t, h, w = m.latent_frames, m.latent_height, m.latent_width
     size = f"{t}, {h}, {w}"
@@ -158,6 +159,11 @@ def _use(facts: Facts) -> str:
         "with torch.no_grad():",
         f"    velocity = transformer(inputs, {times}, encoder_hidden_states=text{more}).sample  # noise - data",
     ]
+    return "\n".join(lines)
+
+
+def _use(facts: Facts) -> str:
+    m = facts.model
     rollout = (
         "\n\nThat is the bidirectional pass over a whole clip. The student is meant to be rolled out chunk by chunk with a "
         f"rolling cache (c{m.student.chunk}s{m.student.sink}w{m.student.window}, {m.student.steps} steps), which diffusers "
@@ -165,7 +171,7 @@ def _use(facts: Facts) -> str:
         if facts.name == "student"
         else ""
     )
-    code = "\n".join(lines)
+    code = _with_diffusers(facts)
     ours = """import json
 
 from msmodel.backbones import load_backbone

@@ -47,8 +47,8 @@ class DemoError(Exception):
 
 @dataclass(frozen=True)
 class Shown:
-    """A chunk that was shown. frames T H W 3 uint8, tracks T n 3 (x, y shares, visible). arrived, shown: seconds of the client's
-    monotonic clock; shown is when its first frame was."""
+    """A chunk that was shown. frames T H W 3 uint8, tracks T n 3 (x, y shares, visible). arrived, shown: seconds of the
+    client's monotonic clock; shown is when its first frame was."""
 
     chunk: wire.Chunk
     frames: np.ndarray
@@ -142,7 +142,7 @@ class Client:
         return self._revision
 
     async def next(self) -> wire.Message | Shown:
-        """The next message; a chunk when it has come to be shown. Raises DemoError for an error, ConnectionClosed at the end."""
+        """The next message; a chunk once it is shown. Raises DemoError for an error, ConnectionClosed at the end."""
         data = await self.socket.recv()
         arrived = time.monotonic()
         assert isinstance(data, bytes)
@@ -261,16 +261,20 @@ async def play(options: argparse.Namespace) -> Figures:
 
 async def _record(client: Client, options: argparse.Namespace) -> list[np.ndarray]:
     """Steers and shows for the time that was asked for. Returns the chunks' frames, if they are to be written."""
-    kept = []
-    async with asyncio.TaskGroup() as group:
-        if options.drag:
-            group.create_task(drag(client, options.drag, options.pin, options.seconds))
-        elif options.pin:
-            await client.control(pinned={2 + i: xy for i, xy in enumerate(options.pin)})
-        until = time.monotonic() + options.seconds
+    kept, hand = [], None
+    if options.drag:
+        hand = asyncio.create_task(drag(client, options.drag, options.pin, options.seconds))
+    elif options.pin:
+        await client.control(pinned={2 + i: xy for i, xy in enumerate(options.pin)})
+    until = time.monotonic() + options.seconds
+    try:
         while time.monotonic() < until:
             shown = await client.chunk()
             kept += [shown.frames] if options.out else []
+    finally:
+        if hand is not None:
+            hand.cancel()
+            await asyncio.gather(hand, return_exceptions=True)
     return kept
 
 

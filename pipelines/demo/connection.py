@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import hmac
 import logging
 import secrets
 import time
@@ -13,6 +12,7 @@ from typing import TypeVar
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from . import protocol as wire
+from .guard import knows_token, same
 from .lobby import Full
 from .session import Session
 from .studio import Studio
@@ -117,7 +117,7 @@ class Connection:
                 raise wire.ProtocolError(
                     "version", f"Hello.protocol: {message.protocol}; this server speaks {wire.VERSION}"
                 )
-            if self._cfg.token and not hmac.compare_digest(message.token.encode(), self._cfg.token.encode()):
+            if not (same(message.token, self._cfg.token) or knows_token(self._socket.headers, self._cfg.token)):
                 raise Ended(wire.RULES, "Hello.token: not the one this server was started with (demo.token)", "token")
             self._greeted.set()
         elif not self._greeted.is_set():

@@ -204,6 +204,13 @@ def test_the_token_opens_the_api(guarded, headers, status):
     assert upload[0] == status
 
 
+def test_a_page_opened_with_the_token_leaves_a_cookie(guarded):
+    assert "Set-Cookie" not in guarded.ask("GET", "/health?token=wrong")[1]
+    cookie = guarded.ask("GET", "/health?token=secret")[1]["Set-Cookie"]
+    assert "HttpOnly" in cookie and "SameSite=Strict" in cookie
+    assert guarded.ask("GET", "/api/about", headers={"Cookie": cookie.partition(";")[0]})[0] == 200
+
+
 def test_the_config_is_checked():
     assert not DemoConfig().problems()
     assert not DemoConfig(host="0.0.0.0", token="x").problems()

@@ -53,6 +53,13 @@ class Connection:
             text = f"{self._cfg.max_sockets} sockets are open already; try again later"
             return await self._close(Ended(wire.FULL, text, "too_many_sockets"))
         studio.connections.add(self)
+        try:
+            await self._close(await self._live())
+        finally:
+            studio.connections.discard(self)
+
+    async def _live(self) -> Ended:
+        """Why it ended."""
         ended = Ended(wire.LEFT)
         try:
             async with asyncio.TaskGroup() as group:
@@ -64,9 +71,7 @@ class Connection:
             log.exception("a session failed", exc_info=faults)
             cause = _first(faults)
             ended = Ended(wire.FAULT, f"{type(cause).__name__}: {cause}; the server's log has the rest", "fault")
-        finally:
-            studio.connections.discard(self)
-        await self._close(ended)
+        return ended
 
     async def _close(self, ended: Ended) -> None:
         self._studio.meters.closed.labels(str(ended.code)).inc()

@@ -38,8 +38,8 @@ def serve(cfg: Config) -> int:
 
 
 def run(load: Callable[[], Player], cfg: DemoConfig) -> int:
-    """Serves until Ctrl-C or SIGTERM, in the main thread. Exit status: 0 ended, 1 could not begin. Its address is taken before the
-    model is loaded: a port in use is said at once, and who comes early waits."""
+    """Serves until Ctrl-C or SIGTERM, in the main thread. Exit status: 0 ended, 1 could not begin. Its address is taken before
+    the model is loaded: a port in use is said at once, and who comes early waits."""
     try:
         listener = listen(cfg)
     except OSError as error:
@@ -53,7 +53,8 @@ def run(load: Callable[[], Player], cfg: DemoConfig) -> int:
         try:
             player = load()
             print(f"{player.about.preset}: {player.about.student}, on {player.about.device}", flush=True)
-            words = f"serving on {address_of(listener)} (Ctrl-C ends)"
+            key = "/?token=..." if cfg.token else ""
+            words = f"serving on {address_of(listener)}{key} (Ctrl-C ends)"
             make_server(player, cfg, listener, lambda: print(words, flush=True)).run([listener])
         except KeyboardInterrupt:
             return OK

@@ -10,7 +10,6 @@ import numpy as np
 import psutil
 import pytest
 
-from pipelines.demo.app import PAGE
 from pipelines.demo.config import DemoConfig
 from tests.unit.pipelines.demo.test_uploads import png_header, quarters, written
 
@@ -60,7 +59,6 @@ def test_what_is_not_there_is_404(served, path):
     assert status == 404 and set(json.loads(body)) == {"code", "text"}
 
 
-@pytest.mark.skipif(not (PAGE / "index.html").exists(), reason="without the page")
 def test_the_pages_are_served(served):
     for path in ("/", "/gallery"):
         status, headers, body = served.ask("GET", path)

@@ -10,7 +10,6 @@ export class Session extends EventTarget {
   #socket = null;
   #settings = null; // to start with when it is our turn
   #expected = false; // whether the socket's end is our own wish
-  #again = false; // whether the end of this stream is the start of another
   state = "idle";
   position = 0; // in the queue, 1 is next
   why = ""; // the connection was lost
@@ -36,16 +35,11 @@ export class Session extends EventTarget {
   /** Begins (anew) with these settings, as soon as it is our turn. @param {object} settings the header of `start` */
   start(settings) {
     this.#settings = settings;
-    if (this.state === "ready") this.#start();
+    if (this.state === "ready" || this.running) this.#start();
     else if (this.state === "idle" || this.state === "lost") this.#connect();
-    else if (this.running) {
-      this.stop();
-      this.#again = true;
-    }
   }
 
   stop() {
-    this.#again = false;
     if (this.running || this.state === "starting") {
       this.#send("stop");
       this.#to("stopping");
@@ -82,7 +76,7 @@ export class Session extends EventTarget {
   }
 
   save(title) {
-    if (this.running || this.state === "ready") this.#send("save", { title });
+    if (this.running) this.#send("save", { title });
   }
 
   /** @param {number} waited_ms how long the chunk lay here before its first frame was shown */
@@ -145,17 +139,11 @@ export class Session extends EventTarget {
       this.position = header.position;
       this.#to("queued");
     } else if (name === "started" && this.state === "starting") this.#to("streaming");
-    else if (name === "stopped") this.#stopped();
+    else if (name === "stopped") this.#to("ready");
     else if (name === "error") {
       if (this.state === "starting") this.#to("ready");
       if (header.fatal) this.why = header.text;
     }
-  }
-
-  #stopped() {
-    this.#to("ready");
-    if (this.#again) this.#start();
-    this.#again = false;
   }
 
   #closed(code, reason) {

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from einops import rearrange, repeat
@@ -132,3 +133,21 @@ def latent_to_pixel_frames(latent_frame: int, stride_t: int) -> range:
     if latent_frame == 0:
         return range(1)
     return range(1 + (latent_frame - 1) * stride_t, 1 + latent_frame * stride_t)
+
+
+def shares_to_px(xy: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Shares of the frame's width and height (... 2) -> pixels of a frame of size (height, width)."""
+    return xy * np.array([size[1], size[0]], np.float64)
+
+
+def px_to_shares(xy_px: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """The inverse of shares_to_px."""
+    return xy_px / np.array([size[1], size[0]], np.float64)
+
+
+def resize_px(xy_px: np.ndarray, size: tuple[int, int], to: tuple[int, int]) -> np.ndarray:
+    """Pixels (... 2) of a frame of `size` -> pixels of the frame resized to `to`, both (height, width), float32.
+
+    Pixel centres lie at +0.5 in both, so nothing is added.
+    """
+    return (xy_px * np.array([to[1] / size[1], to[0] / size[0]])).astype(np.float32)

@@ -58,7 +58,8 @@ class Start:
 @dataclass(frozen=True)
 class Played:
     """One chunk as it leaves. frames: T H W 3 uint8. xy_px T n 2, visible T n: the tracks it was asked to follow, in clip
-    pixels. revision: of the controls that it saw."""
+    pixels. revision: of the controls that it saw. notice: what the user should be told once, "" for nothing: that the recording
+    ended, and why."""
 
     index: int
     revision: int
@@ -67,6 +68,7 @@ class Played:
     visible: np.ndarray
     seconds_dit: float
     seconds_decode: float
+    notice: str = ""
 
 
 class Performance(Protocol):
@@ -131,5 +133,5 @@ class Player(Protocol):
         ...
 
     def recording_file(self, id: str, name: str) -> Path:
-        """A file of a recording (video.mp4, first.png, tracks.npz, recording.json). ValueError for any other."""
+        """A file of a recording (video.mp4, drawn.mp4, first.png, tracks.npz, recording.json). ValueError for any other."""
         ...

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from stages.trackers.base import inside, uniform_grid
+from msmodel.points import inside, uniform_grid
 
 KINDS = ("swap", "pan", "zoom", "drag_dense", "drag_sparse")
 
@@ -74,14 +74,6 @@ def swapped(xy_px: np.ndarray, visible: np.ndarray) -> tuple[np.ndarray, np.ndar
 def stays_inside(xy: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """True until a point first leaves the frame: T n bool."""
     return np.logical_and.accumulate(inside(xy, *size), axis=0)
-
-
-def ping_pong(frames: int, total: int) -> np.ndarray:
-    """Indices 0..T-1, T-2, .., 1, 0, 1, .. of length `total`: a clip played forward and backward for ever, no jump."""
-    if frames < 2:
-        raise ValueError("a clip of one frame cannot be played back and forth")
-    at = np.arange(total) % (2 * (frames - 1))
-    return np.minimum(at, 2 * (frames - 1) - at)
 
 
 def _place(size: tuple[int, int], how: Motions, generator: np.random.Generator) -> np.ndarray:

@@ -19,9 +19,9 @@ import numpy as np
 
 from msmodel.causal import CausalDiT
 from msmodel.config import StudentConfig
+from msmodel.points import ping_pong
 from stages.eval import perceptual
 from stages.eval.config import LongRunRun
-from stages.eval.counterfactual import ping_pong
 from stages.eval.drift import Trend, picture_drift, trend, windows
 from stages.eval.epe import Tracker, finite_mean, retrack
 from stages.eval.generate import student_on, vae_on

@@ -16,8 +16,8 @@ from torch import Tensor
 from msmodel import flow
 from msmodel.causal import CausalDiT
 from msmodel.config import ModelConfig, StudentConfig
+from msmodel.points import ping_pong
 from msmodel.stream import Decoder, DecoderMaker, StreamChunk, StreamingSession
-from stages.eval.counterfactual import ping_pong
 from stages.eval.generate import clip_ids, stacked
 from stages.eval.items import EvalClip, read_clip, read_tracks
 from stages.train.conditioning import image_conditioning
@@ -64,7 +64,7 @@ class ClipStream:
 
     def controls(self, index: int, first: int, count: int) -> tuple[Tensor, Tensor]:
         """The clip's tracks back and forth: `count` pixel frames from `first` on."""
-        at = torch.from_numpy(ping_pong(len(self.xy_px), first + count)[first:])
+        at = torch.from_numpy(ping_pong(len(self.xy_px), first + count, first))
         return self.xy_px[at], self.visible[at]
 
 

@@ -11,6 +11,10 @@ from typing import Protocol
 
 import numpy as np
 
+from msmodel.points import inside, uniform_grid
+
+__all__ = ["COTRACKER", "NAMES", "Tracker", "TrackerConfig", "Tracks", "check_inputs", "inside", "uniform_grid"]
+
 COTRACKER = ("cotracker3_offline", "cotracker3_online")
 NAMES = (*COTRACKER, "lucas_kanade", "dis")
 
@@ -84,15 +88,3 @@ def check_inputs(frames: np.ndarray, queries_xy: np.ndarray, query_frame: int) -
         raise ValueError(f"queries_xy must be n 2, not {queries_xy.shape}")
     if not 0 <= query_frame < len(frames):
         raise ValueError(f"query_frame {query_frame} lies outside a clip of {len(frames)} frames")
-
-
-def uniform_grid(height: int, width: int, rows: int, cols: int) -> np.ndarray:
-    """Centres of rows x cols equal cells that cover the frame, row by row: n 2 float32 px."""
-    x = (np.arange(cols) + 0.5) * width / cols
-    y = (np.arange(rows) + 0.5) * height / rows
-    return np.stack(np.meshgrid(x, y), axis=-1).reshape(-1, 2).astype(np.float32)
-
-
-def inside(xy: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Whether points (... 2 px) lie within the frame: [0, width) x [0, height)."""
-    return (xy[..., 0] >= 0) & (xy[..., 0] < width) & (xy[..., 1] >= 0) & (xy[..., 1] < height)

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from stages.eval.counterfactual import KINDS, Motions, authored, ping_pong, stays_inside, swapped
+from stages.eval.counterfactual import KINDS, Motions, authored, stays_inside, swapped
 
 SIZE, FRAMES = (48, 80), 29
 HOW = Motions(pan=0.2, zoom=1.5, drag=0.25, grid_rows=6, grid_cols=10)
@@ -79,11 +79,3 @@ def test_swap_keeps_what_frame_0_shows():
     visible = np.array([[True, False], [True, True]])
     xy, seen = swapped(np.zeros((2, 2, 2)), visible)
     assert xy.shape == (2, 1, 2) and seen.all()
-
-
-def test_ping_pong_never_jumps():
-    at = ping_pong(5, 20)
-    assert at[:10].tolist() == [0, 1, 2, 3, 4, 3, 2, 1, 0, 1]
-    assert set(np.abs(np.diff(at))) == {1}
-    with pytest.raises(ValueError, match="one frame"):
-        ping_pong(1, 3)

@@ -1,0 +1,16 @@
+import numpy as np
+import pytest
+
+from msmodel.points import ping_pong
+
+
+def test_ping_pong_never_jumps():
+    at = ping_pong(5, 20)
+    assert at[:10].tolist() == [0, 1, 2, 3, 4, 3, 2, 1, 0, 1]
+    assert set(np.abs(np.diff(at))) == {1}
+    with pytest.raises(ValueError, match="one frame"):
+        ping_pong(1, 3)
+
+
+def test_a_piece_of_ping_pong_is_the_slice_of_the_whole():
+    assert ping_pong(5, 17, 11).tolist() == ping_pong(5, 17)[11:].tolist()

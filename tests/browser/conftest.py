@@ -21,7 +21,12 @@ CHROMIUM = Path("/usr/bin/chromium")
 # No GPU, no voice, no call home; a camera that shows a test pattern.
 FLAGS = [
     *("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"),
-    *("--disable-component-update", "--disable-sync", "--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream"),
+    *(
+        "--disable-component-update",
+        "--disable-sync",
+        "--use-fake-device-for-media-stream",
+        "--use-fake-ui-for-media-stream",
+    ),
 ]
 
 

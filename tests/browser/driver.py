@@ -51,12 +51,16 @@ class Tab:
     def open(self, path: str) -> None:
         self.page.goto(self.address + path)
         if path == "/":
-            self.page.wait_for_function("() => window.motionstream && document.querySelector('[aria-checked=true] img')")
+            self.page.wait_for_function(
+                "() => window.motionstream && document.querySelector('[aria-checked=true] img')"
+            )
 
     def check(self) -> None:
         unexpected = [c for c in self._complaints if not re.search(self.expected, c)]
         assert unexpected == []
-        strange = [url for url in self._asked if not url.startswith((f"{self.address}/", "data:", f"blob:{self.address}/"))]
+        strange = [
+            url for url in self._asked if not url.startswith((f"{self.address}/", "data:", f"blob:{self.address}/"))
+        ]
         assert strange == []
 
     def read(self, name: str) -> Any:
@@ -90,7 +94,9 @@ class Tab:
         assert box is not None
         return box["x"] + x * box["width"], box["y"] + y * box["height"]
 
-    def drag(self, line: list[tuple[float, float]], each: Callable[[], None] = lambda: None, hold: bool = False) -> None:
+    def drag(
+        self, line: list[tuple[float, float]], each: Callable[[], None] = lambda: None, hold: bool = False
+    ) -> None:
         """With the mouse, through shares of the picture; each: called at every corner."""
         mouse = self.page.mouse
         mouse.move(*self.place(*line[0]))

@@ -16,7 +16,9 @@ def run(tab: Tab) -> Any:
     """run(module, body, argument): what JavaScript `body` returns, in which m is the module and a the argument."""
 
     def run(module: str, body: str, argument: Any = None) -> Any:
-        return tab.page.evaluate(f"async (a) => {{ const m = await import('/static/js/{module}.js'); {body} }}", argument)
+        return tab.page.evaluate(
+            f"async (a) => {{ const m = await import('/static/js/{module}.js'); {body} }}", argument
+        )
 
     return run
 
@@ -29,38 +31,49 @@ TAKE = """const take = (now) => {
 
 
 def test_chunks_are_shown_without_a_gap(run: Any) -> None:
-    shown = run("playback", f"""{CHUNK}{TAKE}
+    shown = run(
+        "playback",
+        f"""{CHUNK}{TAKE}
       const play = new m.Playback(10), out = [];
       play.push(chunk("a", 2), 1000);
       for (const now of [1000, 1050, 1100]) out.push(take(now));
       play.push(chunk("b", 2), 1150);
       for (const now of [1199, 1201, 1301, 1500]) out.push(take(now));
-      return [out, play.underruns, play.position];""")
+      return [out, play.underruns, play.position];""",
+    )
     assert shown == [[["a0", "a"], None, ["a1", ""], None, ["b0", "b"], ["b1", ""], None], 0, pytest.approx(0.4)]
 
 
 def test_after_an_underrun_the_clock_starts_anew(run: Any) -> None:
-    shown = run("playback", f"""{CHUNK}{TAKE}
+    shown = run(
+        "playback",
+        f"""{CHUNK}{TAKE}
       const play = new m.Playback(10), out = [];
       play.push(chunk("a", 1), 0);
       out.push(take(0));
       play.push(chunk("b", 2), 500);
       for (const now of [510, 590, 605]) out.push(take(now));
-      return [out, play.underruns];""")
+      return [out, play.underruns];""",
+    )
     assert shown == [[["a0", "a"], ["b0", "b"], None, ["b1", ""]], 1]
 
 
 def test_a_late_page_leaves_frames_out_but_acknowledges_every_chunk(run: Any) -> None:
-    shown = run("playback", f"""{CHUNK}{TAKE}
+    shown = run(
+        "playback",
+        f"""{CHUNK}{TAKE}
       const play = new m.Playback(10);
       play.push(chunk("a", 3), 0);
       play.push(chunk("b", 3), 10);
-      return take(450);""")
+      return take(450);""",
+    )
     assert shown == ["b1", "ab"]
 
 
 def test_a_pause_moves_the_clock_and_flushing_tells_what_nobody_saw(run: Any) -> None:
-    shown = run("playback", f"""{CHUNK}{TAKE}
+    shown = run(
+        "playback",
+        f"""{CHUNK}{TAKE}
       const play = new m.Playback(10), out = [];
       play.push(chunk("a", 3), 0);
       out.push(take(0));
@@ -69,13 +82,16 @@ def test_a_pause_moves_the_clock_and_flushing_tells_what_nobody_saw(run: Any) ->
       play.resume(1060);
       for (const now of [1090, 1101]) out.push(take(now));
       play.push(chunk("b", 3), 1110);
-      return [out, play.flush().map((c) => c.name), play.waiting, take(2000)];""")
+      return [out, play.flush().map((c) => c.name), play.waiting, take(2000)];""",
+    )
     assert shown == [[["a0", "a"], None, None, ["a1", ""]], ["b"], 0, None]
 
 
 def test_a_snapshot_is_what_the_server_reads(run: Any) -> None:
     """A drag, a pin, a path and a camera, through the page's encoder and the server's decoder."""
-    data = run("controls", """
+    data = run(
+        "controls",
+        """
       const wire = await import('/static/js/protocol.js');
       const controls = new m.Controls(1.6, 200);
       controls.setGrid(8);
@@ -89,7 +105,8 @@ def test_a_snapshot_is_what_the_server_reads(run: Any) -> None:
       controls.finishPath(2, 40);
       controls.setCamera({ zoom: -0.5 }, 50);
       const snapshot = controls.snapshot();
-      return [Array.from(wire.encodeControls(snapshot)), snapshot.inputAt, controls.snapshot()];""")
+      return [Array.from(wire.encodeControls(snapshot)), snapshot.inputAt, controls.snapshot()];""",
+    )
     message, payload = wire.decode(bytes(data[0]), wire.FROM_CLIENT)
     assert isinstance(message, wire.Controls) and data[1:] == [10, None], "nothing is sent twice"
     controls = wire.controls_of(message, payload, 200)
@@ -101,7 +118,9 @@ def test_a_snapshot_is_what_the_server_reads(run: Any) -> None:
 
 
 def test_points_stay_below_the_limit(run: Any) -> None:
-    sizes = run("controls", """
+    sizes = run(
+        "controls",
+        """
       const controls = new m.Controls(1.6, 30);
       controls.setGrid(8);
       controls.brush = 2;
@@ -111,7 +130,8 @@ def test_points_stay_below_the_limit(run: Any) -> None:
       controls.brush = 0.2;
       controls.grab(2, [0.5, 0.5], 0);
       const { points } = controls.snapshot();
-      return [refused, points.length, points.filter((p) => !p.pinned).length];""")
+      return [refused, points.length, points.filter((p) => !p.pinned).length];""",
+    )
     assert sizes[0] == "full" and sizes[1] == 30 and 0 < sizes[2] < 30
 
 
@@ -121,7 +141,8 @@ def test_the_server_s_messages_are_read(run: Any) -> None:
     tracks = wire.tracks_payload(np.array([[[1.5, 1.0]], [[3.0, 0.5]]], np.float32), np.array([[True], [False]]), 2, 3)
     header = wire.Chunk(
         **dict.fromkeys(("seq", "chunk", "revision", "cache_bytes"), 1),
-        **dict.fromkeys(("heard_ms", "begun_ms", "server_ms", "dit_ms", "decode_ms"), 0.5), frames=2, height=2, width=3, lengths=tuple(map(len, parts)), points=1,
+        **dict.fromkeys(("heard_ms", "begun_ms", "server_ms", "dit_ms", "decode_ms"), 0.5),
+        frames=2, height=2, width=3, lengths=tuple(map(len, parts)), points=1,
     )  # fmt: skip
     read = run("protocol", """
       const message = m.decode(new Uint8Array(a).buffer);

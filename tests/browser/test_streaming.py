@@ -110,7 +110,10 @@ def test_a_lost_connection_is_shown_and_made_anew(context: BrowserContext, addre
     tab.start()
     routes[0].close(code=4000, reason="idle")
     tab.wait("ms.state === 'lost'")
-    assert tab.page.locator("#curtain").is_visible() and "nothing happened" in tab.page.locator("#curtain-text").inner_text()
+    assert (
+        tab.page.locator("#curtain").is_visible()
+        and "nothing happened" in tab.page.locator("#curtain-text").inner_text()
+    )
     tab.page.get_by_role("button", name="Reconnect").click()
     tab.wait("ms.state === 'streaming' && ms.counters.frames > 0")
     assert not tab.page.locator("#curtain").is_visible()

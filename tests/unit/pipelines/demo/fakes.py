@@ -99,7 +99,7 @@ class FakePlayer:
         if (
             self.folder is None
             or id not in known
-            or name not in ("video.mp4", "first.png", "tracks.npz", "recording.json")
+            or name not in ("video.mp4", "drawn.mp4", "first.png", "tracks.npz", "recording.json")
         ):
             raise ValueError(f"no {name} of a recording {id!r}")
         return self.folder / id / name
@@ -184,7 +184,8 @@ class FakePerformance:
         folder = self.player.folder / name
         folder.mkdir(parents=True)
         frames = np.concatenate(self.frames)
-        write_mp4(folder / "video.mp4", frames, self.player.about.fps)
+        for film in ("video.mp4", "drawn.mp4"):
+            write_mp4(folder / film, frames, self.player.about.fps)
         write_png(folder / "first.png", self.start.frame)
         save_npz(folder / "tracks.npz", {"xy_px": np.zeros((len(frames), 0, 2), np.float32)})
         about = {"id": name, "title": title, "prompt": self.prompt, "seed": self.start.seed, "frames": len(frames)}

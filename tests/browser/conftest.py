@@ -55,12 +55,12 @@ class WatchedPlayer(FakePlayer):
         return performance
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def player(tmp_path_factory: pytest.TempPathFactory) -> WatchedPlayer:
     return WatchedPlayer(folder=tmp_path_factory.mktemp("recordings"), seconds=0.06, settle_seconds=0.02)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def address(player: WatchedPlayer) -> Iterator[str]:
     cfg = DemoConfig(port=0)
     with listen(cfg) as listener:
@@ -74,8 +74,9 @@ def address(player: WatchedPlayer) -> Iterator[str]:
         thread.join(20)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def chromium() -> Iterator[Browser]:
+    """Playwright runs a loop in this thread while it is open: not longer than the tests of this folder need it."""
     if not CHROMIUM.exists():
         pytest.skip(f"{CHROMIUM} is not installed: apt-get install chromium")
     with sync_playwright() as playwright:

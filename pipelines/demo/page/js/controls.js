@@ -7,6 +7,7 @@
 export const CAMERA = Object.freeze({ pan_x: 0.5, pan_y: 0.5, zoom: 1, rotate: 45, orbit: 45 });
 const STILL = Object.freeze({ pan_x: 0, pan_y: 0, zoom: 0, rotate: 0, orbit: 0 });
 const STEP = 0.012; // shares between two corners of a drawn path
+const APART = 0.02; // shares of the width between two pins, at least
 const CORNERS = 2000; // of one path, at most
 
 export class Controls {
@@ -110,7 +111,7 @@ export class Controls {
 
   /** Pins what is under the brush. Returns how many pins came. */
   pin(place, now) {
-    const near = (point) => [...this.#pins.values()].some((pin) => this.distance(pin, point) < 1e-3);
+    const near = (point) => [...this.#pins.values()].some((pin) => this.distance(pin, point) < APART);
     const fresh = this.under(place).filter((point) => !near(point));
     fresh.forEach((point) => this.#pins.set(this.#nextId++, point));
     if (fresh.length) this.touch(now);

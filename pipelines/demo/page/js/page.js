@@ -63,6 +63,7 @@ export class Page {
   // What buttons and keys do.
 
   toggle() {
+    if (this.setup.image === null) return; // not loaded yet
     const { state } = this.session;
     if (state === "idle" || state === "ready" || state === "lost") this.#start();
     else this.session.stop();

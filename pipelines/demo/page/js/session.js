@@ -2,6 +2,8 @@
 
 import { CLOSED, decode, encode, encodeControls } from "./protocol.js";
 
+const REFUSED_START = ["picture", "depth", "start"]; // codes of errors after which nothing plays
+
 /**
  * States: "idle" (no socket), "connecting", "queued", "ready" (our turn, nothing runs), "starting", "streaming", "paused", "stopping", "lost".
  * Events: "state"; "message" (detail: a decoded message); "trouble" (detail: text, the session goes on).
@@ -141,7 +143,7 @@ export class Session extends EventTarget {
     } else if (name === "started" && this.state === "starting") this.#to("streaming");
     else if (name === "stopped") this.#to("ready");
     else if (name === "error") {
-      if (this.state === "starting") this.#to("ready");
+      if (this.state === "starting" && REFUSED_START.includes(header.code)) this.#to("ready");
       if (header.fatal) this.why = header.text;
     }
   }

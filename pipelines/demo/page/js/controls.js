@@ -7,6 +7,7 @@
 export const CAMERA = Object.freeze({ pan_x: 0.5, pan_y: 0.5, zoom: 1, rotate: 45, orbit: 45 });
 const STILL = Object.freeze({ pan_x: 0, pan_y: 0, zoom: 0, rotate: 0, orbit: 0 });
 const STEP = 0.012; // shares between two corners of a drawn path
+const APART = 0.02; // shares of the width between two pins, at least
 const CORNERS = 2000; // of one path, at most
 
 export class Controls {
@@ -110,7 +111,7 @@ export class Controls {
 
   /** Pins what is under the brush. Returns how many pins came. */
   pin(place, now) {
-    const near = (point) => [...this.#pins.values()].some((pin) => this.distance(pin, point) < 1e-3);
+    const near = (point) => [...this.#pins.values()].some((pin) => this.distance(pin, point) < APART);
     const fresh = this.under(place).filter((point) => !near(point));
     fresh.forEach((point) => this.#pins.set(this.#nextId++, point));
     if (fresh.length) this.touch(now);
@@ -204,15 +205,15 @@ export class Controls {
   get view() {
     const green = [...this.#drags.values()].flatMap(moved);
     const drawing = [...this.#drawing.values()].map((path) => ({ ...path, seconds: this.pathSeconds, begun: null }));
-    return { green, red: [...this.#pins.values()], rest: this.#restPoints(green).map(({ place }) => place), paths: [...this.paths, ...drawing] };
+    return { green, red: [...this.#pins.values()], rest: this.#restPoints().map(({ place }) => place), paths: [...this.paths, ...drawing] };
   }
 
-  /** The grid's points that nothing moves or covers, while something is held: pinned too, so that the rest of the picture stays. */
-  #restPoints(green) {
+  /** The grid's points that nobody has, while something is held: pinned too, so that the rest of the picture stays. */
+  #restPoints() {
     if (!this.pinRest || !this.#holding || this.transfer || this.#turning) return [];
-    const reach = 0.75 / this.columns;
-    const taken = [...green, ...[...this.#drags.values()].flatMap((drag) => drag.members), ...this.paths.flatMap(swept), ...this.#pins.values()];
-    return this.grid.map((place, index) => ({ place, index })).filter(({ place }) => !taken.some((other) => this.distance(other, place) < reach));
+    const held = [...this.#drags.values(), ...this.paths].flatMap(({ members }) => members);
+    const taken = [...held, ...this.#pins.values()];
+    return this.grid.map((place, index) => ({ place, index })).filter(({ place }) => !taken.some((other) => this.distance(other, place) < 1e-3));
   }
 
   #restId(index) {
@@ -229,7 +230,7 @@ export class Controls {
     const drags = [...this.#drags.values()];
     const point = (pinned) => ([id, [x, y]]) => ({ id, x, y, pinned });
     const dragged = drags.flatMap((drag) => moved(drag).map((place, i) => [drag.ids[i], place]));
-    const rest = this.#restPoints(dragged.map(([, place]) => place)).map(({ place, index }) => [this.#restId(index), place]);
+    const rest = this.#restPoints().map(({ place, index }) => [this.#restId(index), place]);
     const points = [...dragged.map(point(false)), ...[...this.#pins].map(point(true)), ...rest.map(point(true))].slice(0, this.maxPoints - this.#members);
     const snapshot = {
       revision: ++this.#revision, inputAt: this.#inputAt, points,
@@ -245,12 +246,6 @@ export class Controls {
 
 function moved({ members, from, to }) {
   return members.map(([x, y]) => [x + to[0] - from[0], y + to[1] - from[1]]);
-}
-
-/** Where a path's members come by, sampled. */
-function swept({ members, line }) {
-  const stops = [0, 0.25, 0.5, 0.75, 1].map((share) => along(line, share));
-  return stops.flatMap((to) => moved({ members, from: line[0], to }));
 }
 
 /** The place on a line after a share of its length. */

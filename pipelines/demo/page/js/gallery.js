@@ -3,7 +3,7 @@
 import { get } from "./api.js";
 import { $, make, note } from "./ui.js";
 
-const FILES = Object.freeze({ "video.mp4": "Video", "tracks.npz": "Tracks", "first.png": "First frame", "recording.json": "Settings" });
+const FILES = Object.freeze({ "video.mp4": "Video", "drawn.mp4": "Video with tracks", "tracks.npz": "Tracks", "first.png": "First frame", "recording.json": "Settings" });
 
 const when = new Intl.DateTimeFormat(undefined, { dateStyle: "medium", timeStyle: "short" });
 

@@ -120,7 +120,7 @@ def _targets() -> dict[str, tuple[Callable[[Any], Any], Any]]:
         "data": (data.data_or_report, data.STAGES),
         "teacher": (teacher.teacher, teacher.STAGES),
         "distill": (distill.distill, distill.STAGES),
-        "eval": (evaluate.evaluate, evaluate.STAGES),
+        "eval": (evaluate.evaluate_or_replay, evaluate.STAGES),
         "bench": (bench.bench, bench.STAGES),
         "bench-trackers": (bench_trackers.bench_trackers, bench_trackers.STAGES),
         "bench-data": (bench_data.bench_data, bench_data.STAGES),

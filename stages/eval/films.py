@@ -53,7 +53,17 @@ class Film:
             self._piece.unlink()
         aside = path.with_name(f".{path.stem}.part.mp4")
         command = [imageio_ffmpeg.get_ffmpeg_exe(), "-v", "error", "-y", "-f", "h264", "-framerate", f"{self._fps:g}"]
-        command += ["-i", str(self._stream), "-c", "copy", "-movflags", "+faststart", "-fflags", "+bitexact", str(aside)]
+        command += [
+            "-i",
+            str(self._stream),
+            "-c",
+            "copy",
+            "-movflags",
+            "+faststart",
+            "-fflags",
+            "+bitexact",
+            str(aside),
+        ]
         done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, check=False)
         if done.returncode:
             aside.unlink(missing_ok=True)
@@ -69,7 +79,18 @@ class Film:
 
     def _encoder(self, height: int, width: int) -> subprocess.Popen[bytes]:
         command = [imageio_ffmpeg.get_ffmpeg_exe(), "-v", "error", "-y", "-f", "rawvideo", "-pix_fmt", "rgb24"]
-        command += ["-s", f"{width}x{height}", "-r", f"{self._fps:g}", "-i", "-", "-c:v", "libx264", "-pix_fmt", "yuv420p"]
+        command += [
+            "-s",
+            f"{width}x{height}",
+            "-r",
+            f"{self._fps:g}",
+            "-i",
+            "-",
+            "-c:v",
+            "libx264",
+            "-pix_fmt",
+            "yuv420p",
+        ]
         command += ["-crf", "18", "-preset", "superfast", "-tune", "zerolatency", "-threads", "1", "-g", "48"]
         command += ["-fflags", "+bitexact", "-flags:v", "+bitexact", "-f", "h264", str(self._piece)]
         return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)

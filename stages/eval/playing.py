@@ -28,7 +28,6 @@ from msmodel.weights import inference_dtype, load_student
 from stages.records import Checkpoint
 from stages.train.conditioning import image_conditioning
 
-DECODERS = ("auto", "vae", "tiny")
 Encode = Callable[[Sequence[str]], Tensor]  # prompts -> b l c
 
 

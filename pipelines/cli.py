@@ -14,7 +14,7 @@ from typing import Any
 
 OK, FAILED, BAD_CONFIG, INTERRUPTED = 0, 1, 2, 130
 TARGETS = ("data", "teacher", "distill", "eval")
-OTHERS = ("plan", "config", "inspect", "export", "sweep", "bench", "bench-data", "bench-trackers", "nano-base")
+OTHERS = ("plan", "config", "inspect", "export", "demo", "sweep", "bench", "bench-data", "bench-trackers", "nano-base")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -71,6 +71,10 @@ def _dispatch(cfg: Any, names: list[str], options: argparse.Namespace) -> int:
         from .export import export
 
         return _said(lambda: export(cfg, options.checkpoint))
+    if "demo" in names:
+        from .demo.serve import serve
+
+        return serve(cfg)
     from infra.gang import StageFailed
 
     from .wiring import open_run

@@ -13,8 +13,8 @@ from .wiring import Run
 
 
 def replay(run: Run) -> ev.Figures:
-    """The figures of the replay. ValueError where it is no recording, was made at another preset or by weights that are not here, or
-    where a chunk differs though machine and torch are the same."""
+    """The figures of the replay. ValueError where it is no recording, was made at another preset or by weights that are
+    not here, or where a chunk differs though machine and torch are the same."""
     cfg = run.cfg
     folder = Path(cfg.eval.replay).expanduser().resolve()
     recording = read_recording(folder)

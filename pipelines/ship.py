@@ -23,7 +23,8 @@ MOST_BYTES = 25_000_000  # of msmodel/assets together
 
 
 def ship_student(cfg: Config, folder: Path = SHIPPED_FOLDER) -> None:
-    """Copies the newest student with provenance.json beside it. ValueError where there is none, or the assets grow too large."""
+    """Copies the newest student with provenance.json beside it. ValueError where there is none, or the assets grow too
+    large."""
     made = newest(published(cfg.root, ((DMD, "student"),)))
     if not made:
         raise ValueError(f"no trained student in {cfg.root}: `make distill` makes one")

@@ -51,7 +51,8 @@ class ModelPlayer:
         return self._pictures
 
     def open(self, start: Start, record: bool = True) -> ModelPerformance:
-        """ValueError for a frame of another size or a hand's setting that is none. record: False for what is not to be saved."""
+        """ValueError for a frame of another size or a hand's setting that is none. record: False for what is not to be
+        saved."""
         return ModelPerformance(self, start, record)
 
     def recordings(self) -> Sequence[dict[str, Any]]:
@@ -175,9 +176,7 @@ def load_player(cfg: Config, say: Callable[[str], None] = print) -> ModelPlayer:
     player = make_player(cfg, playable, chosen)
     clear_abandoned(player.setting.root, say)
     warm_up(player)
-    say(
-        f"student {chosen.name} ({playable.digest[:12]}), {player.about.device}: ready after {time.perf_counter() - began:.1f} s"
-    )
+    say(f"student {chosen.name} ({playable.digest[:12]}): ready after {time.perf_counter() - began:.1f} s")
     return player
 
 

@@ -36,7 +36,8 @@ class Still:
 
 
 def pictures(cfg: Config, size: tuple[int, int]) -> list[Picture]:
-    """Those of the run, else those that ship, of the size (height, width); the run's may be of another size than the student's."""
+    """Those of the run, else those that ship, of the size (height, width); the run's may be of another size than the
+    student's."""
     try:
         found = [still.picture for still in of_run(cfg)]
     except ValueError:  # no data here
@@ -53,8 +54,9 @@ def of_run(cfg: Config) -> list[Still]:
 
 
 def choose(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Real clips, scenes taking turns, then rendered scenes, those with the fewest objects first. A scene's clips share its first
-    frame where it is rendered, so one is enough: the one with the shortest caption, which tells of no motion."""
+    """Real clips, scenes taking turns, then rendered scenes, those with the fewest objects first. A scene's clips share
+    its first frame where it is rendered, so one is enough: the one with the shortest caption, which tells of no
+    motion."""
     real = sorted((r for r in rows if r["kind"] == "real"), key=lambda r: r["name"])
     turns = {r["name"]: sum(o["scene"] == r["scene"] and o["name"] < r["name"] for o in real) for r in real}
     first = sorted(real, key=lambda r: (turns[r["name"]], r["name"]))[: MOST // 2]

@@ -1,8 +1,7 @@
 """Recording while it plays: frames go to encoders and tracks to a file, in a thread of their own, and memory holds hashes only.
 
-What is being recorded lies in RUNS/PRESET/recordings/.PID-XXXX.playing; `save` makes a whole recording of it, which may go on being
-played and be saved again.
-"""
+What is being recorded lies in RUNS/PRESET/recordings/.PID-XXXX.playing; `save` makes a whole recording of it, which may
+go on being played and be saved again."""
 
 from __future__ import annotations
 
@@ -20,7 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from stages.data.files import slug
-from stages.eval.films import Film, Trails, enlarged, joined
+from stages.eval.films import Film, Trails, enlarged
 from stages.eval.recordings import (
     DRAWN,
     FILES,
@@ -67,7 +66,8 @@ class Recorder:
         if self.ended:
             return
         if self._frames + len(played.frames) > self._most_frames:
-            self.ended = f"the recording ended after {self._minutes:g} minutes (demo.record_minutes); what was recorded can be saved"
+            limit = f"{self._minutes:g} minutes (demo.record_minutes)"
+            self.ended = f"the recording ended after {limit}; what was recorded until then can be saved"
             return
         self._frames += len(played.frames)
         self._queue.put(played)

@@ -30,7 +30,8 @@ class Chosen:
 
 
 def choose(cfg: Config, say: Callable[[str], None]) -> Chosen:
-    """By `demo.student`, else the run's newest, else the shipped one. ValueError where there is none, or no student in a folder."""
+    """By `demo.student`, else the run's newest, else the shipped one. ValueError where there is none, or no student in
+    a folder."""
     if cfg.demo.student == SHIPPED:
         return shipped()
     if cfg.demo.student:
@@ -47,8 +48,8 @@ def choose(cfg: Config, say: Callable[[str], None]) -> Chosen:
 
 
 def by_digest(cfg: Config, digest: str, recorded: str) -> Chosen:
-    """The student with these weights: of the run, the shipped one, or in the folder that a recording names. ValueError names both
-    what was asked for and what there is."""
+    """The student with these weights: of the run, the shipped one, or in the folder that a recording names. ValueError
+    names both what was asked for and what there is."""
     trained = [t.checkpoint for t in published(cfg.root, ((DMD, "student"),))]
     folders = [Path(c.folder) for c in trained] + [SHIPPED_FOLDER]
     if recorded != SHIPPED:

@@ -1,4 +1,5 @@
-"""Films of a stream: H.264 that is written while frames come, so that nothing of them stays in memory, and tracks drawn over them.
+"""Films of a stream: H.264 that is written while frames come, so that nothing of them stays in memory, and tracks drawn
+over them.
 
 Legend: T frames, n tracks, H W pixels.
 """

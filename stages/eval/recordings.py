@@ -1,7 +1,8 @@
 """Recordings: a played session on disk, with all that it takes to play it again, bit for bit.
 
-A folder holds recording.json, first.png (the picture it began with), tracks.npz {xy_px T n 2 float32 in clip pixels, visible T n
-bool: as asked, frame by frame; fps; size: height, width}, video.mp4, and drawn.mp4 with the tracks over it. It is written aside and renamed.
+A folder holds recording.json, first.png (the picture it began with), tracks.npz {xy_px T n 2 float32 in clip pixels,
+visible T n bool: as asked, frame by frame; fps; size: height, width}, video.mp4, and drawn.mp4 with the tracks over it.
+It is written aside and renamed.
 
 Legend: T frames, n tracks.
 """
@@ -28,10 +29,10 @@ FILES = (ABOUT, FIRST, TRACKS, VIDEO, DRAWN)
 
 @dataclass(frozen=True)
 class Recording:
-    """recording.json. student: where the weights were; digest: theirs, decoder_digest: of the tiny VAE, "" for the VAE. picture: SHA-256
-    of the first frame's bytes. prompts: (chunk from which it holds, text). refreshes: chunks before which the sink was refreshed.
-    points: track ids that were drawn. lengths: pixel frames of each chunk. frames_sha256: of each chunk's frames. ended: why it
-    is shorter than what was played, "" where it is not."""
+    """recording.json. student: where the weights were; digest: theirs, decoder_digest: of the tiny VAE, "" for the VAE.
+    picture: SHA-256 of the first frame's bytes. prompts: (chunk from which it holds, text). refreshes: chunks before
+    which the sink was refreshed. points: track ids that were drawn. lengths: pixel frames of each chunk. frames_sha256:
+    of each chunk's frames. ended: why it is shorter than what was played, "" where it is not."""
 
     format: int
     id: str

@@ -1,7 +1,8 @@
 """Stage REPLAY (once): plays a recording again from its files, and says whether every chunk comes out bit for bit.
 
-The tracks are those that were asked for, so the hand, the camera and the tracker that made them need not run again. EPE is taken
-of what is played now, in windows of one horizon (as LONG_RUN does), so that memory does not grow with the recording.
+The tracks are those that were asked for, so the hand, the camera and the tracker that made them need not run again. EPE
+is taken of what is played now, in windows of one horizon (as LONG_RUN does), so that memory does not grow with the
+recording.
 
 Legend: T frames, n tracks.
 """
@@ -84,13 +85,14 @@ def check_weights(recording: Recording, inputs: ReplayInputs) -> None:
     """Frames of other weights would differ from the first chunk on and say nothing."""
     if inputs.student.digest != recording.digest:
         raise StageError(
-            f"the recording {recording.id} was played by the student {recording.student} ({recording.digest[:12]}), and this is "
-            f"{inputs.student.folder} ({inputs.student.digest[:12]})"
+            f"the recording {recording.id} was played by the student {recording.student} ({recording.digest[:12]}), "
+            f"and this is {inputs.student.folder} ({inputs.student.digest[:12]})"
         )
     tiny = inputs.tiny_vae.digest if inputs.tiny_vae else "none"
     if recording.decoder == "tiny" and tiny != recording.decoder_digest:
         raise StageError(
-            f"the recording {recording.id} was decoded by the tiny VAE {recording.decoder_digest[:12]}, and this run's is {tiny[:12]}"
+            f"the recording {recording.id} was decoded by the tiny VAE {recording.decoder_digest[:12]}, "
+            f"and this run's is {tiny[:12]}"
         )
 
 

@@ -39,7 +39,7 @@ class Film:
             self._process = self._encoder(*frames.shape[1:3])
         assert self._process.stdin is not None
         try:
-            self._process.stdin.write(np.ascontiguousarray(frames).data)
+            self._process.stdin.write(frames.tobytes())
         except OSError as error:
             raise OSError(f"ffmpeg could not write {self._piece}: {self._end() or error}") from None
 
@@ -76,7 +76,8 @@ class Film:
             self._process.kill()
             self._end()
         for file in (self._stream, self._piece):
-            file.unlink(missing_ok=True)
+            if file.exists():
+                file.unlink()
 
     def _encoder(self, height: int, width: int) -> subprocess.Popen[bytes]:
         command = [imageio_ffmpeg.get_ffmpeg_exe(), "-v", "error", "-y", "-f", "rawvideo", "-pix_fmt", "rgb24"]
@@ -130,7 +131,7 @@ class Trails:
         shown = np.flatnonzero(seen.any(axis=0))
         shown = shown[:: max(1, -(-len(shown) // MOST_TRACKS))]
         for t, picture in enumerate(large, start=len(self._xy)):
-            draw_tracks(picture, xy[:, shown], seen[:, shown], t, most=len(shown))
+            draw_tracks(picture, xy[:, shown], seen[:, shown], t, most=MOST_TRACKS)
         self._xy, self._visible = xy[-TRAIL:], seen[-TRAIL:]
         return large
 

@@ -53,7 +53,7 @@ class Playable:
         if frame.shape != (*size, 3) or frame.dtype != np.uint8:
             raise ValueError(f"the first frame is {frame.shape} {frame.dtype}; this student needs {(*size, 3)} uint8")
         generator = torch.Generator().manual_seed(seed)
-        pixels = torch.from_numpy(np.ascontiguousarray(frame)).to(self.device).permute(2, 0, 1)[None] / 127.5 - 1
+        pixels = torch.from_numpy(frame.copy()).to(self.device).permute(2, 0, 1)[None] / 127.5 - 1
         return StreamingSession(
             self.student,
             self.maker,

@@ -1,7 +1,7 @@
 """Recordings: a played session on disk, with all that it takes to play it again, bit for bit.
 
 A folder holds recording.json, first.png (the picture it began with), tracks.npz {xy_px T n 2 float32 in clip pixels,
-visible T n bool: as asked, frame by frame; fps; size: height, width}, video.mp4, and drawn.mp4 with the tracks over it.
+visible T n bool: as asked, frame by frame; fps, height, width}, video.mp4, and drawn.mp4 with the tracks over it.
 It is written aside and renamed.
 
 Legend: T frames, n tracks.
@@ -77,7 +77,7 @@ class Recording:
 
 def digest_of(frames: np.ndarray) -> str:
     """SHA-256 of uint8 pixels."""
-    return hashlib.sha256(np.ascontiguousarray(frames).data).hexdigest()
+    return hashlib.sha256(np.ascontiguousarray(frames).tobytes()).hexdigest()
 
 
 def write_about(folder: Path, recording: Recording) -> None:
@@ -89,7 +89,8 @@ def write_first(folder: Path, frame: np.ndarray) -> None:
 
 
 def write_tracks(folder: Path, xy_px: np.ndarray, visible: np.ndarray, fps: float, size: tuple[int, int]) -> None:
-    arrays = {"xy_px": xy_px, "visible": visible, "fps": np.float64(fps), "size": np.array(size)}
+    numbers = {"fps": np.float64(fps), "height": np.int64(size[0]), "width": np.int64(size[1])}
+    arrays = {"xy_px": xy_px, "visible": visible, **numbers}
     save_npz(folder / TRACKS, arrays, compress=True)  # type: ignore[arg-type]
 
 

@@ -166,6 +166,16 @@ def test_a_folder_that_cannot_be_made_ends_the_recording(tmp_path):
     made.close()
 
 
+def test_a_fault_of_the_recorder_does_not_stop_the_stream(tmp_path, monkeypatch):
+    monkeypatch.setattr("pipelines.demo.recorder.digest_of", lambda frames: 1 / 0)
+    made = recorder(tmp_path)
+    for index in range(12):
+        made.add(played(index))
+    with pytest.raises(ValueError, match=r"the recording failed .ZeroDivisionError"):
+        made.save("x")
+    made.close()
+
+
 def test_its_length_is_bounded(tmp_path):
     made = recorder(tmp_path, minutes=10 / 60 / BEGUN.fps)  # ten frames
     for index in range(5):

@@ -77,5 +77,6 @@ def test_trails_go_on_from_piece_to_piece():
     second = pieces.draw(frames[6:], xy[6:], visible[6:])
     assert first.any() and (first != whole[:6]).mean() < 0.01  # one track alone has another colour
     np.testing.assert_array_equal(second, whole[6:])
+    np.testing.assert_array_equal(Trails().draw(frames, xy, np.zeros_like(visible)), enlarged(frames))
     alone = Trails().draw(frames[6:], xy[6:], visible[6:])
     assert (alone[0] != second[0]).any()

@@ -208,9 +208,9 @@ export class Controls {
     return { green, red: [...this.#pins.values()], rest: this.#restPoints().map(({ place }) => place), paths: [...this.paths, ...drawing] };
   }
 
-  /** The grid's points that nobody has, while something is held: pinned too, so that the rest of the picture stays. */
+  /** The grid's points that nobody has are pinned too, so that what nobody moves stays: a student with nothing to follow drifts. */
   #restPoints() {
-    if (!this.pinRest || !this.#holding || this.transfer || this.#turning) return [];
+    if (!this.pinRest || this.transfer || this.#turning) return [];
     const held = [...this.#drags.values(), ...this.paths].flatMap(({ members }) => members);
     const taken = [...held, ...this.#pins.values()];
     return this.grid.map((place, index) => ({ place, index })).filter(({ place }) => !taken.some((other) => this.distance(other, place) < 1e-3));

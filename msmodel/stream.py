@@ -2,7 +2,8 @@
 
 The sampler, the cache and the track encoding are those of training (`msmodel.rollout`, `msmodel.track_encoding`), so a stream
 equals a rollout given the same noise and controls. Frames leave right after the last denoising step and the decoding; the
-clean pass that fills the cache runs afterwards, before the next chunk (or in `settle`, while the frames are shown).
+clean pass that fills the cache runs afterwards, before the next chunk (or in `settle`, while the frames are shown), or beside
+the decoding: both need the finished latents and nothing of each other.
 
 Legend: b batch (1), z latent channels, t latent frames, h w latent size, T pixel frames, H W pixels, n tracks,
 d id dimension, l text tokens, c channels.
@@ -60,6 +61,15 @@ class StreamChunk:
 
 
 @dataclass(frozen=True)
+class Denoised:
+    """A chunk that has no pixels yet. latents: b z t h w, the lone image latent included. seconds_dit: as in StreamChunk."""
+
+    index: int
+    latents: Tensor
+    seconds_dit: float
+
+
+@dataclass(frozen=True)
 class _Unsettled:
     """A finished chunk whose keys and values are not in the cache yet."""
 
@@ -106,6 +116,7 @@ class StreamingSession:
         self._check()
         self._first_state, self._track_vae = generator.get_state(), track_vae
         self._text = text
+        self._beside: torch.cuda.Stream | None = None
         self.reset()
 
     def _check(self) -> None:
@@ -171,9 +182,14 @@ class StreamingSession:
         last, self._unsettled = self._unsettled, None
         self._cache.write(self.index - 1, self.student.clean_pass(last.latents, last.cond, last.context, last.text))
 
+    def next_chunk(self, beside: bool = False) -> StreamChunk:
+        """Read the controls, generate one chunk and decode it. beside: settle it as well, as in `decode_and_settle`."""
+        chunk = self.denoise()
+        return self.decode_and_settle(chunk) if beside else self.decode(chunk)
+
     @torch.no_grad()
-    def next_chunk(self) -> StreamChunk:
-        """Read the controls, generate one chunk and decode it."""
+    def denoise(self) -> Denoised:
+        """Read the controls and generate one chunk's latents. `decode` must see every chunk, in order."""
         begun = self._now()
         self.settle()
         prefix = int(self.student.cfg.image_alone)
@@ -189,13 +205,38 @@ class StreamingSession:
         x0 = generate_chunk(
             self.student, self._noise(first, stop), own, context, self.timesteps, self.generator, text=self._text_kv
         )
-        generated = self._now()
-        latents = torch.cat([*lead, x0], dim=2)
-        frames = _to_uint8(self.decoder.push(latents))
-        decoded = self._now()
         self._unsettled = _Unsettled(x0, own, context, self._text_kv)
         self.index += 1
-        return StreamChunk(self.index - 1, latents, frames, generated - begun, decoded - generated)
+        return Denoised(self.index - 1, torch.cat([*lead, x0], dim=2), self._now() - begun)
+
+    @torch.no_grad()
+    def decode(self, chunk: Denoised) -> StreamChunk:
+        """The frames of the chunk that `denoise` gave."""
+        begun = self._now()
+        frames = _to_uint8(self.decoder.push(chunk.latents)).cpu()
+        return StreamChunk(chunk.index, chunk.latents, frames, chunk.seconds_dit, time.perf_counter() - begun)
+
+    @torch.no_grad()
+    def decode_and_settle(self, chunk: Denoised) -> StreamChunk:
+        """`decode`, with the clean pass beside it on a GPU, on a stream of its own: frames do not wait for it.
+
+        On a CPU the clean pass is left for `settle`: two threads that share the cores bring the frames later and end no earlier
+        (docs/LOG.md).
+        """
+        if not chunk.latents.is_cuda:
+            return self.decode(chunk)
+        begun, main = self._now(), torch.cuda.current_stream(self.image.device)
+        denoised, held = main.record_event(), self._unsettled
+        frames = _to_uint8(self.decoder.push(chunk.latents))  # queued, not awaited
+        if self._beside is None:
+            self._beside = torch.cuda.Stream(self.image.device)
+        self._beside.wait_event(denoised)
+        with torch.cuda.stream(self._beside):
+            self.settle()
+        out = StreamChunk(chunk.index, chunk.latents, frames.cpu(), chunk.seconds_dit, time.perf_counter() - begun)
+        main.wait_stream(self._beside)
+        del held  # what the clean pass reads was allocated on the main stream: not given back before that waits for it
+        return out
 
     def _conditioning(self, first: int, stop: int) -> Conditioning:
         """Text, image and tracks of latent frames first..stop-1; asks the controls for their pixel frames."""
@@ -229,5 +270,5 @@ class StreamingSession:
 
 
 def _to_uint8(frames: Tensor) -> Tensor:
-    """Frames (1 3 T H W) in [-1, 1] -> (T H W 3) uint8 on the CPU."""
-    return rearrange(((frames + 1) * 127.5).round().clamp(0, 255).to(torch.uint8), "1 c T h w -> T h w c").cpu()
+    """Frames (1 3 T H W) in [-1, 1] -> (T H W 3) uint8 on their device."""
+    return rearrange(((frames + 1) * 127.5).round().clamp(0, 255).to(torch.uint8), "1 c T h w -> T h w c")

@@ -34,6 +34,7 @@ from stages.train.teacher import TEACHER, ContextConfig, Phase1Config, TeacherCo
 from stages.train.tiny_vae import TINY_VAE, TinyBaseConfig, TinyVAEConfig
 from stages.train.vae import VAETrainConfig
 
+from .demo.config import DemoConfig
 from .model_card import ExportConfig
 from .planning.config import PlanConfig
 
@@ -76,6 +77,7 @@ class Config:
     export: ExportConfig = field(default_factory=ExportConfig)  # make export
     compute: ComputeConfig = field(default_factory=ComputeConfig)
     plan: PlanConfig = field(default_factory=PlanConfig)  # make plan
+    demo: DemoConfig = field(default_factory=DemoConfig)  # make demo
 
     @property
     def model(self) -> ModelConfig:
@@ -114,6 +116,7 @@ class Config:
             self.export,
             self.compute,
             self.plan,
+            self.demo,
         )
         found = [f"seed: {self.seed} is below zero"] if self.seed < 0 else []
         found += self._unshardable() + self._indivisible()

@@ -57,8 +57,9 @@ class Start:
 
 @dataclass(frozen=True)
 class Played:
-    """One chunk as it leaves. frames: T H W 3 uint8. xy_px T n 2, visible T n: the tracks it was asked to follow, in clip pixels.
-    revision: of the controls that it saw."""
+    """One chunk as it leaves. frames: T H W 3 uint8. xy_px T n 2, visible T n: the tracks it was asked to follow, in clip
+    pixels. revision: of the controls that it saw. notice: what the user should be told once, "" for nothing: that the recording
+    ended, and why."""
 
     index: int
     revision: int
@@ -67,6 +68,7 @@ class Played:
     visible: np.ndarray
     seconds_dit: float
     seconds_decode: float
+    notice: str = ""
 
 
 class Performance(Protocol):
@@ -120,14 +122,16 @@ class Player(Protocol):
         ...
 
     def motion_of(self, clip: bytes) -> tuple[np.ndarray, np.ndarray]:
-        """A video file's tracks by the embedded tracker (or the configured one), resampled to the clip's size and fps: xy_px T n 2, visible T n.
-        ValueError where it is no video, too long or too large."""
+        """A video file's tracks by the embedded tracker (or the configured one), resampled to the clip's size and fps: xy_px
+        T n 2, visible T n. ValueError where it is no video, too long or too large. It runs in a thread of its own, so that a
+        stream that plays goes on."""
         ...
 
     def recordings(self) -> Sequence[dict[str, Any]]:
-        """What the gallery lists, newest first: {id, title, prompt, seed, seconds, frames, saved (ISO time), student, digest}."""
+        """What the gallery lists, newest first: {id, title, prompt, seed, seconds, frames, saved (ISO time), student, digest}.
+        It and `recording_file` read small files only, and run in a thread of their own."""
         ...
 
     def recording_file(self, id: str, name: str) -> Path:
-        """A file of a recording (video.mp4, first.png, tracks.npz, recording.json). ValueError for any other."""
+        """A file of a recording (video.mp4, drawn.mp4, first.png, tracks.npz, recording.json). ValueError for any other."""
         ...

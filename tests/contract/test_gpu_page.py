@@ -28,6 +28,7 @@ ELSEWHERE = {
     "bench_data",
     "export",
     "plan",
+    "demo",
 }
 ELSEWHERE |= {"preset", "seed", "runs", "src"}
 

@@ -13,6 +13,7 @@ from msmodel.dit import WanDiT
 from msmodel.flow import student_timesteps
 from msmodel.rollout import rollout
 from msmodel.stream import StreamingSession
+from msmodel.tiny_vae import TinyDecoder
 from msmodel.tracks import track_ids
 from stages.train import dmd
 from stages.train.method import Draws
@@ -71,7 +72,7 @@ class BlackDecoder:
         return torch.zeros(1, 3, 1, 1, 1, device=latents.device)
 
 
-def test_memory_of_a_stream_is_constant():
+def streaming(vae) -> StreamingSession:
     cfg = tiny_config(chunks=3)
     student, cond = randomise(CausalDiT(cfg)).to(GPU, torch.bfloat16), conditioning(cfg).to(GPU)
     phi = track_ids(1, 4, cfg.dit.track_id_dim, torch.Generator().manual_seed(4)).to(GPU)
@@ -79,11 +80,23 @@ def test_memory_of_a_stream_is_constant():
     def controls(index, first, count):
         return torch.full((count, 4, 2), 7.0), torch.ones(count, 4, dtype=torch.bool)
 
-    session = StreamingSession(
-        student, BlackDecoder(), controls, text=cond.text, image=cond.image, phi=phi, timesteps=TIMES,
+    return StreamingSession(
+        student, vae, controls, text=cond.text, image=cond.image, phi=phi, timesteps=TIMES,
         generator=torch.Generator().manual_seed(0),
     )  # fmt: skip
-    held = []
+
+
+def test_decoding_beside_the_clean_pass_changes_nothing():
+    tiny = randomise(TinyDecoder(tiny_config().vae, width=8)).to(GPU)
+    plain, beside = streaming(tiny), streaming(tiny)
+    for _ in range(40):
+        ours, theirs = plain.next_chunk(), beside.next_chunk(beside=True)
+        assert torch.equal(ours.latents, theirs.latents)
+        assert torch.equal(ours.frames, theirs.frames)
+
+
+def test_memory_of_a_stream_is_constant():
+    session, held = streaming(BlackDecoder()), []
     for index, chunk in enumerate(session.stream()):
         assert torch.isfinite(chunk.latents).all()
         if index in (10, 60):

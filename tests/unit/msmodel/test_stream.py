@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 
 import pytest
@@ -175,6 +176,30 @@ def test_settling_early_or_late_is_the_same():
         session.settle()
     late = [c.latents for c in take(scene.session(), 4)]
     assert all(torch.equal(a, b) for a, b in zip(early, late, strict=True))
+
+
+@pytest.mark.parametrize("image", ["channels", "first_latent"])
+def test_decoding_and_settling_at_the_same_time_change_nothing(image):
+    """Bit for bit, with a decoder that has a memory and weights of its own."""
+    scene = Scene(image)
+    scene.vae = randomise(TinyDecoder(scene.cfg.vae, width=8))
+    plain, session, beside = take(scene.session(), 5), scene.session(), []
+    with ThreadPoolExecutor(1) as other:
+        for _ in range(5):
+            chunk = session.denoise()
+            settling = other.submit(session.settle)
+            beside.append(session.decode(chunk))
+            settling.result()
+    assert_same(plain, beside)
+    again = scene.session()
+    assert_same(plain, [again.next_chunk(beside=True) for _ in range(5)])
+
+
+def assert_same(ours, theirs):
+    for a, b in zip(ours, theirs, strict=True):
+        assert a.index == b.index
+        assert torch.equal(a.latents, b.latents)
+        assert torch.equal(a.frames, b.frames)
 
 
 def test_memory_is_constant_once_the_cache_is_full():

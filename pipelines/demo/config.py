@@ -1,0 +1,78 @@
+"""make demo: where it listens, and what it lets its users do."""
+
+from __future__ import annotations
+
+import ipaddress
+from dataclasses import dataclass
+
+DECODERS = ("auto", "vae", "tiny")
+LARGEST_RGB8 = 256 * 256  # pixels of a frame that encoding "auto" sends raw: 4.7 MB a second at 24 fps
+
+
+def is_loopback(name: str) -> bool:
+    """Whether a host's name or address (IPv6 with or without brackets) is this machine's own."""
+    try:
+        return name.lower() == "localhost" or ipaddress.ip_address(name.strip("[]")).is_loopback
+    except ValueError:
+        return False
+
+
+@dataclass(frozen=True)
+class DemoConfig:
+    """host, port: where it listens; beyond loopback only with a token. token: what clients must know, "" for nothing. origins:
+    pages allowed besides its own, as https://host:port (behind a proxy). margin_ms: how long before it is needed a chunk should
+    arrive. encoding: "rgb8", "jpeg", or "auto": rgb8 for small frames. max_uploads: of each sort, the oldest goes."""
+
+    host: str = "127.0.0.1"
+    port: int = 7860  # 0: any that is free
+    token: str = ""
+    origins: tuple[str, ...] = ()
+    margin_ms: float = 30.0
+    encoding: str = "auto"
+    jpeg_quality: int = 90
+    hello_seconds: float = 5.0  # until a new socket must have introduced itself
+    idle_seconds: float = 120.0  # of silence, or without an acknowledgement, after which a session ends
+    strikes: int = 10  # messages against the rules after which a socket is closed
+    max_sockets: int = 24
+    queue_length: int = 16
+    max_message_bytes: int = 2 << 20  # of one WebSocket message
+    max_upload_bytes: int = 16 << 20
+    max_megapixels: float = 32.0  # of an uploaded picture
+    max_uploads: int = 16
+    student: str = (
+        ""  # a folder with weights; "" takes the run's newest, or at nano the shipped one where there is none
+    )
+    decoder: str = "auto"  # "vae", "tiny", or "auto": the faster of them
+    record_minutes: float = 10.0  # after which a session is no longer recorded, though it goes on
+
+    def problems(self) -> list[str]:
+        out = []
+        if not 0 <= self.port < 65536:
+            out.append(f"demo.port: {self.port} is no port; 1 to 65535, or 0 for any that is free")
+        if not is_loopback(self.host) and not self.token:
+            out.append(f"demo.host: {self.host} is reached from elsewhere: set demo.token too, or keep 127.0.0.1")
+        if self.token and not (
+            self.token.isascii() and self.token.isprintable() and not set(self.token) & set(' ;,"\\')
+        ):
+            out.append("demo.token: only ASCII without spaces, quotes, commas, semicolons and backslashes")
+        if self.encoding not in ("auto", "rgb8", "jpeg"):
+            out.append(f"demo.encoding: {self.encoding!r} is none of auto, rgb8, jpeg")
+        if not 1 <= self.jpeg_quality <= 100:
+            out.append(f"demo.jpeg_quality: {self.jpeg_quality} must be 1 to 100")
+        if self.margin_ms < 0:
+            out.append(f"demo.margin_ms: {self.margin_ms} is below zero")
+        positive = ("hello_seconds", "idle_seconds", "strikes", "max_sockets", "max_message_bytes", "max_upload_bytes")
+        for name in (*positive, "max_megapixels", "max_uploads", "record_minutes"):
+            if vars(self)[name] <= 0:
+                out.append(f"demo.{name}: {vars(self)[name]} must be above zero")
+        if self.decoder not in DECODERS:
+            out.append(f"demo.decoder: {self.decoder!r} is none of {', '.join(DECODERS)}")
+        if self.queue_length < 0:
+            out.append(f"demo.queue_length: {self.queue_length} is below zero")
+        return out
+
+    def encoding_for(self, height: int, width: int) -> str:
+        """What frames of that size are sent as: "rgb8" or "jpeg"."""
+        if self.encoding != "auto":
+            return self.encoding
+        return "rgb8" if height * width <= LARGEST_RGB8 else "jpeg"

@@ -1,0 +1,56 @@
+/** The gallery: what was recorded, to watch, to take along and to replay. */
+
+import { get } from "./api.js";
+import { $, make, note } from "./ui.js";
+
+const FILES = Object.freeze({ "video.mp4": "Video", "tracks.npz": "Tracks", "first.png": "First frame", "recording.json": "Settings" });
+
+const when = new Intl.DateTimeFormat(undefined, { dateStyle: "medium", timeStyle: "short" });
+
+function fact(name, value) {
+  return make("div", {}, make("dt", { textContent: name }), make("dd", { textContent: value }));
+}
+
+function card(recording) {
+  const { id, title, prompt, seed, seconds, frames, saved, student, digest } = recording;
+  const place = `api/recordings/${encodeURIComponent(id)}`;
+  const video = make("video", { src: `${place}/video.mp4`, poster: `${place}/first.png`, controls: true, loop: true, preload: "none", playsInline: true });
+  video.setAttribute("aria-label", `Recording ${title || id}`);
+  const facts = make("dl", {}, fact("Length", `${seconds.toFixed(1)} s, ${frames} frames`), fact("Seed", String(seed)), fact("Student", student), fact("Weights", digest.slice(0, 12)));
+  const links = Object.entries(FILES).map(([file, text]) => make("a", { href: `${place}/${file}`, download: `${id}-${file}`, textContent: text }));
+  const article = make(
+    "article", { className: "recording", id },
+    video,
+    make("div", { className: "about" },
+      make("h2", { textContent: title || "Untitled" }),
+      make("p", { className: "quiet", textContent: when.format(new Date(saved)) }),
+      make("p", { textContent: prompt || "No prompt." }),
+      facts, command(`make eval ARGS="eval.replay=${id}"`), make("p", { className: "links" }, ...links)),
+  );
+  article.tabIndex = -1;
+  return article;
+}
+
+/** What reproduces the recording, with a button that copies it. */
+function command(text) {
+  const copy = make("button", { type: "button", className: "small", textContent: "Copy" });
+  copy.setAttribute("aria-label", "Copy the command that replays this recording");
+  copy.onclick = async () => {
+    await navigator.clipboard.writeText(text);
+    copy.textContent = "Copied";
+    setTimeout(() => (copy.textContent = "Copy"), 2000);
+  };
+  return make("p", { className: "command" }, make("code", { textContent: text }), copy);
+}
+
+async function begin() {
+  const recordings = await get("recordings");
+  $("recordings").replaceChildren(...recordings.map(card));
+  $("empty").hidden = recordings.length > 0;
+  $("count").textContent = recordings.length === 1 ? "1 recording" : `${recordings.length} recordings`;
+  const wanted = $(decodeURIComponent(location.hash.slice(1)));
+  wanted?.scrollIntoView();
+  wanted?.focus({ preventScroll: true });
+}
+
+begin().catch((error) => note(`The recordings could not be listed: ${error.message}`, { bad: true }));

@@ -1,0 +1,46 @@
+/** The figures below the picture, and the plot of latency over time. */
+
+import { $ } from "./ui.js";
+
+const whole = (value) => (Number.isFinite(value) ? value.toFixed(0) : "–");
+const pair = ({ p50, p95 }) => (Number.isFinite(p50) ? `${whole(p50)} / ${whole(p95)} ms` : "–");
+
+/** @param {import("./meters.js").Meters} meters @param {number} now */
+export function showFigures(meters, now) {
+  $("fps").textContent = meters.frames ? meters.rate.at(now).toFixed(1) : "–";
+  $("chunk-ms").textContent = pair(meters.chunkMs);
+  $("latency-ms").textContent = pair(meters.latencyMs);
+  $("chunks").textContent = String(meters.chunks);
+  $("cache").textContent = meters.cacheBytes ? bytesText(meters.cacheBytes) : "–";
+  plot($("plot"), meters.latencyPlot);
+}
+
+/** @param {number} bytes */
+export function bytesText(bytes) {
+  const [unit, name] = bytes < 1e6 ? [1e3, "kB"] : bytes < 1e9 ? [1e6, "MB"] : [1e9, "GB"];
+  return `${(bytes / unit).toFixed(1)} ${name}`;
+}
+
+/** One bar a chunk that answered to something, the newest at the right; the scale is the largest of them. */
+function plot(canvas, recent) {
+  const density = window.devicePixelRatio || 1;
+  const [width, height] = [canvas.clientWidth, canvas.clientHeight];
+  if (canvas.width !== Math.round(width * density)) Object.assign(canvas, { width: Math.round(width * density), height: Math.round(height * density) });
+  const c = canvas.getContext("2d");
+  const style = getComputedStyle(canvas);
+  c.setTransform(density, 0, 0, density, 0, 0);
+  c.clearRect(0, 0, width, height);
+  const samples = recent.all;
+  const top = Math.max(100, ...samples);
+  const slot = width / recent.limit;
+  c.fillStyle = style.getPropertyValue("--line");
+  c.fillRect(0, height - 1, width, 1);
+  c.fillStyle = style.getPropertyValue("--accent");
+  samples.forEach((sample, i) => {
+    const tall = (sample / top) * (height - 16);
+    c.fillRect(width - (samples.length - i) * slot, height - 1 - tall, Math.max(1, slot - 0.5), tall);
+  });
+  c.fillStyle = style.getPropertyValue("--quiet");
+  c.font = "11px system-ui, sans-serif";
+  c.fillText(samples.length ? `latency, up to ${top.toFixed(0)} ms` : "latency over time", 0, 10);
+}

@@ -1,0 +1,149 @@
+/** What is drawn over the picture: grid, points, paths, tracks, brush. Positions are shares of the frame. */
+
+import { along } from "./controls.js";
+
+const COLOUR = Object.freeze({ green: "#2fd576", red: "#ff5a5a", blue: "#5b9bff", white: "#ffffff", shade: "rgb(0 0 0 / 0.55)" });
+const TURN = 2 * Math.PI;
+
+export class Overlay {
+  #context;
+
+  /** @param {HTMLCanvasElement} canvas */
+  constructor(canvas) {
+    this.canvas = canvas;
+    this.#context = canvas.getContext("2d");
+    this.fit();
+  }
+
+  /** Takes the element's size at the screen's density. */
+  fit() {
+    const density = window.devicePixelRatio || 1;
+    this.width = this.canvas.clientWidth;
+    this.height = this.canvas.clientHeight;
+    this.canvas.width = Math.round(this.width * density);
+    this.canvas.height = Math.round(this.height * density);
+    this.#context.setTransform(density, 0, 0, density, 0, 0);
+  }
+
+  /**
+   * @param {import("./controls.js").Controls} controls
+   * @param {{tracks: ?Float32Array, hover: ?number[], cursor: ?number[], at: number}} also at: seconds of the clip
+   */
+  draw(controls, { tracks, hover, cursor, at }) {
+    this.#context.clearRect(0, 0, this.width, this.height);
+    const view = controls.view;
+    const size = Math.max(3, Math.min(6, this.width / 150));
+    controls.grid.forEach((place) => this.#dot(place, 1.3, "rgb(255 255 255 / 0.5)", "rgb(0 0 0 / 0.25)"));
+    if (tracks) this.#tracks(tracks);
+    view.rest.forEach((place) => this.#dot(place, 2.2, COLOUR.red, COLOUR.shade));
+    view.paths.forEach((path) => this.#path(path, size, at));
+    view.red.forEach((place) => this.#pin(place, size));
+    view.green.forEach((place) => this.#dot(place, size, COLOUR.green, COLOUR.shade));
+    if (hover) this.#ring(hover, controls.brush);
+    if (cursor) this.#cross(cursor, controls.brush);
+  }
+
+  #at([x, y]) {
+    return [x * this.width, y * this.height];
+  }
+
+  #dot(place, radius, colour, edge) {
+    const c = this.#context;
+    c.beginPath();
+    c.arc(...this.#at(place), radius, 0, TURN);
+    c.fillStyle = colour;
+    c.strokeStyle = edge;
+    c.lineWidth = 1;
+    c.fill();
+    c.stroke();
+  }
+
+  /** A pin is no colour alone: it has a bar through it. */
+  #pin(place, size) {
+    const c = this.#context;
+    const [x, y] = this.#at(place);
+    this.#dot(place, size, COLOUR.red, COLOUR.shade);
+    c.beginPath();
+    c.moveTo(x - size * 0.5, y);
+    c.lineTo(x + size * 0.5, y);
+    c.strokeStyle = COLOUR.white;
+    c.lineWidth = 1.6;
+    c.stroke();
+  }
+
+  #path({ members, line, seconds, begun }, size, at) {
+    const share = begun === null ? 0 : (at - begun) / seconds;
+    const [x, y] = along(line, share);
+    this.#line(line, COLOUR.shade, 4.5);
+    this.#line(line, COLOUR.blue, 2.5);
+    this.#arrow(line);
+    members.forEach((place) => this.#dot([place[0] + x - line[0][0], place[1] + y - line[0][1]], size * 0.8, COLOUR.blue, COLOUR.shade));
+  }
+
+  #line(line, colour, width) {
+    const c = this.#context;
+    c.beginPath();
+    line.forEach((place) => c.lineTo(...this.#at(place)));
+    c.strokeStyle = colour;
+    c.lineWidth = width;
+    c.lineJoin = c.lineCap = "round";
+    c.stroke();
+  }
+
+  #arrow(line) {
+    if (line.length < 2) return;
+    const c = this.#context;
+    const [x, y] = this.#at(line[line.length - 1]);
+    const [fromX, fromY] = this.#at(line[Math.max(0, line.length - 4)]);
+    c.save();
+    c.translate(x, y);
+    c.rotate(Math.atan2(y - fromY, x - fromX));
+    c.beginPath();
+    c.moveTo(9, 0);
+    c.lineTo(-5, -6);
+    c.lineTo(-5, 6);
+    c.closePath();
+    c.fillStyle = COLOUR.blue;
+    c.strokeStyle = COLOUR.shade;
+    c.lineWidth = 1;
+    c.fill();
+    c.stroke();
+    c.restore();
+  }
+
+  /** Where the model was asked to have its points in the frame that is shown: rings. */
+  #tracks(rows) {
+    const c = this.#context;
+    c.lineWidth = 1.2;
+    for (let i = 0; i < rows.length; i += 3) {
+      if (!rows[i + 2]) continue;
+      c.beginPath();
+      c.arc(rows[i] * this.width, rows[i + 1] * this.height, 4.5, 0, TURN);
+      c.strokeStyle = "rgb(255 255 255 / 0.75)";
+      c.stroke();
+    }
+  }
+
+  #ring(place, brush) {
+    const c = this.#context;
+    const radius = Math.max(6, brush * this.width);
+    for (const [colour, width] of [[COLOUR.shade, 3], [COLOUR.white, 1.3]]) {
+      c.beginPath();
+      c.arc(...this.#at(place), radius, 0, TURN);
+      c.strokeStyle = colour;
+      c.lineWidth = width;
+      c.stroke();
+    }
+  }
+
+  #cross(place, brush) {
+    const [x, y] = place;
+    const arm = 0.018;
+    const rise = (arm * this.width) / this.height;
+    this.#ring(place, brush);
+    for (const [colour, width] of [[COLOUR.shade, 4], [COLOUR.white, 2]]) {
+      this.#line([[x - arm, y], [x + arm, y]], colour, width);
+      this.#line([[x, y - rise], [x, y + rise]], colour, width);
+    }
+  }
+}

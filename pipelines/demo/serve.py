@@ -1,0 +1,123 @@
+"""make demo: the newest student, or the shipped one, on a page of one's own."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import socket
+import sys
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
+
+import uvicorn
+
+from .app import make_app
+from .config import DemoConfig
+from .player import Player
+from .studio import Studio
+
+if TYPE_CHECKING:
+    from pipelines.config import Config
+
+OK, FAILED = 0, 1
+BACKLOG = 128
+GRACE_SECONDS = 5  # for what is being answered when the server ends
+MOST_CONNECTIONS = 256  # HTTP and WebSocket together; beyond it 503
+VANISHED_MS = 30_000  # after which a peer that takes no bytes is given up by the kernel
+
+
+def serve(cfg: Config) -> int:
+    """Serves until Ctrl-C. Exit status: 0 ended, 1 could not begin. Its address is taken before the model is loaded: who comes
+    early waits, and a port in use is said at once."""
+    demo = cfg.demo
+    try:
+        listener = listen(demo)
+    except OSError as error:
+        print(
+            f"demo.port: {demo.host}:{demo.port} cannot be served ({error.strerror}); set another demo.port",
+            file=sys.stderr,
+        )
+        return FAILED
+    with listener, _quiet_termination():
+        from .model_player import load_player
+
+        try:
+            return run(load_player(cfg), demo, listener)
+        except KeyboardInterrupt:
+            return OK
+        except (ValueError, OSError) as error:
+            print(error, file=sys.stderr)
+            return FAILED
+
+
+def listen(cfg: DemoConfig) -> socket.socket:
+    """A listening socket. Raises OSError where there cannot be one."""
+    family, *_, address = socket.getaddrinfo(cfg.host, cfg.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+    listener = socket.create_server(address[:2], family=family, backlog=BACKLOG)
+    if hasattr(socket, "TCP_USER_TIMEOUT"):  # Linux; its connections inherit it
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, VANISHED_MS)
+    return listener
+
+
+def address_of(listener: socket.socket) -> str:
+    """http://host:port."""
+    host, port = listener.getsockname()[:2]
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+def run(player: Player, cfg: DemoConfig, listener: socket.socket) -> int:
+    """Serves a player until a signal. In the main thread."""
+    print(f"{player.about.preset}: {player.about.student}, on {player.about.device}", flush=True)
+    server = make_server(
+        player, cfg, listener, lambda: print(f"serving on {address_of(listener)} (Ctrl-C ends)", flush=True)
+    )
+    server.run([listener])
+    return OK
+
+
+def make_server(player: Player, cfg: DemoConfig, listener: socket.socket, ready: Callable[[], None]) -> Server:
+    """ready: called when it answers."""
+    app, studio = make_app(player, cfg, listener.getsockname()[1])
+    settings = uvicorn.Config(
+        app,
+        ws="websockets-sansio",
+        ws_max_size=cfg.max_message_bytes,
+        ws_per_message_deflate=False,  # frames do not shrink, and it takes time
+        access_log=False,
+        log_config=None,
+        server_header=False,
+        lifespan="on",
+        limit_concurrency=MOST_CONNECTIONS,
+        timeout_graceful_shutdown=GRACE_SECONDS,
+    )
+    return Server(settings, studio, ready)
+
+
+class Server(uvicorn.Server):
+    """uvicorn's, which closes the sessions first: with 1001."""
+
+    def __init__(self, settings: uvicorn.Config, studio: Studio, ready: Callable[[], None]) -> None:
+        super().__init__(settings)
+        self.studio, self._ready = studio, ready
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        self._ready()
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        await self.studio.dismiss()
+        await super().shutdown(sockets)
+
+
+@contextlib.contextmanager
+def _quiet_termination() -> Iterator[None]:
+    """SIGTERM ends as Ctrl-C does: uvicorn raises again what it has caught and obeyed."""
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

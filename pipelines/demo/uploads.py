@@ -1,0 +1,159 @@
+"""What users send as files: checked before it is decoded, cut to the clip's size, kept in memory for a while.
+
+Legend: H W pixels of the clip.
+"""
+
+from __future__ import annotations
+
+import io
+import secrets
+import struct
+import threading
+import warnings
+from collections import OrderedDict
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+PICTURES = {"image/png": "PNG", "image/jpeg": "JPEG", "image/webp": "WEBP"}
+DEPTHS = {"image/png": "PNG"}
+VIDEOS = ("video/mp4", "video/webm", "video/quicktime", "video/x-matroska")
+_ORIENTATION = 0x0112  # EXIF tag; from 5 on width and height change places
+BROKEN = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    EOFError,
+    struct.error,
+    Image.DecompressionBombError,
+    Image.DecompressionBombWarning,
+)
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Cut:
+    """A picture at clip size. frame: H W 3 uint8. width, height: as sent and turned upright. crop: left, top, right, bottom of
+    the centre cut, in those pixels."""
+
+    frame: np.ndarray
+    width: int
+    height: int
+    crop: tuple[int, int, int, int]
+
+
+@dataclass(frozen=True)
+class Motion:
+    """xy_px T n 2 clip pixels, visible T n."""
+
+    xy_px: np.ndarray
+    visible: np.ndarray
+
+
+class Shelf(Generic[T]):
+    """Uploads of one sort by id; the oldest goes when there are too many. Threads may share it."""
+
+    def __init__(self, places: int) -> None:
+        self._places, self._kept, self._lock = places, OrderedDict[str, T](), threading.Lock()
+
+    def put(self, value: T) -> str:
+        """Its id, which cannot be guessed."""
+        name = secrets.token_hex(8)
+        with self._lock:
+            self._kept[name] = value
+            while len(self._kept) > self._places:
+                self._kept.popitem(last=False)
+        return name
+
+    def get(self, name: str) -> T | None:
+        with self._lock:
+            return self._kept.get(name)
+
+    def items(self) -> list[tuple[str, T]]:
+        with self._lock:
+            return list(self._kept.items())
+
+
+def read_picture(data: bytes, content_type: str, height: int, width: int, megapixels: float) -> Cut:
+    """A PNG, JPEG or WebP as a first frame. Raises ValueError, before decoding where its header is enough to tell."""
+    image = _opened(data, PICTURES[content_type], megapixels)
+    orientation = image.getexif().get(_ORIENTATION, 1)
+    turned = orientation in (5, 6, 7, 8)
+    full = image.size[::-1] if turned else image.size
+    longest = 2 * max(height, width)
+    image.draft("RGB", (longest, longest))  # a JPEG is decoded no larger than needed
+    upright = ImageOps.exif_transpose(_loaded(image))
+    crop = centre_crop(*full, height, width)
+    return Cut(np.asarray(_fitted(_flat(upright), full, crop, height, width)), *full, crop)
+
+
+def read_depth(data: bytes, content_type: str, height: int, width: int, megapixels: float) -> np.ndarray:
+    """A grey PNG of 8 or 16 bit as H W float32 in 0..1, brighter is nearer. Raises ValueError."""
+    image = _opened(data, DEPTHS[content_type], megapixels)
+    if image.mode not in ("L", "I;16", "I;16B", "I"):
+        raise ValueError(
+            f"depth: a PNG of mode {image.mode}; send one that is grey, of 8 or 16 bit, without transparency"
+        )
+    largest = 255 if image.mode == "L" else 65535
+    grey = Image.fromarray(np.asarray(_loaded(image), np.float32) / largest)
+    return np.clip(np.asarray(_fitted(grey, grey.size, centre_crop(*grey.size, height, width), height, width)), 0, 1)
+
+
+def read_webcam(data: bytes, megapixels: float) -> np.ndarray:
+    """A JPEG as h w 3 uint8, of whatever size. Raises ValueError."""
+    return np.asarray(_flat(_loaded(_opened(data, "JPEG", megapixels))))
+
+
+def centre_crop(width: int, height: int, clip_height: int, clip_width: int) -> tuple[int, int, int, int]:
+    """The largest centred part with the clip's aspect: left, top, right, bottom."""
+    wide = max(1, min(width, round(height * clip_width / clip_height)))
+    tall = max(1, min(height, round(width * clip_height / clip_width)))
+    left, top = (width - wide) // 2, (height - tall) // 2
+    return left, top, left + wide, top + tall
+
+
+def _opened(data: bytes, sort: str, megapixels: float) -> Image.Image:
+    """Its header is read, and its size checked."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            image = Image.open(io.BytesIO(data), formats=(sort,))
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
+        raise ValueError(f"picture: far more than {megapixels:g} megapixels; send a smaller one") from None
+    except UnidentifiedImageError:
+        raise ValueError(f"picture: {len(data)} bytes that are no {sort}; send the file as it is") from None
+    except BROKEN as error:
+        raise ValueError(f"picture: a broken {sort} ({error})") from None
+    if image.width * image.height > megapixels * 1e6:
+        size = f"{image.width} x {image.height}"
+        raise ValueError(f"picture: {size} pixels are more than {megapixels:g} megapixels; send a smaller one")
+    return image
+
+
+def _loaded(image: Image.Image) -> Image.Image:
+    try:
+        image.load()
+    except BROKEN as error:
+        raise ValueError(f"picture: cut off or broken ({error}); send it again") from None
+    return image
+
+
+def _flat(image: Image.Image) -> Image.Image:
+    """As RGB; what is transparent becomes white."""
+    if "A" not in image.getbands() and "transparency" not in image.info:
+        return image.convert("RGB")
+    layered = image.convert("RGBA")
+    return Image.alpha_composite(Image.new("RGBA", layered.size, "white"), layered).convert("RGB")
+
+
+def _fitted(
+    image: Image.Image, full: tuple[int, int], crop: tuple[int, int, int, int], height: int, width: int
+) -> Image.Image:
+    """The crop (in pixels of `full`, of which the image may be a reduction) at clip size, by area where it shrinks."""
+    x, y = image.width / full[0], image.height / full[1]
+    box = (crop[0] * x, crop[1] * y, min(crop[2] * x, image.width), min(crop[3] * y, image.height))
+    shrinks = box[2] - box[0] >= width
+    return image.resize((width, height), Image.Resampling.BOX if shrinks else Image.Resampling.BICUBIC, box=box)

@@ -1,0 +1,495 @@
+"""Sessions over real sockets: turns, limits, and ends of every kind, after which nothing is left."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import logging
+import threading
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any
+
+import numpy as np
+import psutil
+import pytest
+from websockets.asyncio.client import connect
+from websockets.exceptions import ConnectionClosed
+
+from pipelines.demo import protocol as wire
+from pipelines.demo.client import Client, DemoError
+
+from .fakes import FakePlayer
+from .serving import QUICK, Served, eventually, serving
+
+
+def quick(**settings: Any) -> FakePlayer:
+    return FakePlayer(QUICK, **{"seconds": 0.01, **settings})
+
+
+def meet(scene: Coroutine[Any, Any, Any]) -> Any:
+    return asyncio.run(asyncio.wait_for(scene, 30))
+
+
+def vanish(client: Client) -> None:
+    """As when a cable is pulled: no goodbye."""
+    client.socket.transport.abort()
+
+
+async def close_code(client: Client) -> int | None:
+    """Hears the rest, and how the server closed."""
+    try:
+        while True:
+            await client.socket.recv()
+    except ConnectionClosed as closed:
+        return closed.rcvd.code if closed.rcvd else None
+
+
+async def refusal(client: Client) -> str:
+    """The next error."""
+    try:
+        while True:
+            await client.next()
+    except DemoError as error:
+        return str(error)
+
+
+def is_free(served: Served, player: FakePlayer) -> None:
+    """No session, no socket, no performance, and the server's own tasks only."""
+    studio = served.studio
+    eventually(lambda: not studio.connections and not studio.lobby.sessions and not studio.lobby.queued)
+    eventually(lambda: player.alive == 0)
+    eventually(lambda: len(asyncio.all_tasks(served.loop)) <= 2)  # uvicorn's, and the lifespan
+    assert sum(t.name.startswith("player") for t in threading.enumerate()) <= 1
+    assert served.json("/health") == {"status": "ok", "sessions": 0, "queued": 0}
+
+
+def test_a_session_from_hello_to_stop():
+    async def scene(url: str) -> None:
+        async with Client(url) as client:
+            welcome = await client.enter()
+            assert (welcome.height, welcome.width, welcome.encoding) == (40, 64, "rgb8")
+            started = await client.start("moss", prompt="a disc", seed=3)
+            assert (started.picture, started.prompt, started.seed) == ("moss", "a disc", 3)
+            shown = [await client.chunk() for _ in range(4)]
+            assert [s.chunk.seq for s in shown] == [s.chunk.chunk for s in shown] == [0, 1, 2, 3]
+            assert [len(s.frames) for s in shown] == [5, 6, 6, 6]
+            assert (shown[0].frames[0, 0, 0] == [30, 80, 40]).all()
+            for s in shown:
+                assert 0 < s.chunk.begun_ms < s.chunk.server_ms and s.chunk.cache_bytes == 1000
+            await client.send(wire.Stop())
+            assert (await client.expect(wire.Stopped)).reason == "asked for"
+            await client.start("dusk")
+            again = await client.chunk()
+            assert again.chunk.chunk == 0 and again.chunk.seq > 3, "seq counts on, chunk begins anew"
+
+    with serving(player := quick()) as served:
+        meet(scene(served.url))
+        is_free(served, player)
+        text = served.ask("GET", "/metrics")[2].decode()
+        assert "demo_performances_total 2.0" in text and 'demo_sockets_closed_total{code="0"} 1.0' in text
+
+
+def test_a_drag_is_seen_from_the_next_chunk_on():
+    async def scene(url: str) -> None:
+        async with Client(url) as client:
+            await client.enter()
+            await client.start("slate")
+            await client.chunk()
+            await client.control({7: (0.5, 0.5)}, {8: (0.9, 0.9)})
+            while (await client.chunk()).chunk.revision < 1:
+                pass
+            revision = await client.control({7: (0.75, 0.5)}, {8: (0.9, 0.9)})
+            while (shown := await client.chunk()).chunk.revision < revision:
+                pass
+            assert 0 < shown.chunk.heard_ms <= shown.chunk.begun_ms
+            np.testing.assert_allclose(shown.tracks[0, :, :2], [[0.75, 0.5], [0.9, 0.9]], atol=1e-6)
+
+    with serving(quick()) as served:
+        meet(scene(served.url))
+
+
+def test_only_one_chunk_is_ever_unacknowledged_and_silence_ends_it():
+    async def scene(url: str) -> int | None:
+        async with Client(url, acknowledges=False) as client:
+            await client.enter()
+            await client.start("moss")
+            await client.chunk()
+            with pytest.raises(TimeoutError):
+                await asyncio.wait_for(client.next(), 0.3)
+            for _ in range(100):  # it talks, but never acknowledges
+                try:
+                    await client.control()
+                except ConnectionClosed:
+                    break
+                await asyncio.sleep(0.02)
+            return await close_code(client)
+
+    with serving(player := quick(), idle_seconds=0.8) as served:
+        assert meet(scene(served.url)) == wire.IDLE
+        is_free(served, player)
+
+
+@pytest.mark.parametrize("state", ["welcomed", "paused"])
+def test_a_silent_session_ends(state):
+    async def scene(url: str) -> int | None:
+        async with Client(url) as client:
+            await client.enter()
+            if state == "paused":
+                await client.start("moss")
+                await client.send(wire.Pause())
+                await client.expect(wire.Paused)
+            return await close_code(client)
+
+    with serving(player := quick(), idle_seconds=0.3) as served:
+        assert meet(scene(served.url)) == wire.IDLE
+        is_free(served, player)
+
+
+def test_pause_within_a_chunk_and_on_without_a_jump():
+    async def scene(url: str) -> None:
+        async with Client(url) as client:
+            await client.enter()
+            await client.start("moss")
+            last = [await client.chunk() for _ in range(3)][-1].chunk.chunk
+            await client.send(wire.Pause())
+            seen = []
+            while not isinstance(message := await client.next(), wire.Paused):
+                seen.append(message.chunk.chunk)
+            assert seen in ([], [last + 1]), "one chunk, which was being made, may follow"
+            assert message.chunk == last + len(seen) + 1
+            with pytest.raises(TimeoutError):
+                await asyncio.wait_for(client.next(), 0.3)
+            await client.send(wire.Resume())
+            assert (await client.expect(wire.Resumed)).chunk == message.chunk
+            assert (await client.chunk()).chunk.chunk == message.chunk
+
+    with serving(quick()) as served:
+        meet(scene(served.url))
+
+
+def test_changes_on_the_way(tmp_path):
+    async def scene(url: str) -> None:
+        async with Client(url) as client:
+            await client.enter()
+            for early in (wire.Pause(), wire.Reset(), wire.Save(title="")):
+                await client.send(early)
+                with pytest.raises(DemoError, match="not_started"):
+                    await client.next()
+            await client.start("moss")
+            await client.send(wire.RefreshSink())
+            with pytest.raises(DemoError, match="chunks are too few"):
+                await client.expect(wire.Changed)
+            last = [await client.chunk() for _ in range(3)][-1].chunk
+            await client.send(wire.RefreshSink())
+            await client.send(wire.NewPrompt(prompt="snow"))
+            assert (await client.expect(wire.Changed)).what == "sink"
+            assert (await client.expect(wire.Changed)).what == "prompt"
+            await client.send(wire.Save(title="mine"))
+            saved = await client.expect(wire.Saved)
+            await client.send(wire.Reset())
+            changed = await client.expect(wire.Changed)
+            assert (changed.what, changed.chunk) == ("reset", 0)
+            shown = await client.chunk()
+            assert shown.chunk.chunk == 0 and shown.chunk.seq > last.seq
+            assert (tmp_path / saved.id / "recording.json").exists()
+            for unknown in ("nothing", ""):
+                with pytest.raises(DemoError, match="picture"):
+                    await client.start(unknown)
+
+    with serving(player := quick(folder=tmp_path)) as served:
+        meet(scene(served.url))
+        assert player.opened[0].calls == ["sink", "prompt snow", "reset"]
+        recording = served.json("/api/recordings")[0]
+        status, headers, body = served.ask("GET", f"/api/recordings/{recording['id']}/video.mp4")
+        assert status == 200 and headers["Content-Type"] == "video/mp4" and body[4:8] == b"ftyp"
+        assert served.ask("GET", f"/api/recordings/{recording['id']}/passwd")[0] == 404
+
+
+def test_motion_transfer_and_the_webcam_reach_the_model():
+    async def scene(url: str) -> None:
+        async with Client(url) as client:
+            await client.enter()
+            motion = (await client.upload(b"\0\0\0\x18ftypmp42", "video/mp4", "/api/motions"))["id"]
+            await client.start("moss")
+            revision = await client.control(transfer=motion)
+            while (await client.chunk()).chunk.revision < revision:
+                pass
+            jpeg = wire.encode_frames(np.zeros((1, 30, 50, 3), np.uint8), "jpeg", 90)
+            await client.send(wire.Webcam(), jpeg)
+            await client.send(wire.Webcam(), [b"no jpeg"])
+            assert "webcam" in await refusal(client)
+            await client.control(transfer="unknown")
+            assert "no motion 'unknown'" in await refusal(client)
+
+    with serving(player := quick()) as served:
+        meet(scene(served.url))
+        calls = player.opened[0].calls
+        assert [c for c in calls if c.startswith("motion")] and "24" in calls[0]
+
+
+def test_turns_are_taken_in_order_and_places_are_free_at_once():
+    async def scene(url: str) -> None:
+        clients = [Client(url) for _ in range(4)]
+        for client in clients:
+            await client.__aenter__()
+            await asyncio.sleep(0.05)
+        first, second, third, fourth = clients
+        await first.enter()
+        assert (await second.expect(wire.Queued)).position == 1
+        assert (await third.expect(wire.Queued)).position == 2
+        assert (await fourth.expect(wire.Queued)).position == 3
+        vanish(third)
+        assert (await fourth.expect(wire.Queued)).position == 2
+        await first.start("moss")
+        await first.chunk()
+        vanish(first)
+        await asyncio.wait_for(second.enter(), 0.5)
+        assert (await fourth.expect(wire.Queued)).position == 1
+        await second.socket.close()
+        await asyncio.wait_for(fourth.enter(), 0.5)
+        await fourth.socket.close()
+
+    with serving(player := quick()) as served:
+        meet(scene(served.url))
+        is_free(served, player)
+
+
+async def to_hello(client: Client) -> None:
+    await asyncio.sleep(0)
+
+
+async def to_start(client: Client) -> None:
+    await client.enter()
+    await client.start("moss")
+
+
+async def to_run(client: Client) -> None:
+    await to_start(client)
+    await client.chunk()
+    await client.chunk()
+
+
+async def to_pause(client: Client) -> None:
+    await to_run(client)
+    await client.send(wire.Pause())
+    await client.expect(wire.Paused)
+
+
+async def to_stop(client: Client) -> None:
+    await to_run(client)
+    await client.send(wire.Stop())
+    await client.expect(wire.Stopped)
+
+
+STATES = (to_hello, to_start, to_run, to_pause, to_stop)
+
+
+@pytest.mark.parametrize("state", STATES)
+def test_who_vanishes_frees_everything(state: Callable[[Client], Awaitable[None]]):
+    async def scene(url: str) -> None:
+        async with Client(url) as client:
+            await state(client)
+            vanish(client)
+
+    with serving(player := quick(seconds=0.1)) as served:
+        meet(scene(served.url))
+        is_free(served, player)
+
+
+def test_who_vanishes_from_the_queue_or_in_the_middle_of_a_chunk_does_too():
+    async def scene(url: str) -> None:
+        async with Client(url) as first, Client(url) as second:
+            await to_run(first)
+            await second.expect(wire.Queued)
+            vanish(second)
+            await asyncio.sleep(0.1)
+            await first.chunk()
+            vanish(first)
+
+    with serving(player := quick(seconds=0.2)) as served:
+        meet(scene(served.url))
+        is_free(served, player)
+        assert player.opened[0].closed
+
+
+def test_after_a_hundred_disconnects_nothing_is_left():
+    async def once(url: str, i: int) -> None:
+        async with Client(url) as client:
+            await STATES[i % len(STATES)](client)
+            if i % 3 == 0:
+                async with Client(url) as other:
+                    await other.expect(wire.Queued)
+                    vanish(other)
+            vanish(client)
+
+    async def scene(url: str, count: int) -> None:
+        for i in range(count):
+            await once(url, i)
+
+    with serving(player := quick(seconds=0.003)) as served:
+        meet(scene(served.url, 10))
+        is_free(served, player)
+        player.opened.clear()
+        gc.collect()
+        before, threads = psutil.Process().memory_info().rss, threading.active_count()
+        meet(scene(served.url, 100))
+        is_free(served, player)
+        player.opened.clear()
+        gc.collect()
+        assert psutil.Process().memory_info().rss < 1.05 * before
+        assert threading.active_count() <= threads
+
+
+def test_fifty_sockets():
+    async def scene(served: Served) -> None:
+        sockets = [Client(served.url) for _ in range(50)]
+        for client in sockets:
+            await client.__aenter__()
+        codes = []
+        for client in sockets[8:]:
+            assert (await refusal(client)).partition(":")[0] in ("too_many_sockets", "full")
+            codes.append(await close_code(client))
+        assert codes == [wire.FULL] * 42
+        await to_run(sockets[0])  # who is in plays on
+        await sockets[1].expect(wire.Queued)
+        for client in sockets:
+            vanish(client)
+
+    with serving(player := quick(), max_sockets=10, queue_length=7) as served:
+        meet(scene(served))
+        is_free(served, player)
+
+
+def test_messages_against_the_rules_change_nothing_until_there_are_too_many():
+    async def scene(url: str) -> tuple[int | None, int]:
+        async with Client(url) as client:
+            await client.enter()
+            await client.start("moss")
+            old = wire.encode(wire.Pause())
+            wrong: list[bytes | str] = [
+                old[:2] + b"\x00" + old[3:],
+                b"garbage",
+                "a text",
+                wire.encode(wire.Hello(protocol=1, token="")),
+            ]
+            wrong += [wire.encode(wire.Ack(seq=10_000, waited_ms=0))]
+            for data in wrong:
+                await client.socket.send(data)
+                await refusal(client)
+            many = np.zeros((10_000, 4), "<f4")
+            await client.send(
+                wire.Controls(revision=1, count=10_000, paths=(), camera=None, transfer=""), [many.tobytes()]
+            )
+            assert "too_many" in await refusal(client)
+            await client.control({1: (float("nan"), 0.5)})
+            assert "point 0 is not finite" in await refusal(client)
+            shown = await client.chunk()
+            assert shown.chunk.revision == 0, "a refused snapshot was heard"
+            await client.control({1: (5.0, -7.0)})  # outside, but finite: clipped
+            while (shown := await client.chunk()).chunk.revision != 2:
+                pass
+            np.testing.assert_allclose(shown.tracks[0, 0, :2], [2, -1])
+            for _ in range(3):
+                await client.socket.send(b"garbage")
+            return await close_code(client), len(wrong)
+
+    with serving(player := quick()) as served:
+        assert meet(scene(served.url))[0] == wire.RULES
+        is_free(served, player)
+
+
+@pytest.mark.parametrize(
+    ("first", "code", "word"),
+    [
+        (wire.encode(wire.Hello(protocol=1, token="wrong")), wire.RULES, "token"),
+        (None, wire.RULES, "order"),
+    ],
+)
+def test_who_does_not_introduce_himself_is_shown_out(first, code, word):
+    async def scene(url: str) -> None:
+        async with connect(url.replace("http", "ws") + "/ws", proxy=None) as socket:
+            if first is not None:
+                await socket.send(first)
+            error = wire.decode(await socket.recv(), wire.FROM_SERVER)[0]
+            assert (error.code, error.fatal) == (word, True)
+            with pytest.raises(ConnectionClosed) as closed:
+                await socket.recv()
+            assert closed.value.rcvd.code == code
+
+    with serving(player := quick(), token="right", hello_seconds=0.2) as served:
+        meet(scene(served.url))
+        is_free(served, player)
+
+
+def test_an_old_page_is_told_to_load_anew():
+    async def scene(url: str) -> None:
+        async with connect(url.replace("http", "ws") + "/ws", proxy=None) as socket:
+            for data in (
+                b"MS\x00" + wire.encode(wire.Hello(protocol=1, token=""))[3:],
+                wire.encode(wire.Hello(protocol=0, token="")),
+            ):
+                await socket.send(data)
+                error = wire.decode(await socket.recv(), wire.FROM_SERVER)[0]
+                assert (error.code, error.fatal) == ("version", False)
+            await socket.send(wire.encode(wire.Start(picture="", prompt="", seed=0, hand=HAND, depth="")))
+            assert wire.decode(await socket.recv(), wire.FROM_SERVER)[0].code == "order"
+
+    HAND = wire.Hand(smooth_seconds=0, max_speed=0, release="free")
+    with serving(quick()) as served:
+        meet(scene(served.url))
+
+
+def test_a_message_that_is_too_large_is_not_read():
+    async def scene(url: str) -> int | None:
+        async with Client(url) as client:
+            await client.enter()
+            await client.socket.send(bytes(300_000))
+            return await close_code(client)
+
+    with serving(player := quick(), max_message_bytes=200_000) as served:
+        assert meet(scene(served.url)) == 1009
+        is_free(served, player)
+
+
+@pytest.mark.parametrize("fault", [0, 2])
+def test_a_fault_of_the_model_is_said_and_survived(fault, caplog):
+    async def scene(url: str) -> int | None:
+        async with Client(url) as client:
+            await client.enter()
+            await client.start("moss")
+            assert f"fault: RuntimeError: planted fault at chunk {fault}" in await refusal(client)
+            return await close_code(client)
+
+    async def well(url: str) -> None:
+        async with Client(url) as client:
+            await to_run(client)
+
+    with serving(player := quick(fault=fault)) as served, caplog.at_level(logging.ERROR):
+        assert meet(scene(served.url)) == wire.FAULT
+        assert "planted fault" in caplog.text and "next_chunk" in caplog.text, "no traceback in the log"
+        is_free(served, player)
+        player.fault = -1
+        meet(well(served.url))
+        is_free(served, player)
+
+
+def test_when_the_server_ends_sessions_are_told():
+    codes: list[int | None] = []
+
+    async def scene(url: str) -> None:
+        async with Client(url) as client, Client(url) as waiting:
+            await to_run(client)
+            await waiting.expect(wire.Queued)
+            ready.set()
+            codes.append(await close_code(client))
+            codes.append(await close_code(waiting))
+
+    ready = threading.Event()
+    player = quick()
+    with serving(player) as served:
+        thread = threading.Thread(target=lambda: meet(scene(served.url)))
+        thread.start()
+        assert ready.wait(10)
+    thread.join(10)
+    assert codes == [wire.GOING, wire.GOING]
+    assert player.alive == 0

@@ -67,9 +67,7 @@ class Recorder:
         if self.ended:
             return
         if self._frames + len(played.frames) > self._most_frames:
-            self.ended = (
-                f"the recording ended after {self._minutes:g} minutes (demo.record_minutes); what was recorded can be saved"
-            )
+            self.ended = f"the recording ended after {self._minutes:g} minutes (demo.record_minutes); what was recorded can be saved"
             return
         self._frames += len(played.frames)
         self._queue.put(played)
@@ -95,7 +93,9 @@ class Recorder:
         aside = self._root / f".{os.getpid()}-{secrets.token_hex(4)}.saving"
         try:
             aside.mkdir()
-            self._write(aside, replace(self._begun, id=name, title=clean or name, saved=now.isoformat(timespec="milliseconds")))
+            self._write(
+                aside, replace(self._begun, id=name, title=clean or name, saved=now.isoformat(timespec="milliseconds"))
+            )
             final = self._root / name
             aside.rename(final)
         except OSError as error:

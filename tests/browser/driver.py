@@ -50,10 +50,8 @@ class Tab:
 
     def open(self, path: str) -> None:
         self.page.goto(self.address + path)
-        if path == "/":
-            self.page.wait_for_function(
-                "() => window.motionstream && document.querySelector('[aria-checked=true] img')"
-            )
+        if "gallery" not in path:
+            self.page.wait_for_selector("#start:enabled")
 
     def check(self) -> None:
         unexpected = [c for c in self._complaints if not re.search(self.expected, c)]
@@ -95,16 +93,22 @@ class Tab:
         return box["x"] + x * box["width"], box["y"] + y * box["height"]
 
     def drag(
-        self, line: list[tuple[float, float]], each: Callable[[], None] = lambda: None, hold: bool = False
+        self,
+        line: list[tuple[float, float]],
+        held: Callable[[], bool] = lambda: True,
+        each: Callable[[], None] = lambda: None,
+        release: bool = True,
     ) -> None:
-        """With the mouse, through shares of the picture; each: called at every corner."""
+        """With the mouse, through shares of the picture. held: waited for before it moves; each: called at every corner."""
         mouse = self.page.mouse
         mouse.move(*self.place(*line[0]))
         mouse.down()
+        self.page.wait_for_timeout(20)
+        until(held)
         for corner in line[1:]:
             mouse.move(*self.place(*corner), steps=3)
             each()
-        if not hold:
+        if release:
             mouse.up()
 
     def disc(self) -> np.ndarray:

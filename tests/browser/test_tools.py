@@ -28,9 +28,9 @@ def test_the_disc_follows_the_drag(tab: Tab, player: WatchedPlayer) -> None:
         errors.append(float(np.linalg.norm(tab.disc() - corner)))
 
     assert tab.page.locator("#help").is_visible()
-    tab.drag([(0.5, 0.5), *corners], each=arrived, hold=True)
+    tab.drag([(0.5, 0.5), *corners], lambda: player.performance.held, arrived, release=False)
     assert np.mean(errors) < 0.05, errors
-    assert tab.coloured("green") > 20 and tab.read("points.green").__len__() >= 1
+    assert tab.coloured("green") > 20 and len(tab.read("points.green")) >= 1
     assert not tab.page.locator("#help").is_visible()
     tab.page.mouse.up()
     tab.wait("ms.points.green.length === 0")
@@ -41,11 +41,11 @@ def test_a_brush_takes_many_points_and_a_brush_of_nothing_one(tab: Tab, player: 
     tab.start()
     tab.page.locator("#pin-rest").uncheck()
     tab.page.locator("#brush").fill("0.2")
-    tab.drag([(0.5, 0.5), (0.6, 0.5)], hold=True)
+    tab.drag([(0.5, 0.5), (0.6, 0.5)], release=False)
     until(lambda: len(player.performance.heard[-1].ids) > 3)
     tab.page.mouse.up()
     tab.page.locator("#brush").fill("0")
-    tab.drag([(0.51, 0.47), (0.61, 0.47)], hold=True)
+    tab.drag([(0.51, 0.47), (0.61, 0.47)], release=False)
     until(lambda: len(player.performance.heard[-1].ids) == 1)
     heard = player.performance.heard[-1]
     np.testing.assert_allclose(heard.xy, [[0.61, 0.47]], atol=0.005)
@@ -55,7 +55,7 @@ def test_a_brush_takes_many_points_and_a_brush_of_nothing_one(tab: Tab, player: 
 
 def test_everything_else_is_pinned_while_dragging(tab: Tab, player: WatchedPlayer) -> None:
     tab.start()
-    tab.drag([(0.5, 0.5), (0.55, 0.5)], hold=True)
+    tab.drag([(0.5, 0.5), (0.55, 0.5)], release=False)
     until(lambda: player.performance.heard[-1].pinned.any())
     first = player.performance.heard[-1]
     dragged, rest = first.ids[~first.pinned], first.ids[first.pinned]
@@ -156,6 +156,7 @@ def test_the_keyboard_alone_will_do(tab: Tab, player: WatchedPlayer) -> None:
     tab.start()
     tab.page.keyboard.press("g")
     assert len(tab.read("points.green")) >= 1
+    until(lambda: player.performance.held)
     for _ in range(8):
         tab.page.keyboard.press("ArrowRight")
     until(lambda: bool(player.performance.centre[0] > 0.6))

@@ -32,6 +32,7 @@ ABOUT = About(
     grid=(5, 8),
 )
 RADIUS = 0.18  # of the disc, in frame heights
+FILES = ("video.mp4", "drawn.mp4", "first.png", "tracks.npz", "recording.json")
 REACH = 0.25  # shares: a point that appears no farther from the disc's middle takes it along
 
 
@@ -96,11 +97,7 @@ class FakePlayer:
 
     def recording_file(self, id: str, name: str) -> Path:
         known = {r["id"] for r in self.recordings()}
-        if (
-            self.folder is None
-            or id not in known
-            or name not in ("video.mp4", "drawn.mp4", "first.png", "tracks.npz", "recording.json")
-        ):
+        if self.folder is None or id not in known or name not in FILES:
             raise ValueError(f"no {name} of a recording {id!r}")
         return self.folder / id / name
 

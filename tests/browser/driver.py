@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from playwright.sync_api import BrowserContext
+from playwright.sync_api import BrowserContext, ConsoleMessage
 
 # Middle of the fake model's disc in the picture, x and y as shares; null where there is none.
 DISC = """() => {
@@ -43,10 +43,15 @@ class Tab:
         self.expected = "(?!)"
         self._complaints: list[str] = []
         self._asked: list[str] = []
-        self.page.on("console", lambda m: self._complaints.append(m.text) if m.type in ("error", "warning") else None)
+        self.page.on("console", self._listen)
         self.page.on("pageerror", lambda error: self._complaints.append(str(error)))
         self.page.on("request", lambda request: self._asked.append(request.url))
         self.page.on("websocket", lambda socket: self._asked.append(socket.url.replace("ws:", "http:", 1)))
+
+    def _listen(self, message: ConsoleMessage) -> None:
+        own = "willReadFrequently" in message.text  # of `disc` and `coloured`
+        if message.type in ("error", "warning") and not own:
+            self._complaints.append(message.text)
 
     def open(self, path: str) -> None:
         self.page.goto(self.address + path)

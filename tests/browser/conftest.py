@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -36,6 +37,11 @@ class WatchedPerformance(FakePerformance):
 
     heard: list[Controls] = field(default_factory=list)
 
+    @property
+    def held(self) -> bool:
+        """Whether a point holds the disc."""
+        return bool(self.grips)
+
     def next_chunk(self, controls: Controls) -> Played:
         self.heard.append(controls)
         return super().next_chunk(controls)
@@ -62,7 +68,13 @@ def player(tmp_path_factory: pytest.TempPathFactory) -> WatchedPlayer:
 
 @pytest.fixture(scope="package")
 def address(player: WatchedPlayer) -> Iterator[str]:
-    cfg = DemoConfig(port=0)
+    with serving(player, DemoConfig(port=0)) as address:
+        yield address
+
+
+@contextmanager
+def serving(player: WatchedPlayer, cfg: DemoConfig) -> Iterator[str]:
+    """In a thread. Gives its address."""
     with listen(cfg) as listener:
         ready = threading.Event()
         server = make_server(player, cfg, listener, ready.set)

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from playwright.sync_api import BrowserContext
+from playwright.sync_api import BrowserContext, ConsoleMessage
 
 # Middle of the fake model's disc in the picture, x and y as shares; null where there is none.
 DISC = """() => {
@@ -43,17 +43,20 @@ class Tab:
         self.expected = "(?!)"
         self._complaints: list[str] = []
         self._asked: list[str] = []
-        self.page.on("console", lambda m: self._complaints.append(m.text) if m.type in ("error", "warning") else None)
+        self.page.on("console", self._listen)
         self.page.on("pageerror", lambda error: self._complaints.append(str(error)))
         self.page.on("request", lambda request: self._asked.append(request.url))
         self.page.on("websocket", lambda socket: self._asked.append(socket.url.replace("ws:", "http:", 1)))
 
+    def _listen(self, message: ConsoleMessage) -> None:
+        own = "willReadFrequently" in message.text  # of `disc` and `coloured`
+        if message.type in ("error", "warning") and not own:
+            self._complaints.append(message.text)
+
     def open(self, path: str) -> None:
         self.page.goto(self.address + path)
-        if path == "/":
-            self.page.wait_for_function(
-                "() => window.motionstream && document.querySelector('[aria-checked=true] img')"
-            )
+        if "gallery" not in path:
+            self.page.wait_for_selector("#start:enabled")
 
     def check(self) -> None:
         unexpected = [c for c in self._complaints if not re.search(self.expected, c)]
@@ -95,16 +98,22 @@ class Tab:
         return box["x"] + x * box["width"], box["y"] + y * box["height"]
 
     def drag(
-        self, line: list[tuple[float, float]], each: Callable[[], None] = lambda: None, hold: bool = False
+        self,
+        line: list[tuple[float, float]],
+        held: Callable[[], bool] = lambda: True,
+        each: Callable[[], None] = lambda: None,
+        release: bool = True,
     ) -> None:
-        """With the mouse, through shares of the picture; each: called at every corner."""
+        """With the mouse, through shares of the picture. held: waited for before it moves; each: called at every corner."""
         mouse = self.page.mouse
         mouse.move(*self.place(*line[0]))
         mouse.down()
+        self.page.wait_for_timeout(20)
+        until(held)
         for corner in line[1:]:
             mouse.move(*self.place(*corner), steps=3)
             each()
-        if not hold:
+        if release:
             mouse.up()
 
     def disc(self) -> np.ndarray:

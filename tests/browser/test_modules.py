@@ -2,25 +2,32 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import pytest
+from playwright.sync_api import Browser
 
 from pipelines.demo import protocol as wire
 from tests.browser.driver import Tab
 
 
-@pytest.fixture
-def run(tab: Tab) -> Any:
+@pytest.fixture(scope="module")
+def run(chromium: Browser, address: str) -> Iterator[Any]:
     """run(module, body, argument): what JavaScript `body` returns, in which m is the module and a the argument."""
 
-    def run(module: str, body: str, argument: Any = None) -> Any:
-        return tab.page.evaluate(
-            f"async (a) => {{ const m = await import('/static/js/{module}.js'); {body} }}", argument
-        )
+    context = chromium.new_context()
+    tab = Tab(context, address)
+    tab.open("/gallery")
 
-    return run
+    def run(module: str, body: str, argument: Any = None) -> Any:
+        script = f"async (a) => {{ const m = await import('/static/js/{module}.js'); {body} }}"
+        return tab.page.evaluate(script, argument)
+
+    yield run
+    tab.check()
+    context.close()
 
 
 CHUNK = "const chunk = (name, count) => ({ name, frames: Array.from({ length: count }, (_, i) => `${name}${i}`) });"

@@ -45,7 +45,7 @@ def test_space_pauses_within_a_chunk_and_resumes_where_it_was(tab: Tab, player: 
 
 def test_reset_goes_back_to_the_first_frame(tab: Tab, player: WatchedPlayer) -> None:
     tab.start()
-    tab.drag([(0.5, 0.5), (0.75, 0.5)], hold=True)
+    tab.drag([(0.5, 0.5), (0.75, 0.5)], lambda: player.performance.held, release=False)
     until(lambda: player.performance.centre[0] > 0.7)
     tab.page.mouse.up()
     tab.page.keyboard.press("r")
@@ -84,9 +84,12 @@ def test_enter_stops_and_starts_again(tab: Tab, player: WatchedPlayer) -> None:
     first = player.performance
     tab.page.keyboard.press("Enter")
     tab.wait("ms.state === 'ready'")
-    until(lambda: first.closed)
-    assert tab.page.locator("#start").inner_text().startswith("Start")
+    assert tab.page.locator("#start").inner_text().startswith("Start") and tab.page.locator("#save").is_enabled()
+    made = first.index
+    tab.page.wait_for_timeout(400)
+    assert first.index == made
     tab.start()
+    until(lambda: first.closed)
     assert player.performance is not first and tab.read("counters.firstFrameMs") <= 1000
 
 

@@ -1,24 +1,14 @@
 /** The plain HTTP side. Addresses are relative, so that the page also works behind a path. */
 
-/**
- * What a server that is reachable from elsewhere asks for. It comes once in the page's address (?token=..) and stays as a cookie, which pictures
- * and videos are asked for with as well.
- */
-export const token = knownToken();
-
 /** Where the socket is. */
 export const socketAddress = new URL("ws", location.href).href.replace(/^http/, "ws");
 
-function knownToken() {
+/** A token in the page's address (?token=..) has become a cookie by now: it is not left for who looks over a shoulder. */
+export function hideToken() {
   const address = new URL(location.href);
-  const given = address.searchParams.get("token");
-  if (given !== null) {
-    document.cookie = `token=${given}; SameSite=Strict; Path=/`;
-    address.searchParams.delete("token");
-    history.replaceState(null, "", address);
-    return given;
-  }
-  return document.cookie.match(/(?:^|; )token=([^;]*)/)?.[1] ?? "";
+  if (!address.searchParams.has("token")) return;
+  address.searchParams.delete("token");
+  history.replaceState(null, "", address);
 }
 
 async function answer(response) {

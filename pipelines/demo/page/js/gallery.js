@@ -1,6 +1,6 @@
 /** The gallery: what was recorded, to watch, to take along and to replay. */
 
-import { get } from "./api.js";
+import { get, hideToken } from "./api.js";
 import { $, make, note } from "./ui.js";
 
 const FILES = Object.freeze({ "video.mp4": "Video", "drawn.mp4": "Video with tracks", "tracks.npz": "Tracks", "first.png": "First frame", "recording.json": "Settings" });
@@ -44,6 +44,7 @@ function command(text) {
 }
 
 async function begin() {
+  hideToken();
   const recordings = await get("recordings");
   $("recordings").replaceChildren(...recordings.map(card));
   $("empty").hidden = recordings.length > 0;

@@ -1,6 +1,6 @@
 /** Where the streaming page begins: what buttons, fields and keys do. */
 
-import { get } from "./api.js";
+import { get, hideToken } from "./api.js";
 import { listen } from "./keys.js";
 import { Page } from "./page.js";
 import { $, note } from "./ui.js";
@@ -75,6 +75,7 @@ function bindKeys(page) {
 }
 
 async function begin() {
+  hideToken();
   const about = await get("about");
   const page = new Page(about);
   $("student").textContent = `${about.preset} · ${about.student} · ${about.device}`;

@@ -1,6 +1,6 @@
 /** Joins session, playback, controls and what is seen. */
 
-import { socketAddress, token } from "./api.js";
+import { socketAddress } from "./api.js";
 import { Camera } from "./camera.js";
 import { Controls } from "./controls.js";
 import { Hands } from "./hands.js";
@@ -30,7 +30,7 @@ export class Page {
     this.about = about;
     this.playback = new Playback(about.fps);
     this.controls = new Controls(about.width / about.height, about.max_points);
-    this.session = new Session(socketAddress, token);
+    this.session = new Session(socketAddress);
     $("work").style.setProperty("--aspect", about.width / about.height);
     this.screen = new Screen($("picture"), about.width, about.height);
     this.overlay = new Overlay($("overlay"));
@@ -63,7 +63,7 @@ export class Page {
   // What buttons and keys do.
 
   toggle() {
-    if (this.setup.image === null) return; // not loaded yet
+    if ($("start").disabled) return; // no picture yet
     const { state } = this.session;
     if (state === "idle" || state === "ready" || state === "lost") this.#start();
     else this.session.stop();
@@ -125,6 +125,7 @@ export class Page {
     if (state === "starting") {
       this.meters.clear();
       this.controls.restate();
+      this.#sendControls(); // the first chunk knows of them already
     }
     if (state === "paused") this.meters.controlToPixel.forget();
     if (state === "starting" || state === "stopping" || state === "lost" || state === "idle") this.#forget();
@@ -136,7 +137,7 @@ export class Page {
     if (name === "chunk") this.#chunk(header, payload);
     else if (name === "changed") this.#changed(header);
     else if (name === "saved") note("Saved.", { link: { href: `gallery#${header.id}`, textContent: "See it in the gallery" } });
-    else if (name === "error") note(header.text, { bad: true });
+    else if (name === "error" && !header.fatal) note(header.text, { bad: header.code !== "notice" }); // a fatal one is told by the curtain
   }
 
   #changed({ what, chunk }) {
@@ -206,6 +207,7 @@ export class Page {
 
   /** Another picture was chosen: a stream that runs begins anew with it. */
   #still(image) {
+    $("start").disabled = false;
     if (this.session.running) this.#start();
     this.screen.showStill(image);
     this.#tracks = null;
@@ -218,7 +220,7 @@ export class Page {
   }
 
   #showState() {
-    showState(this.session);
+    showState(this.session, this.meters.chunks > 0);
     showHelp(this.session, this.#dragged);
   }
 

@@ -17,11 +17,10 @@ export class Session extends EventTarget {
   why = ""; // the connection was lost
   welcome = null;
 
-  /** @param {string} address ws:// or wss:// @param {string} token */
-  constructor(address, token) {
+  /** @param {string} address ws:// or wss:// */
+  constructor(address) {
     super();
     this.address = address;
-    this.token = token;
   }
 
   /** Whether chunks come, or would if it were not paused. */
@@ -77,8 +76,9 @@ export class Session extends EventTarget {
     if (this.running) this.#send("prompt", { prompt });
   }
 
+  /** What is played, or was played last. */
   save(title) {
-    if (this.running) this.#send("save", { title });
+    if (this.running || this.state === "ready") this.#send("save", { title });
   }
 
   /** @param {number} waited_ms how long the chunk lay here before its first frame was shown */
@@ -110,7 +110,8 @@ export class Session extends EventTarget {
     this.#to("connecting");
     const socket = new WebSocket(this.address);
     socket.binaryType = "arraybuffer";
-    socket.onopen = () => socket.send(encode("hello", { protocol: 1, token: this.token }));
+    // A token, where there is one, is in a cookie.
+    socket.onopen = () => socket.send(encode("hello", { protocol: 1, token: "" }));
     socket.onmessage = ({ data }) => this.#hear(data);
     socket.onclose = ({ code, reason }) => this.#closed(code, reason);
     this.#socket = socket;

@@ -7,15 +7,16 @@ const STATE = Object.freeze({
   stopping: "Stopping", lost: "Disconnected",
 });
 
-/** @param {import("./session.js").Session} session */
-export function showState(session) {
+/** @param {import("./session.js").Session} session @param {boolean} played whether there is something to save */
+export function showState(session, played) {
   const { state, running, position } = session;
   const quiet = state === "idle" || state === "ready" || state === "lost";
   $("state").dataset.state = state;
   $("state").textContent = state === "queued" ? `Waiting, number ${position}` : STATE[state];
   $("start").firstElementChild.textContent = quiet ? "Start" : "Stop";
   $("pause").firstElementChild.textContent = state === "paused" ? "Resume" : "Pause";
-  for (const id of ["pause", "reset", "sink", "save"]) $(id).disabled = !running;
+  for (const id of ["pause", "reset", "sink"]) $(id).disabled = !running;
+  $("save").disabled = !(running || (played && state === "ready"));
   $("apply").hidden = !running;
   showCurtain(session);
 }

@@ -14,10 +14,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-from msmodel.authored import KINDS, Authored, authored
-from msmodel.track_files import TrackFile, read_ati, read_tracks, read_wan_move
 
+from msmodel.authored import KINDS, Authored, authored
 from msmodel.steering import Controls
+from msmodel.track_files import TrackFile, read_ati, read_tracks, read_wan_move
 from stages.data.files import write_png
 from stages.data.pictures import contact_sheet
 from stages.eval.films import Film, Trails, enlarged

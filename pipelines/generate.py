@@ -9,39 +9,30 @@ from __future__ import annotations
 
 import argparse
 import mimetypes
-import zipfile
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
-from msmodel.steering import Camera, Controls
-from msmodel.steering import Path as DrawnPath
-from stages.data.files import load_npz, write_png
+from msmodel.authored import KINDS, Authored, authored
+from msmodel.steering import Controls
+from msmodel.track_files import TrackFile, read_ati, read_tracks, read_wan_move
+from stages.data.files import write_png
 from stages.data.pictures import contact_sheet
-from stages.eval.epe import to_raster
 from stages.eval.films import Film, Trails, enlarged
 
 from .config import Config
-from .demo.model_player import ModelPerformance, ModelPlayer, load_player
+from .demo.model_player import ModelPlayer, load_player
 from .demo.player import About, Played, Start
-from .demo.uploads import PICTURES, read_picture
+from .demo.uploads import PICTURES, Cut, read_picture
 
 STRIP = 8  # frames of it
-DRAGGED = ((0.0, 0.0), (-0.05, 0.0), (0.05, 0.0), (0.0, -0.08), (0.0, 0.08))  # a drag's points about the first, shares
-CAMERAS: dict[
-    str, tuple[tuple[str, ...], tuple[float, ...]]
-] = {  # motion -> fields of Camera, and what they are unless told
-    "pan": (("pan_x", "pan_y"), (0.1, 0.0)),
-    "zoom": (("zoom",), (0.25,)),
-    "rotate": (("rotate",), (10.0,)),
-    "orbit": (("orbit",), (10.0,)),
-}
-DRAG = (0.5, 0.5, 0.8, 0.5)
+MOTION = "asked for"  # its name in the stream
+MOST_NUMBERS = {"pan": 2, "zoom": 1, "orbit": 1, "drag": 4}
 MOTIONS = (
-    "pan[:X[,Y]] widths and heights a second, zoom[:DOUBLINGS a second], rotate[:DEGREES a second], "
-    "orbit[:DEGREES a second], drag[:X0,Y0,X1,Y1] shares of the frame, still"
+    "pan[:X[,Y]] frame widths and heights a second, zoom[:DOUBLINGS a second], orbit[:DEGREES a second], "
+    "drag[:X0,Y0,X1,Y1] shares of the frame"
 )
 
 
@@ -82,23 +73,33 @@ class Job:
 def generate(cfg: Config, job: Job, say: Callable[[str], None] = print) -> list[Path]:
     """Writes the films and the strip: their paths. ValueError for what cannot be read or asked for, OSError for a full disk."""
     job.check()
-    authored(job.motion or "still", 1.0)  # a mistake is said before a model is loaded
+    if job.motion:
+        motion_of(job.motion)  # a mistake is said before a model is loaded
     player = load_player(cfg, say)
-    frame, caption = first_frame(job.image, player, cfg.demo.max_megapixels)
-    start = Start(frame, job.prompt or caption, job.seed)
-    return film(player, start, job, say)
+    about = player.about
+    frames = max(1, round(job.seconds * about.fps))
+    cut, caption = first_frame(job.image, player, cfg.demo.max_megapixels)
+    motion = asked_tracks(job, about, player.playable.points, cut, frames)
+    return film(player, Start(cut.frame, job.prompt or caption, job.seed), motion, frames, Path(job.out), say)
 
 
-def film(player: ModelPlayer, start: Start, job: Job, say: Callable[[str], None]) -> list[Path]:
-    out = Path(job.out).expanduser().resolve()
+def film(
+    player: ModelPlayer,
+    start: Start,
+    motion: tuple[np.ndarray, np.ndarray],
+    wanted: int,
+    out: Path,
+    say: Callable[[str], None],
+) -> list[Path]:
+    """motion: tracks T n 2, T n; a shorter one than the film is played forward and backward. wanted: frames."""
+    out = out.expanduser().resolve()
     out.parent.mkdir(parents=True, exist_ok=True)
     about, plain = player.about, out.with_name(f"{out.stem}-plain.mp4")
-    wanted = max(1, round(job.seconds * about.fps))
     drawn, undrawn, trails = Film(out.parent, out.stem, about.fps), Film(out.parent, plain.stem, about.fps), Trails()
     strip: list[np.ndarray] = []
     at = set(np.linspace(0, wanted - 1, STRIP).round().astype(int).tolist())
     try:
-        for first, frames, xy_px, visible in chunks(player, start, job, wanted, say):
+        for first, frames, xy_px, visible in chunks(player, start, motion, wanted, say):
             pictures = trails.draw(frames, xy_px, visible)
             drawn.push(pictures)
             undrawn.push(enlarged(frames))
@@ -115,11 +116,16 @@ def film(player: ModelPlayer, start: Start, job: Job, say: Callable[[str], None]
 
 
 def chunks(
-    player: ModelPlayer, start: Start, job: Job, wanted: int, say: Callable[[str], None]
+    player: ModelPlayer,
+    start: Start,
+    motion: tuple[np.ndarray, np.ndarray],
+    wanted: int,
+    say: Callable[[str], None],
 ) -> Iterator[tuple[int, np.ndarray, np.ndarray, np.ndarray]]:
     """(first frame, frames, xy_px, visible) of every chunk; the last one is cut at `wanted` frames in all."""
     performance = player.open(start, record=False)
-    controls = asked(performance, player.about, job)
+    performance.add_motion(MOTION, *motion)
+    controls = Controls(transfer=MOTION)
     done, told, seconds = 0, 0, 0.0
     try:
         while done < wanted:
@@ -135,46 +141,59 @@ def chunks(
         performance.close()
 
 
-def asked(performance: ModelPerformance, about: About, job: Job) -> Controls:
-    """The controls that hold throughout."""
+def asked_tracks(job: Job, about: About, points: int, cut: Cut, frames: int) -> tuple[np.ndarray, np.ndarray]:
+    """xy_px T n 2, visible T n: of the authored motion, or of the file, whose pixels are those of the picture
+    before it was cut where it is of that size."""
+    size = (about.height, about.width)
     if not job.tracks:
-        return authored(job.motion, job.seconds)
-    xy_px, visible = read_tracks(Path(job.tracks).expanduser(), (about.height, about.width), about.fps)
-    performance.add_motion("file", xy_px, visible)
-    return Controls(transfer="file")
+        kind, how = motion_of(job.motion)
+        return authored(kind, size, frames, about.fps, about.grid, points, how)
+    left, top, right, bottom = cut.crop
+    found = read_file(job.tracks, (cut.height, cut.width))
+    if found.size == (cut.height, cut.width):
+        shifted = found.xy_px - np.array([left, top], np.float32)
+        found = replace(found, xy_px=shifted, size=(bottom - top, right - left))
+    found = found.fitted(size, about.fps)
+    return found.xy_px, found.visible
 
 
-def authored(motion: str, seconds: float) -> Controls:
-    """Controls of one of MOTIONS. ValueError for any other."""
-    name, _, text = motion.partition(":")
-    if name == "still" and not text:
-        return Controls(camera=Camera())
-    if name == "drag":
-        x0, y0, x1, y1 = amounts(motion, text, DRAG)
-        members = np.array([[x0 + dx, y0 + dy] for dx, dy in DRAGGED], np.float32)
-        return Controls(paths=(DrawnPath(1, members, np.array([[x0, y0], [x1, y1]], np.float32), seconds),))
-    if name not in CAMERAS:
-        raise ValueError(f"--motion: {motion!r} is none of {MOTIONS}")
-    fields, defaults = CAMERAS[name]
-    return Controls(camera=Camera(**dict(zip(fields, amounts(motion, text, defaults), strict=True))))
-
-
-def amounts(motion: str, text: str, defaults: tuple[float, ...]) -> list[float]:
-    """Numbers after the colon; those left out are the defaults."""
+def motion_of(text: str) -> tuple[str, Authored]:
+    """Its kind, and its numbers in place of the defaults. ValueError for what is none of MOTIONS."""
+    kind, _, numbers = text.partition(":")
     try:
-        given = [float(part) for part in text.split(",")] if text else []
+        given = [float(part) for part in numbers.split(",")] if numbers else []
     except ValueError:
         given = [float("nan")]
-    if len(given) > len(defaults) or not np.isfinite(given).all():
-        raise ValueError(f"--motion: {motion!r} must have at most {len(defaults)} numbers: {MOTIONS}")
-    return [*given, *defaults[len(given) :]]
+    if kind not in KINDS or len(given) > MOST_NUMBERS[kind] or not np.isfinite(given).all():
+        raise ValueError(f"--motion: {text!r} is none of {MOTIONS}")
+    how = Authored()
+    if kind == "pan":
+        return kind, replace(how, pan=(*given, *how.pan[len(given) :]))
+    if kind == "drag":
+        x0, y0, x1, y1 = [*given, *(*how.start, *how.end)[len(given) :]]
+        return kind, replace(how, start=(x0, y0), end=(x1, y1))
+    return kind, replace(how, **{kind: given[0]}) if given else how
 
 
-def first_frame(image: str, player: ModelPlayer, megapixels: float) -> tuple[np.ndarray, str]:
-    """H W 3 uint8 at clip size, centre-cropped, and a prompt for it ("" for a file). ValueError where it cannot be read."""
+def read_file(names: str, picture: tuple[int, int]) -> TrackFile:
+    """Tracks by the ending: .npz ours, .pth ATI's, .npy,.npy Wan-Move's tracks and visibility. picture: its (height, width)."""
+    files = [str(Path(name).expanduser()) for name in names.split(",")]
+    endings = [Path(name).suffix for name in files]
+    if endings == [".npz"]:
+        return read_tracks(files[0])
+    if endings == [".pth"]:
+        return read_ati(files[0], picture)
+    if endings == [".npy", ".npy"]:
+        return read_wan_move(*files, picture)
+    raise ValueError(f"--tracks: {names} is no .npz (ours), .pth (ATI) or TRACKS.npy,VISIBILITY.npy (Wan-Move)")
+
+
+def first_frame(image: str, player: ModelPlayer, megapixels: float) -> tuple[Cut, str]:
+    """The picture at clip size, centre-cropped, and a prompt for it ("" for a file). ValueError where it cannot be read."""
     known = {picture.id: picture for picture in player.pictures()}
     if image in known:
-        return known[image].frame, known[image].prompt
+        height, width = known[image].frame.shape[:2]
+        return Cut(known[image].frame, width, height, (0, 0, width, height)), known[image].prompt
     path = Path(image).expanduser()
     if not path.is_file():
         raise ValueError(f"--image: there is no file {path}, and no picture of that id: {', '.join(known)}")
@@ -182,14 +201,4 @@ def first_frame(image: str, player: ModelPlayer, megapixels: float) -> tuple[np.
     if kind not in PICTURES:
         raise ValueError(f"--image: {path} is no PNG, JPEG or WebP by its name")
     about = player.about
-    return read_picture(path.read_bytes(), kind, about.height, about.width, megapixels).frame, ""
-
-
-def read_tracks(path: Path, size: tuple[int, int], fps: float) -> tuple[np.ndarray, np.ndarray]:
-    """xy_px T n 2, visible T n at the clip's size (height, width)."""
-    try:
-        arrays = load_npz(path)
-        xy_px, visible, from_size = arrays["xy_px"], arrays["visible"].astype(bool), arrays["size"]
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
-        raise ValueError(f"--tracks: {path} is no npz with xy_px, visible, fps and size ({error})") from None
-    return to_raster(xy_px, (int(from_size[0]), int(from_size[1])), size), visible
+    return read_picture(path.read_bytes(), kind, about.height, about.width, megapixels), ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -15,8 +16,12 @@ from torch import Tensor
 from infra.context import free_device
 from infra.files import git_sha
 from msmodel.steering import Controls, Steering
+from msmodel.tracks import ID_RANGE
 from stages.eval.playing import Playable, load_playable
 from stages.eval.recordings import FORMAT, Recording, digest_of, found
+from stages.trackers import TrackerConfig, shared_tracker
+from stages.trackers.live import LiveTracker
+from stages.trackers.transfer import TransferLimits, motion_of_clip
 
 from ..config import Config
 from . import pictures
@@ -24,14 +29,13 @@ from .player import About, Picture, Played, Start
 from .recorder import Recorder, clear_abandoned, recording_file
 from .student import Chosen, choose
 
-WARM_UP_CHUNKS = (
-    3  # after which every kind of chunk was made: the first, one that has a sink, one that has a window too
-)
+WARM_UP_CHUNKS = 3  # one of every kind: the first, one that has a sink, one that has a window too
+SLOTS_A_CELL = 2  # tracks of a stream for each cell of the grid: a camera's ground needs one and a half
 
 
 @dataclass(frozen=True)
 class Setting:
-    """What a recording says of the machine and the weights, and where recordings lie."""
+    """What a recording says of where it was made, where recordings lie, and what follows the points of clips and webcams."""
 
     preset: str
     student: str
@@ -39,6 +43,7 @@ class Setting:
     git_sha: str
     root: Path
     minutes: float
+    tracker: TrackerConfig
 
 
 class ModelPlayer:
@@ -55,6 +60,14 @@ class ModelPlayer:
         saved."""
         return ModelPerformance(self, start, record)
 
+    def motion_of(self, clip: bytes) -> tuple[np.ndarray, np.ndarray]:
+        about, model = self.about, self.playable.student.cfg
+        tracker = shared_tracker(self.setting.tracker, str(self.playable.device))
+        with tempfile.NamedTemporaryFile(prefix="motion-") as file:
+            file.write(clip)
+            file.flush()
+            return motion_of_clip(file.name, model.clip, about.grid, tracker, TransferLimits())
+
     def recordings(self) -> Sequence[dict[str, Any]]:
         return [recording.summary() for recording in found(self.setting.root)]
 
@@ -68,7 +81,8 @@ class ModelPerformance:
     def __init__(self, player: ModelPlayer, start: Start, record: bool) -> None:
         about, self._player, self._start, self._record = player.about, player, start, record
         size = (about.height, about.width)
-        self._steering = Steering(size, about.fps, start.hand, player.playable.points, about.grid)
+        self._steering = Steering(size, about.fps, start.hand, player.playable.points, about.grid, start.depth)
+        self._live: LiveTracker | None = None
         self._controls = Controls()
         self._asked = (np.zeros((0, 0, 2), np.float32), np.zeros((0, 0), bool))
         self._prompt = start.prompt
@@ -108,12 +122,19 @@ class ModelPerformance:
         """The prompt in force stays."""
         self._session.reset()
         self._steering.reset()
+        self._live = None
         if self._recorder:
             self._recorder.close()
         self._recorder, self._told = self._new_recorder(), ""
 
     def add_motion(self, name: str, xy_px: np.ndarray, visible: np.ndarray) -> None:
         self._steering.add_motion(name, xy_px, visible)
+
+    def see(self, frame: np.ndarray) -> None:
+        if self._live is None:
+            clip = self._player.playable.student.cfg.clip
+            self._live = LiveTracker(clip, self._player.about.grid, self._player.setting.tracker)
+        self._steering.see(*self._live.see(frame))
 
     def save(self, title: str) -> Path:
         if self._recorder is None:
@@ -171,7 +192,7 @@ def load_player(cfg: Config, say: Callable[[str], None] = print) -> ModelPlayer:
     """The student that cfg chooses, warmed up. ValueError where there is none, or its weights cannot be read."""
     began = time.perf_counter()
     chosen, device = choose(cfg, say), free_device()
-    points = cfg.teacher.augment.tracks_high  # as many as it ever saw
+    points = min(ID_RANGE, SLOTS_A_CELL * cfg.data.grid_rows * cfg.data.grid_cols)
     playable = load_playable(chosen.student, chosen.tiny_vae, cfg.demo.decoder, points, device)
     player = make_player(cfg, playable, chosen)
     clear_abandoned(player.setting.root, say)
@@ -192,12 +213,13 @@ def make_player(cfg: Config, playable: Playable, chosen: Chosen) -> ModelPlayer:
         fps=model.clip.fps,
         first_frames=1 + (int(model.image_alone) + model.student.chunk - 1) * stride,
         chunk_frames=model.student.chunk * stride,
-        max_points=playable.points,
+        max_points=min(playable.points, cfg.data.grid_rows * cfg.data.grid_cols),
         grid=(cfg.data.grid_rows, cfg.data.grid_cols),
         device=torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
     )
     tiny = chosen.tiny_vae.digest if playable.decoder == "tiny" and chosen.tiny_vae else ""
-    setting = Setting(cfg.preset, chosen.name, tiny, git_sha(), cfg.root / "recordings", cfg.demo.record_minutes)
+    demo, tracker = cfg.demo, cfg.data.tracker
+    setting = Setting(cfg.preset, chosen.name, tiny, git_sha(), cfg.root / "recordings", demo.record_minutes, tracker)
     return ModelPlayer(playable, about, setting, pictures.pictures(cfg, (about.height, about.width)))
 
 

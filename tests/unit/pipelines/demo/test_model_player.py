@@ -14,6 +14,7 @@ from pipelines.config import load
 from pipelines.demo.model_player import ModelPlayer, make_player, warm_up
 from pipelines.demo.player import Start
 from pipelines.demo.student import Chosen
+from stages.data.files import write_mp4
 from stages.eval.config import MeasureConfig, ReplayRun
 from stages.eval.recordings import read_recording, replay_digest
 from stages.eval.replay import ReplayInputs, run
@@ -81,7 +82,7 @@ def test_chunks_are_as_announced(player):
     assert [len(c.frames) for c in chunks] == [about.first_frames, about.chunk_frames, about.chunk_frames]
     assert [c.revision for c in chunks] == [0, 1, 2]
     assert chunks[0].frames.shape[1:] == (about.height, about.width, 3)
-    assert chunks[1].xy_px.shape == (about.chunk_frames, about.max_points, 2)
+    assert chunks[1].xy_px.shape == (about.chunk_frames, players.POINTS, 2)
     assert chunks[1].visible.sum(-1).tolist() == [2, 2]
     assert performance.cache_bytes > 0
     performance.close()
@@ -171,6 +172,30 @@ def test_the_end_of_a_recording_is_told_once_and_the_stream_goes_on(student, tmp
     assert [bool(n) for n in notices] == [False] * 5 + [True] + [False] * 2
     assert "demo.record_minutes" in notices[5]
     assert len(read_recording(performance.save("x")).lengths) == 4
+    performance.close()
+
+
+def test_a_clip_and_a_webcam_move_the_picture(player, tmp_path):
+    clip = world.panning(5, (1, 0), 25)
+    write_mp4(tmp_path / "clip.mp4", clip, 12.0, crf=10)
+    xy_px, visible = player.motion_of((tmp_path / "clip.mp4").read_bytes())
+    moved = (xy_px[12] - xy_px[0])[visible[12]]
+    np.testing.assert_allclose(np.median(moved, axis=0), [12, 0], atol=1)
+    with pytest.raises(ValueError, match=r"not a video|text"):
+        player.motion_of(b"words and words")
+    performance = player.open(Start(players.picture()))
+    performance.add_motion("clip", xy_px, visible)
+    first = performance.next_chunk(Controls(1, transfer="clip"))
+    second = performance.next_chunk(Controls(2, transfer="clip"))
+    both = first.visible[0] & second.visible[-1]
+    assert both.any()
+    np.testing.assert_allclose(second.xy_px[-1][both], xy_px[2][: len(both)][both[: xy_px.shape[1]]], atol=1e-3)
+    for frame in clip[:2]:
+        performance.see(frame)
+        live = performance.next_chunk(Controls(3, transfer="webcam"))
+    assert live.visible.any()
+    with pytest.raises(ValueError, match="no motion 'gone'"):
+        performance.next_chunk(Controls(4, transfer="gone"))
     performance.close()
 
 

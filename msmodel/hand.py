@@ -81,8 +81,10 @@ class Steady:
     """Snapshots as they arrive in, the snapshot that a chunk sees out. Dragged points go through an exponential filter in real
     time, which lags by the time constant; what is pinned is not touched. One for each stream."""
 
-    def __init__(self, hand: Hand) -> None:
-        self._tau = hand.smooth_seconds
+    def __init__(self, hand: Hand, most: int) -> None:
+        """most: points of a snapshot, members of paths included; one that was let go is handed out once more as far as there is
+        room."""
+        self._tau, self._most = hand.smooth_seconds, most
         self._newest = Controls()
         self._points: dict[int, _Held] = {}
         self._heard = 0.0
@@ -105,6 +107,10 @@ class Steady:
     def read(self, seconds: float) -> Controls:
         """What a chunk that begins now sees."""
         self._go_on(seconds)
+        room = self._most - len(self._newest.ids) - sum(len(path.members) for path in self._newest.paths)
+        let_go = [id_ for id_, point in self._points.items() if point.let_go]
+        for id_ in let_go[: len(let_go) - max(room, 0)]:
+            del self._points[id_]
         points = list(self._points.items())
         xy = [point.target if point.let_go else point.at for _, point in points]
         origin = [at if point.read_at is not None else point.origin for at, (_, point) in zip(xy, points, strict=True)]

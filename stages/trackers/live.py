@@ -25,26 +25,32 @@ class LiveTracker:
     def __init__(self, clip: ClipConfig, grid: tuple[int, int], cfg: TrackerConfig) -> None:
         self._clip, self._grid, self._cfg = clip, grid, cfg
         self._born = 0
+        self._last: Video | None = None
         self.reset()
 
-    def reset(self) -> None:
-        """Begins anew from the grid with the next picture. Names are not used again."""
-        self._last: Video | None = None
+    def reset(self) -> tuple[list[int], np.ndarray]:
+        """Begins anew from the grid, on the last picture. Names are not used again. -> as `see`."""
         self._names = np.zeros(0, int)
         self._xy = np.zeros((0, 2), np.float32)  # work pixels
+        return self._seeded()
 
     def see(self, frame: np.ndarray) -> tuple[list[int], np.ndarray]:
         """The next picture (h w 3 uint8) -> names of the points that are followed, and where they are (k 2 clip pixels)."""
         left, top, w, h = crop_box(frame.shape[1], frame.shape[0], self._clip)
         video = resized(np.ascontiguousarray(frame[None, top : top + h, left : left + w]), self._cfg.work_height)
-        if self._last is not None and self._last.size == video.size:
-            self._follow(self._last, video)
-        else:
-            self.reset()
-        self._last = video
-        self._seed(video)
-        xy_px = resize_px(video.to_frame(self._xy), (h, w), (self._clip.height, self._clip.width))
-        return self._names.tolist(), xy_px
+        last, self._last = self._last, video
+        if last is None or last.size != video.size:
+            return self.reset()
+        self._follow(last, video)
+        return self._seeded()
+
+    def _seeded(self) -> tuple[list[int], np.ndarray]:
+        """Names and clip pixels, after new points have begun where there is room; none before the first picture."""
+        if self._last is None:
+            return [], np.zeros((0, 2), np.float32)
+        self._seed(self._last)
+        width, height = self._last.size
+        return self._names.tolist(), resize_px(self._xy + 0.5, (height, width), (self._clip.height, self._clip.width))
 
     def _follow(self, last: Video, video: Video) -> None:
         found, error = match(last.grey[0], video.grey[0], self._xy, self._cfg.window_px)

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from msmodel import steering
+from msmodel.hand import Steady
 
 from . import protocol as wire
 from .pacing import Pacer
@@ -65,10 +66,11 @@ class Session:
         self._seq = -1
         self._unacknowledged: int | None = None
         self._sent_at = 0.0
-        self._listen_anew()
+        self._listen_anew(steering.Hand())
 
-    def _listen_anew(self) -> None:
+    def _listen_anew(self, hand: steering.Hand) -> None:
         self._controls, self._heard = steering.Controls(), 0.0
+        self._steady = Steady(hand, self._about.max_points)
         self._arrivals: deque[tuple[int, float]] = deque(maxlen=REMEMBERED_CONTROLS)
         self._shown = 0  # revision of the chunk that is out
 
@@ -86,7 +88,7 @@ class Session:
             raise wire.ProtocolError("too_many", f"{WAITING_REQUESTS} requests wait already; send one at a time")
         else:
             if isinstance(message, wire.Start):
-                self._listen_anew()
+                self._listen_anew(steering.Hand(**message.hand.model_dump()))
             self._requests.append(message)
         self._wake.set()
 
@@ -99,6 +101,7 @@ class Session:
         if controls.transfer not in ("", LIVE) and self._motion(controls.transfer) is None:
             raise wire.ProtocolError("field", f"Controls.transfer: no motion {controls.transfer!r}; upload it (again)")
         self._controls, self._heard = controls, time.monotonic()
+        self._steady.hear(controls, self._heard)
         self._arrivals.append((controls.revision, self._heard))
 
     def _motion(self, name: str) -> Motion | None:
@@ -263,7 +266,8 @@ class Session:
             await self._send(wire.Error(code="webcam", text=str(error), fatal=False), ())
 
     async def _chunk(self) -> None:
-        controls, heard, begun = self._controls, self._heard, time.monotonic()
+        heard, begun = self._heard, time.monotonic()
+        controls = self._steady.read(begun)
         performance = self._performance
         assert performance is not None
         made = await self._studio.worker.run(lambda: self._make(performance, controls))

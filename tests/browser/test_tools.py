@@ -99,7 +99,7 @@ def test_a_path_drawn_beforehand_begins_with_the_stream(tab: Tab, player: Watche
     tab.tool("erase")
     tab.drag([(0.2, 0.8), (0.25, 0.8)])
     until(lambda: len(player.performance.heard[-1].paths) == 1)
-    tab.page.get_by_role("button", name="Clear").click()
+    tab.page.get_by_role("button", name="Clear points").click()
     until(lambda: not player.performance.heard[-1].paths)
 
 

@@ -14,7 +14,7 @@ function fact(name, value) {
 function card(recording) {
   const { id, title, prompt, seed, seconds, frames, saved, student, digest } = recording;
   const place = `api/recordings/${encodeURIComponent(id)}`;
-  const video = make("video", { src: `${place}/video.mp4`, poster: `${place}/first.png`, controls: true, loop: true, preload: "none", playsInline: true });
+  const video = make("video", { src: `${place}/video.mp4`, poster: `${place}/first.png`, controls: true, loop: true, preload: "metadata", playsInline: true });
   video.setAttribute("aria-label", `Recording ${title || id}`);
   const facts = make("dl", {}, fact("Length", `${seconds.toFixed(1)} s, ${frames} frames`), fact("Seed", String(seed)), fact("Student", student), fact("Weights", digest.slice(0, 12)));
   const links = Object.entries(FILES).map(([file, text]) => make("a", { href: `${place}/${file}`, download: `${id}-${file}`, textContent: text }));

@@ -119,7 +119,7 @@ export class Overlay {
       if (!rows[i + 2]) continue;
       c.beginPath();
       c.arc(rows[i] * this.width, rows[i + 1] * this.height, 4.5, 0, TURN);
-      c.strokeStyle = "rgb(255 255 255 / 0.75)";
+      c.strokeStyle = "rgb(255 255 255 / 0.55)";
       c.stroke();
     }
   }

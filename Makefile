@@ -16,7 +16,7 @@ FIRST := $(if $(filter plan,$(MAKECMDGOALS)),,$(firstword $(GOALS)))
 RUN = $(PY) -m pipelines $(1) --preset '$(PRESET)' --runs '$(RUNS)' $(if $(SRC),--src '$(SRC)') $(ARGS)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup data teacher distill eval plan plan-check inspect export demo bench bench-data bench-trackers kill-test sweep nano-base notebooks ui test test-gpu lint clean
+.PHONY: help setup data teacher distill eval plan plan-check inspect export demo generate bench bench-data bench-trackers kill-test sweep nano-base notebooks ui test test-gpu lint clean
 .NOTPARALLEL:
 
 help:  ## this table
@@ -57,6 +57,9 @@ export: $(STAMP)  ## newest teacher and student (or CHECKPOINT=folder) for diffu
 
 demo: $(STAMP)  ## drag points, see the video follow: newest student, or the shipped one, on http://127.0.0.1:7860
 	@$(call RUN,demo)
+
+generate: $(STAMP)  ## the demo without its page, as in ARGS="--image a.png --motion pan --seconds 5 --out a.mp4"
+	@$(call RUN,generate)
 
 bench: $(STAMP)  ## paired timings: cache, transformer, decoder, at the preset's size with random weights
 	@$(call RUN,bench)

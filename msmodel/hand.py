@@ -1,16 +1,22 @@
 """Imperfect hands: points that follow where a hand has them, smoothly and no faster than allowed.
 
-Legend: T frames, n points. Positions are float64 clip pixels.
+Two places, since a stream listens once a chunk only. `Steady` stands where snapshots arrive, some sixty a second: it takes
+the tremor out before a chunk samples it (8 to 12 Hz would alias at four chunks a second), remembers where a point was
+first heard of, and hands out a point that was let go once more, where it was let go. `Follower` moves points from chunk to
+chunk.
+
+Legend: T frames, n points. Positions are float64 clip pixels in Follower, shares of the frame in Steady.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Hashable, Iterable, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 
-from msmodel.controls import Hand
+from msmodel.controls import Controls, Hand
 
 
 class Follower:
@@ -57,3 +63,69 @@ class Follower:
     def forget(self, keys: Iterable[Hashable]) -> None:
         for key in keys:
             self._points.pop(key, None)
+
+
+@dataclass
+class _Held:
+    """One point in a hand: where it was first heard of, where it is after smoothing, where the hand has it now."""
+
+    origin: np.ndarray
+    at: np.ndarray
+    target: np.ndarray
+    pinned: bool
+    let_go: bool = False
+    read_at: np.ndarray | None = None  # where the last reading had it
+
+
+class Steady:
+    """Snapshots as they arrive in, the snapshot that a chunk sees out. Dragged points go through an exponential filter in real
+    time, which lags by the time constant; what is pinned is not touched. One for each stream."""
+
+    def __init__(self, hand: Hand) -> None:
+        self._tau = hand.smooth_seconds
+        self._newest = Controls()
+        self._points: dict[int, _Held] = {}
+        self._heard = 0.0
+
+    def hear(self, controls: Controls, seconds: float) -> None:
+        """The newest snapshot, at a time that does not go back."""
+        self._go_on(seconds)
+        self._newest = controls
+        places = dict(zip(controls.ids.tolist(), np.asarray(controls.xy, np.float64), strict=True))
+        for id_, point in list(self._points.items()):
+            if id_ not in places and (point.pinned or not self._news(point)):
+                del self._points[id_]
+            point.let_go = id_ not in places
+        for (id_, place), pinned in zip(places.items(), controls.pinned.tolist(), strict=True):
+            point = self._points.setdefault(id_, _Held(place, place, place, pinned))
+            point.target, point.pinned = place, pinned
+            if pinned:
+                point.at = place
+
+    def read(self, seconds: float) -> Controls:
+        """What a chunk that begins now sees."""
+        self._go_on(seconds)
+        points = list(self._points.items())
+        xy = [point.target if point.let_go else point.at for _, point in points]
+        origin = [at if point.read_at is not None else point.origin for at, (_, point) in zip(xy, points, strict=True)]
+        for at, (_, point) in zip(xy, points, strict=True):
+            point.read_at = at
+        self._points = {id_: point for id_, point in points if not point.let_go}
+        return replace(
+            self._newest,
+            ids=np.array([id_ for id_, _ in points], np.int64),
+            xy=np.array(xy, np.float32).reshape(-1, 2),
+            pinned=np.array([point.pinned for _, point in points], bool),
+            origin=np.array(origin, np.float32).reshape(-1, 2),
+        )
+
+    def _news(self, point: _Held) -> bool:
+        """Whether no reading had a dragged point where it was let go."""
+        known = point.origin if point.read_at is None else point.read_at
+        return bool(np.abs(point.target - known).max() > 1e-6)
+
+    def _go_on(self, seconds: float) -> None:
+        left = math.exp(-max(seconds - self._heard, 0.0) / self._tau) if self._tau else 0.0
+        for point in self._points.values():
+            point.at = point.target + left * (point.at - point.target)
+        self._heard = max(self._heard, seconds)

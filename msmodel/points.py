@@ -6,6 +6,7 @@ Legend: n points. xy: pixels, x first, origin at the top-left corner, pixel cent
 from __future__ import annotations
 
 import numpy as np
+from scipy.spatial import cKDTree
 
 
 def uniform_grid(height: int, width: int, rows: int, cols: int) -> np.ndarray:
@@ -26,3 +27,14 @@ def ping_pong(frames: int, total: int, first: int = 0) -> np.ndarray:
         raise ValueError("a clip of one frame cannot be played back and forth")
     at = np.arange(first, total) % (2 * (frames - 1))
     return np.minimum(at, 2 * (frames - 1) - at)
+
+
+def crowded(places: np.ndarray, rank: np.ndarray, reach: float) -> np.ndarray:
+    """Which of n points (n 2, finite) to leave out so that no two lie nearer than `reach` to each other: n bool. Of
+    two the one with the higher rank goes."""
+    out = np.zeros(len(places), bool)
+    pairs = cKDTree(places).query_pairs(reach, output_type="ndarray") if len(places) > 1 else np.zeros((0, 2), int)
+    pairs = np.where((rank[pairs[:, 0]] < rank[pairs[:, 1]])[:, None], pairs, pairs[:, ::-1])
+    for first, later in pairs[np.argsort(rank[pairs[:, 0]], kind="stable")]:
+        out[later] |= not out[first]
+    return out

@@ -19,6 +19,7 @@ import numpy as np
 from scipy.spatial import cKDTree
 
 from msmodel.controls import Camera, Controls, Hand, Path
+from msmodel.ground import Ground
 from msmodel.hand import Follower
 from msmodel.points import inside, ping_pong
 from msmodel.slots import Slots
@@ -44,12 +45,12 @@ class Layer:
 
 
 class Steering:
-    """Tracks chunk after chunk. size: (height, width) of a clip. grid: rows and columns that the model was trained
-    with.
+    """Tracks chunk after chunk. size: (height, width) of a clip. grid: rows and columns the model was trained with.
 
-    max_tracks: slots, and so ids; visible points beyond them are an error where the user placed them, and left out
-    where a camera or a motion did. A point that is dragged or pinned goes where the newest snapshot has it
-    (msmodel.hand.Follower).
+    max_tracks: slots, and so ids. Points beyond them are an error where the user placed them, and left out where a camera
+    or a motion did; a camera needs about one and a half grids beside the user's. A point that is dragged or pinned goes
+    where the newest snapshot has it (msmodel.hand.Follower). depth: H W relative inverse depth of the picture (larger is
+    nearer), for the camera; None for a plane. While a transfer is named the camera rests.
     """
 
     def __init__(
@@ -59,10 +60,12 @@ class Steering:
         hand: Hand,
         max_tracks: int,
         grid: tuple[int, int],
+        depth: np.ndarray | None = None,
     ) -> None:
         if problems := hand.problems():
             raise ValueError("; ".join(problems))
         self.size, self.fps, self.hand, self.max_tracks = size, fps, hand, max_tracks
+        self._grid, self._depth = grid, depth
         self._step = np.array([size[1] / grid[1], size[0] / grid[0]])
         self._motions: dict[str, tuple[np.ndarray, np.ndarray]] = {}
         self._seen: tuple[list[Key], np.ndarray] = ([], np.zeros((0, 2)))
@@ -77,6 +80,8 @@ class Steering:
         self._held: dict[Key, None] = {}  # let go and pinned, the oldest first
         self._begun: dict[int, int] = {}  # path -> its first frame
         self._playing = ("", 0)  # motion, its first frame
+        self._ground: Ground | None = None
+        self._last: dict[Key, np.ndarray] = {}  # where the user's points ended
         self._live: set[Key] = set()  # points of the live motion in the last chunk
 
     def fork(self) -> Steering:
@@ -113,7 +118,8 @@ class Steering:
         placed = sum(len(layer.keys) for layer in user[1:])
         if placed > self.max_tracks:
             raise ValueError(f"{placed} points are more than the {self.max_tracks} tracks of this stream: remove some")
-        layers = [self._motion(controls.transfer, first, count), *user]
+        motion = self._motion(controls.transfer, first, count)
+        layers = [self._camera(None if controls.transfer else controls.camera, user, count), motion, *user]
         self._next = first + count
         self._cover(layers)
         return self._in_slots(layers, count)
@@ -172,6 +178,21 @@ class Steering:
         layer.visible &= visible[at]
         return layer
 
+    def _camera(self, camera: Camera | None, user: list[Layer], count: int) -> Layer:
+        """The ground, less what the user's points lay on when they were placed or let go."""
+        last, self._last = self._last, {k: p for u in user for k, p in zip(u.keys, u.xy[-1], strict=True)}
+        if camera is None:
+            self._ground = None
+            return self._layer([], np.zeros((count, 0, 2)))
+        begins = self._ground is None
+        if self._ground is None:
+            self._ground = Ground(self.size, self.fps, self._grid, self._depth)
+        placed = [p for u in user for k, p in zip(u.keys, u.xy[0], strict=True) if begins or k not in last]
+        let_go = [p for k, p in last.items() if k not in self._last]
+        self._ground.take(np.array([*placed, *let_go]).reshape(-1, 2))
+        names, xy, visible = self._ground.frames(camera, count)
+        return Layer([("ground", name, 0) for name in names], xy, visible)
+
     def _layer(self, keys: list[Key], xy: np.ndarray) -> Layer:
         return Layer(keys, xy, inside(xy, *self.size))
 
@@ -191,7 +212,7 @@ class Steering:
         xy_px = np.zeros((count, self.max_tracks, 2), np.float32)
         visible = np.zeros((count, self.max_tracks), bool)
         xy_px[:, slots], visible[:, slots] = xy, seen
-        return xy_px, visible
+        return xy_px, visible & inside(xy_px, *self.size)  # 63.99999999 becomes 64 as float32
 
 
 def along(line: np.ndarray, share: np.ndarray) -> np.ndarray:

@@ -151,3 +151,26 @@ def resize_px(xy_px: np.ndarray, size: tuple[int, int], to: tuple[int, int]) -> 
     Pixel centres lie at +0.5 in both, so nothing is added.
     """
     return (xy_px * np.array([to[1] / size[1], to[0] / size[0]])).astype(np.float32)
+
+
+def resample(
+    xy_px: np.ndarray, visible: np.ndarray, fps: float, to_fps: float, frames: int | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Tracks (T n 2, T n) at another frame rate: frame i lies at i / to_fps seconds. Positions between two frames are on the
+    line where the point is seen in both, else the nearer frame's, and visible as that is.
+
+    frames: how many, None for as many as the clip lasts. Beyond its end points stay where they were, invisible.
+    """
+    last = len(xy_px) - 1
+    count = math.floor(last * to_fps / fps + 1e-6) + 1 if frames is None else frames
+    at = np.arange(count) * (fps / to_fps)
+    at = np.where(np.abs(at - np.round(at)) < 1e-6, np.round(at), at)
+    low, high = np.clip(np.floor(at).astype(int), 0, last), np.clip(np.ceil(at).astype(int), 0, last)
+    share = np.clip(at - low, 0, 1)[:, None]
+    both = visible[low] & visible[high]
+    nearer = np.where(share < 0.5, low[:, None], high[:, None])
+    nearest_xy = np.take_along_axis(xy_px, nearer[..., None], axis=0)
+    seen = np.where(both, True, np.take_along_axis(visible, np.broadcast_to(nearer, both.shape), axis=0))
+    between = (1 - share[..., None]) * xy_px[low] + share[..., None] * xy_px[high]
+    xy = np.where(both[..., None], between, nearest_xy)
+    return xy.astype(np.float32), seen & (at <= last)[:, None]

@@ -14,7 +14,19 @@ from typing import Any
 
 OK, FAILED, BAD_CONFIG, INTERRUPTED = 0, 1, 2, 130
 TARGETS = ("data", "teacher", "distill", "eval")
-OTHERS = ("plan", "config", "inspect", "export", "demo", "sweep", "bench", "bench-data", "bench-trackers", "nano-base")
+OTHERS = (
+    "plan",
+    "config",
+    "inspect",
+    "export",
+    "demo",
+    "generate",
+    "sweep",
+    "bench",
+    "bench-data",
+    "bench-trackers",
+    "nano-base",
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -53,6 +65,20 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--gpus", default="", help="how many GPUs, in place of compute.workers")
     parser.add_argument("--clip", default="", help="inspect: the clip's id (default: list some)")
     parser.add_argument("--checkpoint", default="", help="export: its folder (default: the newest teacher and student)")
+    made = parser.add_argument_group("generate")
+    made.add_argument(
+        "--image", default="", help="the first frame: PNG, JPEG or WebP, or the id of one of the demo's pictures"
+    )
+    made.add_argument(
+        "--motion", default="", help="pan, zoom, rotate, orbit, drag or still, as in pan:0.1,0 or drag:0.5,0.5,0.8,0.5"
+    )
+    made.add_argument(
+        "--tracks", default="", help="tracks to follow in place of a motion: npz, or Wan-Move's or ATI's files"
+    )
+    made.add_argument("--prompt", default="", help="text (default: the picture's own, if it has one)")
+    made.add_argument("--seconds", type=float, default=10.0, help="length (default: 10)")
+    made.add_argument("--seed", type=int, default=0, help="of the noise (default: 0)")
+    made.add_argument("--out", default="out.mp4", help="the film (default: out.mp4)")
     parser.add_argument("--retry-failed", action="store_true", help="try items again that failed unexpectedly")
     return parser
 
@@ -71,6 +97,10 @@ def _dispatch(cfg: Any, names: list[str], options: argparse.Namespace) -> int:
         from .export import export
 
         return _said(lambda: export(cfg, options.checkpoint))
+    if "generate" in names:
+        from .generate import Job, generate
+
+        return _said(lambda: generate(cfg, Job.of(options)))
     if "demo" in names:
         from .demo.serve import serve
 
@@ -124,7 +154,7 @@ def _targets() -> dict[str, tuple[Callable[[Any], Any], Any]]:
         "data": (data.data_or_report, data.STAGES),
         "teacher": (teacher.teacher, teacher.STAGES),
         "distill": (distill.distill, distill.STAGES),
-        "eval": (evaluate.evaluate, evaluate.STAGES),
+        "eval": (evaluate.evaluate_or_replay, evaluate.STAGES),
         "bench": (bench.bench, bench.STAGES),
         "bench-trackers": (bench_trackers.bench_trackers, bench_trackers.STAGES),
         "bench-data": (bench_data.bench_data, bench_data.STAGES),

@@ -1,4 +1,5 @@
-"""make eval: how well, how fast and how long. Leaves report.json, report.html and overview.png in RUNS/PRESET/report."""
+"""make eval: how well, how fast and how long. Leaves report.json, report.html and overview.png in RUNS/PRESET/report. With
+eval.replay a recorded session is played again instead (replay.py)."""
 
 from __future__ import annotations
 
@@ -12,10 +13,15 @@ from stages.records import Report
 
 from .data import data
 from .distill import distill
+from .replay import replay
 from .teacher import teacher
 from .wiring import Run
 
 STAGES = (ev.SELECT, ev.GENERATE, ev.MEASURE, ev.SPEED, ev.LONG_RUN, ev.REPORT)
+
+
+def evaluate_or_replay(run: Run) -> Report | ev.Figures:
+    return replay(run) if run.cfg.eval.replay else evaluate(run)
 
 
 def evaluate(run: Run) -> Report:

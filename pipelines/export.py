@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +18,7 @@ from msmodel.dit import WanDiT
 from msmodel.export import write_diffusers, write_original
 from msmodel.weights import fit_state, load_teacher, read_config
 from stages.records import Checkpoint
+from stages.spec import Stage
 from stages.train.dmd import DMD, GENERATOR
 from stages.train.publish import weights_digest
 from stages.train.raw import raw_weights
@@ -28,6 +29,7 @@ from .model_card import Facts, card
 from .wiring import RECORDS, found_in
 
 LEARNERS = {"teacher": "dit", "student": GENERATOR}
+MODELS = ((TEACHER, "teacher"), (DMD, "student"))
 
 
 @dataclass(frozen=True)
@@ -57,10 +59,10 @@ def export(cfg: Config, folder: str) -> list[Path]:
     return out
 
 
-def published(root: Path) -> list[Trained]:
-    """Teachers and students of a run, oldest first."""
+def published(root: Path, products: Sequence[tuple[Stage, str]] = MODELS) -> list[Trained]:
+    """Checkpoints of a run, by (stage, name), oldest first: its teachers and students."""
     codec, out = Codec(RECORDS, root), []
-    for stage, name in ((TEACHER, "teacher"), (DMD, "student")):
+    for stage, name in products:
         manifests = [m for p in (root / stage.name).glob("*/manifest.json") if (m := read_json(p)) is not None]
         for manifest in sorted(manifests, key=lambda m: m["provenance"]["finished"]):
             records = found_in(codec.decode(manifest["records"]), Checkpoint)

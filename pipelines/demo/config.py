@@ -5,6 +5,7 @@ from __future__ import annotations
 import ipaddress
 from dataclasses import dataclass
 
+DECODERS = ("auto", "vae", "tiny")
 LARGEST_RGB8 = 256 * 256  # pixels of a frame that encoding "auto" sends raw: 4.7 MB a second at 24 fps
 
 
@@ -38,6 +39,11 @@ class DemoConfig:
     max_upload_bytes: int = 16 << 20
     max_megapixels: float = 32.0  # of an uploaded picture
     max_uploads: int = 16
+    student: str = (
+        ""  # a folder with weights; "" takes the run's newest, or at nano the shipped one where there is none
+    )
+    decoder: str = "auto"  # "vae", "tiny", or "auto": the faster of them
+    record_minutes: float = 10.0  # after which a session is no longer recorded, though it goes on
 
     def problems(self) -> list[str]:
         out = []
@@ -56,9 +62,11 @@ class DemoConfig:
         if self.margin_ms < 0:
             out.append(f"demo.margin_ms: {self.margin_ms} is below zero")
         positive = ("hello_seconds", "idle_seconds", "strikes", "max_sockets", "max_message_bytes", "max_upload_bytes")
-        for name in (*positive, "max_megapixels", "max_uploads"):
+        for name in (*positive, "max_megapixels", "max_uploads", "record_minutes"):
             if vars(self)[name] <= 0:
                 out.append(f"demo.{name}: {vars(self)[name]} must be above zero")
+        if self.decoder not in DECODERS:
+            out.append(f"demo.decoder: {self.decoder!r} is none of {', '.join(DECODERS)}")
         if self.queue_length < 0:
             out.append(f"demo.queue_length: {self.queue_length} is below zero")
         return out

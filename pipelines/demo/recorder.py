@@ -1,11 +1,11 @@
 """Recording while it plays: frames go to encoders and tracks to a file, in a thread of their own, and memory holds hashes only.
 
-What is being recorded lies in RUNS/PRESET/recordings/.PID-XXXX.playing; `save` makes a whole recording of it, which may go on being
-played and be saved again.
-"""
+What is being recorded lies in RUNS/PRESET/recordings/.PID-XXXX.playing; `save` makes a whole recording of it, which may
+go on being played and be saved again."""
 
 from __future__ import annotations
 
+import logging
 import os
 import queue
 import re
@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 
 from stages.data.files import slug
-from stages.eval.films import Film, Trails, enlarged, joined
+from stages.eval.films import Film, Trails, enlarged
 from stages.eval.recordings import (
     DRAWN,
     FILES,
@@ -34,6 +34,7 @@ from stages.eval.recordings import (
 
 from .player import Played
 
+log = logging.getLogger(__name__)
 WAITING = 4  # chunks between the stream and the encoders; a stream that is faster than they are waits
 TITLE = 80  # most characters
 ID = re.compile(r"[a-z0-9][a-z0-9-]{0,79}")
@@ -67,7 +68,8 @@ class Recorder:
         if self.ended:
             return
         if self._frames + len(played.frames) > self._most_frames:
-            self.ended = f"the recording ended after {self._minutes:g} minutes (demo.record_minutes); what was recorded can be saved"
+            limit = f"{self._minutes:g} minutes (demo.record_minutes)"
+            self.ended = f"the recording ended after {limit}; what was recorded until then can be saved"
             return
         self._frames += len(played.frames)
         self._queue.put(played)
@@ -150,17 +152,23 @@ class Recorder:
                 if not self._failed:
                     self._keep(played)
             except OSError as error:
-                self.ended, self._failed = f"the recording ended: {error}: is the disk full?", True
-                self._discard()
+                self._fail(f"the recording ended: {error}: is the disk full?")
+            except Exception as error:  # the stream must not wait for a thread that is gone
+                log.exception("the recorder failed")
+                self._fail(f"the recording failed ({error!r}): see the server's log")
             finally:
                 self._queue.task_done()
+
+    def _fail(self, why: str) -> None:
+        self.ended, self._failed = why, True
+        self._discard()
 
     def _keep(self, played: Played) -> None:
         if not self._shapes:
             self._folder.mkdir(parents=True, exist_ok=True)
         with open(self._folder / "tracks", "ab") as f:
-            f.write(np.ascontiguousarray(played.xy_px, np.float32).data)
-            f.write(np.ascontiguousarray(played.visible, bool).data)
+            f.write(np.asarray(played.xy_px, np.float32).tobytes())
+            f.write(np.asarray(played.visible, bool).tobytes())
         self._films[VIDEO].push(enlarged(played.frames))
         self._films[DRAWN].push(self._trails.draw(played.frames, played.xy_px, played.visible))
         self._digests.append(digest_of(played.frames))

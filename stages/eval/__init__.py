@@ -10,11 +10,12 @@ What calls what (pipelines/evaluate.py wires it; every run takes (config, inputs
     LONG_RUN  once      LongRunRun(model, eval.measure, eval.long_run), LongRunInputs(selection, student) -> Figures
     REPORT    once      ReportRun(preset, model, eval), ReportInputs(...) -> Report
 
-and for ablations and timings:
+and for ablations, timings and recorded sessions:
 
     SWEEP     once, a setting   SweepRun(...), SweepInputs(selection, student) -> Figures
     BENCH     once      BenchRun(model, bench), None -> Figures
     SWEEP_REPORT  once  SweepReportRun(...), SweepReportInputs(points, guided) -> Report
+    REPLAY    once      ReplayRun(model, eval.measure), ReplayInputs(folder, digest, student) -> Figures
 
 A model that has not been trained is None: its figures are null in report.json, with the reason under `null_reasons`.
 Items of real clips hold no checkpoint, so their features are measured once, whatever is trained. SPEED and LONG_RUN want
@@ -24,11 +25,21 @@ the machine to themselves. Records made here, for the codec: RECORDS.
 from __future__ import annotations
 
 from stages.eval.bench import BENCH, BenchRun
-from stages.eval.config import EvalConfig, GenerateRun, LongRunRun, MeasureRun, ReportRun, SelectRun, SpeedRun
+from stages.eval.config import (
+    EvalConfig,
+    GenerateRun,
+    LongRunRun,
+    MeasureRun,
+    ReplayRun,
+    ReportRun,
+    SelectRun,
+    SpeedRun,
+)
 from stages.eval.generate import GENERATE
 from stages.eval.items import EvalClip, EvalItem, Figures, Generated, Measured, Selection, guided_items, plan
 from stages.eval.long_run import LONG_RUN, LongRunInputs
 from stages.eval.measure import MEASURE
+from stages.eval.replay import REPLAY, ReplayInputs
 from stages.eval.report import REPORT
 from stages.eval.select import SELECT, SelectInputs
 from stages.eval.speed import SPEED, SpeedInputs
@@ -44,6 +55,7 @@ __all__ = [
     "LONG_RUN",
     "MEASURE",
     "RECORDS",
+    "REPLAY",
     "REPORT",
     "SELECT",
     "SPEED",
@@ -57,6 +69,8 @@ __all__ = [
     "LongRunInputs",
     "LongRunRun",
     "MeasureRun",
+    "ReplayInputs",
+    "ReplayRun",
     "ReportInputs",
     "ReportRun",
     "SelectInputs",

@@ -90,6 +90,7 @@ class EvalConfig:
     speed: SpeedConfig = field(default_factory=SpeedConfig)
     long_run: LongRunConfig = field(default_factory=LongRunConfig)
     report: ReportConfig = field(default_factory=ReportConfig)
+    replay: str = ""  # a folder of a recorded session: plays it again and compares, in place of an evaluation
 
     def problems(self) -> list[str]:
         """Every inconsistency, as 'eval.field: what is wrong and how to mend it'; empty when sound."""
@@ -172,6 +173,12 @@ class LongRunRun:
     model: ModelConfig
     measure: MeasureConfig  # raster and tracker of the drifting EPE
     long_run: LongRunConfig
+
+
+@dataclass(frozen=True)
+class ReplayRun:
+    model: ModelConfig
+    measure: MeasureConfig
 
 
 @dataclass(frozen=True)

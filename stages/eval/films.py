@@ -1,4 +1,5 @@
-"""Films of a stream: H.264 that is written while frames come, so that nothing of them stays in memory, and tracks drawn over them.
+"""Films of a stream: H.264 that is written while frames come, so that nothing of them stays in memory, and tracks drawn
+over them.
 
 Legend: T frames, n tracks, H W pixels.
 """
@@ -38,7 +39,7 @@ class Film:
             self._process = self._encoder(*frames.shape[1:3])
         assert self._process.stdin is not None
         try:
-            self._process.stdin.write(np.ascontiguousarray(frames).data)
+            self._process.stdin.write(frames.tobytes())
         except OSError as error:
             raise OSError(f"ffmpeg could not write {self._piece}: {self._end() or error}") from None
 
@@ -53,7 +54,17 @@ class Film:
             self._piece.unlink()
         aside = path.with_name(f".{path.stem}.part.mp4")
         command = [imageio_ffmpeg.get_ffmpeg_exe(), "-v", "error", "-y", "-f", "h264", "-framerate", f"{self._fps:g}"]
-        command += ["-i", str(self._stream), "-c", "copy", "-movflags", "+faststart", "-fflags", "+bitexact", str(aside)]
+        command += [
+            "-i",
+            str(self._stream),
+            "-c",
+            "copy",
+            "-movflags",
+            "+faststart",
+            "-fflags",
+            "+bitexact",
+            str(aside),
+        ]
         done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, check=False)
         if done.returncode:
             aside.unlink(missing_ok=True)
@@ -65,11 +76,23 @@ class Film:
             self._process.kill()
             self._end()
         for file in (self._stream, self._piece):
-            file.unlink(missing_ok=True)
+            if file.exists():
+                file.unlink()
 
     def _encoder(self, height: int, width: int) -> subprocess.Popen[bytes]:
         command = [imageio_ffmpeg.get_ffmpeg_exe(), "-v", "error", "-y", "-f", "rawvideo", "-pix_fmt", "rgb24"]
-        command += ["-s", f"{width}x{height}", "-r", f"{self._fps:g}", "-i", "-", "-c:v", "libx264", "-pix_fmt", "yuv420p"]
+        command += [
+            "-s",
+            f"{width}x{height}",
+            "-r",
+            f"{self._fps:g}",
+            "-i",
+            "-",
+            "-c:v",
+            "libx264",
+            "-pix_fmt",
+            "yuv420p",
+        ]
         command += ["-crf", "18", "-preset", "superfast", "-tune", "zerolatency", "-threads", "1", "-g", "48"]
         command += ["-fflags", "+bitexact", "-flags:v", "+bitexact", "-f", "h264", str(self._piece)]
         return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
@@ -108,7 +131,7 @@ class Trails:
         shown = np.flatnonzero(seen.any(axis=0))
         shown = shown[:: max(1, -(-len(shown) // MOST_TRACKS))]
         for t, picture in enumerate(large, start=len(self._xy)):
-            draw_tracks(picture, xy[:, shown], seen[:, shown], t, most=len(shown))
+            draw_tracks(picture, xy[:, shown], seen[:, shown], t, most=MOST_TRACKS)
         self._xy, self._visible = xy[-TRAIL:], seen[-TRAIL:]
         return large
 

@@ -1,4 +1,5 @@
-"""A student ready to be played: weights, decoder and text encoder loaded once, streams opened from a picture, a prompt and a seed.
+"""A student ready to be played: weights, decoder and text encoder loaded once, streams opened from a picture, a prompt
+and a seed.
 
 Demo, offline twin and replay open their streams here, so that the same picture, seed, prompts and tracks give the same frames,
 bit for bit on one machine with one number of threads.
@@ -28,7 +29,6 @@ from msmodel.weights import inference_dtype, load_student
 from stages.records import Checkpoint
 from stages.train.conditioning import image_conditioning
 
-DECODERS = ("auto", "vae", "tiny")
 Encode = Callable[[Sequence[str]], Tensor]  # prompts -> b l c
 
 
@@ -53,7 +53,7 @@ class Playable:
         if frame.shape != (*size, 3) or frame.dtype != np.uint8:
             raise ValueError(f"the first frame is {frame.shape} {frame.dtype}; this student needs {(*size, 3)} uint8")
         generator = torch.Generator().manual_seed(seed)
-        pixels = torch.from_numpy(np.ascontiguousarray(frame)).to(self.device).permute(2, 0, 1)[None] / 127.5 - 1
+        pixels = torch.from_numpy(frame.copy()).to(self.device).permute(2, 0, 1)[None] / 127.5 - 1
         return StreamingSession(
             self.student,
             self.maker,
@@ -73,8 +73,9 @@ class Playable:
 def load_playable(
     student: Checkpoint, tiny_vae: Checkpoint | None, decoder: str, points: int, device: torch.device
 ) -> Playable:
-    """decoder: "vae", "tiny", or "auto" for the faster: the tiny VAE where there is one and the VAE is Wan's; the nano VAE is as
-    fast as its tiny one (docs/LOG.md). ValueError where weights cannot be read, or "tiny" is asked for and there is none."""
+    """decoder: "vae", "tiny", or "auto" for the faster: the tiny VAE where there is one and the VAE is Wan's; the nano
+    VAE is as fast as its tiny one (docs/LOG.md). ValueError where weights cannot be read, or "tiny" is asked for and
+    there is none."""
     net = load_student(student.folder).eval().requires_grad_(False).to(device, inference_dtype(device))
     vae = load_vae(net.cfg.vae).eval().requires_grad_(False).to(device)
     tiny = decoder == "tiny" or (decoder == "auto" and tiny_vae is not None and not isinstance(vae, PatchVAE))

@@ -1,7 +1,8 @@
 """Recordings: a played session on disk, with all that it takes to play it again, bit for bit.
 
-A folder holds recording.json, first.png (the picture it began with), tracks.npz {xy_px T n 2 float32 in clip pixels, visible T n
-bool: as asked, frame by frame; fps; size: height, width}, video.mp4, and drawn.mp4 with the tracks over it. It is written aside and renamed.
+A folder holds recording.json, first.png (the picture it began with), tracks.npz {xy_px T n 2 float32 in clip pixels,
+visible T n bool: as asked, frame by frame; fps, height, width}, video.mp4, and drawn.mp4 with the tracks over it.
+It is written aside and renamed.
 
 Legend: T frames, n tracks.
 """
@@ -28,10 +29,10 @@ FILES = (ABOUT, FIRST, TRACKS, VIDEO, DRAWN)
 
 @dataclass(frozen=True)
 class Recording:
-    """recording.json. student: where the weights were; digest: theirs, decoder_digest: of the tiny VAE, "" for the VAE. picture: SHA-256
-    of the first frame's bytes. prompts: (chunk from which it holds, text). refreshes: chunks before which the sink was refreshed.
-    points: track ids that were drawn. lengths: pixel frames of each chunk. frames_sha256: of each chunk's frames. ended: why it
-    is shorter than what was played, "" where it is not."""
+    """recording.json. student: where the weights were; digest: theirs, decoder_digest: of the tiny VAE, "" for the VAE.
+    picture: SHA-256 of the first frame's bytes. prompts: (chunk from which it holds, text). refreshes: chunks before
+    which the sink was refreshed. points: track ids that were drawn. lengths: pixel frames of each chunk. frames_sha256:
+    of each chunk's frames. ended: why it is shorter than what was played, "" where it is not."""
 
     format: int
     id: str
@@ -76,7 +77,7 @@ class Recording:
 
 def digest_of(frames: np.ndarray) -> str:
     """SHA-256 of uint8 pixels."""
-    return hashlib.sha256(np.ascontiguousarray(frames).data).hexdigest()
+    return hashlib.sha256(np.ascontiguousarray(frames).tobytes()).hexdigest()
 
 
 def write_about(folder: Path, recording: Recording) -> None:
@@ -88,7 +89,8 @@ def write_first(folder: Path, frame: np.ndarray) -> None:
 
 
 def write_tracks(folder: Path, xy_px: np.ndarray, visible: np.ndarray, fps: float, size: tuple[int, int]) -> None:
-    arrays = {"xy_px": xy_px, "visible": visible, "fps": np.float64(fps), "size": np.array(size)}
+    numbers = {"fps": np.float64(fps), "height": np.int64(size[0]), "width": np.int64(size[1])}
+    arrays = {"xy_px": xy_px, "visible": visible, **numbers}
     save_npz(folder / TRACKS, arrays, compress=True)  # type: ignore[arg-type]
 
 

@@ -1,5 +1,6 @@
 import dataclasses
 
+import numpy as np
 import pytest
 import torch
 
@@ -139,3 +140,25 @@ def test_full_size_shapes_are_those_of_wan():
         dit=DiTConfig(image="first_latent"),
     )
     assert (five.latent_frames, five.chunks, five.tokens_per_frame) == (31, 10, 880) and five.problems() == []
+
+
+def test_shares_and_pixels_are_each_others_inverse():
+    xy = np.array([[0.5, 0.25], [1.0, 0.0]])
+    assert tracks.shares_to_px(xy, (40, 64)).tolist() == [[32, 10], [64, 0]]
+    assert tracks.px_to_shares(tracks.shares_to_px(xy, (40, 64)), (40, 64)).tolist() == xy.tolist()
+    assert tracks.resize_px(np.array([[32.0, 10.0]]), (40, 64), (80, 64)).tolist() == [[32, 20]]
+
+
+def test_resampling_interpolates_where_a_point_is_seen_and_holds_beyond_the_end():
+    xy = np.array([[0, 0], [4, 2], [8, 4], [12, 6]], np.float32)[:, None]
+    seen = np.ones((4, 1), bool)
+    out, visible = tracks.resample(xy, seen, 12, 24)
+    assert out[:, 0, 0].tolist() == [0, 2, 4, 6, 8, 10, 12] and visible.all()
+    out, visible = tracks.resample(xy, seen, 24, 16)  # at 0, 1.5 and 3 frames
+    assert out[:, 0].tolist() == [[0, 0], [6, 3], [12, 6]]
+    out, visible = tracks.resample(xy, seen, 12, 12, frames=6)
+    assert out[:, 0, 0].tolist() == [0, 4, 8, 12, 12, 12] and visible[:, 0].tolist() == [True] * 4 + [False] * 2
+    seen[1] = False
+    out, visible = tracks.resample(xy, seen, 12, 48)
+    assert visible[:9, 0].tolist() == [True, True, False, False, False, False, True, True, True]
+    assert out[:9, 0, 0].tolist() == [0, 0, 4, 4, 4, 4, 8, 8, 8]

@@ -1,0 +1,69 @@
+"""A tracker for pictures that come one by one, as from a webcam: pairwise Lucas-Kanade with a forward-backward check.
+
+A point that fails the check or leaves is lost; where a cell of the grid holds no point, a new one begins, under a new name.
+
+Legend: k points. Clip pixels, pixel centres at +0.5.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from msmodel.config import ClipConfig
+from msmodel.points import crowded, inside, uniform_grid
+from msmodel.tracks import resize_px
+from stages.data.cut import crop_box
+from stages.trackers.base import TrackerConfig
+from stages.trackers.matching import Video, match, resized
+
+CROWDED = 0.5  # grid steps below which the later of two points is given up
+
+
+class LiveTracker:
+    """grid: rows and columns. Frames may be of any size, but all of one; the middle of the clip's aspect is used."""
+
+    def __init__(self, clip: ClipConfig, grid: tuple[int, int], cfg: TrackerConfig) -> None:
+        self._clip, self._grid, self._cfg = clip, grid, cfg
+        self._born = 0
+        self.reset()
+
+    def reset(self) -> None:
+        """Begins anew from the grid with the next picture. Names are not used again."""
+        self._last: Video | None = None
+        self._names = np.zeros(0, int)
+        self._xy = np.zeros((0, 2), np.float32)  # work pixels
+
+    def see(self, frame: np.ndarray) -> tuple[list[int], np.ndarray]:
+        """The next picture (h w 3 uint8) -> names of the points that are followed, and where they are (k 2 clip pixels)."""
+        left, top, w, h = crop_box(frame.shape[1], frame.shape[0], self._clip)
+        video = resized(np.ascontiguousarray(frame[None, top : top + h, left : left + w]), self._cfg.work_height)
+        if self._last is not None and self._last.size == video.size:
+            self._follow(self._last, video)
+        else:
+            self.reset()
+        self._last = video
+        self._seed(video)
+        xy_px = resize_px(video.to_frame(self._xy), (h, w), (self._clip.height, self._clip.width))
+        return self._names.tolist(), xy_px
+
+    def _follow(self, last: Video, video: Video) -> None:
+        found, error = match(last.grey[0], video.grey[0], self._xy, self._cfg.window_px)
+        most = self._cfg.max_back_px * video.size[1] / self._clip.height
+        kept = (error <= most) & video.holds(found)
+        self._names, self._xy = self._names[kept], found[kept].astype(np.float32)
+
+    def _seed(self, video: Video) -> None:
+        """Gives up points that crowd others, and begins one in every cell that holds none."""
+        rows, cols = self._grid
+        step = np.array([video.size[0] / cols, video.size[1] / rows])
+        kept = ~crowded(self._xy / step, self._names, CROWDED)
+        self._names, self._xy = self._names[kept], self._xy[kept]
+        cell = np.floor((self._xy + 0.5) / step).astype(int)
+        cell = np.clip(cell, 0, [cols - 1, rows - 1])
+        empty = np.ones(rows * cols, bool)
+        empty[cell[:, 1] * cols + cell[:, 0]] = False
+        fresh = uniform_grid(video.size[1], video.size[0], rows, cols)[empty] - 0.5
+        assert inside(fresh + 0.5, video.size[1], video.size[0]).all()
+        self._names = np.concatenate([self._names, self._born + np.arange(len(fresh))])
+        self._xy = np.concatenate([self._xy, fresh])
+        self._born += len(fresh)

@@ -86,3 +86,13 @@ def test_live_frames_of_another_size_are_cut_to_the_clips_aspect():
     names, xy = tracker.see(big)
     np.testing.assert_allclose(xy, uniform_grid(40, 64, *GRID), atol=1e-3)
     assert names == list(range(160))
+
+
+def test_a_live_tracker_that_is_reset_begins_with_the_grid_under_new_names():
+    frames, _ = warped(6, 0.0, 1.0, (8.0, 0.0), 40, 64)
+    tracker = LiveTracker(CLIP, GRID, CFG)
+    assert tracker.reset()[0] == []
+    used = {name for f in frames for name in tracker.see(f)[0]}
+    names, xy = tracker.reset()
+    np.testing.assert_allclose(xy, uniform_grid(40, 64, *GRID), atol=1e-3)
+    assert not used & set(names)

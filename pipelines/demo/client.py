@@ -149,7 +149,7 @@ class Client:
         message, payload = wire.decode(data, wire.FROM_SERVER)
         if isinstance(message, wire.Chunk):
             return await self._show(message, payload, arrived)
-        if isinstance(message, wire.Error):
+        if isinstance(message, wire.Error) and message.code != wire.NOTICE:
             raise DemoError(message.code, message.text)
         if isinstance(message, wire.Changed) and message.what == "reset":
             self._restart()

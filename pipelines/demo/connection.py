@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import hmac
 import logging
 import secrets
 import time
@@ -13,6 +12,7 @@ from typing import TypeVar
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from . import protocol as wire
+from .guard import knows_token, same
 from .lobby import Full
 from .session import Session
 from .studio import Studio
@@ -53,6 +53,13 @@ class Connection:
             text = f"{self._cfg.max_sockets} sockets are open already; try again later"
             return await self._close(Ended(wire.FULL, text, "too_many_sockets"))
         studio.connections.add(self)
+        try:
+            await self._close(await self._live())
+        finally:
+            studio.connections.discard(self)
+
+    async def _live(self) -> Ended:
+        """Why it ended."""
         ended = Ended(wire.LEFT)
         try:
             async with asyncio.TaskGroup() as group:
@@ -64,9 +71,7 @@ class Connection:
             log.exception("a session failed", exc_info=faults)
             cause = _first(faults)
             ended = Ended(wire.FAULT, f"{type(cause).__name__}: {cause}; the server's log has the rest", "fault")
-        finally:
-            studio.connections.discard(self)
-        await self._close(ended)
+        return ended
 
     async def _close(self, ended: Ended) -> None:
         self._studio.meters.closed.labels(str(ended.code)).inc()
@@ -117,7 +122,7 @@ class Connection:
                 raise wire.ProtocolError(
                     "version", f"Hello.protocol: {message.protocol}; this server speaks {wire.VERSION}"
                 )
-            if self._cfg.token and not hmac.compare_digest(message.token.encode(), self._cfg.token.encode()):
+            if not (same(message.token, self._cfg.token) or knows_token(self._socket.headers, self._cfg.token)):
                 raise Ended(wire.RULES, "Hello.token: not the one this server was started with (demo.token)", "token")
             self._greeted.set()
         elif not self._greeted.is_set():

@@ -1,15 +1,15 @@
 """Who may speak to the server, and what its answers say to browsers: one ASGI layer around the app.
 
 A page of another site may reach 127.0.0.1 from the user's browser. Its requests carry its Origin, and after DNS rebinding its
-own name as Host: both are checked. The token comes as `Authorization: Bearer`, or as the cookie `token` where a page's <img>
-and <video> cannot send that.
+own name as Host: both are checked. The token comes as `Authorization: Bearer`, or as the cookie that a page opened with
+?token=.. leaves: its <img> and <video> cannot send more.
 """
 
 from __future__ import annotations
 
 import hmac
 from http.cookies import CookieError, SimpleCookie
-from urllib.parse import urlsplit
+from urllib.parse import parse_qs, urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import JSONResponse
@@ -27,6 +27,7 @@ HEADERS = {
     "Cross-Origin-Opener-Policy": "same-origin",
     "Permissions-Policy": "camera=(self), microphone=(), geolocation=()",
 }
+COOKIE = "token"
 WITH_TOKEN = ("/api/", "/metrics")  # the pages themselves hold nothing
 
 
@@ -48,14 +49,16 @@ class Guard:
                 )  # before accept: HTTP 403
             return await self._app(scope, receive, send)
 
+        cookie = {} if refusal else self._cookie(scope)
+
         async def sending(message: Message) -> None:
             if message["type"] == "http.response.start":
-                MutableHeaders(scope=message).update(HEADERS)
+                MutableHeaders(scope=message).update({**HEADERS, **cookie})
             await send(message)
 
         if refusal:
             answer = JSONResponse({"code": "origin", "text": refusal}, 403)
-        elif scope["path"].startswith(WITH_TOKEN) and not self._knows_token(headers):
+        elif scope["path"].startswith(WITH_TOKEN) and not knows_token(headers, self._cfg.token):
             text = "the token is missing or not the one this server was started with (demo.token)"
             answer = JSONResponse({"code": "token", "text": text}, 401, {"WWW-Authenticate": "Bearer"})
         else:
@@ -82,15 +85,28 @@ class Guard:
         name, _, port = netloc.rpartition(":")
         return is_loopback(name) and port == str(self._port)
 
-    def _knows_token(self, headers: Headers) -> bool:
-        wanted = self._cfg.token
-        if not wanted:
-            return True
-        sort, _, given = headers.get("authorization", "").partition(" ")
-        if sort.lower() != "bearer":
-            try:
-                cookie = SimpleCookie(headers.get("cookie", "")).get("token")
-            except CookieError:
-                cookie = None
-            given = cookie.value if cookie else ""
-        return hmac.compare_digest(given.strip().encode(), wanted.encode())
+    def _cookie(self, scope: Scope) -> dict[str, str]:
+        """For a page that is opened with the right token in its address."""
+        given = parse_qs(scope["query_string"].decode("latin-1")).get("token", [""])[0]
+        if not self._cfg.token or not same(given, self._cfg.token):
+            return {}
+        return {"Set-Cookie": f"{COOKIE}={given}; HttpOnly; SameSite=Strict; Path=/"}
+
+
+def knows_token(headers: Headers, token: str) -> bool:
+    """By bearer or cookie. token: "" for none, which everybody knows."""
+    if not token:
+        return True
+    sort, _, given = headers.get("authorization", "").partition(" ")
+    if sort.lower() != "bearer":
+        try:
+            cookie = SimpleCookie(headers.get("cookie", "")).get(COOKIE)
+        except CookieError:
+            cookie = None
+        given = cookie.value if cookie else ""
+    return same(given.strip(), token)
+
+
+def same(given: str, token: str) -> bool:
+    """In constant time."""
+    return hmac.compare_digest(given.encode(), token.encode())

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from infra.context import free_device
 from infra.files import git_sha
-from msmodel.steering import Controls, Steering
+from msmodel.steering import WEBCAM, Controls, Steering
 from msmodel.tracks import ID_RANGE
 from stages.eval.playing import Playable, load_playable
 from stages.eval.recordings import FORMAT, Recording, digest_of, found
@@ -92,6 +92,8 @@ class ModelPerformance:
 
     def next_chunk(self, controls: Controls) -> Played:
         """ValueError for more points than tracks, or a motion that was not added; the stream may go on."""
+        if controls.transfer == WEBCAM != self._controls.transfer:
+            self._live_anew()
         self._controls = controls
         chunk = self._session.next_chunk(beside=True)
         notice = self._recorder.ended if self._recorder and self._recorder.ended != self._told else ""
@@ -122,7 +124,7 @@ class ModelPerformance:
         """The prompt in force stays."""
         self._session.reset()
         self._steering.reset()
-        self._live = None
+        self._live_anew()
         if self._recorder:
             self._recorder.close()
         self._recorder, self._told = self._new_recorder(), ""
@@ -154,6 +156,11 @@ class ModelPerformance:
         """The session's controls."""
         self._asked = self._steering.tracks(self._controls, first, count)
         return torch.from_numpy(self._asked[0]), torch.from_numpy(self._asked[1])
+
+    def _live_anew(self) -> None:
+        """The webcam's points begin on the grid, as a clip's do."""
+        if self._live is not None:
+            self._steering.see(*self._live.reset())
 
     def _new_recorder(self) -> Recorder | None:
         if not self._record:

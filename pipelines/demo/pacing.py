@@ -43,10 +43,11 @@ class Pacer:
         """A chunk that plays for so many seconds has left."""
         self._begun, self._sent, self._seconds = begun, sent, seconds
 
-    def acknowledged(self, now: float, waited: float) -> None:
-        """It is shown, after it had waited so long at the client. A client that acknowledges sooner than the clip's fps allows,
-        because it shows nothing, is held to the fps."""
-        self._costs.append(now - self._begun - min(waited, now - self._sent))
+    def acknowledged(self, now: float, waited: float, measured: bool = True) -> None:
+        """It is shown, after it had waited so long at the client. measured: False where a pause makes that no cost. A client
+        that acknowledges sooner than the clip's fps allows, because it shows nothing, is held to the fps."""
+        if measured:
+            self._costs.append(now - self._begun - min(waited, now - self._sent))
         shown = max(now, self._earliest)
         self._ends = shown + self._seconds
         self._earliest = max(self._earliest, now - self.margin) + self._seconds / FASTEST

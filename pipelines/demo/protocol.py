@@ -23,6 +23,7 @@ LARGEST_ID = 1 << 24  # ids travel as float32
 FARTHEST = (-1.0, 2.0)  # shares; what lies beyond is clipped
 # Close codes
 LEFT, GOING, RULES, FAULT, FULL, IDLE = 1000, 1001, 1008, 1011, 1013, 4000
+NOTICE = "notice"  # code of an error that is none: something the user should know
 _HEAD = struct.Struct("<2sBBI")
 
 

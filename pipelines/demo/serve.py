@@ -27,27 +27,41 @@ VANISHED_MS = 30_000  # after which a peer that takes no bytes is given up by th
 
 
 def serve(cfg: Config) -> int:
-    """Serves until Ctrl-C. Exit status: 0 ended, 1 could not begin. Its address is taken before the model is loaded: who comes
-    early waits, and a port in use is said at once."""
-    demo = cfg.demo
+    """Serves the preset's student until Ctrl-C. Exit status: that of `run`."""
+
+    def load() -> Player:
+        from .model_player import load_player  # torch and all: after the address is taken
+
+        return load_player(cfg)
+
+    return run(load, cfg.demo)
+
+
+def run(load: Callable[[], Player], cfg: DemoConfig) -> int:
+    """Serves until Ctrl-C or SIGTERM, in the main thread. Exit status: 0 ended, 1 could not begin. Its address is taken before
+    the model is loaded: a port in use is said at once, and who comes early waits."""
     try:
-        listener = listen(demo)
+        listener = listen(cfg)
     except OSError as error:
+        where = f"demo.host, demo.port: {cfg.host}:{cfg.port}"
         print(
-            f"demo.port: {demo.host}:{demo.port} cannot be served ({error.strerror}); set another demo.port",
+            f"{where} cannot be served ({error.strerror}); end what runs there, or set another demo.port",
             file=sys.stderr,
         )
         return FAILED
     with listener, _quiet_termination():
-        from .model_player import load_player
-
         try:
-            return run(load_player(cfg), demo, listener)
+            player = load()
+            print(f"{player.about.preset}: {player.about.student}, on {player.about.device}", flush=True)
+            key = "/?token=..." if cfg.token else ""
+            words = f"serving on {address_of(listener)}{key} (Ctrl-C ends)"
+            make_server(player, cfg, listener, lambda: print(words, flush=True)).run([listener])
         except KeyboardInterrupt:
             return OK
         except (ValueError, OSError) as error:
             print(error, file=sys.stderr)
             return FAILED
+    return OK
 
 
 def listen(cfg: DemoConfig) -> socket.socket:
@@ -63,16 +77,6 @@ def address_of(listener: socket.socket) -> str:
     """http://host:port."""
     host, port = listener.getsockname()[:2]
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
-
-
-def run(player: Player, cfg: DemoConfig, listener: socket.socket) -> int:
-    """Serves a player until a signal. In the main thread."""
-    print(f"{player.about.preset}: {player.about.student}, on {player.about.device}", flush=True)
-    server = make_server(
-        player, cfg, listener, lambda: print(f"serving on {address_of(listener)} (Ctrl-C ends)", flush=True)
-    )
-    server.run([listener])
-    return OK
 
 
 def make_server(player: Player, cfg: DemoConfig, listener: socket.socket, ready: Callable[[], None]) -> Server:

@@ -60,7 +60,8 @@ class Session:
         self._webcam: bytes | None = None
         self._performance: Performance | None = None  # the worker's
         self._motions: set[str] = set()  # that the performance has
-        self._playing = self._paused = False
+        self._playing = self._paused = False  # a performance that was stopped can still be saved
+        self._disturbed = False  # a pause was asked for since the last chunk left
         self._next = 0  # index of the next chunk
         self._seq = -1
         self._unacknowledged: int | None = None
@@ -112,7 +113,7 @@ class Session:
         if message.seq != self._unacknowledged:
             return  # of before a reset or a start
         now, self._unacknowledged = time.monotonic(), None
-        self._pacer.acknowledged(now, message.waited_ms / 1000)
+        self._pacer.acknowledged(now, message.waited_ms / 1000, measured=not self._disturbed)
         while self._arrivals and self._arrivals[0][0] <= self._shown:
             self._studio.meters.control_to_pixel.observe(now - self._arrivals.popleft()[1])
 
@@ -161,24 +162,29 @@ class Session:
     async def _serve(self, request: wire.Message) -> None:
         if isinstance(request, wire.Start):
             return await self._start(request)
+        if isinstance(request, wire.Save):
+            return await self._save(request.title)
         if not self._playing:
             raise Refused("not_started", f"{type(request).__name__}: nothing plays; send start first")
         if isinstance(request, wire.Pause | wire.Resume):
-            self._paused = isinstance(request, wire.Pause)
+            self._paused, self._disturbed = isinstance(request, wire.Pause), True
             if not self._paused and self._unacknowledged is None:
                 self._pacer.restart()
             self._sent_at = time.monotonic()
             await self._send((wire.Paused if self._paused else wire.Resumed)(chunk=self._next), ())
         elif isinstance(request, wire.Stop):
-            self._forget()
+            self._playing = self._paused = False
+            self._unacknowledged = None
             await self._send(wire.Stopped(reason="asked for"), ())
-        elif isinstance(request, wire.Save):
-            performance, title = self._performance, request.title
-            assert performance is not None
-            folder = await self._asked("save", lambda: performance.save(title))
-            await self._send(wire.Saved(id=folder.name), ())
         else:
             await self._change(request)
+
+    async def _save(self, title: str) -> None:
+        performance = self._performance
+        if performance is None:
+            raise Refused("not_started", "Save: nothing was played yet; send start first")
+        folder = await self._asked("save", lambda: performance.save(title))
+        await self._send(wire.Saved(id=folder.name), ())
 
     async def _change(self, request: wire.Message) -> None:
         """Reset, another prompt, another sink: from the next chunk on."""
@@ -269,9 +275,12 @@ class Session:
         played, sent = made.played, time.monotonic()
         self._seq, self._next = self._seq + 1, played.index + 1
         self._unacknowledged, self._sent_at, self._shown = self._seq, sent, controls.revision
+        self._disturbed = False
         self._pacer.sent(begun, sent, len(made.lengths) / self._about.fps)
         self._count(made, sent - begun)
         await self._send(self._header(made, heard, begun, sent), made.parts)
+        if played.notice:
+            await self._send(wire.Error(code=wire.NOTICE, text=played.notice, fatal=False), ())
         await settling
 
     def _make(self, performance: Performance, controls: steering.Controls) -> Made:

@@ -11,6 +11,8 @@ import struct
 import threading
 import warnings
 from collections import OrderedDict
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
@@ -80,14 +82,14 @@ class Shelf(Generic[T]):
 def read_picture(data: bytes, content_type: str, height: int, width: int, megapixels: float) -> Cut:
     """A PNG, JPEG or WebP as a first frame. Raises ValueError, before decoding where its header is enough to tell."""
     image = _opened(data, PICTURES[content_type], megapixels)
-    orientation = image.getexif().get(_ORIENTATION, 1)
-    turned = orientation in (5, 6, 7, 8)
-    full = image.size[::-1] if turned else image.size
-    longest = 2 * max(height, width)
-    image.draft("RGB", (longest, longest))  # a JPEG is decoded no larger than needed
-    upright = ImageOps.exif_transpose(_loaded(image))
+    with _decoding():
+        turned = image.getexif().get(_ORIENTATION, 1) in (5, 6, 7, 8)
+        full = image.size[::-1] if turned else image.size
+        longest = 2 * max(height, width)
+        image.draft("RGB", (longest, longest))  # a JPEG is decoded no larger than needed
+        upright = _flat(ImageOps.exif_transpose(image))
     crop = centre_crop(*full, height, width)
-    return Cut(np.asarray(_fitted(_flat(upright), full, crop, height, width)), *full, crop)
+    return Cut(np.asarray(_fitted(upright, full, crop, height, width)), *full, crop)
 
 
 def read_depth(data: bytes, content_type: str, height: int, width: int, megapixels: float) -> np.ndarray:
@@ -98,13 +100,16 @@ def read_depth(data: bytes, content_type: str, height: int, width: int, megapixe
             f"depth: a PNG of mode {image.mode}; send one that is grey, of 8 or 16 bit, without transparency"
         )
     largest = 255 if image.mode == "L" else 65535
-    grey = Image.fromarray(np.asarray(_loaded(image), np.float32) / largest)
+    with _decoding():
+        grey = Image.fromarray(np.asarray(image, np.float32) / largest)
     return np.clip(np.asarray(_fitted(grey, grey.size, centre_crop(*grey.size, height, width), height, width)), 0, 1)
 
 
 def read_webcam(data: bytes, megapixels: float) -> np.ndarray:
     """A JPEG as h w 3 uint8, of whatever size. Raises ValueError."""
-    return np.asarray(_flat(_loaded(_opened(data, "JPEG", megapixels))))
+    image = _opened(data, "JPEG", megapixels)
+    with _decoding():
+        return np.asarray(_flat(image))
 
 
 def centre_crop(width: int, height: int, clip_height: int, clip_width: int) -> tuple[int, int, int, int]:
@@ -133,12 +138,13 @@ def _opened(data: bytes, sort: str, megapixels: float) -> Image.Image:
     return image
 
 
-def _loaded(image: Image.Image) -> Image.Image:
+@contextmanager
+def _decoding() -> Iterator[None]:
+    """What a broken file raises is a ValueError in words."""
     try:
-        image.load()
+        yield
     except BROKEN as error:
         raise ValueError(f"picture: cut off or broken ({error}); send it again") from None
-    return image
 
 
 def _flat(image: Image.Image) -> Image.Image:

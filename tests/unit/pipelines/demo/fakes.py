@@ -32,6 +32,7 @@ ABOUT = About(
     grid=(5, 8),
 )
 RADIUS = 0.18  # of the disc, in frame heights
+FILES = ("video.mp4", "drawn.mp4", "first.png", "tracks.npz", "recording.json")
 REACH = 0.25  # shares: a point that appears no farther from the disc's middle takes it along
 
 
@@ -96,11 +97,7 @@ class FakePlayer:
 
     def recording_file(self, id: str, name: str) -> Path:
         known = {r["id"] for r in self.recordings()}
-        if (
-            self.folder is None
-            or id not in known
-            or name not in ("video.mp4", "first.png", "tracks.npz", "recording.json")
-        ):
+        if self.folder is None or id not in known or name not in FILES:
             raise ValueError(f"no {name} of a recording {id!r}")
         return self.folder / id / name
 
@@ -184,7 +181,8 @@ class FakePerformance:
         folder = self.player.folder / name
         folder.mkdir(parents=True)
         frames = np.concatenate(self.frames)
-        write_mp4(folder / "video.mp4", frames, self.player.about.fps)
+        for film in ("video.mp4", "drawn.mp4"):
+            write_mp4(folder / film, frames, self.player.about.fps)
         write_png(folder / "first.png", self.start.frame)
         save_npz(folder / "tracks.npz", {"xy_px": np.zeros((len(frames), 0, 2), np.float32)})
         about = {"id": name, "title": title, "prompt": self.prompt, "seed": self.start.seed, "frames": len(frames)}

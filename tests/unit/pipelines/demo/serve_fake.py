@@ -8,7 +8,7 @@ import tempfile
 from pathlib import Path
 
 from pipelines.demo.config import DemoConfig
-from pipelines.demo.serve import listen, run
+from pipelines.demo.serve import run
 
 from .fakes import FakePlayer
 
@@ -21,11 +21,8 @@ def main() -> int:
     parser.add_argument("--encoding", default=DemoConfig.encoding)
     options = parser.parse_args()
     cfg = DemoConfig(port=options.port, idle_seconds=options.idle, encoding=options.encoding)
-    with tempfile.TemporaryDirectory() as folder, listen(cfg) as listener:
-        try:
-            return run(FakePlayer(folder=Path(folder), seconds=options.seconds, settle_seconds=0.03), cfg, listener)
-        except KeyboardInterrupt:
-            return 0
+    with tempfile.TemporaryDirectory() as folder:
+        return run(lambda: FakePlayer(folder=Path(folder), seconds=options.seconds, settle_seconds=0.03), cfg)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,6 @@ import numpy as np
 import psutil
 import pytest
 
-from pipelines.demo.app import PAGE
 from pipelines.demo.config import DemoConfig
 from tests.unit.pipelines.demo.test_uploads import png_header, quarters, written
 
@@ -60,7 +59,6 @@ def test_what_is_not_there_is_404(served, path):
     assert status == 404 and set(json.loads(body)) == {"code", "text"}
 
 
-@pytest.mark.skipif(not (PAGE / "index.html").exists(), reason="without the page")
 def test_the_pages_are_served(served):
     for path in ("/", "/gallery"):
         status, headers, body = served.ask("GET", path)
@@ -202,6 +200,13 @@ def test_the_token_opens_the_api(guarded, headers, status):
     assert guarded.ask("GET", "/health")[0] == 200
     upload = guarded.ask("POST", "/api/pictures", written(quarters(40, 64)), {**headers, **PNG})
     assert upload[0] == status
+
+
+def test_a_page_opened_with_the_token_leaves_a_cookie(guarded):
+    assert "Set-Cookie" not in guarded.ask("GET", "/health?token=wrong")[1]
+    cookie = guarded.ask("GET", "/health?token=secret")[1]["Set-Cookie"]
+    assert "HttpOnly" in cookie and "SameSite=Strict" in cookie
+    assert guarded.ask("GET", "/api/about", headers={"Cookie": cookie.partition(";")[0]})[0] == 200
 
 
 def test_the_config_is_checked():

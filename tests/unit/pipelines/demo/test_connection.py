@@ -63,7 +63,7 @@ def is_free(served: Served, player: FakePlayer) -> None:
     assert served.json("/health") == {"status": "ok", "sessions": 0, "queued": 0}
 
 
-def test_a_session_from_hello_to_stop():
+def test_a_session_from_hello_to_stop(tmp_path):
     async def scene(url: str) -> None:
         async with Client(url) as client:
             welcome = await client.enter()
@@ -78,11 +78,13 @@ def test_a_session_from_hello_to_stop():
                 assert 0 < s.chunk.begun_ms < s.chunk.server_ms and s.chunk.cache_bytes == 1000
             await client.send(wire.Stop())
             assert (await client.expect(wire.Stopped)).reason == "asked for"
+            await client.send(wire.Save(title="what was played can still be saved"))
+            await client.expect(wire.Saved)
             await client.start("dusk")
             again = await client.chunk()
             assert again.chunk.chunk == 0 and again.chunk.seq > 3, "seq counts on, chunk begins anew"
 
-    with serving(player := quick()) as served:
+    with serving(player := quick(folder=tmp_path)) as served:
         meet(scene(served.url))
         is_free(served, player)
         text = served.ask("GET", "/metrics")[2].decode()
@@ -120,9 +122,9 @@ def test_only_one_chunk_is_ever_unacknowledged_and_silence_ends_it():
                 try:
                     await client.control()
                 except ConnectionClosed:
-                    break
+                    return await close_code(client)
                 await asyncio.sleep(0.02)
-            return await close_code(client)
+            raise AssertionError("it may still talk")
 
     with serving(player := quick(), idle_seconds=0.8) as served:
         assert meet(scene(served.url)) == wire.IDLE
@@ -419,6 +421,17 @@ def test_who_does_not_introduce_himself_is_shown_out(first, code, word):
     with serving(player := quick(), token="right", hello_seconds=0.2) as served:
         meet(scene(served.url))
         is_free(served, player)
+
+
+def test_a_page_may_show_the_token_as_a_cookie():
+    async def scene(url: str) -> None:
+        address = url.replace("http", "ws") + "/ws"
+        async with connect(address, proxy=None, additional_headers={"Cookie": "token=right"}) as socket:
+            await socket.send(wire.encode(wire.Hello(protocol=1, token="")))
+            assert isinstance(wire.decode(await socket.recv(), wire.FROM_SERVER)[0], wire.Welcome)
+
+    with serving(quick(), token="right") as served:
+        meet(scene(served.url))
 
 
 def test_an_old_page_is_told_to_load_anew():

@@ -4,24 +4,32 @@ from __future__ import annotations
 
 import json
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from msmodel.steering import Controls, Hand
+from msmodel.tiny_vae import TinyDecoder
+from msmodel.weights import save_weights
 from pipelines.config import load
 from pipelines.demo.model_player import ModelPlayer, make_player, warm_up
-from pipelines.demo.player import Start
+from pipelines.demo.player import Picture, Start
+from pipelines.demo.soak import soak
 from pipelines.demo.student import Chosen
 from stages.data.files import write_mp4
 from stages.eval.config import MeasureConfig, ReplayRun
+from stages.eval.playing import load_playable
 from stages.eval.recordings import read_recording, replay_digest
 from stages.eval.replay import ReplayInputs, run
 from stages.records import Checkpoint
 from stages.spec import StageError
 from stages.trackers import TrackerConfig
+from tests.unit.msmodel.models import randomise
 from tests.unit.stages.eval import players, world
+
+MEASURE = MeasureConfig(64, 96, TrackerConfig(name="lucas_kanade"))
 
 
 @pytest.fixture(scope="module")
@@ -69,9 +77,8 @@ def session(player: ModelPlayer) -> Path:
 
 
 def replay(folder, checkpoint, tmp_path, model):
-    measure = MeasureConfig(64, 96, TrackerConfig(name="lucas_kanade"))
     ctx = world.FakeContext(tmp_path).within("replay")
-    figures = run(ReplayRun(model, measure), ReplayInputs(str(folder), replay_digest(folder), checkpoint), ctx)
+    figures = run(ReplayRun(model, MEASURE), ReplayInputs(str(folder), replay_digest(folder), checkpoint), ctx)
     return json.loads(Path(figures.file).read_text()), ctx
 
 
@@ -100,6 +107,19 @@ def test_a_reset_plays_the_same_again_and_other_seeds_do_not(player):
         assert (a.frames != c.frames).any()
     for opened in (performance, other):
         opened.close()
+
+
+def test_a_recording_begins_anew_with_a_reset_and_the_prompt_in_force(player):
+    performance = player.open(Start(players.picture(), "a hall", 5))
+    play(performance, range(6))
+    performance.set_prompt("a door")
+    performance.reset()
+    with pytest.raises(ValueError, match="nothing was played"):
+        performance.save("x")
+    play(performance, range(3))
+    found = read_recording(performance.save("x"))
+    assert (len(found.lengths), found.prompts, found.refreshes) == (3, ((0, "a door"),), ())
+    performance.close()
 
 
 def test_prompts_and_refreshes_act_from_the_next_chunk_on(player):
@@ -190,12 +210,18 @@ def test_a_clip_and_a_webcam_move_the_picture(player, tmp_path):
     both = first.visible[0] & second.visible[-1]
     assert both.any()
     np.testing.assert_allclose(second.xy_px[-1][both], xy_px[2][: len(both)][both[: xy_px.shape[1]]], atol=1e-3)
-    for frame in clip[:2]:
+    for frame in clip[:6]:
         performance.see(frame)
-        live = performance.next_chunk(Controls(3, transfer="webcam"))
-    assert live.visible.any()
+    live = performance.next_chunk(Controls(3, transfer="webcam"))  # begins on the grid, wherever points were before
+    assert live.visible.sum(-1).min() > 10
+    np.testing.assert_allclose(live.xy_px[0][live.visible[0]] % 8, 4, atol=0.01)
+    for frame in clip[6:10]:
+        performance.see(frame)
+    went = performance.next_chunk(Controls(4, transfer="webcam"))
+    both = went.visible[-1] & live.visible[0]
+    np.testing.assert_allclose(np.median((went.xy_px[-1] - live.xy_px[0])[both], axis=0), [4, 0], atol=1.5)
     with pytest.raises(ValueError, match="no motion 'gone'"):
-        performance.next_chunk(Controls(4, transfer="gone"))
+        performance.next_chunk(Controls(5, transfer="gone"))
     performance.close()
 
 
@@ -207,6 +233,37 @@ def test_recordings_are_listed_newest_first_and_their_files_found(player):
     assert player.recording_file(folder.name, "drawn.mp4").read_bytes()[4:8] == b"ftyp"
     with pytest.raises(ValueError, match="there is no"):
         player.recording_file("..", "recording.json")
+
+
+def test_a_tiny_vae_decodes_where_it_is_asked_for_and_is_recorded(player, student, tmp_path):
+    model, checkpoint = student
+    save_weights(randomise(TinyDecoder(model.vae, width=8)), tmp_path / "tiny", {})
+    tiny = Checkpoint("tiny_vae", str(tmp_path / "tiny"), 1, "t" * 64)
+    cfg = load("debug", ["data.grid_rows=4", "data.grid_cols=6"], runs=str(tmp_path))
+    playable = load_playable(checkpoint, tiny, "tiny", players.POINTS, players.CPU)
+    assert (
+        load_playable(checkpoint, tiny, "auto", players.POINTS, players.CPU).decoder == "vae"
+    )  # a linear VAE is faster
+    folder = session(make_player(cfg, playable, Chosen(checkpoint, checkpoint.folder, tiny)))
+    recording = read_recording(folder)
+    assert (recording.decoder, recording.decoder_digest) == ("tiny", tiny.digest)
+    assert recording.frames_sha256 != read_recording(session(player)).frames_sha256
+    run_cfg, ctx = ReplayRun(model, MEASURE), world.FakeContext(tmp_path).within("replay")
+    inputs = ReplayInputs(str(folder), replay_digest(folder), checkpoint, tiny)
+    assert json.loads(Path(run(run_cfg, inputs, ctx).file).read_text())["identical"]
+    with pytest.raises(StageError, match=r"tiny VAE tttttttttttt, and this run's is none"):
+        run(run_cfg, replace(inputs, tiny_vae=None), ctx)
+
+
+def test_its_pace_and_memory_are_measured(student, tmp_path):
+    cfg = load("debug", ["data.grid_rows=4", "data.grid_cols=6"], runs=str(tmp_path))
+    player = make_player(cfg, players.playable(student[1]), Chosen(student[1], "x", None))
+    player._pictures = [Picture("a", "A", "a hall", players.picture())]
+    found = soak(player, 12, record=True)
+    assert found["frames"] == 12 * player.about.chunk_frames
+    assert found["fps"] > 0 and found["slope_ci"][0] <= found["slope_pct_per_100_chunks"] <= found["slope_ci"][1]
+    assert found["resident_mb"][0] > 10 and found["cache_bytes"] > 0
+    assert not list(player.setting.root.glob("*"))
 
 
 def test_nothing_is_left_of_a_closed_performance(player):

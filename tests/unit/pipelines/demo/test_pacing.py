@@ -62,6 +62,13 @@ def test_who_acknowledges_at_once_is_held_to_the_fps():
     assert SECONDS * 0.99 < rate <= SECONDS
 
 
+def test_a_pause_is_no_cost():
+    pacer = Pacer(0.03)
+    pacer.sent(0.0, 0.1, SECONDS)
+    pacer.acknowledged(60.0, 0.0, measured=False)
+    assert pacer.cost == 0
+
+
 def test_after_a_restart_the_next_chunk_may_begin_at_once():
     pacer = Pacer(0.03)
     pacer.sent(0.0, 0.1, SECONDS)

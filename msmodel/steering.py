@@ -155,7 +155,7 @@ class Steering:
         for path in paths:
             keys += [("path", path.id, member) for member in range(len(path.members))]
             seconds = (np.arange(first, first + count) - self._begun[path.id]) / self.fps
-            shift = along(shares_to_px(path.line, self.size), np.clip(seconds / path.seconds, 0, 1))
+            shift = along(shares_to_px(path.line, self.size), seconds / path.seconds)
             parts.append(shares_to_px(path.members, self.size) + shift[:, None])
         return self._layer(keys, np.concatenate(parts, axis=1))
 
@@ -220,7 +220,7 @@ class Steering:
 
 
 def along(line: np.ndarray, share: np.ndarray) -> np.ndarray:
-    """How far a line's point at a share (m, 0..1) of its length lies from its beginning: corners k 2 -> m 2."""
+    """How far a line's point at a share (m) of its length lies from its beginning: corners k 2 -> m 2. Over 1: the end."""
     lengths = np.concatenate([[0.0], np.cumsum(np.linalg.norm(np.diff(line, axis=0), axis=-1))])
     at = share * lengths[-1]
     return np.stack([np.interp(at, lengths, line[:, axis] - line[0, axis]) for axis in (0, 1)], axis=-1)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import io
 from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -27,6 +27,8 @@ from .uploads import DEPTHS, PICTURES, VIDEOS, Motion, read_depth, read_picture
 
 PAGE = Path(__file__).with_name("page")
 DRAIN_SECONDS = 5.0  # for which an upload that is too large is still read, and dropped, so that its sender hears why
+UPLOAD_SECONDS = 120.0  # in which an upload must have arrived
+MOST_ARRIVING = 4  # uploads at a time: they lie in memory
 T = TypeVar("T")
 
 
@@ -66,7 +68,7 @@ def make_app(player: Player, cfg: DemoConfig, port: int, page: Path = PAGE) -> t
 
 async def _refused(_: Request, error: Exception) -> Response:
     assert isinstance(error, Refusal)
-    headers = {"Connection": "close"} if error.status == 413 else {}
+    headers = {"Connection": "close"} if error.status in (408, 413, 415, 429) else {}
     return JSONResponse({"code": error.code, "text": error.text}, error.status, headers)
 
 
@@ -136,13 +138,17 @@ def _png(frame: np.ndarray) -> bytes:
 
 
 def _uploads(app: FastAPI, studio: Studio) -> None:
-    about, cfg, busy = studio.player.about, studio.cfg, asyncio.Lock()
+    about, cfg, arriving = studio.player.about, studio.cfg, asyncio.Semaphore(MOST_ARRIVING)
+    busy = {sort: asyncio.Lock() for sort in ("picture", "depth", "motion")}
 
     async def read(request: Request, sort: str, types: Mapping[str, Any], reader: Callable[[bytes, str], T]) -> T:
-        """The body, made into something in a thread, one at a time: decoding takes memory."""
+        """The body, made into something in a thread, one of a sort at a time: decoding takes memory."""
         kind = _content_type(request, types)
-        data = await _body(request, cfg.max_upload_bytes)
-        async with busy:
+        if arriving.locked():
+            raise Refusal(429, "busy", f"{MOST_ARRIVING} uploads are arriving already; try again")
+        async with arriving:
+            data = await _body(request, cfg.max_upload_bytes)
+        async with busy[sort]:
             try:
                 made = await asyncio.to_thread(reader, data, kind)
             except ValueError as error:
@@ -180,26 +186,27 @@ def _content_type(request: Request, types: Mapping[str, Any]) -> str:
 
 
 async def _body(request: Request, limit: int) -> bytes:
-    """At most `limit` bytes are ever kept. Raises Refusal 413."""
+    """At most `limit` bytes are ever kept. Raises Refusal 413, or 408 where it takes too long."""
     stated = request.headers.get("content-length", "")
-    size, parts = 0, bytearray()
-    too_large = stated.isdecimal() and int(stated) > limit
-    with suppress(TimeoutError, ClientDisconnect):
-        async with asyncio.timeout(None) as patience:
-            if too_large:
-                patience.reschedule(asyncio.get_running_loop().time() + DRAIN_SECONDS)
+    too_large, size, kept = stated.isdecimal() and int(stated) > limit, 0, bytearray()
+    now = asyncio.get_running_loop().time
+    try:
+        async with asyncio.timeout(DRAIN_SECONDS if too_large else UPLOAD_SECONDS) as patience:
             async for part in request.stream():
                 size += len(part)
                 if size > limit and not too_large:
-                    too_large = True
-                    patience.reschedule(asyncio.get_running_loop().time() + DRAIN_SECONDS)
-                if too_large:
-                    parts.clear()
-                else:
-                    parts += part
+                    too_large, kept = True, bytearray()
+                    patience.reschedule(now() + DRAIN_SECONDS)
+                if not too_large:
+                    kept += part
+    except TimeoutError:
+        if not too_large:
+            raise Refusal(408, "slow", f"not all of it came within {UPLOAD_SECONDS:g} seconds; send it again") from None
+    except ClientDisconnect:
+        raise Refusal(400, "broken_off", "the sender has left") from None
     if too_large:
         raise Refusal(413, "too_large", f"more than {limit} bytes; send a smaller file, or raise demo.max_upload_bytes")
-    return bytes(parts)
+    return bytes(kept)
 
 
 def _recordings(app: FastAPI, studio: Studio) -> None:

@@ -62,6 +62,7 @@ class Figures:
     """What a client measures. chunk_ms: from a chunk's beginning at the server to its leaving. control_ms: from a snapshot's
     sending to the showing of the first chunk that heard it, one a snapshot. late_ms: how long the picture stood still."""
 
+    first_frame_ms: float = 0.0  # from start to the first frame shown, of the last start
     fps: float = 0.0
     frames: int = 0
     chunks: int = 0
@@ -71,7 +72,12 @@ class Figures:
 
     def summary(self) -> dict[str, float]:
         """Percentiles in milliseconds."""
-        out = {"fps": round(self.fps, 2), "frames": self.frames, "chunks": self.chunks}
+        out = {
+            "first_frame_ms": round(self.first_frame_ms, 1),
+            "fps": round(self.fps, 2),
+            "frames": self.frames,
+            "chunks": self.chunks,
+        }
         for name, values in {"chunk": self.chunk_ms, "control_to_pixel": self.control_ms}.items():
             if values:
                 out |= {f"{name}_p{p}_ms": round(float(np.percentile(values, p)), 1) for p in (50, 95)}
@@ -88,6 +94,7 @@ class Client:
         self.figures = Figures()
         self._revision = 0
         self._pending: deque[tuple[int, float]] = deque()  # snapshots sent, not shown yet
+        self._started = 0.0  # when start was sent, while its first frame has not been shown
         self._first = self._ends = 0.0  # when the first chunk was shown, and when the last will have been
         self._since = 0  # frames shown since then, the last chunk's not among them
 
@@ -118,6 +125,7 @@ class Client:
         self._revision = 0
         self._pending.clear()
         self._restart()
+        self._started = time.monotonic()
         await self.send(wire.Start(picture=picture, prompt=prompt, seed=seed, hand=hand, depth=depth))
         return await self.expect(wire.Started)
 
@@ -192,6 +200,8 @@ class Client:
             figures.late_ms.append((shown - self._ends) * 1000)
         if not self._ends:
             self._first = shown
+            if not chunk.chunk and self._started:
+                figures.first_frame_ms, self._started = (shown - self._started) * 1000, 0.0
         elif shown > self._first:
             figures.fps = self._since / (shown - self._first)
         late = not self._ends or shown - self._ends > 0.5 / self.welcome.fps

@@ -70,7 +70,8 @@ class ModelPlayer:
             return motion_of_clip(file.name, model.clip, about.grid, tracker, TransferLimits())
 
     def recordings(self) -> Sequence[dict[str, Any]]:
-        return [recording.summary() for recording in found(self.setting.root)]
+        root = self.setting.root
+        return [recording.summary() | {"folder": str(root / recording.id)} for recording in found(root)]
 
     def recording_file(self, id: str, name: str) -> Path:
         return recording_file(self.setting.root, id, name)

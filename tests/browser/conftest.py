@@ -106,6 +106,14 @@ def context(chromium: Browser) -> Iterator[BrowserContext]:
 
 
 @pytest.fixture
+def phone(chromium: Browser) -> Iterator[BrowserContext]:
+    context = chromium.new_context(viewport={"width": 390, "height": 844}, has_touch=True, is_mobile=True)
+    context.set_default_timeout(5000)
+    yield context
+    context.close()
+
+
+@pytest.fixture
 def tab(context: BrowserContext, address: str) -> Iterator[Tab]:
     """The page, loaded. At the end it must have asked nobody else for anything, and not have complained."""
     tab = Tab(context, address)

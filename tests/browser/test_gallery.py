@@ -23,7 +23,7 @@ def test_a_saved_session_plays_in_the_gallery(tab: Tab, player: WatchedPlayer) -
     card.wait_for()
     recording = player.recordings()[0]
     assert "A disc" in card.inner_text() and "a disc, dusk" in card.inner_text()
-    assert f"eval.replay={recording['id']}" in card.inner_text()
+    assert f'make eval PRESET=fake ARGS="eval.replay={recording["folder"]}"' in card.inner_text()
     assert recording["student"] in card.inner_text() and f"{recording['frames']} frames" in card.inner_text()
     played = card.locator("video").evaluate(
         "async (video) => { await video.play();"

@@ -7,7 +7,8 @@ import time
 import numpy as np
 from playwright.sync_api import BrowserContext, WebSocketRoute
 
-from tests.browser.conftest import WatchedPlayer
+from pipelines.demo.config import DemoConfig
+from tests.browser.conftest import WatchedPlayer, serving
 from tests.browser.driver import Tab, until
 
 
@@ -24,6 +25,19 @@ def test_a_chunk_is_shown_frame_by_frame_at_the_clips_pace(tab: Tab) -> None:
     tab.page.wait_for_timeout(1500)
     rate = (tab.frames - frames) / (time.monotonic() - began)
     assert 20 < rate < 26, f"{rate} frames a second of 24"
+
+
+def test_jpeg_frames_are_shown_in_order(context: BrowserContext, player: WatchedPlayer) -> None:
+    with serving(player, DemoConfig(port=0, encoding="jpeg")) as address:
+        tab = Tab(context, address)
+        tab.open("/")
+        tab.start()
+        tab.drag([(0.5, 0.5), (0.7, 0.5)], lambda: player.performance.held)
+        until(lambda: player.performance.centre[0] > 0.68)
+        tab.chunks(2)
+        np.testing.assert_allclose(tab.disc(), player.performance.centre, atol=0.03)
+        tab.check()
+        tab.page.close()
 
 
 def test_space_pauses_within_a_chunk_and_resumes_where_it_was(tab: Tab, player: WatchedPlayer) -> None:

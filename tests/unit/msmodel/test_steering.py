@@ -159,7 +159,10 @@ def test_live_points_follow_the_newest_picture_and_lost_ones_go():
     xy, seen = s.tracks(points(transfer="webcam"), 5, 6)
     assert seen.all(axis=0).tolist() == [False, True, True] + [False] * 5
     np.testing.assert_allclose(xy[:, 1, 0], range(31, 37))
-    assert not s.tracks(points(), 11, 6)[1].any()
+    s.see([4], np.array([[50.0, 30]]))
+    xy, seen = s.tracks(points(transfer="webcam"), 11, 6)
+    np.testing.assert_allclose(xy[seen], [[50, 30]] * 6)  # it was lost: it does not come from where it was
+    assert not s.tracks(points(), 17, 6)[1].any()
 
 
 def test_reset_and_fork():

@@ -12,7 +12,7 @@ function fact(name, value) {
 }
 
 function card(recording) {
-  const { id, title, prompt, seed, seconds, frames, saved, student, digest } = recording;
+  const { id, title, prompt, seed, seconds, frames, saved, student, digest, preset, folder, ended } = recording;
   const place = `api/recordings/${encodeURIComponent(id)}`;
   const video = make("video", { src: `${place}/video.mp4`, poster: `${place}/first.png`, controls: true, loop: true, preload: "metadata", playsInline: true });
   video.setAttribute("aria-label", `Recording ${title || id}`);
@@ -25,7 +25,8 @@ function card(recording) {
       make("h2", { textContent: title || "Untitled" }),
       make("p", { className: "quiet", textContent: when.format(new Date(saved)) }),
       make("p", { textContent: prompt || "No prompt." }),
-      facts, command(`make eval ARGS="eval.replay=${id}"`), make("p", { className: "links" }, ...links)),
+      ...(ended ? [make("p", { className: "quiet", textContent: ended })] : []),
+      facts, command(`make eval PRESET=${preset} ARGS="eval.replay=${folder}"`), make("p", { className: "links" }, ...links)),
   );
   article.tabIndex = -1;
   return article;

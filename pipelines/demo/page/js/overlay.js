@@ -33,12 +33,12 @@ export class Overlay {
     this.#context.clearRect(0, 0, this.width, this.height);
     const view = controls.view;
     const size = Math.max(3, Math.min(6, this.width / 150));
-    controls.grid.forEach((place) => this.#dot(place, 1.6, "rgb(255 255 255 / 0.7)", "rgb(0 0 0 / 0.35)"));
+    this.#dots(controls.grid, 1.6, "rgb(255 255 255 / 0.7)", "rgb(0 0 0 / 0.35)");
     if (tracks) this.#tracks(tracks);
-    view.rest.forEach((place) => this.#dot(place, 2.2, COLOUR.red, COLOUR.shade));
+    this.#dots(view.rest, 2, COLOUR.red, COLOUR.shade);
     view.paths.forEach((path) => this.#path(path, size, at));
     view.red.forEach((place) => this.#pin(place, size));
-    view.green.forEach((place) => this.#dot(place, size, COLOUR.green, COLOUR.shade));
+    this.#dots(view.green, size, COLOUR.green, COLOUR.shade);
     if (hover) this.#ring(hover, controls.brush);
     if (cursor) this.#cross(cursor, controls.brush);
   }
@@ -47,10 +47,13 @@ export class Overlay {
     return [x * this.width, y * this.height];
   }
 
-  #dot(place, radius, colour, edge) {
+  #dots(places, radius, colour, edge) {
     const c = this.#context;
     c.beginPath();
-    c.arc(...this.#at(place), radius, 0, TURN);
+    for (const [x, y] of places.map((place) => this.#at(place))) {
+      c.moveTo(x + radius, y);
+      c.arc(x, y, radius, 0, TURN);
+    }
     c.fillStyle = colour;
     c.strokeStyle = edge;
     c.lineWidth = 1;
@@ -62,7 +65,7 @@ export class Overlay {
   #pin(place, size) {
     const c = this.#context;
     const [x, y] = this.#at(place);
-    this.#dot(place, size, COLOUR.red, COLOUR.shade);
+    this.#dots([place], size, COLOUR.red, COLOUR.shade);
     c.beginPath();
     c.moveTo(x - size * 0.5, y);
     c.lineTo(x + size * 0.5, y);
@@ -77,7 +80,8 @@ export class Overlay {
     this.#line(line, COLOUR.shade, 4.5);
     this.#line(line, COLOUR.blue, 2.5);
     this.#arrow(line);
-    members.forEach((place) => this.#dot([place[0] + x - line[0][0], place[1] + y - line[0][1]], size * 0.8, COLOUR.blue, COLOUR.shade));
+    const group = members.map((place) => [place[0] + x - line[0][0], place[1] + y - line[0][1]]);
+    this.#dots(group, size * 0.8, COLOUR.blue, COLOUR.shade);
   }
 
   #line(line, colour, width) {
@@ -114,14 +118,16 @@ export class Overlay {
   /** Where the model was asked to have its points in the frame that is shown: rings. */
   #tracks(rows) {
     const c = this.#context;
-    c.lineWidth = 1.2;
+    c.beginPath();
     for (let i = 0; i < rows.length; i += 3) {
+      const [x, y] = this.#at([rows[i], rows[i + 1]]);
       if (!rows[i + 2]) continue;
-      c.beginPath();
-      c.arc(rows[i] * this.width, rows[i + 1] * this.height, 4.5, 0, TURN);
-      c.strokeStyle = "rgb(255 255 255 / 0.55)";
-      c.stroke();
+      c.moveTo(x + 4.5, y);
+      c.arc(x, y, 4.5, 0, TURN);
     }
+    c.lineWidth = 1.2;
+    c.strokeStyle = "rgb(255 255 255 / 0.7)";
+    c.stroke();
   }
 
   #ring(place, brush) {

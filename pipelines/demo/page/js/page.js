@@ -47,7 +47,7 @@ export class Page {
       this.#dirty = true;
     }).observe($("overlay"));
     this.#runClocks();
-    this.#showState();
+    this.#stateChanged();
   }
 
   #runClocks() {
@@ -57,7 +57,7 @@ export class Page {
     };
     requestAnimationFrame(tick);
     setInterval(() => document.hidden && this.#tick(), HIDDEN_EVERY);
-    setInterval(() => showFigures(this.meters, performance.now()), HUD_EVERY);
+    setInterval(() => this.session.running && showFigures(this.meters, performance.now()), HUD_EVERY);
   }
 
   // What buttons and keys do.
@@ -131,6 +131,7 @@ export class Page {
     if (state === "starting" || state === "stopping" || state === "lost" || state === "idle") this.#forget();
     this.#dirty = true;
     this.#showState();
+    showFigures(this.meters, now);
   }
 
   #hear({ name, header, payload }) {
@@ -193,7 +194,7 @@ export class Page {
   #show({ chunk, index, begun }) {
     this.screen.show(chunk.frames[index]);
     this.#tracks = chunk.tracks[index];
-    this.#dirty = true;
+    this.#dirty ||= $("show-tracks").checked || this.controls.paths.length > 0;
     const now = performance.now();
     this.meters.frameShown(now);
     for (const each of begun) {

@@ -93,7 +93,7 @@ class FakePlayer:
 
     def recordings(self) -> Sequence[dict[str, Any]]:
         files = sorted(self.folder.glob("*/recording.json"), reverse=True) if self.folder else []
-        return [json.loads(f.read_text()) for f in files]
+        return [{**json.loads(f.read_text()), "folder": str(f.parent)} for f in files]
 
     def recording_file(self, id: str, name: str) -> Path:
         known = {r["id"] for r in self.recordings()}
@@ -188,6 +188,7 @@ class FakePerformance:
         about = {"id": name, "title": title, "prompt": self.prompt, "seed": self.start.seed, "frames": len(frames)}
         about |= {"seconds": len(frames) / self.player.about.fps, "saved": datetime.now(UTC).isoformat()}
         about |= {"student": self.player.about.student, "digest": self.player.about.digest}
+        about |= {"preset": self.player.about.preset}
         (folder / "recording.json").write_text(json.dumps(about))
         return folder
 

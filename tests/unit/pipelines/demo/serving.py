@@ -63,7 +63,7 @@ def serving(player: Player, **settings: Any) -> Iterator[Served]:
             ready.set()
 
         url, server = address_of(listener), make_server(player, cfg, listener, is_ready)
-        thread = threading.Thread(target=server.run, args=([listener],), name="server")
+        thread = threading.Thread(target=server.run, args=([listener],), name="server", daemon=True)
         thread.start()
         try:
             assert ready.wait(20), "the server did not start"

@@ -10,11 +10,12 @@ import numpy as np
 import psutil
 import pytest
 
+from pipelines.demo.app import MOST_ARRIVING
 from pipelines.demo.config import DemoConfig
 from tests.unit.pipelines.demo.test_uploads import png_header, quarters, written
 
 from .fakes import FakePlayer
-from .serving import Served, serving
+from .serving import Served, eventually, serving
 
 PNG = {"Content-Type": "image/png"}
 LIMIT = 200_000
@@ -146,6 +147,21 @@ def test_an_upload_that_is_broken_off_leaves_nothing(served):
             b"POST /api/pictures HTTP/1.1\r\nHost: localhost\r\nContent-Type: image/png\r\nContent-Length: 1000\r\n\r\nxx"
         )
     assert served.json("/health")["status"] == "ok"
+
+
+def test_few_uploads_arrive_at_a_time(served):
+    """Else many slow senders fill the memory."""
+    head = (
+        b"POST /api/pictures HTTP/1.1\r\nHost: localhost\r\nContent-Type: image/png\r\nContent-Length: 1000\r\n\r\nxx"
+    )
+    slow = [socket.create_connection(("127.0.0.1", served.port), 5) for _ in range(MOST_ARRIVING)]
+    for raw in slow:
+        raw.sendall(head)
+    picture = written(quarters(40, 64))
+    eventually(lambda: served.ask("POST", "/api/pictures", picture, PNG)[0] == 429)
+    for raw in slow:
+        raw.close()
+    eventually(lambda: served.ask("POST", "/api/pictures", picture, PNG)[0] == 200)
 
 
 OWN = "127.0.0.1:{port}"

@@ -1,16 +1,10 @@
-"""Sessions over real sockets: turns, limits, and ends of every kind, after which nothing is left."""
+"""Sessions over real sockets: turns, changes on the way, and messages against the rules."""
 
 from __future__ import annotations
 
 import asyncio
-import gc
-import logging
-import threading
-from collections.abc import Awaitable, Callable, Coroutine
-from typing import Any
 
 import numpy as np
-import psutil
 import pytest
 from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed
@@ -18,49 +12,8 @@ from websockets.exceptions import ConnectionClosed
 from pipelines.demo import protocol as wire
 from pipelines.demo.client import Client, DemoError
 
-from .fakes import FakePlayer
-from .serving import QUICK, Served, eventually, serving
-
-
-def quick(**settings: Any) -> FakePlayer:
-    return FakePlayer(QUICK, **{"seconds": 0.01, **settings})
-
-
-def meet(scene: Coroutine[Any, Any, Any]) -> Any:
-    return asyncio.run(asyncio.wait_for(scene, 30))
-
-
-def vanish(client: Client) -> None:
-    """As when a cable is pulled: no goodbye."""
-    client.socket.transport.abort()
-
-
-async def close_code(client: Client) -> int | None:
-    """Hears the rest, and how the server closed."""
-    try:
-        while True:
-            await client.socket.recv()
-    except ConnectionClosed as closed:
-        return closed.rcvd.code if closed.rcvd else None
-
-
-async def refusal(client: Client) -> str:
-    """The next error."""
-    try:
-        while True:
-            await client.next()
-    except DemoError as error:
-        return str(error)
-
-
-def is_free(served: Served, player: FakePlayer) -> None:
-    """No session, no socket, no performance, and the server's own tasks only."""
-    studio = served.studio
-    eventually(lambda: not studio.connections and not studio.lobby.sessions and not studio.lobby.queued)
-    eventually(lambda: player.alive == 0)
-    eventually(lambda: len(asyncio.all_tasks(served.loop)) <= 2)  # uvicorn's, and the lifespan
-    assert sum(t.name.startswith("player") for t in threading.enumerate()) <= 1
-    assert served.json("/health") == {"status": "ok", "sessions": 0, "queued": 0}
+from .scenes import close_code, is_free, meet, quick, refusal, vanish
+from .serving import serving
 
 
 def test_a_session_from_hello_to_stop(tmp_path):
@@ -108,43 +61,6 @@ def test_a_drag_is_seen_from_the_next_chunk_on():
 
     with serving(quick()) as served:
         meet(scene(served.url))
-
-
-def test_only_one_chunk_is_ever_unacknowledged_and_silence_ends_it():
-    async def scene(url: str) -> int | None:
-        async with Client(url, acknowledges=False) as client:
-            await client.enter()
-            await client.start("moss")
-            await client.chunk()
-            with pytest.raises(TimeoutError):
-                await asyncio.wait_for(client.next(), 0.3)
-            for _ in range(100):  # it talks, but never acknowledges
-                try:
-                    await client.control()
-                except ConnectionClosed:
-                    return await close_code(client)
-                await asyncio.sleep(0.02)
-            raise AssertionError("it may still talk")
-
-    with serving(player := quick(), idle_seconds=0.8) as served:
-        assert meet(scene(served.url)) == wire.IDLE
-        is_free(served, player)
-
-
-@pytest.mark.parametrize("state", ["welcomed", "paused"])
-def test_a_silent_session_ends(state):
-    async def scene(url: str) -> int | None:
-        async with Client(url) as client:
-            await client.enter()
-            if state == "paused":
-                await client.start("moss")
-                await client.send(wire.Pause())
-                await client.expect(wire.Paused)
-            return await close_code(client)
-
-    with serving(player := quick(), idle_seconds=0.3) as served:
-        assert meet(scene(served.url)) == wire.IDLE
-        is_free(served, player)
 
 
 def test_pause_within_a_chunk_and_on_without_a_jump():
@@ -256,112 +172,6 @@ def test_turns_are_taken_in_order_and_places_are_free_at_once():
         is_free(served, player)
 
 
-async def to_hello(client: Client) -> None:
-    await asyncio.sleep(0)
-
-
-async def to_start(client: Client) -> None:
-    await client.enter()
-    await client.start("moss")
-
-
-async def to_run(client: Client) -> None:
-    await to_start(client)
-    await client.chunk()
-    await client.chunk()
-
-
-async def to_pause(client: Client) -> None:
-    await to_run(client)
-    await client.send(wire.Pause())
-    await client.expect(wire.Paused)
-
-
-async def to_stop(client: Client) -> None:
-    await to_run(client)
-    await client.send(wire.Stop())
-    await client.expect(wire.Stopped)
-
-
-STATES = (to_hello, to_start, to_run, to_pause, to_stop)
-
-
-@pytest.mark.parametrize("state", STATES)
-def test_who_vanishes_frees_everything(state: Callable[[Client], Awaitable[None]]):
-    async def scene(url: str) -> None:
-        async with Client(url) as client:
-            await state(client)
-            vanish(client)
-
-    with serving(player := quick(seconds=0.1)) as served:
-        meet(scene(served.url))
-        is_free(served, player)
-
-
-def test_who_vanishes_from_the_queue_or_in_the_middle_of_a_chunk_does_too():
-    async def scene(url: str) -> None:
-        async with Client(url) as first, Client(url) as second:
-            await to_run(first)
-            await second.expect(wire.Queued)
-            vanish(second)
-            await asyncio.sleep(0.1)
-            await first.chunk()
-            vanish(first)
-
-    with serving(player := quick(seconds=0.2)) as served:
-        meet(scene(served.url))
-        is_free(served, player)
-        assert player.opened[0].closed
-
-
-def test_after_a_hundred_disconnects_nothing_is_left():
-    async def once(url: str, i: int) -> None:
-        async with Client(url) as client:
-            await STATES[i % len(STATES)](client)
-            if i % 3 == 0:
-                async with Client(url) as other:
-                    await other.expect(wire.Queued)
-                    vanish(other)
-            vanish(client)
-
-    async def scene(url: str, count: int) -> None:
-        for i in range(count):
-            await once(url, i)
-
-    with serving(player := quick(seconds=0.003)) as served:
-        meet(scene(served.url, 10))
-        is_free(served, player)
-        player.opened.clear()
-        gc.collect()
-        before, threads = psutil.Process().memory_info().rss, threading.active_count()
-        meet(scene(served.url, 100))
-        is_free(served, player)
-        player.opened.clear()
-        gc.collect()
-        assert psutil.Process().memory_info().rss < 1.05 * before
-        assert threading.active_count() <= threads
-
-
-def test_fifty_sockets():
-    async def scene(served: Served) -> None:
-        sockets = [Client(served.url) for _ in range(50)]
-        for client in sockets:
-            await client.__aenter__()
-        codes = []
-        for client in sockets[8:]:
-            assert (await refusal(client)).partition(":")[0] in ("too_many_sockets", "full")
-            codes.append(await close_code(client))
-        assert codes == [wire.FULL] * 42
-        await to_run(sockets[0])  # who is in plays on
-        await sockets[1].expect(wire.Queued)
-        for client in sockets:
-            vanish(client)
-
-    with serving(player := quick(), max_sockets=10, queue_length=7) as served:
-        meet(scene(served))
-        is_free(served, player)
-
-
 def test_messages_against_the_rules_change_nothing_until_there_are_too_many():
     async def scene(url: str) -> tuple[int | None, int]:
         async with Client(url) as client:
@@ -450,59 +260,3 @@ def test_an_old_page_is_told_to_load_anew():
     HAND = wire.Hand(smooth_seconds=0, max_speed=0, release="free")
     with serving(quick()) as served:
         meet(scene(served.url))
-
-
-def test_a_message_that_is_too_large_is_not_read():
-    async def scene(url: str) -> int | None:
-        async with Client(url) as client:
-            await client.enter()
-            await client.socket.send(bytes(300_000))
-            return await close_code(client)
-
-    with serving(player := quick(), max_message_bytes=200_000) as served:
-        assert meet(scene(served.url)) == 1009
-        is_free(served, player)
-
-
-@pytest.mark.parametrize("fault", [0, 2])
-def test_a_fault_of_the_model_is_said_and_survived(fault, caplog):
-    async def scene(url: str) -> int | None:
-        async with Client(url) as client:
-            await client.enter()
-            await client.start("moss")
-            assert f"fault: RuntimeError: planted fault at chunk {fault}" in await refusal(client)
-            return await close_code(client)
-
-    async def well(url: str) -> None:
-        async with Client(url) as client:
-            await to_run(client)
-
-    with serving(player := quick(fault=fault)) as served, caplog.at_level(logging.ERROR):
-        assert meet(scene(served.url)) == wire.FAULT
-        assert "planted fault" in caplog.text and "next_chunk" in caplog.text, "no traceback in the log"
-        is_free(served, player)
-        player.fault = -1
-        meet(well(served.url))
-        is_free(served, player)
-
-
-def test_when_the_server_ends_sessions_are_told():
-    codes: list[int | None] = []
-
-    async def scene(url: str) -> None:
-        async with Client(url) as client, Client(url) as waiting:
-            await to_run(client)
-            await waiting.expect(wire.Queued)
-            ready.set()
-            codes.append(await close_code(client))
-            codes.append(await close_code(waiting))
-
-    ready = threading.Event()
-    player = quick()
-    with serving(player) as served:
-        thread = threading.Thread(target=lambda: meet(scene(served.url)))
-        thread.start()
-        assert ready.wait(10)
-    thread.join(10)
-    assert codes == [wire.GOING, wire.GOING]
-    assert player.alive == 0

@@ -17,7 +17,7 @@ from pipelines.demo.client import Client
 from pipelines.demo.config import DemoConfig
 from pipelines.demo.serve import address_of, listen
 
-from .test_connection import close_code, to_run
+from .scenes import close_code, to_run
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pytest
@@ -16,7 +16,7 @@ from pipelines.demo.config import DemoConfig
 from pipelines.demo.player import Played, Start
 from pipelines.demo.serve import address_of, listen, make_server
 from tests.browser.driver import Tab
-from tests.unit.pipelines.demo.fakes import FakePerformance, FakePlayer
+from tests.unit.pipelines.demo.fakes import ABOUT, FakePerformance, FakePlayer
 
 CHROMIUM = Path("/usr/bin/chromium")
 # No GPU, no voice, no call home; a camera that shows a test pattern.
@@ -63,7 +63,9 @@ class WatchedPlayer(FakePlayer):
 
 @pytest.fixture(scope="package")
 def player(tmp_path_factory: pytest.TempPathFactory) -> WatchedPlayer:
-    return WatchedPlayer(folder=tmp_path_factory.mktemp("recordings"), seconds=0.06, settle_seconds=0.02)
+    """Twice as fast as clips are, since tests wait for chunks."""
+    about, folder = replace(ABOUT, fps=48.0), tmp_path_factory.mktemp("recordings")
+    return WatchedPlayer(about, folder, seconds=0.03, settle_seconds=0.01)
 
 
 @pytest.fixture(scope="package")

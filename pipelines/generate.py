@@ -168,11 +168,14 @@ def motion_of(text: str) -> tuple[str, Authored]:
         raise ValueError(f"--motion: {text!r} is none of {MOTIONS}")
     how = Authored()
     if kind == "pan":
-        return kind, replace(how, pan=(*given, *how.pan[len(given) :]))
+        x, y = [*given, *how.pan[len(given) :]]
+        return kind, replace(how, pan=(x, y))
     if kind == "drag":
         x0, y0, x1, y1 = [*given, *(*how.start, *how.end)[len(given) :]]
         return kind, replace(how, start=(x0, y0), end=(x1, y1))
-    return kind, replace(how, **{kind: given[0]}) if given else how
+    if not given:
+        return kind, how
+    return kind, replace(how, zoom=given[0]) if kind == "zoom" else replace(how, orbit=given[0])
 
 
 def read_file(names: str, picture: tuple[int, int]) -> TrackFile:
@@ -184,7 +187,7 @@ def read_file(names: str, picture: tuple[int, int]) -> TrackFile:
     if endings == [".pth"]:
         return read_ati(files[0], picture)
     if endings == [".npy", ".npy"]:
-        return read_wan_move(*files, picture)
+        return read_wan_move(files[0], files[1], picture)
     raise ValueError(f"--tracks: {names} is no .npz (ours), .pth (ATI) or TRACKS.npy,VISIBILITY.npy (Wan-Move)")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -146,6 +147,13 @@ class ModelPerformance:
     @property
     def cache_bytes(self) -> int:
         return self._session.cache_bytes
+
+    def fork(self) -> ModelPerformance:
+        """An independent one that goes on from here and is not recorded."""
+        other = copy.copy(self)
+        other._steering, other._session = self._steering.fork(), self._session.fork()
+        other._session.controls, other._recorder = other._steer, None
+        return other
 
     def close(self) -> None:
         if self._recorder:

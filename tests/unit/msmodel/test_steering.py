@@ -89,7 +89,7 @@ def test_a_point_outside_the_frame_is_invisible_and_the_same_when_it_returns():
 def test_a_free_slot_is_used_last():
     s = steering(slots=3)
     s.tracks(points((1, 10, 20, False), (2, 40, 20, False)), 0, 5)
-    _, seen = s.tracks(points((2, 40, 20, False), (3, 10, 20, False)), 5, 6)
+    _, seen = s.tracks(points((2, 40, 20, False), (3, 30, 5, False)), 5, 6)
     assert seen[0].tolist() == [False, True, True], "slot 2, which nobody had, before slot 0"
     _, seen = s.tracks(points((2, 40, 20, False), (3, 10, 20, False), (4, 20, 20, False)), 11, 6)
     assert seen.all()

@@ -1,12 +1,15 @@
 /** The plain HTTP side. Addresses are relative, so that the page also works behind a path. */
 
-const query = new URLSearchParams(location.search);
-/** What a server that is reachable from elsewhere asks for; it comes in the page's own address (?token=..). */
-export const token = query.get("token") ?? "";
 /** Where the socket is. */
-export const socketAddress = new URL("ws", location.href.split("?")[0]).href.replace(/^http/, "ws");
+export const socketAddress = new URL("ws", location.href).href.replace(/^http/, "ws");
 
-const headers = token ? { Authorization: `Bearer ${token}` } : {};
+/** A token in the page's address (?token=..) has become a cookie by now: it is not left for who looks over a shoulder. */
+export function hideToken() {
+  const address = new URL(location.href);
+  if (!address.searchParams.has("token")) return;
+  address.searchParams.delete("token");
+  history.replaceState(null, "", address);
+}
 
 async function answer(response) {
   if (response.ok) return response.json();
@@ -20,11 +23,11 @@ async function answer(response) {
 }
 
 export async function get(path) {
-  return answer(await fetch(`api/${path}`, { headers }));
+  return answer(await fetch(`api/${path}`));
 }
 
 /** @param {"pictures" | "depth" | "motions"} kind @param {Blob} file */
 export async function upload(kind, file) {
   const type = file.type || "application/octet-stream";
-  return answer(await fetch(`api/${kind}`, { method: "POST", body: file, headers: { ...headers, "Content-Type": type } }));
+  return answer(await fetch(`api/${kind}`, { method: "POST", body: file, headers: { "Content-Type": type } }));
 }

@@ -1,9 +1,9 @@
 /** The gallery: what was recorded, to watch, to take along and to replay. */
 
-import { get } from "./api.js";
+import { get, hideToken } from "./api.js";
 import { $, make, note } from "./ui.js";
 
-const FILES = Object.freeze({ "video.mp4": "Video", "tracks.npz": "Tracks", "first.png": "First frame", "recording.json": "Settings" });
+const FILES = Object.freeze({ "video.mp4": "Video", "drawn.mp4": "Video with tracks", "tracks.npz": "Tracks", "first.png": "First frame", "recording.json": "Settings" });
 
 const when = new Intl.DateTimeFormat(undefined, { dateStyle: "medium", timeStyle: "short" });
 
@@ -14,7 +14,7 @@ function fact(name, value) {
 function card(recording) {
   const { id, title, prompt, seed, seconds, frames, saved, student, digest } = recording;
   const place = `api/recordings/${encodeURIComponent(id)}`;
-  const video = make("video", { src: `${place}/video.mp4`, poster: `${place}/first.png`, controls: true, loop: true, preload: "none", playsInline: true });
+  const video = make("video", { src: `${place}/video.mp4`, poster: `${place}/first.png`, controls: true, loop: true, preload: "metadata", playsInline: true });
   video.setAttribute("aria-label", `Recording ${title || id}`);
   const facts = make("dl", {}, fact("Length", `${seconds.toFixed(1)} s, ${frames} frames`), fact("Seed", String(seed)), fact("Student", student), fact("Weights", digest.slice(0, 12)));
   const links = Object.entries(FILES).map(([file, text]) => make("a", { href: `${place}/${file}`, download: `${id}-${file}`, textContent: text }));
@@ -44,6 +44,7 @@ function command(text) {
 }
 
 async function begin() {
+  hideToken();
   const recordings = await get("recordings");
   $("recordings").replaceChildren(...recordings.map(card));
   $("empty").hidden = recordings.length > 0;

@@ -1,6 +1,6 @@
 /** Where the streaming page begins: what buttons, fields and keys do. */
 
-import { get } from "./api.js";
+import { get, hideToken } from "./api.js";
 import { listen } from "./keys.js";
 import { Page } from "./page.js";
 import { $, note } from "./ui.js";
@@ -17,6 +17,7 @@ function onPress(id, act) {
 
 function bindButtons(page) {
   onPress("start", () => page.toggle());
+  $("start").addEventListener("click", ({ detail }) => detail === 0 && $("overlay").focus()); // by key: there the next keys belong
   onPress("pause", () => page.togglePause());
   onPress("reset", () => page.reset());
   onPress("sink", () => page.refreshSink());
@@ -26,6 +27,7 @@ function bindButtons(page) {
   onPress("save", () => page.session.save($("title").value.trim()));
   onPress("curtain-act", () => (page.session.state === "queued" ? page.session.leave() : page.toggle()));
   onPress("keys-open", () => $("keys").showModal());
+  $("title").addEventListener("keydown", (event) => event.key === "Enter" && $("save").click());
   $("prompt").addEventListener("keydown", (event) => {
     if (event.key !== "Enter" || event.shiftKey) return;
     event.preventDefault();
@@ -50,8 +52,9 @@ function bindFields(page, about) {
   };
   $("brush").value = controls.brush;
   $("seconds").value = controls.pathSeconds;
-  $("grid").value = about.grid[1];
+  $("grid").max = Math.max(Number($("grid").max), about.grid[1]);
   while (Number($("grid").max) > 3 && controls.pointsOf(Number($("grid").max)) > about.max_points) $("grid").max -= 1;
+  $("grid").value = about.grid[1];
   set("brush", "input", (field) => (controls.brush = Number(field.value)));
   set("grid", "input", (field) => controls.setGrid(Number(field.value)));
   set("seconds", "change", (field) => (controls.pathSeconds = Math.min(Math.max(Number(field.value) || 2, 0.25), 20)));
@@ -72,6 +75,7 @@ function bindKeys(page) {
 }
 
 async function begin() {
+  hideToken();
   const about = await get("about");
   const page = new Page(about);
   $("student").textContent = `${about.preset} · ${about.student} · ${about.device}`;

@@ -11,10 +11,14 @@ export class Motion {
   #timer = null;
   #sketch = document.createElement("canvas");
 
-  /** @param {import("./controls.js").Controls} controls @param {import("./session.js").Session} session */
-  constructor(controls, session) {
+  /**
+   * @param {import("./controls.js").Controls} controls @param {import("./session.js").Session} session
+   * @param {{id: string, frames: number, points: number}[]} known clips that the server has already
+   */
+  constructor(controls, session, known) {
     this.controls = controls;
     this.session = session;
+    known.forEach(({ id, frames }) => $("motion").append(make("option", { value: id, textContent: `an earlier clip, ${frames} frames` })));
     if (navigator.mediaDevices?.getUserMedia) $("motion").append(make("option", { value: "webcam", textContent: "my webcam, live" }));
     $("motion").onchange = () => this.#choose($("motion").value);
     onFile($("clip"), (file) => this.#upload(file));

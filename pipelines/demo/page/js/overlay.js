@@ -33,7 +33,7 @@ export class Overlay {
     this.#context.clearRect(0, 0, this.width, this.height);
     const view = controls.view;
     const size = Math.max(3, Math.min(6, this.width / 150));
-    controls.grid.forEach((place) => this.#dot(place, 1.3, "rgb(255 255 255 / 0.5)", "rgb(0 0 0 / 0.25)"));
+    controls.grid.forEach((place) => this.#dot(place, 1.6, "rgb(255 255 255 / 0.7)", "rgb(0 0 0 / 0.35)"));
     if (tracks) this.#tracks(tracks);
     view.rest.forEach((place) => this.#dot(place, 2.2, COLOUR.red, COLOUR.shade));
     view.paths.forEach((path) => this.#path(path, size, at));
@@ -119,7 +119,7 @@ export class Overlay {
       if (!rows[i + 2]) continue;
       c.beginPath();
       c.arc(rows[i] * this.width, rows[i + 1] * this.height, 4.5, 0, TURN);
-      c.strokeStyle = "rgb(255 255 255 / 0.75)";
+      c.strokeStyle = "rgb(255 255 255 / 0.55)";
       c.stroke();
     }
   }

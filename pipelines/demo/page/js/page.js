@@ -1,6 +1,6 @@
 /** Joins session, playback, controls and what is seen. */
 
-import { socketAddress, token } from "./api.js";
+import { socketAddress } from "./api.js";
 import { Camera } from "./camera.js";
 import { Controls } from "./controls.js";
 import { Hands } from "./hands.js";
@@ -30,16 +30,15 @@ export class Page {
     this.about = about;
     this.playback = new Playback(about.fps);
     this.controls = new Controls(about.width / about.height, about.max_points);
-    this.session = new Session(socketAddress, token);
-    $("frame").style.setProperty("--aspect", about.width / about.height);
-    $("pictures").style.setProperty("--aspect", about.width / about.height);
+    this.session = new Session(socketAddress);
+    $("work").style.setProperty("--aspect", about.width / about.height);
     this.screen = new Screen($("picture"), about.width, about.height);
     this.overlay = new Overlay($("overlay"));
     this.hands = new Hands($("overlay"), this.controls, () => (this.#dirty = true));
     this.hands.first = (tool) => this.#took(tool);
     this.setup = new Setup((image) => this.#still(image));
     this.camera = new Camera($("camera"), this.controls);
-    this.motion = new Motion(this.controls, this.session);
+    this.motion = new Motion(this.controls, this.session, about.motions);
     this.session.addEventListener("state", () => this.#stateChanged());
     this.session.addEventListener("message", ({ detail }) => this.#hear(detail));
     this.session.addEventListener("trouble", ({ detail }) => note(detail, { bad: true }));
@@ -64,6 +63,7 @@ export class Page {
   // What buttons and keys do.
 
   toggle() {
+    if ($("start").disabled) return; // no picture yet
     const { state } = this.session;
     if (state === "idle" || state === "ready" || state === "lost") this.#start();
     else this.session.stop();
@@ -125,19 +125,19 @@ export class Page {
     if (state === "starting") {
       this.meters.clear();
       this.controls.restate();
+      this.#sendControls(); // the first chunk knows of them already
     }
     if (state === "paused") this.meters.controlToPixel.forget();
-    if (state === "stopping" || state === "lost" || state === "idle") this.#forget();
+    if (state === "starting" || state === "stopping" || state === "lost" || state === "idle") this.#forget();
     this.#dirty = true;
     this.#showState();
   }
 
   #hear({ name, header, payload }) {
     if (name === "chunk") this.#chunk(header, payload);
-    else if (name === "started") this.controls.restate(); // the server begins with none
     else if (name === "changed") this.#changed(header);
     else if (name === "saved") note("Saved.", { link: { href: `gallery#${header.id}`, textContent: "See it in the gallery" } });
-    else if (name === "error") note(header.text, { bad: true });
+    else if (name === "error" && !header.fatal) note(header.text, { bad: header.code !== "notice" }); // a fatal one is told by the curtain
   }
 
   #changed({ what, chunk }) {
@@ -151,6 +151,7 @@ export class Page {
   }
 
   #chunk(header, payload) {
+    if (!this.session.running) return; // of a stream that was left meanwhile
     const era = this.#era;
     const { encoding } = this.session.welcome;
     this.meters.chunkArrived(header);
@@ -206,6 +207,7 @@ export class Page {
 
   /** Another picture was chosen: a stream that runs begins anew with it. */
   #still(image) {
+    $("start").disabled = false;
     if (this.session.running) this.#start();
     this.screen.showStill(image);
     this.#tracks = null;

@@ -25,7 +25,7 @@ export class Playback {
   /** A chunk that comes when nothing waits is shown at once, and the clock starts anew with it. */
   push(chunk, now) {
     const at = this.#frozen ?? now;
-    chunk.arrived = at;
+    chunk.arrived = now;
     if (!this.#queue.length && this.#due < at) {
       if (at - this.#due > this.step && this.#due > -Infinity) this.underruns += 1;
       this.#due = at;
@@ -39,9 +39,7 @@ export class Playback {
 
   /** Goes on where it stopped: the frame that was due in 10 ms is due in 10 ms. */
   resume(now) {
-    const stood = this.paused ? now - this.#frozen : 0;
-    this.#due += stood;
-    this.#queue.forEach((chunk) => (chunk.arrived += stood));
+    if (this.paused) this.#due += now - this.#frozen;
     this.#frozen = null;
   }
 

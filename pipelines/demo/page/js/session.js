@@ -2,6 +2,8 @@
 
 import { CLOSED, decode, encode, encodeControls } from "./protocol.js";
 
+const REFUSED_START = ["picture", "depth", "start"]; // codes of errors after which nothing plays
+
 /**
  * States: "idle" (no socket), "connecting", "queued", "ready" (our turn, nothing runs), "starting", "streaming", "paused", "stopping", "lost".
  * Events: "state"; "message" (detail: a decoded message); "trouble" (detail: text, the session goes on).
@@ -10,17 +12,15 @@ export class Session extends EventTarget {
   #socket = null;
   #settings = null; // to start with when it is our turn
   #expected = false; // whether the socket's end is our own wish
-  #again = false; // whether the end of this stream is the start of another
   state = "idle";
   position = 0; // in the queue, 1 is next
   why = ""; // the connection was lost
   welcome = null;
 
-  /** @param {string} address ws:// or wss:// @param {string} token */
-  constructor(address, token) {
+  /** @param {string} address ws:// or wss:// */
+  constructor(address) {
     super();
     this.address = address;
-    this.token = token;
   }
 
   /** Whether chunks come, or would if it were not paused. */
@@ -36,16 +36,11 @@ export class Session extends EventTarget {
   /** Begins (anew) with these settings, as soon as it is our turn. @param {object} settings the header of `start` */
   start(settings) {
     this.#settings = settings;
-    if (this.state === "ready") this.#start();
+    if (this.state === "ready" || this.running) this.#start();
     else if (this.state === "idle" || this.state === "lost") this.#connect();
-    else if (this.running) {
-      this.stop();
-      this.#again = true;
-    }
   }
 
   stop() {
-    this.#again = false;
     if (this.running || this.state === "starting") {
       this.#send("stop");
       this.#to("stopping");
@@ -81,6 +76,7 @@ export class Session extends EventTarget {
     if (this.running) this.#send("prompt", { prompt });
   }
 
+  /** What is played, or was played last. */
   save(title) {
     if (this.running || this.state === "ready") this.#send("save", { title });
   }
@@ -114,7 +110,8 @@ export class Session extends EventTarget {
     this.#to("connecting");
     const socket = new WebSocket(this.address);
     socket.binaryType = "arraybuffer";
-    socket.onopen = () => socket.send(encode("hello", { protocol: 1, token: this.token }));
+    // A token, where there is one, is in a cookie.
+    socket.onopen = () => socket.send(encode("hello", { protocol: 1, token: "" }));
     socket.onmessage = ({ data }) => this.#hear(data);
     socket.onclose = ({ code, reason }) => this.#closed(code, reason);
     this.#socket = socket;
@@ -145,17 +142,11 @@ export class Session extends EventTarget {
       this.position = header.position;
       this.#to("queued");
     } else if (name === "started" && this.state === "starting") this.#to("streaming");
-    else if (name === "stopped") this.#stopped();
+    else if (name === "stopped") this.#to("ready");
     else if (name === "error") {
-      if (this.state === "starting") this.#to("ready");
+      if (this.state === "starting" && REFUSED_START.includes(header.code)) this.#to("ready");
       if (header.fatal) this.why = header.text;
     }
-  }
-
-  #stopped() {
-    this.#to("ready");
-    if (this.#again) this.#start();
-    this.#again = false;
   }
 
   #closed(code, reason) {

@@ -10,13 +10,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from msmodel.steering import Controls, Hand
+from msmodel.steering import Camera, Controls, Hand
 from msmodel.tiny_vae import TinyDecoder
 from msmodel.weights import save_weights
 from pipelines.config import load
 from pipelines.demo.model_player import ModelPlayer, make_player, warm_up
 from pipelines.demo.player import Picture, Start
-from pipelines.demo.soak import soak
+from pipelines.demo.soak import figures, soak
 from pipelines.demo.student import Chosen
 from stages.data.files import write_mp4
 from stages.eval.config import MeasureConfig, ReplayRun
@@ -253,6 +253,27 @@ def test_a_tiny_vae_decodes_where_it_is_asked_for_and_is_recorded(player, studen
     assert json.loads(Path(run(run_cfg, inputs, ctx).file).read_text())["identical"]
     with pytest.raises(StageError, match=r"tiny VAE tttttttttttt, and this run's is none"):
         run(run_cfg, replace(inputs, tiny_vae=None), ctx)
+
+
+def test_a_fork_goes_on_by_itself(player):
+    performance = player.open(Start(players.picture(), "x", 1))
+    play(performance, range(3))
+    fork, other = performance.fork(), performance.fork()
+    moved = other.next_chunk(Controls(9, camera=Camera(pan_x=0.5)))
+    ours, theirs = performance.next_chunk(dragged(3)), fork.next_chunk(dragged(3))
+    np.testing.assert_array_equal(ours.frames, theirs.frames)
+    np.testing.assert_array_equal(ours.xy_px, theirs.xy_px)
+    assert (moved.frames != ours.frames).any()
+    assert len(read_recording(performance.save("x")).lengths) == 4
+    performance.close()
+
+
+def test_a_latency_that_grows_or_a_memory_that_does_is_seen():
+    even, growing = [0.1] * 40, [0.1 + 0.001 * i for i in range(40)]
+    assert figures(even, even, [100] * 40)["slope_ci"] == [0, 0]
+    found = figures(growing, even, [100 + i for i in range(40)])
+    assert found["slope_ci"][0] > 50
+    assert found["growth_pct"] == pytest.approx(100 * 35 / 104)
 
 
 def test_its_pace_and_memory_are_measured(student, tmp_path):

@@ -1,0 +1,114 @@
+"""The demo's page in Chromium, served with the fake model."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import Browser, BrowserContext, sync_playwright
+
+from msmodel.steering import Controls
+from pipelines.demo.config import DemoConfig
+from pipelines.demo.player import Played, Start
+from pipelines.demo.serve import address_of, listen, make_server
+from tests.browser.driver import Tab
+from tests.unit.pipelines.demo.fakes import FakePerformance, FakePlayer
+
+CHROMIUM = Path("/usr/bin/chromium")
+# No GPU, no voice, no call home; a camera that shows a test pattern.
+FLAGS = [
+    *("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"),
+    *(
+        "--disable-component-update",
+        "--disable-sync",
+        "--use-fake-device-for-media-stream",
+        "--use-fake-ui-for-media-stream",
+    ),
+]
+
+
+@dataclass
+class WatchedPerformance(FakePerformance):
+    """The fake, which remembers what it was asked for. heard: the controls of every chunk."""
+
+    heard: list[Controls] = field(default_factory=list)
+
+    @property
+    def held(self) -> bool:
+        """Whether a point holds the disc."""
+        return bool(self.grips)
+
+    def next_chunk(self, controls: Controls) -> Played:
+        self.heard.append(controls)
+        return super().next_chunk(controls)
+
+
+class WatchedPlayer(FakePlayer):
+    def open(self, start: Start) -> FakePerformance:
+        super().open(start)
+        self.opened[-1] = WatchedPerformance(self, start)
+        return self.opened[-1]
+
+    @property
+    def performance(self) -> WatchedPerformance:
+        """The newest."""
+        performance = self.opened[-1]
+        assert isinstance(performance, WatchedPerformance)
+        return performance
+
+
+@pytest.fixture(scope="package")
+def player(tmp_path_factory: pytest.TempPathFactory) -> WatchedPlayer:
+    return WatchedPlayer(folder=tmp_path_factory.mktemp("recordings"), seconds=0.06, settle_seconds=0.02)
+
+
+@pytest.fixture(scope="package")
+def address(player: WatchedPlayer) -> Iterator[str]:
+    with serving(player, DemoConfig(port=0)) as address:
+        yield address
+
+
+@contextmanager
+def serving(player: WatchedPlayer, cfg: DemoConfig) -> Iterator[str]:
+    """In a thread. Gives its address."""
+    with listen(cfg) as listener:
+        ready = threading.Event()
+        server = make_server(player, cfg, listener, ready.set)
+        thread = threading.Thread(target=server.run, args=([listener],), daemon=True)
+        thread.start()
+        assert ready.wait(20), "the server did not come up"
+        yield address_of(listener)
+        server.should_exit = True
+        thread.join(20)
+
+
+@pytest.fixture(scope="package")
+def chromium() -> Iterator[Browser]:
+    """Playwright runs a loop in this thread while it is open: not longer than the tests of this folder need it."""
+    if not CHROMIUM.exists():
+        pytest.skip(f"{CHROMIUM} is not installed: apt-get install chromium")
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def context(chromium: Browser) -> Iterator[BrowserContext]:
+    context = chromium.new_context(viewport={"width": 1280, "height": 800})
+    context.set_default_timeout(5000)
+    yield context
+    context.close()
+
+
+@pytest.fixture
+def tab(context: BrowserContext, address: str) -> Iterator[Tab]:
+    """The page, loaded. At the end it must have asked nobody else for anything, and not have complained."""
+    tab = Tab(context, address)
+    tab.open("/")
+    yield tab
+    tab.check()

@@ -24,9 +24,7 @@ class Slots:
         self._of: dict[Hashable, int] = {}
         self._place: dict[Hashable, np.ndarray] = {}  # where those that were seen last ended
 
-    def assign(
-        self, keys: Sequence[Hashable], begins: np.ndarray, ends: np.ndarray, seen: np.ndarray
-    ) -> list[int]:
+    def assign(self, keys: Sequence[Hashable], begins: np.ndarray, ends: np.ndarray, seen: np.ndarray) -> list[int]:
         """A slot for each of the first `count` keys, the most important first; who is not among them loses its slot.
 
         begins, ends: k 2, where each is when this chunk begins and ends. seen: k, whether it is seen at the end.

@@ -146,6 +146,7 @@ class Connection:
             while ticket.position:
                 await self._send(wire.Queued(position=ticket.position))
                 await ticket.moved()
+            await self._studio.warmed()
             session = self._session = Session(self._studio, self._send, self._opened)
             try:
                 self._heard_at = time.monotonic()

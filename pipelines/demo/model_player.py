@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import tempfile
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -55,6 +54,14 @@ class ModelPlayer:
 
     def pictures(self) -> Sequence[Picture]:
         return self._pictures
+
+    def warm_up(self) -> None:
+        """So that the first frame of the first stream comes as soon as any other's."""
+        performance = self.open(Start(np.zeros((self.about.height, self.about.width, 3), np.uint8)), record=False)
+        for _ in range(WARM_UP_CHUNKS):
+            performance.next_chunk(Controls())
+            performance.settle()
+        performance.close()
 
     def open(self, start: Start, record: bool = True) -> ModelPerformance:
         """ValueError for a frame of another size or a hand's setting that is none. record: False for what is not to be
@@ -205,15 +212,12 @@ class ModelPerformance:
 
 
 def load_player(cfg: Config, say: Callable[[str], None] = print) -> ModelPlayer:
-    """The student that cfg chooses, warmed up. ValueError where there is none, or its weights cannot be read."""
-    began = time.perf_counter()
+    """The student that cfg chooses. ValueError where there is none, or its weights cannot be read."""
     chosen, device = choose(cfg, say), free_device()
     points = min(ID_RANGE, SLOTS_A_CELL * cfg.data.grid_rows * cfg.data.grid_cols)
     playable = load_playable(chosen.student, chosen.tiny_vae, cfg.demo.decoder, points, device)
     player = make_player(cfg, playable, chosen)
     clear_abandoned(player.setting.root, say)
-    warm_up(player)
-    say(f"student {chosen.name} ({playable.digest[:12]}): ready after {time.perf_counter() - began:.1f} s")
     return player
 
 
@@ -237,13 +241,3 @@ def make_player(cfg: Config, playable: Playable, chosen: Chosen) -> ModelPlayer:
     demo, tracker = cfg.demo, cfg.data.tracker
     setting = Setting(cfg.preset, chosen.name, tiny, git_sha(), cfg.root / "recordings", demo.record_minutes, tracker)
     return ModelPlayer(playable, about, setting, pictures.pictures(cfg, (about.height, about.width)))
-
-
-def warm_up(player: ModelPlayer) -> None:
-    """So that the first frame of the first stream comes as soon as any other's."""
-    about = player.about
-    performance = player.open(Start(np.zeros((about.height, about.width, 3), np.uint8)), record=False)
-    for _ in range(WARM_UP_CHUNKS):
-        performance.next_chunk(Controls())
-        performance.settle()
-    performance.close()

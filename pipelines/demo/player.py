@@ -118,6 +118,10 @@ class Player(Protocol):
     about: About
 
     def pictures(self) -> Sequence[Picture]: ...
+    def warm_up(self) -> None:
+        """What the first performance would have to wait for; called once, before it. ValueError where something is missing."""
+        ...
+
     def open(self, start: Start) -> Performance:
         """ValueError for a frame of another size, an empty prompt is allowed."""
         ...

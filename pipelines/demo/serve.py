@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import signal
 import socket
@@ -55,13 +56,14 @@ def run(load: Callable[[], Player], cfg: DemoConfig) -> int:
             print(f"{player.about.preset}: {player.about.student}, on {player.about.device}", flush=True)
             key = "/?token=..." if cfg.token else ""
             words = f"serving on {address_of(listener)}{key} (Ctrl-C ends)"
-            make_server(player, cfg, listener, lambda: print(words, flush=True)).run([listener])
+            server = make_server(player, cfg, listener, lambda: print(words, flush=True))
+            server.run([listener])
+            return FAILED if server.failed else OK
         except KeyboardInterrupt:
             return OK
         except (ValueError, OSError) as error:
             print(error, file=sys.stderr)
             return FAILED
-    return OK
 
 
 def listen(cfg: DemoConfig) -> socket.socket:
@@ -103,10 +105,18 @@ class Server(uvicorn.Server):
     def __init__(self, settings: uvicorn.Config, studio: Studio, ready: Callable[[], None]) -> None:
         super().__init__(settings)
         self.studio, self._ready = studio, ready
+        self.failed = False
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
         self._ready()
+        self.studio.begin().add_done_callback(self._warm)
+
+    def _warm(self, done: asyncio.Future[None]) -> None:
+        """A model that cannot play ends the server."""
+        if not done.cancelled() and (error := done.exception()):
+            print(f"the student cannot play: {error}", file=sys.stderr)
+            self.failed = self.should_exit = True
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         await self.studio.dismiss()

@@ -113,6 +113,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with tempfile.TemporaryDirectory() as folder:
             cfg = load(options.preset, runs=options.runs)
             player = load_player(cfg, lambda line: print(line, file=sys.stderr))
+            player.warm_up()
             player.setting = replace(player.setting, root=Path(folder))  # nothing is left in the run
             print(json.dumps(soak(player, options.chunks, not options.no_record), indent=1))
     except (ValueError, OSError) as error:

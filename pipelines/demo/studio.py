@@ -54,6 +54,7 @@ class Studio:
     def __init__(self, player: Player, cfg: DemoConfig) -> None:
         self.player, self.cfg = player, cfg
         self.worker, self.lobby = Worker(), Lobby(cfg.queue_length)
+        self.warm: asyncio.Future[None] | None = None
         self.pictures: dict[str, Picture] = {p.id: p for p in player.pictures()}
         self.uploads = Shelf[Cut](cfg.max_uploads)
         self.depths = Shelf[np.ndarray](cfg.max_uploads)
@@ -66,6 +67,15 @@ class Studio:
             sockets=lambda: len(self.connections),
             cache=lambda: self.cache_bytes,
         )
+
+    def begin(self) -> asyncio.Future[None]:
+        """Warms the model up while the page is served already: the worker's first job."""
+        self.warm = self.worker.run(self.player.warm_up)
+        return self.warm
+
+    async def warmed(self) -> None:
+        assert self.warm is not None, "begin comes first"
+        await asyncio.shield(self.warm)  # who leaves must not take it from the others
 
     def frame(self, picture: str) -> np.ndarray | None:
         """H W 3 uint8 of a picture or upload; None where there is none of that id."""

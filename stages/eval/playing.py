@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 import torch
@@ -86,8 +87,12 @@ def load_playable(
                 "demo.decoder=tiny: this run has no tiny VAE; `make distill` trains one, demo.decoder=vae does without"
             )
         maker = load_tiny_vae(tiny_vae.folder).eval().requires_grad_(False).to(device)
-    encoder = load_text_encoder(net.cfg.text).to(device)
-    return Playable(net, vae, maker, encoder.encode, "tiny" if tiny else "vae", student.digest, points, device)
+    encoder = cache(lambda: load_text_encoder(net.cfg.text).to(device))  # its library alone takes seconds to import
+
+    def encode(prompts: Sequence[str]) -> Tensor:
+        return encoder().encode(prompts)
+
+    return Playable(net, vae, maker, encode, "tiny" if tiny else "vae", student.digest, points, device)
 
 
 @contextmanager

@@ -64,6 +64,7 @@ class FakePlayer:
     seconds: float = 0.0
     settle_seconds: float = 0.0
     fault: int = -1
+    cold: str = ""  # why it cannot be warmed up
     opened: list[FakePerformance] = field(default_factory=list)
 
     @property
@@ -77,6 +78,10 @@ class FakePlayer:
         return [
             Picture(name, name.title(), f"a disc, {name}", np.full(size, c, np.uint8)) for name, c in shades.items()
         ]
+
+    def warm_up(self) -> None:
+        if self.cold:
+            raise ValueError(self.cold)
 
     def open(self, start: Start) -> FakePerformance:
         if start.frame.shape != (self.about.height, self.about.width, 3):

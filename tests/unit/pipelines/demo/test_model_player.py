@@ -14,7 +14,7 @@ from msmodel.steering import Camera, Controls, Hand
 from msmodel.tiny_vae import TinyDecoder
 from msmodel.weights import save_weights
 from pipelines.config import load
-from pipelines.demo.model_player import ModelPlayer, make_player, warm_up
+from pipelines.demo.model_player import ModelPlayer, make_player
 from pipelines.demo.player import Picture, Start
 from pipelines.demo.soak import figures, soak
 from pipelines.demo.student import Chosen
@@ -289,7 +289,7 @@ def test_its_pace_and_memory_are_measured(student, tmp_path):
 
 def test_nothing_is_left_of_a_closed_performance(player):
     before = threading.active_count()
-    warm_up(player)
+    player.warm_up()
     performance = player.open(Start(players.picture()))
     play(performance, range(2))
     performance.close()

@@ -15,9 +15,16 @@ from pipelines import cli
 from pipelines.demo import protocol as wire
 from pipelines.demo.client import Client
 from pipelines.demo.config import DemoConfig
-from pipelines.demo.serve import address_of, listen
+from pipelines.demo.serve import address_of, listen, run
 
+from .fakes import FakePlayer
 from .scenes import close_code, to_run
+
+
+def test_a_model_that_cannot_play_ends_the_server_with_what_is_missing(capsys):
+    assert run(lambda: FakePlayer(cold="text.source: no such folder"), DemoConfig(port=0)) == 1
+    said = capsys.readouterr()
+    assert "serving on" in said.out and said.err == "the student cannot play: text.source: no such folder\n"
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

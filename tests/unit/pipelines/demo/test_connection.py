@@ -123,6 +123,26 @@ def test_changes_on_the_way(tmp_path):
         assert served.ask("GET", f"/api/recordings/{recording['id']}/passwd")[0] == 404
 
 
+def test_a_reset_waits_for_no_acknowledgement():
+    async def scene(url: str) -> None:
+        async with Client(url, acknowledges=False) as client:
+            await client.enter()
+            await client.start("moss")
+            first = await client.chunk()
+            await client.send(wire.Reset())
+            await client.expect(wire.Changed)
+            second = await asyncio.wait_for(client.chunk(), 2)
+            assert second.chunk.chunk == 0
+            await client.send(wire.Ack(seq=first.chunk.seq, waited_ms=0))  # too late: it says nothing of the second
+            with pytest.raises(TimeoutError):
+                await asyncio.wait_for(client.next(), 0.2)
+            await client.send(wire.Ack(seq=second.chunk.seq, waited_ms=0))
+            assert (await asyncio.wait_for(client.chunk(), 2)).chunk.chunk == 1
+
+    with serving(quick()) as served:
+        meet(scene(served.url))
+
+
 def test_motion_transfer_and_the_webcam_reach_the_model():
     async def scene(url: str) -> None:
         async with Client(url) as client:

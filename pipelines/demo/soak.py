@@ -3,8 +3,8 @@
 Plays one stream as fast as it goes, one point dragged around, and prints a JSON object: frames a second, latency of a
 chunk, milliseconds to the first frame, resident memory after a tenth of the chunks and at the end, bytes of the cache, and
 the slope of the latency with its 95% interval. What is timed is the chunk from its controls to decoded frames, and the
-clean pass. As a machine wanders by more than the slope that is looked for, each chunk is taken over that of a fork of the
-young stream at the same moment, as LONG_RUN does; the slope of the seconds alone stands beside it.
+clean pass. As a machine wanders by more than the slope that is looked for, as many chunks again are each taken over that of
+a fork that stays as old as it is, at the same moment, as LONG_RUN does; the slope of the seconds alone stands beside it.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from msmodel.steering import Controls
 from stages.eval.timing import latency, latency_slope
 
 from ..config import load
-from .model_player import ModelPlayer, load_player
+from .model_player import ModelPerformance, ModelPlayer, load_player
 from .player import Start
 
 POINT = np.array([1])
@@ -47,20 +47,20 @@ def soak(player: ModelPlayer, count: int, record: bool) -> dict[str, Any]:
             performance.settle()
             performance.next_chunk(circling(index))
         performance.settle()
-        young = performance.fork()
         seconds: list[float] = []
-        beside: list[float] = []
-        memory, frames = [], 0
-        for index in range(WARM_UP, WARM_UP + count):
-            turns = [(performance, seconds), (young.fork(), beside)]
-            for one, taken in turns if index % 2 else reversed(turns):
-                began = time.perf_counter()
-                played = one.next_chunk(circling(index if one is performance else WARM_UP))
-                one.settle()
-                taken.append(time.perf_counter() - began)
-                frames += len(played.frames) * (one is performance)
+        memory, frames, at = [], 0, WARM_UP
+        for at in range(WARM_UP, WARM_UP + count):
+            taken, made = timed(performance, at)
+            seconds.append(taken)
+            frames += made
             memory.append(resident_bytes())
-        return figures(seconds, beside, memory) | {
+        young = performance.fork()
+        ratios = []
+        for index in range(at + 1, at + 1 + count):
+            turns = [performance, young.fork()]
+            one, other = (timed(turn, index)[0] for turn in (turns if index % 2 else turns[::-1]))
+            ratios.append(one / other if index % 2 else other / one)
+        return figures(seconds, ratios, memory) | {
             "frames": frames,
             "fps": frames / sum(seconds),
             "first_frame_ms": first * 1000,
@@ -72,9 +72,18 @@ def soak(player: ModelPlayer, count: int, record: bool) -> dict[str, Any]:
         performance.close()
 
 
-def figures(seconds: list[float], beside: list[float], memory: list[int]) -> dict[str, Any]:
-    """Of the chunks of the growing stream, those of the young one at the same moments, and resident bytes after each."""
-    slope = latency_slope([a / b for a, b in zip(seconds, beside, strict=True)])
+def timed(performance: ModelPerformance, index: int) -> tuple[float, int]:
+    """Seconds of a chunk with its clean pass, and its frames."""
+    began = time.perf_counter()
+    played = performance.next_chunk(circling(index))
+    performance.settle()
+    return time.perf_counter() - began, len(played.frames)
+
+
+def figures(seconds: list[float], ratios: list[float], memory: list[int]) -> dict[str, Any]:
+    """seconds, memory: of chunks of the stream alone, and resident bytes after each. ratios: of later chunks over those of
+    a fork at the same moments."""
+    slope = latency_slope(ratios)
     alone = latency_slope(seconds)
     early = memory[len(memory) // 10]
     return {

@@ -269,9 +269,9 @@ def test_a_fork_goes_on_by_itself(player):
 
 
 def test_a_latency_that_grows_or_a_memory_that_does_is_seen():
-    even, growing = [0.1] * 40, [0.1 + 0.001 * i for i in range(40)]
+    even, growing = [1.0] * 40, [1 + 0.01 * i for i in range(40)]
     assert figures(even, even, [100] * 40)["slope_ci"] == [0, 0]
-    found = figures(growing, even, [100 + i for i in range(40)])
+    found = figures(even, growing, [100 + i for i in range(40)])
     assert found["slope_ci"][0] > 50
     assert found["growth_pct"] == pytest.approx(100 * 35 / 104)
 

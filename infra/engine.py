@@ -20,6 +20,9 @@ from torch import Tensor, nn
 from .fragments import Fragment, of_flat_groups, of_partitions, of_whole_weights, trained
 
 KEPT_WHOLE = 100_000  # ZeRO 3 leaves weights of fewer elements on every rank (DeepSpeed's default)
+BUCKET = (
+    500_000_000  # gradients are reduced so many at a time (DeepSpeed's default), or all at once where there are fewer
+)
 
 
 def gradient_norm(module: nn.Module) -> float:
@@ -192,8 +195,9 @@ class Sharding:
     def stage(self) -> int:
         return max(self.zero_stage, 1) if self.bf16 else self.zero_stage
 
-    def zero_optimization(self) -> dict[str, Any]:
-        out: dict[str, Any] = {"stage": self.stage}
+    def zero_optimization(self, weights: int) -> dict[str, Any]:
+        """weights: how many numbers are trained. ZeRO 3 reserves a whole bucket, however few there are."""
+        out: dict[str, Any] = {"stage": self.stage, "reduce_bucket_size": min(BUCKET, max(weights, 1))}
         if self.stage == 3:
             out["stage3_param_persistence_threshold"] = KEPT_WHOLE
         if self.offload != "none":
@@ -227,7 +231,7 @@ class DeepSpeedEngine(_Engine):
             "train_micro_batch_size_per_gpu": 1,  # only counts samples; batches are the loader's affair
             "gradient_accumulation_steps": accumulate,
             "gradient_clipping": clip_norm,
-            "zero_optimization": sharding.zero_optimization(),
+            "zero_optimization": sharding.zero_optimization(sum(p.numel() for p in trained(module).values())),
             "zero_allow_untested_optimizer": True,
             "zero_force_ds_cpu_optimizer": False,  # its own would be compiled
             "bf16": {"enabled": sharding.bf16},

@@ -1,26 +1,63 @@
-"""Slots: which of a stream's n track ids a point has. Ids belong to slots, so a point keeps its slot while it lives."""
+"""Which of a fixed number of slots, each with an id that the model knows it by, follows which point.
+
+Legend: k points, places in grid steps.
+"""
 
 from __future__ import annotations
 
 from collections import deque
 from collections.abc import Hashable, Sequence
 
+import numpy as np
+
+SAME_PLACE = 0.5  # grid steps, along either axis
+
 
 class Slots:
-    """A slot that becomes free is given out again after all others, so that an id does not jump to another object at
-    once."""
+    """A point that comes where another one goes takes over its slot: it stands for the same place of the scene, and a student
+    follows a new id less well than one that it has seen stand there. Any other slot that becomes free is given out again
+    after all others, so that an id does not jump to another object at once."""
 
     def __init__(self, count: int) -> None:
         self.count = count
         self._free = deque(range(count))
         self._of: dict[Hashable, int] = {}
+        self._place: dict[Hashable, np.ndarray] = {}  # where those that were seen last ended
 
-    def assign(self, keys: Sequence[Hashable]) -> list[int]:
-        """A slot for each of the first `count` keys, the most important first; who is not among them loses its slot."""
+    def assign(self, keys: Sequence[Hashable], begins: np.ndarray, ends: np.ndarray, seen: np.ndarray) -> list[int]:
+        """A slot for each of the first `count` keys, the most important first; who is not among them loses its slot.
+
+        begins, ends: k 2, where each is when this chunk begins and ends. seen: k, whether it is seen at the end.
+        """
         kept = dict.fromkeys(keys[: self.count])
-        for key in [k for k in self._of if k not in kept]:
-            self._free.append(self._of.pop(key))
+        lost = [key for key in self._of if key not in kept]
+        fresh = [i for i, key in enumerate(kept) if key not in self._of]
+        heirs = self._heirs([key for key in lost if key in self._place], [begins[i] for i in fresh])
+        names = list(kept)
+        for number, key in heirs.items():
+            self._of[names[fresh[number]]] = self._of.pop(key)
+        for key in lost:
+            if key in self._of:
+                self._free.append(self._of.pop(key))
         for key in kept:
             if key not in self._of:
                 self._of[key] = self._free.popleft()
+        self._place = {key: ends[i] for i, key in enumerate(kept) if seen[i]}
         return [self._of[key] for key in kept]
+
+    def _heirs(self, lost: Sequence[Hashable], begins: Sequence[np.ndarray]) -> dict[int, Hashable]:
+        """Number of a new point -> the lost one whose place it takes; the closest pairs first."""
+        if not lost or not begins:
+            return {}
+        gone = np.stack([self._place[key] for key in lost])
+        away = np.abs(np.stack(begins)[:, None] - gone).max(axis=-1)
+        out: dict[int, Hashable] = {}
+        taken: set[int] = set()
+        for flat in np.argsort(away, axis=None, kind="stable"):
+            new, old = divmod(int(flat), len(lost))
+            if away[new, old] > SAME_PLACE:
+                break
+            if new not in out and old not in taken:
+                out[new] = lost[old]
+                taken.add(old)
+        return out

@@ -37,11 +37,13 @@ Key = tuple[str, int, int]  # layer, number, member
 
 @dataclass
 class Layer:
-    """Points of one kind during one chunk. keys: k. xy T k 2, visible T k."""
+    """Points of one kind during one chunk. keys: k. xy T k 2, visible T k. begins k 2: where they are when it begins, if
+    not in its first frame."""
 
     keys: list[Key]
     xy: np.ndarray
     visible: np.ndarray
+    begins: np.ndarray | None = None
 
 
 class Steering:
@@ -142,8 +144,8 @@ class Steering:
         place = self._follower.target(held)
         return (
             self._layer(held, self._follower.follow(held, place, place, count)),
-            self._layer([k for k in keys if self._pinned[k]], xy[:, controls.pinned]),
-            self._layer([k for k in keys if not self._pinned[k]], xy[:, ~controls.pinned]),
+            self._layer([k for k in keys if self._pinned[k]], xy[:, controls.pinned], origin[controls.pinned]),
+            self._layer([k for k in keys if not self._pinned[k]], xy[:, ~controls.pinned], origin[~controls.pinned]),
         )
 
     def _paths(self, paths: Sequence[Path], first: int, count: int) -> Layer:
@@ -153,7 +155,7 @@ class Steering:
         for path in paths:
             keys += [("path", path.id, member) for member in range(len(path.members))]
             seconds = (np.arange(first, first + count) - self._begun[path.id]) / self.fps
-            shift = along(shares_to_px(path.line, self.size), np.clip(seconds / path.seconds, 0, 1))
+            shift = along(shares_to_px(path.line, self.size), seconds / path.seconds)
             parts.append(shares_to_px(path.members, self.size) + shift[:, None])
         return self._layer(keys, np.concatenate(parts, axis=1))
 
@@ -193,8 +195,8 @@ class Steering:
         names, xy, visible = self._ground.frames(camera, count)
         return Layer([("ground", name, 0) for name in names], xy, visible)
 
-    def _layer(self, keys: list[Key], xy: np.ndarray) -> Layer:
-        return Layer(keys, xy, inside(xy, *self.size))
+    def _layer(self, keys: list[Key], xy: np.ndarray, begins: np.ndarray | None = None) -> Layer:
+        return Layer(keys, xy, inside(xy, *self.size), begins)
 
     def _cover(self, layers: list[Layer]) -> None:
         """Hides what lies under points of a higher layer."""
@@ -206,9 +208,11 @@ class Steering:
 
     def _in_slots(self, layers: list[Layer], count: int) -> tuple[np.ndarray, np.ndarray]:
         keys = [key for layer in reversed(layers) for key in layer.keys]
-        slots = self._slots.assign(keys)
-        xy = np.concatenate([layer.xy for layer in reversed(layers)], axis=1)[:, : len(slots)]
-        seen = np.concatenate([layer.visible for layer in reversed(layers)], axis=1)[:, : len(slots)]
+        xy = np.concatenate([layer.xy for layer in reversed(layers)], axis=1)
+        seen = np.concatenate([layer.visible for layer in reversed(layers)], axis=1)
+        begins = [layer.xy[0] if layer.begins is None else layer.begins for layer in reversed(layers)]
+        slots = self._slots.assign(keys, np.concatenate(begins) / self._step, xy[-1] / self._step, seen[-1])
+        xy, seen = xy[:, : len(slots)], seen[:, : len(slots)]
         xy_px = np.zeros((count, self.max_tracks, 2), np.float32)
         visible = np.zeros((count, self.max_tracks), bool)
         xy_px[:, slots], visible[:, slots] = xy, seen
@@ -216,7 +220,7 @@ class Steering:
 
 
 def along(line: np.ndarray, share: np.ndarray) -> np.ndarray:
-    """How far a line's point at a share (m, 0..1) of its length lies from its beginning: corners k 2 -> m 2."""
+    """How far a line's point at a share (m) of its length lies from its beginning: corners k 2 -> m 2. Over 1: the end."""
     lengths = np.concatenate([[0.0], np.cumsum(np.linalg.norm(np.diff(line, axis=0), axis=-1))])
     at = share * lengths[-1]
     return np.stack([np.interp(at, lengths, line[:, axis] - line[0, axis]) for axis in (0, 1)], axis=-1)

@@ -81,12 +81,14 @@ while alive < count:
     time.sleep(1)
 PY
 work=$!
+[ -z "$stopped" ] || on_term # the signal came before there was anything to interrupt
 status=0
 wait "$work" || status=$?
 
 if [ "$status" -eq 0 ] && [ -z "$stopped" ]; then
   make "$@" &
   work=$!
+  [ -z "$stopped" ] || on_term
   wait "$work" || status=$?
   [ -z "$stopped" ] || { wait "$work" && status=0 || status=$?; } # the signal had ended the first wait
 fi

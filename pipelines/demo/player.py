@@ -46,7 +46,8 @@ class Picture:
 
 @dataclass(frozen=True)
 class Start:
-    """What a performance begins with. frame: H W 3 uint8 at clip size. depth: H W float32, or None for a plane."""
+    """What a performance begins with. frame: H W 3 uint8 at clip size. depth: H W float32,
+    relative inverse depth (larger is nearer), or None for a plane."""
 
     frame: np.ndarray
     prompt: str = ""

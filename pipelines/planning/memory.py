@@ -13,9 +13,10 @@ from typing import Any
 
 import torch
 
+from infra.engine import BUCKET
+
 from .loads import Load, sampling_load, stream_load, training, training_load, weights_type
 
-BUCKET = 500_000_000  # DeepSpeed's reduce_bucket_size, in elements
 LIVE = 1_000_000_000  # stage3_max_live_parameters: gathered weights that may stay until they are used again
 
 
@@ -139,7 +140,7 @@ def _buffers(load: Load, stage: int) -> float:
     if not load.averages or not stage:
         return 0.0
     each = 2.0 if load.half else 4.0
-    return each * (BUCKET + (min(LIVE, load.parameters) if stage == 3 else 0))
+    return each * (min(BUCKET, load.parameters) + (min(LIVE, load.parameters) if stage == 3 else 0))
 
 
 def _update(load: Load, where: Layout, stage: int) -> float:

@@ -60,7 +60,7 @@ class Tab:
 
     def check(self) -> None:
         unexpected = [c for c in self._complaints if not re.search(self.expected, c)]
-        assert unexpected == []
+        assert unexpected == [], unexpected
         strange = [
             url for url in self._asked if not url.startswith((f"{self.address}/", "data:", f"blob:{self.address}/"))
         ]

@@ -34,7 +34,7 @@ def test_the_disc_follows_the_drag(tab: Tab, player: WatchedPlayer) -> None:
     assert not tab.page.locator("#help").is_visible()
     tab.page.mouse.up()
     tab.wait("ms.points.green.length === 0")
-    until(lambda: not len(player.performance.heard[-1].ids))
+    until(lambda: player.performance.heard[-1].pinned.all())
 
 
 def test_a_brush_takes_many_points_and_a_brush_of_nothing_one(tab: Tab, player: WatchedPlayer) -> None:
@@ -53,23 +53,33 @@ def test_a_brush_takes_many_points_and_a_brush_of_nothing_one(tab: Tab, player: 
     tab.page.mouse.up()
 
 
-def test_everything_else_is_pinned_while_dragging(tab: Tab, player: WatchedPlayer) -> None:
+def test_everything_else_is_held_still_and_what_was_dragged_stays_where_it_is_let_go(
+    tab: Tab, player: WatchedPlayer
+) -> None:
     tab.start()
+    until(lambda: len(player.performance.heard[-1].ids) == 40)
+    before = player.performance.heard[-1]
+    assert before.pinned.all(), "the grid is held before anything is touched"
     tab.drag([(0.5, 0.5), (0.55, 0.5)], release=False)
-    until(lambda: player.performance.heard[-1].pinned.any())
+    until(lambda: not player.performance.heard[-1].pinned.all())
     first = player.performance.heard[-1]
     dragged, rest = first.ids[~first.pinned], first.ids[first.pinned]
-    assert len(dragged) + len(rest) == 40  # the grid
+    assert set(first.ids) == set(before.ids), "the same points, some of them taken hold of"
     tab.page.mouse.move(*tab.place(0.7, 0.5))
     until(lambda: player.performance.heard[-1].revision > first.revision)
     later = player.performance.heard[-1]
     assert set(later.ids[later.pinned]) == set(rest), "pins keep their names while they live"
     tab.page.mouse.up()
-    until(lambda: len(player.performance.heard[-1].ids) == 0)
+    until(lambda: player.performance.heard[-1].pinned.all())
+    end = player.performance.heard[-1]
+    was, now = (dict(zip(c.ids.tolist(), c.xy, strict=True)) for c in (before, end))
+    for point in dragged.tolist():
+        np.testing.assert_allclose(now[point] - was[point], [0.2, 0], atol=0.01)
 
 
 def test_pins_are_painted_and_erased(tab: Tab, player: WatchedPlayer) -> None:
     tab.start()
+    tab.page.locator("#pin-rest").uncheck()
     tab.tool("pin")
     tab.drag([(0.1, 0.1), (0.1, 0.6)])
     pins = len(tab.read("points.red"))
@@ -160,10 +170,10 @@ def test_the_keyboard_alone_will_do(tab: Tab, player: WatchedPlayer) -> None:
     until(lambda: bool(player.performance.centre[0] > 0.6))
     assert "Holding" in tab.page.locator("#announce").inner_text()
     tab.page.keyboard.press("g")
-    until(lambda: not len(player.performance.heard[-1].ids))
+    until(lambda: bool(player.performance.heard[-1].pinned.all()))
     tab.page.keyboard.press("2")
     tab.page.keyboard.press("g")
-    until(lambda: bool(player.performance.heard[-1].pinned.any()))
+    assert len(tab.read("points.red")) >= 1
     tab.page.keyboard.press("Space")
     assert tab.state == "paused"
     tab.page.keyboard.press("Enter")

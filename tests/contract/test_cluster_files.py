@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import jsonschema
+import psutil
 import pytest
 import yaml
 
@@ -193,11 +194,18 @@ def allocation(tmp_path):
             "SLURM_CPUS_PER_TASK": "4",
         }
         command = ["bash", str(CLUSTER / "slurm.sh"), *words]
-        return subprocess.Popen(
+        job = subprocess.Popen(
             command, env=mine | environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
         )
+        jobs.append(psutil.Process(job.pid))
+        return job
 
-    return tmp_path / "log", start
+    jobs: list[psutil.Process] = []
+    yield tmp_path / "log", start
+    for job in jobs:  # of a test that failed
+        if job.is_running():
+            for process in [*job.children(recursive=True), job]:
+                process.kill()
 
 
 def test_slurm_starts_ray_on_all_nodes_runs_make_and_stops_ray(allocation):

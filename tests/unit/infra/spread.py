@@ -15,6 +15,7 @@ from stages.spec import Resources, Stage
 from tests.unit.infra.fakes import FakeConfig, Item, note
 
 STEPS, SAVE_EVERY = 10, 2
+LOST_AT = 5  # two ranks get no further than this: one of their nodes must go; step 4 is saved
 
 
 def node_id() -> str:
@@ -30,12 +31,17 @@ def item(cfg: FakeConfig, given: Item, ctx) -> Item:
 
 
 def march(cfg: FakeConfig, inputs: object, ctx) -> Checkpoint:
-    """Ten steps in which all ranks must take part; rank 0 saves every second one. The end depends on no rank's number."""
+    """Ten steps in which all ranks must take part; rank 0 saves every second one. The end depends on no rank's number.
+
+    Two ranks wait at LOST_AT for ever: how soon a worker notices that its node is gone is Ray's affair.
+    """
     state = ctx.workdir / "state.json"
     step, value = json.loads(state.read_text()) if state.exists() else (0, 0.0)
     (ctx.workdir / f"rank-{ctx.rank}-{node_id()}").touch()
     while step < STEPS:
         time.sleep(cfg.seconds)
+        while ctx.world_size > 1 and step == LOST_AT:
+            time.sleep(0.05)
         share = torch.tensor((step + 1.0) / ctx.world_size)
         if ctx.world_size > 1:
             dist.all_reduce(share)

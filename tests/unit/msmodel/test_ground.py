@@ -42,6 +42,7 @@ def test_a_pan_moves_all_points_and_fills_what_comes_in():
             np.testing.assert_allclose(steps, [[1, 0]] * len(shared), atol=1e-9)
         before = {n: xy[-1, i] for i, n in enumerate(names)}
     assert min(shares) > 0.8 and np.mean(shares) > 0.9
+    assert len(ground._names) < 260, "those that left are forgotten"
     assert min(before) > 160, "the first points have long left"
 
 

@@ -89,7 +89,7 @@ def test_a_point_outside_the_frame_is_invisible_and_the_same_when_it_returns():
 def test_a_free_slot_is_used_last():
     s = steering(slots=3)
     s.tracks(points((1, 10, 20, False), (2, 40, 20, False)), 0, 5)
-    _, seen = s.tracks(points((2, 40, 20, False), (3, 10, 20, False)), 5, 6)
+    _, seen = s.tracks(points((2, 40, 20, False), (3, 30, 5, False)), 5, 6)
     assert seen[0].tolist() == [False, True, True], "slot 2, which nobody had, before slot 0"
     _, seen = s.tracks(points((2, 40, 20, False), (3, 10, 20, False), (4, 20, 20, False)), 11, 6)
     assert seen.all()
@@ -159,7 +159,10 @@ def test_live_points_follow_the_newest_picture_and_lost_ones_go():
     xy, seen = s.tracks(points(transfer="webcam"), 5, 6)
     assert seen.all(axis=0).tolist() == [False, True, True] + [False] * 5
     np.testing.assert_allclose(xy[:, 1, 0], range(31, 37))
-    assert not s.tracks(points(), 11, 6)[1].any()
+    s.see([4], np.array([[50.0, 30]]))
+    xy, seen = s.tracks(points(transfer="webcam"), 11, 6)
+    np.testing.assert_allclose(xy[seen], [[50, 30]] * 6)  # it was lost: it does not come from where it was
+    assert not s.tracks(points(), 17, 6)[1].any()
 
 
 def test_reset_and_fork():

@@ -8,13 +8,15 @@ export const CAMERA = Object.freeze({ pan_x: 0.5, pan_y: 0.5, zoom: 1, rotate: 4
 const STILL = Object.freeze({ pan_x: 0, pan_y: 0, zoom: 0, rotate: 0, orbit: 0 });
 const STEP = 0.012; // shares between two corners of a drawn path
 const APART = 0.02; // shares of the width between two pins, at least
+const COVERED = 0.5; // cells of the grid: what lies so close is the same place
+const HOLE = 0.75; // cells of the grid: a place of it from which any point is so far is empty
 const CORNERS = 2000; // of one path, at most
 
 export class Controls {
   #drags = new Map(); // pointer -> {ids, members, from, to}
   #drawing = new Map(); // pointer -> a path that is being drawn
   #pins = new Map(); // id -> [x, y]
-  #rest = new Map(); // index in the grid -> id, while everything else is pinned
+  #rest = new Map(); // id -> [x, y]: what nobody holds. It sticks to the scene: what is moved stays where it is let go
   #camera = { ...STILL };
   #nextId = 1;
   #revision = 0;
@@ -43,6 +45,7 @@ export class Controls {
   /** Who hears them knows nothing yet: the next snapshot is one, without an input event. Paths begin at their beginnings. */
   restate() {
     this.rerunPaths(null);
+    this.#rest.clear();
     this.#changed = true;
     this.#inputAt = null;
   }
@@ -70,6 +73,7 @@ export class Controls {
 
   setTransfer(transfer, now) {
     this.transfer = transfer;
+    this.#rest.clear();
     this.touch(now);
   }
 
@@ -83,17 +87,24 @@ export class Controls {
     return Math.hypot(ax - bx, (ay - by) / this.aspect);
   }
 
-  /** The grid's points under the brush; the place itself where there is none. */
+  /** Points under the brush, [id, place] each: of those that are held still, or else of the grid; the place itself where there is none. */
   under(place) {
-    const under = this.brush > 0 ? this.grid.filter((point) => this.distance(point, place) <= this.brush) : [];
-    return under.length ? under : [place];
+    const points = this.#stills ? [...this.#seeded()] : this.grid.map((point) => [this.#nextId++, point]);
+    const under = this.brush > 0 ? points.filter(([, point]) => this.distance(point, place) <= this.brush) : [];
+    return under.length ? under : [[this.#nextId++, place]];
   }
 
   grab(pointer, place, now) {
-    const members = this.under(place);
-    this.#drags.set(pointer, { ids: members.map(() => this.#nextId++), members, from: place, to: place });
+    const under = this.#take(place);
+    this.#drags.set(pointer, { ids: under.map(([id]) => id), members: under.map(([, point]) => point), from: place, to: place });
     this.touch(now);
-    return members.length;
+    return under.length;
+  }
+
+  #take(place) {
+    const under = this.under(place);
+    under.forEach(([id]) => this.#rest.delete(id));
+    return under;
   }
 
   drag(pointer, place, now) {
@@ -104,22 +115,49 @@ export class Controls {
   }
 
   release(pointer, now) {
+    const drag = this.#drags.get(pointer);
     if (!this.#drags.delete(pointer)) return;
-    if (!this.#holding) this.#rest.clear();
+    if (this.#stills) this.#putBack(moved(drag).map((place, i) => [drag.ids[i], place]));
     this.touch(now);
+  }
+
+  /** What was let go is held where it is, in place of what it covers; where it came from new points are. */
+  #putBack(points) {
+    const inside = points.filter(([, place]) => place.every((share) => share >= 0 && share <= 1));
+    for (const [id, place] of [...this.#rest]) {
+      if (inside.some(([, other]) => this.#apart(place, other) < COVERED)) this.#rest.delete(id);
+    }
+    inside.forEach(([id, place]) => this.#rest.set(id, place));
+    this.#fill();
+  }
+
+  #fill() {
+    const taken = [...this.#rest.values(), ...this.#pins.values(), ...this.#drags.values(), ...this.paths]
+      .flatMap((one) => one.members ? (one.to ? [...one.members, ...moved(one)] : one.members) : [one]);
+    for (const place of this.grid) {
+      if (!taken.some((other) => this.#apart(place, other) < HOLE)) this.#rest.set(this.#nextId++, place);
+    }
+  }
+
+  /** Cells of the grid between two places, along the axis on which it is more. */
+  #apart([ax, ay], [bx, by]) {
+    return Math.max(Math.abs(ax - bx) * this.columns, Math.abs(ay - by) * this.rows);
   }
 
   /** Pins what is under the brush. Returns how many pins came. */
   pin(place, now) {
     const near = (point) => [...this.#pins.values()].some((pin) => this.distance(pin, point) < APART);
-    const fresh = this.under(place).filter((point) => !near(point));
-    fresh.forEach((point) => this.#pins.set(this.#nextId++, point));
+    const fresh = this.under(place).filter(([, point]) => !near(point));
+    for (const [id, point] of fresh) {
+      this.#rest.delete(id);
+      this.#pins.set(id, point);
+    }
     if (fresh.length) this.touch(now);
     return fresh.length;
   }
 
   startPath(pointer, place) {
-    this.#drawing.set(pointer, { members: this.under(place), line: [place] });
+    this.#drawing.set(pointer, { members: this.under(place).map(([, point]) => point), line: [place] });
   }
 
   extendPath(pointer, place) {
@@ -138,6 +176,9 @@ export class Controls {
     if (path.line.length < 2) return "short";
     if (this.#members + path.members.length > this.maxPoints) return "full";
     this.paths.push({ id: this.#nextId++, ...path, seconds: this.pathSeconds, revision: null, begun: null });
+    for (const [id, place] of [...this.#rest]) {
+      if (path.members.some((member) => this.#apart(place, member) < COVERED)) this.#rest.delete(id);
+    }
     this.touch(now);
     return "kept";
   }
@@ -165,10 +206,11 @@ export class Controls {
     const hit = (point) => this.distance(point, place) <= reach;
     const pins = [...this.#pins].filter(([, pin]) => hit(pin));
     pins.forEach(([id]) => this.#pins.delete(id));
+    if (this.#stills) pins.forEach(([id, pin]) => this.#rest.set(id, pin));
     const kept = this.paths.filter((path) => !path.line.some(hit));
     if (!pins.length && kept.length === this.paths.length) return;
     this.paths = kept;
-    if (!this.#holding) this.#rest.clear();
+    if (this.#rest.size) this.#fill();
     this.touch(now);
   }
 
@@ -182,6 +224,7 @@ export class Controls {
   setCamera(speeds, now) {
     if (Object.entries(speeds).every(([name, speed]) => this.#camera[name] === speed)) return;
     Object.assign(this.#camera, speeds);
+    this.#rest.clear(); // the scene moves away under it
     this.touch(now);
   }
 
@@ -193,8 +236,9 @@ export class Controls {
     return Object.values(this.#camera).some((speed) => speed !== 0);
   }
 
-  get #holding() {
-    return this.#drags.size > 0 || this.paths.length > 0;
+  /** Whether what nobody moves is held still: a student with nothing to follow drifts. */
+  get #stills() {
+    return this.pinRest && !this.transfer && !this.#turning;
   }
 
   get dragging() {
@@ -205,20 +249,17 @@ export class Controls {
   get view() {
     const green = [...this.#drags.values()].flatMap(moved);
     const drawing = [...this.#drawing.values()].map((path) => ({ ...path, seconds: this.pathSeconds, begun: null }));
-    return { green, red: [...this.#pins.values()], rest: this.#restPoints().map(({ place }) => place), paths: [...this.paths, ...drawing] };
+    return { green, red: [...this.#pins.values()], rest: this.#restPoints().map(([, place]) => place), paths: [...this.paths, ...drawing] };
   }
 
-  /** The grid's points that nobody has, while something is held: pinned too, so that the rest of the picture stays. */
+  /** Points that nobody has, which are held still. */
   #restPoints() {
-    if (!this.pinRest || !this.#holding || this.transfer || this.#turning) return [];
-    const held = [...this.#drags.values(), ...this.paths].flatMap(({ members }) => members);
-    const taken = [...held, ...this.#pins.values()];
-    return this.grid.map((place, index) => ({ place, index })).filter(({ place }) => !taken.some((other) => this.distance(other, place) < 1e-3));
+    return this.#stills ? [...this.#seeded()] : [];
   }
 
-  #restId(index) {
-    if (!this.#rest.has(index)) this.#rest.set(index, this.#nextId++);
-    return this.#rest.get(index);
+  #seeded() {
+    if (!this.#rest.size) this.#fill();
+    return this.#rest;
   }
 
   /**
@@ -230,8 +271,7 @@ export class Controls {
     const drags = [...this.#drags.values()];
     const point = (pinned) => ([id, [x, y]]) => ({ id, x, y, pinned });
     const dragged = drags.flatMap((drag) => moved(drag).map((place, i) => [drag.ids[i], place]));
-    const rest = this.#restPoints().map(({ place, index }) => [this.#restId(index), place]);
-    const points = [...dragged.map(point(false)), ...[...this.#pins].map(point(true)), ...rest.map(point(true))].slice(0, this.maxPoints - this.#members);
+    const points = [...dragged.map(point(false)), ...[...this.#pins, ...this.#restPoints()].map(point(true))].slice(0, this.maxPoints - this.#members);
     const snapshot = {
       revision: ++this.#revision, inputAt: this.#inputAt, points,
       paths: this.paths.map(({ id, members, line, seconds }) => ({ id, members, line, seconds })),

@@ -34,6 +34,7 @@ export function listen(acts, camera) {
 function leaves({ target, key }) {
   if (takesText(target) || document.querySelector("dialog[open]")) return true;
   const press = key === "Enter" || key === " ";
+  if (target.matches?.("[role=radio]")) return key === " " || key.startsWith("Arrow");
   if (target.matches?.("button, a, summary, input[type=file]")) return press;
   if (target.matches?.("input")) return key === " " || key.startsWith("Arrow");
   return false;

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -49,6 +50,7 @@ class WatchedPerformance(FakePerformance):
 
 class WatchedPlayer(FakePlayer):
     def open(self, start: Start) -> FakePerformance:
+        time.sleep(0.05)  # a model takes its time
         super().open(start)
         self.opened[-1] = WatchedPerformance(self, start)
         return self.opened[-1]

@@ -114,7 +114,7 @@ export class Page {
   #forget() {
     this.#era += 1;
     this.#tracks = null;
-    for (const chunk of this.playback.flush()) this.#ack(chunk);
+    this.playback.flush();
   }
 
   #stateChanged() {
@@ -125,7 +125,6 @@ export class Page {
     if (state === "starting") {
       this.meters.clear();
       this.controls.restate();
-      this.#sendControls(); // the first chunk knows of them already
     }
     if (state === "paused") this.meters.controlToPixel.forget();
     if (state === "starting" || state === "stopping" || state === "lost" || state === "idle") this.#forget();
@@ -159,7 +158,6 @@ export class Page {
     this.#decoding = this.#decoding.then(async () => {
       const chunk = await decodeChunk(header, payload, encoding);
       if (era === this.#era) this.playback.push(chunk, performance.now());
-      else this.session.ack(header.seq, 0);
     }).catch((error) => {
       note(`Chunk ${header.chunk} cannot be shown: ${error.message}`, { bad: true });
       this.session.ack(header.seq, 0);

@@ -43,13 +43,11 @@ export class Playback {
     this.#frozen = null;
   }
 
-  /** Forgets what waits. Returns the chunks of which nothing was shown, for the server waits for their acknowledgement. */
+  /** Forgets what waits: the server counts a chunk that was out at a reset, start or stop as acknowledged. */
   flush() {
-    const unseen = this.#queue.slice(this.#index > 0 ? 1 : 0);
     this.#queue = [];
     this.#index = 0;
     this.#due = -Infinity;
-    return unseen;
   }
 
   /**

@@ -35,7 +35,7 @@ def test_jpeg_frames_are_shown_in_order(context: BrowserContext, player: Watched
         tab = Tab(context, address)
         tab.open("/")
         tab.start()
-        tab.drag([(0.5, 0.5), (0.7, 0.5)], lambda: player.performance.held)
+        tab.drag([(0.5, 0.5), (0.7, 0.5)], lambda: player.performance.held, release=False)
         until(lambda: player.performance.centre[0] > 0.68)
         tab.chunks(2)
         np.testing.assert_allclose(tab.disc(), player.performance.centre, atol=0.03)

@@ -16,7 +16,7 @@ FIRST := $(if $(filter plan,$(MAKECMDGOALS)),,$(firstword $(GOALS)))
 RUN = $(PY) -m pipelines $(1) --preset '$(PRESET)' --runs '$(RUNS)' $(if $(SRC),--src '$(SRC)') $(ARGS)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup data teacher distill eval plan plan-check inspect export demo generate bench bench-data bench-trackers kill-test sweep nano-base notebooks ui test test-gpu lint clean
+.PHONY: help setup data teacher distill eval plan plan-check inspect export demo demo-check generate bench bench-data bench-trackers kill-test sweep nano-base notebooks ui test test-gpu lint clean
 .NOTPARALLEL:
 
 help:  ## this table
@@ -57,6 +57,11 @@ export: $(STAMP)  ## newest teacher and student (or CHECKPOINT=folder) for diffu
 
 demo: $(STAMP)  ## drag points, see the video follow: newest student, or the shipped one, on http://127.0.0.1:7860
 	@$(call RUN,demo)
+
+# Ends in figures: RUNS/demo-check.jsonl.
+demo-check: $(STAMP)  ## the demo in Chromium with the shipped student: three minutes' pace, a drag, a transfer, a replay
+	@mkdir -p '$(RUNS)'
+	MS_DEMO_SECONDS="$${MS_DEMO_SECONDS:-180}" MS_DEMO_FIGURES='$(abspath $(RUNS))/demo-check.jsonl' $(PY) -m pytest -s tests/browser/test_real.py
 
 generate: $(STAMP)  ## the demo without its page, as in ARGS="--image a.png --motion pan --seconds 5 --out a.mp4"
 	@$(call RUN,generate)

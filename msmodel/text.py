@@ -77,6 +77,9 @@ def load_text_encoder(cfg: TextConfig) -> TextEncoder:
 def _minilm(cfg: TextConfig) -> TextEncoder:
     folder = packaged_file(MINILM_PACKAGE, MINILM_FILE, MINILM_SHA256).parent
     from transformers import AutoTokenizer, BertModel
+    from transformers.utils.logging import disable_progress_bar
+
+    disable_progress_bar()  # for a moment's work
 
     tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     net = BertModel.from_pretrained(folder, local_files_only=True, dtype=torch.float32)

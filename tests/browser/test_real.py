@@ -25,7 +25,7 @@ import torch
 from playwright.sync_api import Browser, BrowserContext
 from torch import Tensor
 
-from infra.files import CHECKOUT
+from infra.files import CHECKOUT, git_sha
 from msmodel.packages import packaged_file
 from msmodel.points import uniform_grid
 from pipelines.config import load
@@ -74,8 +74,9 @@ class Demo:
 
 
 def note(**figures: Any) -> None:
-    """Prints figures, and keeps them."""
+    """Prints figures, and keeps them with the commit."""
     print(json.dumps(figures))
+    figures |= {"git_sha": git_sha()}
     path = os.environ.get("MS_DEMO_FIGURES")
     if path:
         with open(path, "a", encoding="utf-8") as file:

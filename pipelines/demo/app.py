@@ -46,6 +46,7 @@ def make_app(player: Player, cfg: DemoConfig, port: int, page: Path = PAGE) -> t
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        studio.begin()
         yield
         await studio.dismiss()
         await asyncio.to_thread(studio.worker.close)
@@ -100,6 +101,7 @@ def _knowledge(app: FastAPI, studio: Studio) -> None:
 
     @app.get("/api/about")
     async def about() -> dict[str, Any]:
+        await studio.warmed()  # a page that knows this may start, and then its first frame comes at once
         said = studio.welcome("").model_dump(exclude={"session"})
         motions = [{"id": name, **_sizes(m)} for name, m in studio.motions.items()]
         return {**said, "gallery": "/gallery", "max_upload_bytes": studio.cfg.max_upload_bytes, "motions": motions}

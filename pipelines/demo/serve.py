@@ -110,7 +110,8 @@ class Server(uvicorn.Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
         self._ready()
-        self.studio.begin().add_done_callback(self._warm)
+        if self.studio.warm is not None:
+            self.studio.warm.add_done_callback(self._warm)
 
     def _warm(self, done: asyncio.Future[None]) -> None:
         """A model that cannot play ends the server."""

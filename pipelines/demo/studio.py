@@ -68,10 +68,9 @@ class Studio:
             cache=lambda: self.cache_bytes,
         )
 
-    def begin(self) -> asyncio.Future[None]:
+    def begin(self) -> None:
         """Warms the model up while the page is served already: the worker's first job."""
         self.warm = self.worker.run(self.player.warm_up)
-        return self.warm
 
     async def warmed(self) -> None:
         assert self.warm is not None, "begin comes first"

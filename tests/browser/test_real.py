@@ -106,7 +106,7 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Demo]:
 @pytest.fixture
 def tab(chromium: Browser, demo: Demo) -> Iterator[Tab]:
     context: BrowserContext = chromium.new_context(viewport={"width": 1280, "height": 800})
-    context.set_default_timeout(10_000)
+    context.set_default_timeout(30_000)  # the page says Loading until the model is warm
     tab = Tab(context, demo.address)
     tab.open("/")
     tab.page.locator(f"[role=radio][data-id='{PICTURE}']").click()

@@ -65,6 +65,7 @@ class FakePlayer:
     settle_seconds: float = 0.0
     fault: int = -1
     cold: str = ""  # why it cannot be warmed up
+    warm_seconds: float = 0.0
     opened: list[FakePerformance] = field(default_factory=list)
 
     @property
@@ -80,6 +81,7 @@ class FakePlayer:
         ]
 
     def warm_up(self) -> None:
+        time.sleep(self.warm_seconds)
         if self.cold:
             raise ValueError(self.cold)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import socket
+import time
 from collections.abc import Iterator
 
 import numpy as np
@@ -44,6 +45,13 @@ def test_it_says_what_it_has(served):
     assert served.json("/api/recordings") == []
     metrics = served.ask("GET", "/metrics")[2].decode()
     assert "demo_chunks_total" in metrics and "demo_memory_bytes" in metrics
+
+
+def test_it_serves_while_the_model_warms_up_and_a_page_hears_of_it_then():
+    with serving(FakePlayer(warm_seconds=0.5)) as cold:
+        began = time.monotonic()
+        assert cold.json("/health")["status"] == "ok" and time.monotonic() - began < 0.4
+        assert cold.json("/api/about")["preset"] == "fake" and time.monotonic() - began > 0.4
 
 
 def test_every_answer_is_guarded_in_the_browser(served):

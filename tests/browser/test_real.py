@@ -6,6 +6,8 @@ MS_DEMO_SECONDS=180 (`make demo-check`) streams for so long, and then judges the
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import json
 import os
 import re
@@ -13,7 +15,9 @@ import signal
 import subprocess
 import sys
 import time
+import urllib.request
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -24,11 +28,13 @@ import pytest
 import torch
 from playwright.sync_api import Browser, BrowserContext
 from torch import Tensor
+from websockets.exceptions import ConnectionClosed
 
 from infra.files import CHECKOUT, git_sha
 from msmodel.packages import packaged_file
 from msmodel.points import uniform_grid
 from pipelines.config import load
+from pipelines.demo.client import Client
 from pipelines.demo.model_player import ModelPlayer, load_player
 from stages.eval.epe import retrack
 from stages.eval.recordings import digest_of, read_first, read_recording
@@ -38,6 +44,7 @@ from stages.trackers import make_tracker
 from tests.browser.driver import Tab
 
 SECONDS = float(os.environ.get("MS_DEMO_SECONDS", "12"))
+VANISHING = 100 if SECONDS >= 60 else 20  # users
 LONG_FRAMES = 2000  # from so many on the slope is judged
 # A rendered scene with one cream-coloured object on green; where it is, and how far the brush must reach.
 PICTURE, OBJECT, REACH = "scene-heldout-00010-00-drag", np.array([0.5, 0.66]), 0.16
@@ -267,6 +274,42 @@ def pinned_epe(frames: np.ndarray) -> float:
     still = grid[away > 2 * REACH]
     assert len(still) > 10
     return epe_of(frames, np.broadcast_to(still, (len(frames), *still.shape)), np.ones((len(frames), len(still)), bool))
+
+
+def test_users_who_vanish_leave_nothing(demo: Demo) -> None:
+    """Sockets torn off in the middle of a chunk: no session, no thread more than after the first few, memory within 5%."""
+
+    async def vanish() -> None:
+        client = Client(demo.address)
+        async with client:
+            await client.enter()
+            await client.start(PICTURE)
+            await client.chunk()
+            client.socket.transport.abort()
+
+    def state() -> tuple[int, int]:
+        end = time.monotonic() + 10
+        while demo_health(demo)["sessions"]:
+            assert time.monotonic() < end, "a session is left"
+            time.sleep(0.05)
+        return demo.process.num_threads(), demo.process.memory_info().rss
+
+    def vanished(times: int) -> tuple[int, int]:
+        with ThreadPoolExecutor(1) as pool:  # playwright has a loop in this thread
+            for _ in range(times):
+                with contextlib.suppress(ConnectionClosed):
+                    pool.submit(asyncio.run, vanish()).result()
+        return state()
+
+    threads, memory = vanished(10)
+    after = vanished(VANISHING)
+    note(vanished=VANISHING, threads=[threads, after[0]], memory_growth=round(after[1] / memory - 1, 4))
+    assert after[0] <= threads and after[1] <= 1.05 * memory
+
+
+def demo_health(demo: Demo) -> dict[str, Any]:
+    with urllib.request.urlopen(f"{demo.address}/health", timeout=10) as answer:
+        return json.load(answer)
 
 
 def frames_seen(tab: Tab) -> tuple[np.ndarray, np.ndarray]:

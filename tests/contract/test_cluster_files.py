@@ -193,7 +193,8 @@ def allocation(tmp_path):
             "SLURM_JOB_NODELIST": "n[1-3]",
             "SLURM_CPUS_PER_TASK": "4",
         }
-        command = ["bash", str(CLUSTER / "slurm.sh"), *words]
+        # As from sbatch: tests that run in the background ignore INT, and what ignores it from the start cannot heed it.
+        command = ["env", "--default-signal=INT", "bash", str(CLUSTER / "slurm.sh"), *words]
         job = subprocess.Popen(
             command, env=mine | environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
         )

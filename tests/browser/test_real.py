@@ -130,7 +130,8 @@ def test_it_serves_within_fifteen_seconds_and_shows_a_frame_within_one(demo: Dem
 
 
 def test_it_keeps_the_clips_pace_and_a_hand_is_seen_soon(demo: Demo, tab: Tab) -> None:
-    """At least 16 frames a second; control to pixel at most 1.5 chunks + 100 ms (95%); no slope where it is long enough."""
+    """At least 16 frames a second; control to pixel at most 1.5 chunks + 100 ms (95%); where it is long enough: chunks that do
+    not take longer and longer."""
     tab.start()
     tab.chunks(3)
     about = tab.read("about")
@@ -159,7 +160,9 @@ def test_it_keeps_the_clips_pace_and_a_hand_is_seen_soon(demo: Demo, tab: Tab) -
     assert fps >= 16
     assert p95 <= allowed
     assert grown < 0.05
-    assert shown < LONG_FRAMES or slope.low <= 0 <= slope.high or abs(slope.pct_per_100_chunks) < 0.5
+    assert (
+        shown < LONG_FRAMES or slope.low <= 0
+    )  # against the wall clock; `python -m pipelines.demo.soak` has it against a young stream
 
 
 def test_a_dragged_object_follows_the_hand(demo: Demo, tab: Tab) -> None:

@@ -17,7 +17,6 @@ import numpy as np
 
 from msmodel.authored import KINDS, Authored, authored
 from msmodel.steering import Controls
-from msmodel.track_files import TrackFile, read_ati, read_tracks, read_wan_move
 from stages.data.files import write_png
 from stages.data.pictures import contact_sheet
 from stages.eval.films import Film, Trails, enlarged
@@ -26,6 +25,7 @@ from .config import Config
 from .demo.model_player import ModelPlayer, load_player
 from .demo.player import About, Played, Start
 from .demo.uploads import PICTURES, Cut, read_picture
+from .tracks import read_file
 
 STRIP = 8  # frames of it
 MOTION = "asked for"  # its name in the stream
@@ -176,19 +176,6 @@ def motion_of(text: str) -> tuple[str, Authored]:
     if not given:
         return kind, how
     return kind, replace(how, zoom=given[0]) if kind == "zoom" else replace(how, orbit=given[0])
-
-
-def read_file(names: str, picture: tuple[int, int]) -> TrackFile:
-    """Tracks by the ending: .npz ours, .pth ATI's, .npy,.npy Wan-Move's tracks and visibility. picture: its (height, width)."""
-    files = [str(Path(name).expanduser()) for name in names.split(",")]
-    endings = [Path(name).suffix for name in files]
-    if endings == [".npz"]:
-        return read_tracks(files[0])
-    if endings == [".pth"]:
-        return read_ati(files[0], picture)
-    if endings == [".npy", ".npy"]:
-        return read_wan_move(files[0], files[1], picture)
-    raise ValueError(f"--tracks: {names} is no .npz (ours), .pth (ATI) or TRACKS.npy,VISIBILITY.npy (Wan-Move)")
 
 
 def first_frame(image: str, player: ModelPlayer, megapixels: float) -> tuple[Cut, str]:

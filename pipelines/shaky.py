@@ -59,7 +59,10 @@ def of_video(
 ) -> tuple[dict[str, float], np.ndarray]:
     """One shaken drag played by the student. Mean distance, in percent of the width, of the dragged points, tracked again, to
     where they were asked to be and to where they were meant to be (at the lag that fits best). And the frames with tracks."""
-    about, frame = player.about, next(p for p in player.pictures() if p.id == picture)
+    known = {p.id: p for p in player.pictures()}
+    if picture not in known:
+        raise ValueError(f"--picture: no picture {picture!r}; there are {', '.join(known)}")
+    about, frame = player.about, known[picture]
     script = Script(hand, steadied, members, shake, about.height / about.width, 0)
     performance = player.open(Start(frame.frame, frame.prompt, 0, hand), record=False)
     made: list[Any] = []

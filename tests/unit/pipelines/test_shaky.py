@@ -25,6 +25,8 @@ def test_tracks_and_video_are_figured_and_a_sheet_is_left(tmp_path, monkeypatch,
     assert set(said["video"]) == set(said["tracks"])
     assert all(v["frozen_meant"] > 0 and v["to_meant"] >= 0 for v in said["video"].values())
     assert (tmp_path / "out" / "shaky.png").is_file()
+    assert shaky.main([*words, "--picture", "b", f"demo.student={tmp_path / 'student'}"]) == 1
+    assert capsys.readouterr().err.endswith("shaky: --picture: no picture 'b'; there are a\n")
 
 
 def test_mistakes_are_one_line(tmp_path, capsys):

@@ -197,8 +197,9 @@ class Sharding:
 
     def zero_optimization(self, weights: int) -> dict[str, Any]:
         """weights: how many numbers are trained. ZeRO 3 reserves a whole bucket, however few there are."""
-        out: dict[str, Any] = {"stage": self.stage, "reduce_bucket_size": min(BUCKET, max(weights, 1))}
+        out: dict[str, Any] = {"stage": self.stage}
         if self.stage == 3:
+            out["reduce_bucket_size"] = min(BUCKET, max(weights, 1))
             out["stage3_param_persistence_threshold"] = KEPT_WHOLE
         if self.offload != "none":
             out["offload_optimizer"] = {"device": "cpu", "pin_memory": torch.cuda.is_available()}

@@ -2,7 +2,7 @@
 --out FILE.mp4
 
 The demo without a page: a clip of any length from one picture, steered by an authored motion or by tracks from a file.
-Leaves FILE.mp4 with the tracks drawn over it, FILE-plain.mp4 without, and FILE.png, a strip.
+Leaves FILE.mp4 with the tracks drawn over it, FILE-plain.mp4 without, and FILE-strip.png.
 """
 
 from __future__ import annotations
@@ -109,8 +109,9 @@ def film(
     finally:
         drawn.discard()
         undrawn.discard()
-    write_png(out.with_suffix(".png"), contact_sheet([np.stack(strip)], len(strip)))
-    made = [out, plain, out.with_suffix(".png")]
+    sheet = out.with_name(f"{out.stem}-strip.png")  # not FILE.png, which may be the picture
+    write_png(sheet, contact_sheet([np.stack(strip)], len(strip)))
+    made = [out, plain, sheet]
     say("\n".join(str(path) for path in made))
     return made
 

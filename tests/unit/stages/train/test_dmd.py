@@ -184,7 +184,7 @@ def test_config_problems():
     assert [p.split(":")[0] for p in bad.problems()] == ["dmd.ratio", "dmd.t_low, t_high"]
 
 
-@pytest.mark.parametrize(("teacher", "moves"), [("device", ["cpu"]), ("offload", ["cpu", "cpu"])])
+@pytest.mark.parametrize(("teacher", "moves"), [("device", []), ("shard", []), ("offload", ["cpu", "cpu"])])
 def test_an_offloaded_teacher_goes_back_after_it_has_scored(teacher, moves, monkeypatch):
     m = method(teacher=teacher)
     seen: list[str] = []

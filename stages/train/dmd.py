@@ -47,7 +47,7 @@ from stages.train.sampling import (
 )
 
 GENERATOR, CRITIC = "generator", "critic"
-TEACHER_PLACES = ("device", "shard", "offload")
+TEACHER_PLACES = ("device", "shard", "offload")  # each takes less of a GPU than the one before
 SPREAD = (0.4, 2.0)  # of the held-out latents' std: rollouts outside this range are flat colour or noise
 
 
@@ -74,6 +74,11 @@ class DmdConfig(LoopConfig):
     augment: Augment = field(default_factory=Augment)  # of this, only the number of tracks matters here
     heldout_clips: int = 4
     picture_clips: int = 2
+
+    def lighter(self, ranks: int) -> list[str]:
+        places = TEACHER_PLACES[TEACHER_PLACES.index(self.teacher) + 1 :]
+        elsewhere = [f"{self.group}.teacher={place}" for place in places if place != "shard" or ranks > 1]
+        return super().lighter(ranks) + elsewhere
 
     def checks(self) -> list[str]:
         least = {"ratio": 1, "critic_lr": 0, "heldout_clips": 1, "picture_clips": 0}

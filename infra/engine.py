@@ -327,7 +327,6 @@ def shard_frozen(module: nn.Module) -> Any:
             "stage3_prefetch_bucket_size": AHEAD,
             "memory_efficient_linear": False,  # it saves in a backward pass, and is put in the place of torch's for good
         },
-        "bf16": {"enabled": next(module.parameters()).dtype == torch.bfloat16},  # else weights would become float32
         "steps_per_print": 10**9,
     }
     _make_contiguous(module)

@@ -30,7 +30,9 @@ def task(method: str, zero: int, **rest) -> Task:
     given = {"name": name(method, zero)} | rest
     changes = {"teacher": TEACHER.get(given["name"], "device")} if method == "dmd" else {}
     saved = SAVED.get(method, 2)
-    return Task(**{"method": method, "steps": STEPS, "save_steps": saved, "compute": compute, "changes": changes} | given)
+    return Task(
+        **{"method": method, "steps": STEPS, "save_steps": saved, "compute": compute, "changes": changes} | given
+    )
 
 
 def save_of(root: Path, of: str, step: int) -> str:

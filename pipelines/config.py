@@ -130,11 +130,14 @@ class Config:
         return list(dict.fromkeys(found))
 
     def _unshardable(self) -> list[str]:
-        """Trainings whose optimizer needs whole weights, where ZeRO is asked to shard them."""
+        """Trainings whose optimizer needs whole weights, where ZeRO is asked to shard them; a teacher that nothing shards."""
+        out = []
+        if self.dmd.teacher == "shard" and self.compute.engine != "deepspeed":
+            out.append("dmd.teacher: shard needs compute.engine=deepspeed")
         if not self.compute.zero_stage:
-            return []
+            return out
         trainings = (c for c in vars(self).values() if isinstance(c, LoopConfig) and c.optimizer == "muon")
-        return [
+        return out + [
             f"{c.group}.optimizer: muon needs whole weights, and compute.zero_stage={self.compute.zero_stage} shards "
             f"them: set compute.zero_stage=0 or {c.group}.optimizer=adamw"
             for c in trainings

@@ -97,15 +97,20 @@ class Pieces:
 
     def generator_step(self, exit_step: int, w_text: float, w_track: float) -> None:
         """DMD's generator: rollout with gradient through the exit step, both scores, backward pass."""
+        x, t, noisy, real, cond, *held = self.taught(exit_step, w_text, w_track)
+        with torch.no_grad():
+            fake = flow.x0_from_velocity(noisy, self.dit(noisy, t, cond), t)
+        losses.dmd(x, real, fake).backward()
+        del held
+
+    def taught(self, exit_step: int, w_text: float, w_track: float) -> tuple[Any, ...]:
+        """The generator's step up to the teacher's score, after which it may leave the device: all that is held then."""
         latents, image, cond = self.latents(), self.latents(), self.cond()
         x = self._rolled(cond, exit_step, grad=True)
         t, eps = self.empty(), torch.empty_like(x)
         noisy = flow.add_noise(x.detach(), eps, t)
         real = flow.x0_from_velocity(noisy, guidance.joint(self.dit, noisy, t, cond, w_text, w_track), t)
-        with torch.no_grad():
-            fake = flow.x0_from_velocity(noisy, self.dit(noisy, t, cond), t)
-        losses.dmd(x, real, fake).backward()
-        del latents, image
+        return x, t, noisy, real, cond, eps, latents, image
 
     def critic_step(self, exit_step: int) -> None:
         """DMD's critic: flow matching on a fresh rollout."""
@@ -165,6 +170,13 @@ def parameters(model: ModelConfig) -> tuple[int, int]:
         named = list(CausalDiT(model).named_parameters())
     matrices = sum(p.numel() for n, p in named if n.startswith("blocks.") and p.ndim == 2)
     return sum(p.numel() for _, p in named), matrices
+
+
+@lru_cache(maxsize=32)
+def largest(model: ModelConfig) -> int:
+    """Numbers in the largest weight of one DiT."""
+    with META:
+        return max(p.numel() for p in CausalDiT(model).parameters())
 
 
 @lru_cache(maxsize=8)

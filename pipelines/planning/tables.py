@@ -27,6 +27,10 @@ COLUMNS = (
     "update",
     "observe",
 )
+TEACHERS = {
+    "shard": "a piece of the frozen teacher on each, with the weights at work beside it while it scores",
+    "offload": "the frozen teacher in CPU memory, on the device while it scores",
+}
 KINDS = {"ode_pairs": "teacher, sampling", "streaming": "student, streaming"}
 
 
@@ -77,6 +81,8 @@ def _notes(cfg: Any, where: Layout) -> list[str]:
         f"  layers recomputed in the backward pass: {', '.join(recomputed) or 'none'}. peak = weights to inputs, and the "
         "largest of: gradients + cache + activations + buffers; gradients + update; observe + buffers - inputs"
     ]
+    if cfg.dmd.teacher != "device":
+        lines.append(f"  dmd.teacher={cfg.dmd.teacher}: {TEACHERS[cfg.dmd.teacher]}")
     if where.gpu:
         own, kind = cfg.plan, GPUS[cfg.plan.gpu]
         lines.append(

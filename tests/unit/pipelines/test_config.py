@@ -176,7 +176,8 @@ def test_a_global_batch_that_the_workers_cannot_make_is_told_before_anything_sta
         (["compute.ema=disk"], "compute.ema: 'disk' is not one of device, cpu"),
         (["compute.zero_stage=4"], "compute.zero_stage: 4 is not one of 0, 1, 2, 3"),
         (["compute.checkpoints=saves"], "compute.checkpoints: 'saves' is no address"),
-        (["dmd.teacher=disk"], "dmd.teacher: 'disk' is not one of device, offload"),
+        (["dmd.teacher=disk"], "dmd.teacher: 'disk' is not one of device, shard, offload"),
+        (["dmd.teacher=shard", "compute.engine=torch"], "dmd.teacher: shard needs compute.engine=deepspeed"),
     ],
 )
 def test_where_training_keeps_what_is_checked(settings, told):

@@ -184,7 +184,14 @@ def test_config_problems():
     assert [p.split(":")[0] for p in bad.problems()] == ["dmd.ratio", "dmd.t_low, t_high"]
 
 
-@pytest.mark.parametrize(("teacher", "moves"), [("device", ["cpu"]), ("offload", ["cpu", "cpu"])])
+def test_a_teacher_elsewhere_takes_less():
+    settings = dmd_config(batch=2, checkpoint_layers=True)
+    assert settings.lighter(8) == ["dmd.batch=1", "dmd.teacher=shard", "dmd.teacher=offload"]
+    assert dmd_config(batch=1, teacher="device").lighter(1) == ["dmd.checkpoint_layers=true", "dmd.teacher=offload"]
+    assert dmd_config(batch=1, checkpoint_layers=True, teacher="offload").lighter(8) == []
+
+
+@pytest.mark.parametrize(("teacher", "moves"), [("device", []), ("shard", []), ("offload", ["cpu", "cpu"])])
 def test_an_offloaded_teacher_goes_back_after_it_has_scored(teacher, moves, monkeypatch):
     m = method(teacher=teacher)
     seen: list[str] = []

@@ -210,7 +210,7 @@ def test_every_phase_reads_image_tokens(context_share):
     assert batch.clip is not None
     for step in range(3):
         given = [batch.clip, torch.zeros_like(batch.clip), batch.clip.flip(0)]
-        values = {float(method.loss("dit", replace(batch, clip=c), Draws(0, step)).value) for c in given}
+        values = {method.loss("dit", replace(batch, clip=c), Draws(0, step)).value.item() for c in given}
         assert len(values) == 3
     method.loss("dit", batch, Draws(0, 1)).value.backward()
     assert dit.condition_embedder.image_embedder.norm2.weight.grad.any()

@@ -107,7 +107,7 @@ def _counted(value: Any) -> list[str]:
     """The fields of a dataclass that are written and hashed: all but options that are off (msmodel.config.OPTION), so that a
     new option leaves the keys of those who do not use it as they were."""
     off = {
-        f.name: f.default if f.default is not MISSING else f.default_factory()  # type: ignore[misc]
+        f.name: f.default if f.default_factory is MISSING else f.default_factory()
         for f in fields(value)
         if f.metadata == OPTION
     }

@@ -16,7 +16,16 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from infra.config import ComputeConfig
-from msmodel.config import ClipConfig, DiTConfig, ModelConfig, StudentConfig, TextConfig, VAEConfig
+from msmodel.config import (
+    ClipConfig,
+    DiTConfig,
+    ImageEncoderConfig,
+    ModelConfig,
+    StudentConfig,
+    TextConfig,
+    VAEConfig,
+)
+from msmodel.image_encoder import folder_problems
 from stages.data.config import DataBenchConfig, DataConfig
 from stages.data.loader import LoaderConfig
 from stages.eval.bench import BenchConfig
@@ -54,6 +63,7 @@ class Config:
     clip: ClipConfig = field(default_factory=ClipConfig)
     vae: VAEConfig = field(default_factory=VAEConfig)
     text: TextConfig = field(default_factory=TextConfig)
+    image_encoder: ImageEncoderConfig = field(default_factory=ImageEncoderConfig)
     dit: DiTConfig = field(default_factory=DiTConfig)
     student: StudentConfig = field(default_factory=StudentConfig)
     guidance: Guidance = field(default_factory=Guidance)  # of the teacher, while it teaches
@@ -81,7 +91,7 @@ class Config:
 
     @property
     def model(self) -> ModelConfig:
-        return ModelConfig(self.clip, self.vae, self.text, self.dit, self.student)
+        return ModelConfig(self.clip, self.vae, self.text, self.dit, self.student, self.image_encoder)
 
     @property
     def root(self) -> Path:
@@ -119,7 +129,7 @@ class Config:
             self.demo,
         )
         found = [f"seed: {self.seed} is below zero"] if self.seed < 0 else []
-        found += self._unshardable() + self._indivisible()
+        found += self._unshardable() + self._indivisible() + folder_problems(self.image_encoder, self.dit.clip_dim)
         for group in groups:
             try:
                 found += group.problems()

@@ -154,7 +154,9 @@ def usable_videos(run: Run) -> tuple[list[Video], list[Rejected]]:
 
 
 def stage_configs(run: Run) -> RunConfigs:
-    return run_configs(run.cfg.data, run.cfg.model, weights_stamp(run.cfg.vae.source, "vae"))
+    cfg, images = run.cfg, run.cfg.image_encoder.source
+    image_digest = weights_stamp(f"{images}/image_encoder", "") if images else ""
+    return run_configs(cfg.data, cfg.model, weights_stamp(cfg.vae.source, "vae"), image_digest)
 
 
 def _clips(records: tuple[Clip | Rejected, ...]) -> tuple[Clip, ...]:

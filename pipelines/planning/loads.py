@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from msmodel.config import ModelConfig
+from msmodel.config import CLIP_TOKENS, ModelConfig
 from stages.train.adapt import AdaptConfig
 from stages.train.dmd import DmdConfig
 from stages.train.teacher import TeacherConfig
@@ -169,4 +169,4 @@ def input_bytes(model: ModelConfig, latents: int) -> float:
     image = model.mask_channels + model.image_channels or model.vae.z_channels
     channels = latents * model.vae.z_channels + image + model.track_feature_channels
     cells = model.latent_frames * model.latent_height * model.latent_width
-    return 4.0 * (channels * cells + model.text.length * model.text.dim)
+    return 4.0 * (channels * cells + model.text.length * model.text.dim + CLIP_TOKENS * model.dit.clip_dim)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
+from msmodel.config import CLIP_TOKENS
 from stages.train.state import KEEP
 
 from .config import GPUS
@@ -119,6 +120,7 @@ def disk(cfg: Any) -> Disk:
     """Arrays as they are written (stages/data/encode.py, track.py, stages/train/ode_pairs.py, state.py)."""
     model, points = cfg.model, cfg.data.grid_rows * cfg.data.grid_cols
     latents, text = 2.0 * latent_values(model), 2.0 * model.text.length * model.text.dim
+    text += 2.0 * CLIP_TOKENS * model.dit.clip_dim  # both are kept with every clip and pair
     tracks = 9.0 * model.clip.frames * points  # float32 x and y, and whether visible
     clip = 2 * latents + text + tracks
     pair = (model.student.steps + 2) * latents + text + tracks + 2.0 * points * model.dit.track_id_dim

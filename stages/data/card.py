@@ -43,6 +43,8 @@ datasets.load_dataset(folder, split="train", streaming=True).cast_column("mp4", 
 pandas.read_parquet("catalogue.parquet")
 ```"""
 
+TOKENS = "`.latents.npz` also holds {{clip m {width}; float16}}: CLIP's tokens of the first frame, for Wan 2.1's image branch."
+
 MADE = """## How it was made
 
 Videos are checked, cut where the picture changes, and cropped and resized to clips of one size and rate, which never run
@@ -62,8 +64,10 @@ def card(
     size: tuple[int, int, int],
     fps: float,
     gates: GateConfig | None = None,
+    clip_dim: int = 0,
 ) -> str:
-    """size: frames, height, width. gates: the thresholds that the clips passed, to be listed."""
+    """size: frames, height, width. gates: the thresholds that the clips passed, to be listed. clip_dim: width of CLIP's tokens
+    in the samples, 0 for none."""
     made = f"{size[0]} frames of {size[1]} x {size[2]} pixels at {fps:g} fps. Two sets of WebDataset shards."
     named = next((name for most, name in SIZES if len(clips) < most), OVER_ALL_SIZES)
     counts = Counter((c.split, c.kind) for c in clips)
@@ -75,6 +79,7 @@ def card(
         made,
         "\n".join(table),
         SAMPLES,
+        *([TOKENS.format(width=clip_dim)] if clip_dim else []),
         MADE,
         _sources(clips),
         _tracks(clips),

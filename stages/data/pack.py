@@ -8,10 +8,10 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from msmodel.config import ClipConfig
+from msmodel.config import OPTION, ClipConfig
 from stages.data.card import card
 from stages.data.catalogue import write_catalogue, write_rejected
 from stages.data.files import link
@@ -29,6 +29,7 @@ SPLITS = ("train", "heldout")
 class PackRun:
     clip: ClipConfig
     gates: GateConfig
+    clip_dim: int = field(default=0, metadata=OPTION)
 
 
 @dataclass(frozen=True)
@@ -70,7 +71,7 @@ def run(cfg: PackRun, inputs: PackInputs, ctx: Context) -> tuple[ShardSet, Shard
     write_catalogue(catalogue, inputs.clips, inputs.rejected, shard_of, inputs.dropped)
     write_rejected(ctx.workdir / "rejected.csv", inputs.rejected)
     size = (cfg.clip.frames, cfg.clip.height, cfg.clip.width)
-    text = card(inputs.clips, inputs.rejected, size, cfg.clip.fps, cfg.gates)
+    text = card(inputs.clips, inputs.rejected, size, cfg.clip.fps, cfg.gates, cfg.clip_dim)
     (ctx.workdir / "README.md").write_text(text, encoding="utf-8")
     for name in ("README.md", "rejected.csv"):
         ctx.artifact(ctx.workdir / name)

@@ -114,6 +114,19 @@ def test_the_rgb_ablation_is_a_setting():
         load("nano", ["dit.track_encoding=rgb_vae"])
 
 
+def test_the_image_encoder_and_the_branch_that_reads_it_go_together(tmp_path):
+    seeing = ["dit.clip_dim=1280", "image_encoder.source=Wan-AI/Wan2.1-I2V-14B-480P-Diffusers"]
+    assert load("wan21-1.3b", seeing).model.image_encoder.source.startswith("Wan-AI/")
+    with pytest.raises(ConfigError, match=r"image_encoder\.source: is empty, and dit\.clip_dim=1280"):
+        load("wan21-1.3b", seeing[:1])
+    with pytest.raises(ConfigError, match=r"image_encoder\.source: nobody would read the tokens"):
+        load("wan21-1.3b", seeing[1:])
+    with pytest.raises(ConfigError, match=r"config\.json cannot be read"):
+        load("wan21-1.3b", [seeing[0], f"image_encoder.source={tmp_path}"])
+    with pytest.raises(ConfigError, match=r"dit\.clip_dim: 1280 must be 0.*where dit\.image is channels"):
+        load("wan22-5b", seeing)
+
+
 def test_zero_sizes_are_said_not_raised():
     with pytest.raises(ConfigError, match="is zero"):
         load("nano", ["vae.stride_s=0"])

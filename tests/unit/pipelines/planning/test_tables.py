@@ -107,6 +107,9 @@ def test_files_are_as_large_as_foretold(tmp_path):
     cfg = load("nano")
     latents = 16 * 15 * 10 * 16
     assert disk(cfg).clip == 2 * 2 * latents + 2 * 16 * 384 + 9 * 29 * 160
+    seeing = load("nano", ["dit.clip_dim=1280", "image_encoder.source=a/b"])
+    assert disk(seeing).clip - disk(cfg).clip == 2 * 257 * 1280
+    assert disk(seeing).pairs - disk(cfg).pairs == (cfg.ode.pairs + cfg.ode.heldout_pairs) * 2 * 257 * 1280
 
 
 def test_the_makefile_hands_the_number_of_gpus_on():

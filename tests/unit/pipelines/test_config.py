@@ -8,6 +8,7 @@ import typing
 import pytest
 
 from pipelines.config import Config, ConfigError, _known, as_yaml, load, preset_names
+from stages.train.tiny_vae import TINY_VAE
 
 
 @pytest.mark.parametrize("preset", ["nano", "debug", "wan21-1.3b", "wan22-5b"])
@@ -156,6 +157,27 @@ def test_wan_presets_make_the_papers_batches_on_any_number_of_gpus(preset, worke
     cfg = load(preset, [f"compute.workers={workers}"])
     for training, clips in ((cfg.teacher, 128), (cfg.adapt, 128), (cfg.dmd, 64)):
         assert training.batch * training.micro_steps(workers) * workers == clips
+    tiny = cfg.sized(TINY_VAE).resources.most
+    assert tiny == min(workers, 8) and cfg.tiny_vae.batch * cfg.tiny_vae.micro_steps(tiny) * tiny == 16
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        (["dit.track_encoding=rgb_vae"], "the track head, which dit.track_encoding=rgb_vae has not"),
+        (["dit.image=first_latent"], "its mask channels, which dit.image=first_latent has not"),
+        (["dit.track_offsets=true", "dit.track_channels=4"], "dit.track_channels=4 leave none for the ids"),
+        (["dit.track_channels=40"], "slow rotary channels; 40 + 1 are needed"),
+    ],
+)
+def test_a_matching_head_that_the_model_cannot_have_is_told_at_load(settings, told):
+    load("debug", ["teacher.track_init=matching"])
+    load("debug", settings)
+    with pytest.raises(ConfigError) as error:
+        load("debug", ["teacher.track_init=matching", *settings])
+    (problem,) = error.value.problems
+    assert problem.startswith("teacher.track_init: matching: ") and told in problem
+    assert problem.endswith("; set teacher.track_init=zero")
 
 
 def test_a_global_batch_that_the_workers_cannot_make_is_told_before_anything_starts():

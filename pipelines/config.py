@@ -8,7 +8,7 @@ from __future__ import annotations
 import difflib
 import types
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields, is_dataclass
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
@@ -39,7 +39,7 @@ from stages.train.dmd import DMD, DmdConfig, DmdRun
 from stages.train.method import LoopConfig
 from stages.train.ode_pairs import OdeConfig, OdeRun
 from stages.train.sampling import Guidance
-from stages.train.teacher import TEACHER, ContextConfig, Phase1Config, TeacherConfig
+from stages.train.teacher import TEACHER, ContextConfig, Phase1Config, TeacherConfig, TeacherRun
 from stages.train.tiny_vae import TINY_VAE, TinyBaseConfig, TinyVAEConfig
 from stages.train.vae import VAETrainConfig
 
@@ -100,7 +100,13 @@ class Config:
 
     def ranks(self, stage: Stage) -> int:
         """How many processes run a gang stage."""
-        return 1 if self.compute.executor == "local" else self.compute.workers or stage.resources.workers
+        workers = 1 if self.compute.executor == "local" else self.compute.workers or stage.resources.workers
+        training = vars(self).get(stage.name)
+        return training.ranks(workers) if isinstance(training, LoopConfig) else workers
+
+    def sized(self, stage: Stage) -> Stage:
+        """A gang stage that takes no more processes than that."""
+        return replace(stage, resources=replace(stage.resources, most=self.ranks(stage)))
 
     def problems(self) -> list[str]:
         """Every inconsistency of every group, as 'group.field: what is wrong and how to mend it'."""
@@ -114,7 +120,7 @@ class Config:
             self.phase1,
             self.phase1_context,
             self.tiny_base,
-            self.teacher,
+            TeacherRun(self.model, self.teacher),
             *runs,
             self.adapt,
             self.tiny_vae,

@@ -191,7 +191,10 @@ load_backbone(model, ".")"""
 def _made(facts: Facts) -> str:
     run, meta, m = facts.run, facts.meta, facts.model
     provenance = run.get("provenance", {})
-    data = meta.get("data", {})
+    data, phase2 = (
+        f"{d['clips']} clips, digest {d['digest']}" if (d := meta.get(key)) else UNKNOWN
+        for key in ("data", "phase2_data")
+    )
     start, images = facts.start, m.image_encoder
     rows = {
         "preset": facts.preset,
@@ -200,7 +203,8 @@ def _made(facts: Facts) -> str:
         "code (git)": provenance.get("git_sha", UNKNOWN),
         "finished": provenance.get("finished", UNKNOWN),
         "seconds of training": run.get("seconds", UNKNOWN),
-        "training data": f"{data['clips']} clips, digest {data['digest']}" if data else UNKNOWN,
+        "training data": data,
+        **({} if phase2 == UNKNOWN else {"training data of phase 2": phase2}),
         "started from": f"{start['source']} ({start['family']}; {start['layout']})" if start else UNKNOWN,
         "clip": f"{m.clip.width}x{m.clip.height}, {m.clip.frames} frames at {m.clip.fps:g} fps",
         "VAE, text encoder": f"{m.vae.source}, {m.text.source}",

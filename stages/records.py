@@ -56,7 +56,7 @@ class Clip:
     folder: str
     scene: str
     split: str  # "train" | "heldout"
-    kind: str  # "real" | "rendered"
+    kind: str  # "real" | "generated" (a video that a model made) | "rendered"
     caption: str
     source: str
     licence: str
@@ -75,7 +75,9 @@ class Clip:
 
 @dataclass(frozen=True)
 class ShardSet:
-    """WebDataset shards of one split, with their index and the catalogue. digest = hash of the index."""
+    """WebDataset shards of one split, with their index and the catalogue. digest = hash of the index. split: "train",
+    "heldout", or a part of train: "train_real", "train_synthetic" (its generated and rendered clips). Clips that are neither
+    real nor rendered are generated."""
 
     folder: str
     split: str

@@ -121,9 +121,11 @@ class Context(Protocol):
 
 @dataclass(frozen=True)
 class Resources:
-    """What one worker of a stage needs. threads: torch threads on CPU. gpus may be fractional."""
+    """What one worker of a stage needs. threads: torch threads on CPU. gpus may be fractional. most: workers that a gang takes
+    of those that it is offered; 0 takes all."""
 
     workers: int = 1
+    most: int = 0
     cpus: float = 1.0
     gpus: float = 0.0
     threads: int = 1

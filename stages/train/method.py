@@ -27,6 +27,7 @@ class LoopConfig:
     """
 
     group: ClassVar[str] = ""  # the name under which a preset sets these fields
+    spares: ClassVar[bool] = False  # whether workers beyond global_batch / batch stand by; else they are an error
 
     steps: int = 1000
     batch: int = 8
@@ -49,6 +50,11 @@ class LoopConfig:
     @property
     def total_steps(self) -> int:
         return self.steps
+
+    def ranks(self, workers: int) -> int:
+        """How many of so many workers train."""
+        most = self.global_batch // max(self.batch, 1)
+        return min(workers, most) if self.spares and most else workers
 
     def micro_steps(self, ranks: int) -> int:
         """Micro-steps of a step on so many ranks. Raises ValueError where the global batch does not divide."""

@@ -219,3 +219,14 @@ def test_stages_of_a_graph_share_the_gpus_and_keep_their_models_there(tmp_path, 
     seen.clear()
     runner.stream([Link(s, fakes.FakeConfig(), fakes.each) for s in stages], fakes.items(2), 0)
     assert [(o.workers, o.gpus, o.actors) for o in seen] == [(8, 0.0, False)] * 3
+
+
+def test_a_gang_takes_no_more_workers_than_it_has_work_for(tmp_path, monkeypatch):
+    store, runner = fakes.world(tmp_path, "ray", workers=64)
+    monkeypatch.setattr(runner.session, "resources", lambda: (64.0, 64.0))
+    asked = []
+    monkeypatch.setattr("infra.gang.over_ray", lambda job, session, workers, *_: asked.append(workers))
+    for most in (0, 8, 100):
+        stage = replace(fakes.GANG, resources=Resources(most=most))
+        runner.run(fakes.work(store, stage, fakes.FakeConfig(), most), None, {})
+    assert asked == [64, 8, 64]

@@ -1,5 +1,5 @@
-"""compose.yaml's MLflow on this machine: its bucket service, its server and its health check, word for word but for the port,
-with what they find in the environment there, but for addresses and keys."""
+"""compose.yaml's MLflow on this machine: its bucket service, its server and its health check, word for word but for the port and
+the number of workers, with what they find in the environment there, but for addresses and keys."""
 
 from __future__ import annotations
 
@@ -21,13 +21,16 @@ COMPOSE = CHECKOUT / "infra" / "docker" / "compose.yaml"
 PORT = "5000"
 PROGRAMS = Path(sys.executable).parent
 START_SECONDS = 120
+FEWER = ["--workers", "2"]  # of four by default, each of which imports for seconds
 
 
 class Composed:
     """The services `bucket` and `mlflow`. here: address of the database, and of the store with its keys."""
 
     def __init__(self, here: Mapping[str, str], log: Path) -> None:
-        self.service, self.bucket = (yaml.safe_load(COMPOSE.read_text())["services"][name] for name in ("mlflow", "bucket"))
+        self.service, self.bucket = (
+            yaml.safe_load(COMPOSE.read_text())["services"][name] for name in ("mlflow", "bucket")
+        )
         self.here, self.log = here, log
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
@@ -50,7 +53,7 @@ class Composed:
     def start(self) -> subprocess.Popen[bytes]:
         with self.log.open("ab") as log:
             return subprocess.Popen(
-                self._words(self.service["command"]),
+                [*self._words(self.service["command"]), *FEWER],
                 env=self._environment(self.service),
                 cwd=self.log.parent,
                 stdout=log,

@@ -1,4 +1,4 @@
-"""A Slurm of one's own on this machine: slurmctld, munge, and two slurmd, each a node, with eight GPUs that are only counted."""
+"""A Slurm of one's own here: munge, slurmctld, and two slurmd, each a node, with eight GPUs that are only counted."""
 
 from __future__ import annotations
 
@@ -52,7 +52,11 @@ class Slurm:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.environment = {**os.environ, "SLURM_CONF": str(folder / "slurm.conf"), "PATH": f"{os.environ['PATH']}:{SBIN}"}
+        self.environment = {
+            **os.environ,
+            "SLURM_CONF": str(folder / "slurm.conf"),
+            "PATH": f"{os.environ['PATH']}:{SBIN}",
+        }
         self.daemons: dict[str, subprocess.Popen[bytes]] = {}
 
     def start(self) -> None:
@@ -65,7 +69,13 @@ class Slurm:
         (self.folder / "key").chmod(0o400)
         for name in ("state", "spool-n1", "spool-n2"):
             (self.folder / name).mkdir()
-        files = {"socket": "munge", "key-file": "key", "pid-file": "munged.pid", "log-file": "munged.log", "seed-file": "seed"}
+        files = {
+            "socket": "munge",
+            "key-file": "key",
+            "pid-file": "munged.pid",
+            "log-file": "munged.log",
+            "seed-file": "seed",
+        }
         options = [f"--{option}={self.folder / name}" for option, name in files.items()]
         self.daemon("munged", "--foreground", "--force", *options)
         until(lambda: (self.folder / "munge").exists(), "munged")
@@ -81,7 +91,9 @@ class Slurm:
     def daemon(self, name: str, *words: str) -> None:
         command = list(words) if words and not words[0].startswith("-") else [name, *words]
         with (self.folder / f"{name}.out").open("ab") as out:
-            self.daemons[name] = subprocess.Popen(command, env=self.environment, stdout=out, stderr=out, cwd=self.folder)
+            self.daemons[name] = subprocess.Popen(
+                command, env=self.environment, stdout=out, stderr=out, cwd=self.folder
+            )
 
     def run(self, *words: str, cwd: Path | None = None) -> str:
         done = subprocess.run(words, env=self.environment, cwd=cwd, capture_output=True, text=True, timeout=60)
@@ -93,8 +105,10 @@ class Slurm:
 
     def job(self, number: str) -> dict[str, str]:
         """What Slurm knows of it: JobState, Restarts and so on."""
-        pairs = (word.split("=", 1) for word in self.run("scontrol", "-o", "show", "job", number).split() if "=" in word)
-        return {name: value for name, value in pairs}
+        pairs = (
+            word.split("=", 1) for word in self.run("scontrol", "-o", "show", "job", number).split() if "=" in word
+        )
+        return dict(pairs)
 
     def stop(self) -> None:
         for daemon in reversed(list(self.daemons.values())):

@@ -87,7 +87,11 @@ def filled(request, database, store, tmp_path_factory):
         pages = s3.get_paginator("list_objects_v2").paginate(Bucket=bucket)
         from mlflow import MlflowClient
 
-        yield MlflowClient(tracking_uri=mine["MLFLOW_TRACKING_URI"]), [o["Key"] for p in pages for o in p["Contents"]], place
+        yield (
+            MlflowClient(tracking_uri=mine["MLFLOW_TRACKING_URI"]),
+            [o["Key"] for p in pages for o in p["Contents"]],
+            place,
+        )
 
 
 def test_every_command_has_its_run_in_one_experiment_with_all_it_logged(filled):

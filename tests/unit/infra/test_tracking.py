@@ -7,7 +7,6 @@ import subprocess
 
 import numpy as np
 import pytest
-
 from mlflow.entities import Metric
 
 from infra import tracking

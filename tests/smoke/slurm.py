@@ -64,7 +64,9 @@ class Slurm:
         host = socket.gethostname().split(".")[0]
         places = {"folder": self.folder, "host": host, "controller": first, "first": first + 1, "last": first + 2}
         (self.folder / "slurm.conf").write_text(CONFIGURATION.format(**places, cpus=os.cpu_count()))
-        (self.folder / "gres.conf").write_text("Name=gpu Count=8\n")
+        for number in range(8):  # where a GPU's device file would be
+            (self.folder / f"gpu{number}").touch()
+        (self.folder / "gres.conf").write_text(f"AutoDetect=off\nName=gpu File={self.folder}/gpu[0-7]\n")
         (self.folder / "key").write_bytes(os.urandom(128))
         (self.folder / "key").chmod(0o400)
         for name in ("state", "spool-n1", "spool-n2"):
@@ -82,7 +84,6 @@ class Slurm:
         self.daemon("slurmctld", "-D", "-i")
         for node in ("n1", "n2"):
             self.start_node(node)
-        until(lambda: "idle" in self.run("sinfo", "-h", "-o", "%T %D"), "both nodes")
         until(lambda: self.run("sinfo", "-h", "-o", "%T %D").strip() == "idle 2", "both nodes")
 
     def start_node(self, name: str) -> None:

@@ -55,7 +55,7 @@ interrupt() { # what to do after it: requeue or nothing; the first to ask decide
 }
 trap stop_ray EXIT
 trap 'interrupt requeue' USR1
-trap 'interrupt nothing' TERM # scancel; and Slurm itself, which then knows whether the job shall come back
+trap 'interrupt nothing' TERM # scancel; or a lost node, after which Slurm itself brings the job back
 
 echo "Ray on $count nodes: ${nodes[*]}"
 start_ray --nodes=1 --ntasks=1 --nodelist="${nodes[0]}" -- \

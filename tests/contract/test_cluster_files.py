@@ -1,6 +1,6 @@
 """What infra/cluster and infra/docker say, against the published schemas of what reads it, and against this project.
 
-No Kubernetes, Slurm or Docker is here: these files were never run by one.
+No Kubernetes or Docker is here: these files were never run by one. A real Slurm: tests/smoke/test_slurm.py, where installed.
 """
 
 from __future__ import annotations

@@ -40,7 +40,7 @@ start_ray() { # srun's options, --, ray start's
     shift
   done
   shift
-  # Since 22.05 srun does not read the number of CPUs from the environment: Ray and all its workers would share one.
+  # Said, since srun does not read it from the environment from 22.05 on.
   srun --overlap --ntasks-per-node=1 --cpus-per-task="$cpus" "${options[@]}" \
     ray start --num-cpus="$cpus" --temp-dir="/tmp/ray-$SLURM_JOB_ID" --block "$@" &
   steps+=($!)

@@ -79,7 +79,7 @@ kill-test: $(STAMP)  ## `make data` killed at random moments, five rounds of 20:
 	$(PY) -m tests.smoke.kills
 
 slurm-check: $(STAMP)  ## infra/cluster/slurm.sh under a Slurm of two nodes on this machine (apt-get install slurm-wlm)
-	$(PY) -m pytest -rs tests/smoke/test_slurm.py
+	MS_SLURM=1 $(PY) -m pytest -rs tests/smoke/test_slurm.py
 
 sweep: $(STAMP)  ## ablations of one trained student and teacher, and RUNS/PRESET/sweep/sweep.html
 	@$(call RUN,sweep)

@@ -1,6 +1,8 @@
-"""infra/cluster/slurm.sh under a real Slurm of two nodes: `make slurm-check`. Skipped where Slurm is not installed."""
+"""infra/cluster/slurm.sh under a real Slurm of two nodes: `make slurm-check`, which takes minutes; `make test` leaves it out."""
 
 from __future__ import annotations
+
+import os
 
 import psutil
 import pytest
@@ -10,6 +12,7 @@ from tests.smoke.slurm import missing, slurm, until
 
 pytestmark = [
     pytest.mark.slow,
+    pytest.mark.skipif(not os.environ.get("MS_SLURM"), reason="minutes: make slurm-check"),
     pytest.mark.skipif(bool(missing()), reason=f"no Slurm here ({', '.join(missing())}): apt-get install slurm-wlm"),
 ]
 

@@ -1,5 +1,5 @@
-"""compose.yaml's MLflow on this machine: its bucket service, its server and its health check, word for word but for the port and
-the number of workers, with what they find in the environment there, but for addresses and keys."""
+"""compose.yaml's MLflow on this machine: its bucket service, its server and its health check, word for word but for the port
+and the number of workers, with what they find in the environment there, but for addresses and keys."""
 
 from __future__ import annotations
 

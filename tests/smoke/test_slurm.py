@@ -1,4 +1,4 @@
-"""infra/cluster/slurm.sh under a real Slurm of two nodes: `make slurm-check`, which takes minutes; `make test` leaves it out."""
+"""infra/cluster/slurm.sh under a real Slurm of two nodes: `make slurm-check`, which takes minutes: not in `make test`."""
 
 from __future__ import annotations
 

@@ -23,8 +23,8 @@ from stages.data.files import write_mp4
 
 ROOT = Path(__file__).resolve().parents[2]
 VIDEOS, SECONDS, FPS = 16, 3.0, 24
-# Of Ray's process titles, those of ours: a worker on an item, an actor that takes items, the actor that counts them.
-TITLES = {"worker": ("(run_row)", "(advance)"), "actor": ("MapWorker",), "tally": ("Tally",)}
+# Of Ray's process titles, those of ours: a worker on an item, an actor on an item, the actor that counts them.
+TITLES = {"worker": ("(run_row)", "(advance)"), "actor": ("submit",), "tally": ("Tally",)}
 KINDS = ("driver", *TITLES)
 # Whom a command loses, by the kind of its workers; with the driver it ends, and the next one has the other kind.
 WAVES = {"auto": ("worker",) * 4 + ("driver",), "actors": ("actor", "tally", "actor", "actor", "driver")}

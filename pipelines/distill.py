@@ -35,8 +35,6 @@ def distill(run: Run) -> Distilled:
         cfg = run.cfg
         for stage in (DMD, TINY_VAE):
             require_shards(shards.train, cfg.ranks(stage), cfg.loader.workers)
-        for split in (shards.train, shards.heldout):
-            require_shards(split, cfg.ranks(ODE_PAIRS), 0)
         ode = OdeRun(without_student(cfg, "chunk", "steps"), cfg.ode, cfg.guidance)
         ode_inputs = OdeInputs(shards.train, shards.heldout, taught)
         pairs = run.step(ODE_PAIRS, ode, replace(ode_inputs, loader=cfg.loader), key_inputs=ode_inputs)

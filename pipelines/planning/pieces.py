@@ -20,11 +20,13 @@ from msmodel.batch import Conditioning
 from msmodel.causal import CausalDiT
 from msmodel.config import ModelConfig, StudentConfig, VAEConfig
 from msmodel.rollout import denoise_chunks, generate_chunk, rollout, start
+from msmodel.track_encoding import encode_tracks
 from msmodel.vae import EMBEDDED, fresh_vae, load_vae
 
 from .trace import Cost, count
 
 META = torch.device("meta")
+CLIP_TOKENS = 257  # of an image: one for the whole, and 16 x 16 for its parts
 
 
 @dataclass(frozen=True)
@@ -64,7 +66,9 @@ class Pieces:
         m, t = self.model, frames or self.model.latent_frames
         size = (t, m.latent_height, m.latent_width)
         image = self.empty(m.mask_channels + m.image_channels or m.vae.z_channels, *size)
-        return Conditioning(self.empty(m.text.length, m.text.dim), image, self.empty(m.track_feature_channels, *size))
+        text, tracks = self.empty(m.text.length, m.text.dim), self.empty(m.track_feature_channels, *size)
+        clip = self.empty(CLIP_TOKENS, m.dit.clip_dim) if m.dit.clip_dim else None
+        return Conditioning(text, image, tracks, clip)
 
     def flow_step(self, frames: int = 0) -> None:
         """Teacher: flow matching on clips of so many latent frames (0: whole clips)."""
@@ -118,9 +122,9 @@ class Pieces:
             own, noise = self.model.student, self.latents()
             return rollout(self.dit, cond, noise, self.times, own, self.generator, exit_step=exit_step, grad=grad)
 
-    def rolled(self) -> Tensor:
-        """A whole rollout without gradient."""
-        return self._rolled(self.cond(), len(self.times) - 1, grad=False)
+    def rolled(self, exit_step: int) -> Tensor:
+        """A rollout without gradient."""
+        return self._rolled(self.cond(), exit_step, grad=False)
 
     def guided(self, w_text: float, w_track: float) -> Tensor:
         """One evaluation of the teacher with joint guidance."""
@@ -132,7 +136,7 @@ class Pieces:
         """The first `chunks` chunks of a stream, every one settled into the cache."""
         m, own = self.model, self.model.student
         first = self.cond(own.chunk + int(m.image_alone))
-        text = self.dit.text_keys_values(first.text)
+        text = self.dit.text_keys_values(first.text, first.clip)
         cache = start(self.dit, first, own, text)
         for i in range(chunks):
             cond, context = self.cond(own.chunk), cache.context(i)
@@ -189,3 +193,16 @@ def decoded(model: ModelConfig, frames: int = 0) -> Cost:
     vae: Any = vae_on_meta(model.vae)
     size = (model.vae.z_channels, frames or model.latent_frames, model.latent_height, model.latent_width)
     return count(lambda: vae.decode(torch.empty(1, *size, device=META)))
+
+
+@lru_cache(maxsize=64)
+def drawn(model: ModelConfig, tracks: int, frames: int = 0) -> Cost:
+    """Encoding so many tracks of one clip, or of so many latent frames of it, as a picture through the VAE
+    (dit.track_encoding=rgb_vae). The map that the track head reads costs next to nothing, and is left out."""
+    if model.dit.track_encoding != "rgb_vae":
+        return Cost(0.0, 0.0)
+    vae: Any = vae_on_meta(model.vae)
+    span = 1 + ((frames or model.latent_frames) - 1) * model.vae.stride_t
+    xy_px, colour = torch.empty(1, span, tracks, 2, device=META), torch.empty(1, tracks, 3, device=META)
+    visible = torch.empty(1, span, tracks, dtype=torch.bool, device=META)
+    return count(lambda: encode_tracks(xy_px, visible, colour, model, vae))

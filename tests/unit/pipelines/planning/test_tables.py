@@ -28,6 +28,10 @@ def test_a_full_size_is_planned_without_a_gpu(tmp_path, capsys):
         "student, streaming",
         "x 8 = 128",
         "x 8 = 64",
+        "GPU hours",
+        "fewer than 8, one a rank",
+        "takes 449 training clips",
+        "Best are 64,",
     ):
         assert part in out, part
     assert not list(tmp_path.iterdir())

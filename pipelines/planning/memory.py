@@ -82,7 +82,7 @@ class Memory:
             "training": self.fixed + self.gradients + working,
             "the optimizer's update": self.fixed + self.gradients + self.update + self.staying,
             "looking at held-out clips": looking + self.gathered,
-            "the last look": looking + self.whole,
+            **({"the last look": looking + self.whole} if self.whole else {}),
             "loading the models": self.loading,
             "saving": self.fixed + self.saving + self.staying,
         }

@@ -39,6 +39,14 @@ class Cost:
         return Cost(self.flops + layers * (deeper.flops - self.flops), self.peak + layers * (deeper.peak - self.peak))
 
 
+class _Held(weakref.ref[torch.UntypedStorage]):
+    """A storage that is counted; cheaper than weakref.finalize, of which there would be one a tensor."""
+
+    __slots__ = ("address", "size")
+    address: int
+    size: int
+
+
 class Counter(TorchDispatchMode):
     """Counts the operations run under it. A tensor counts from the operation that makes its storage until that is freed."""
 
@@ -46,7 +54,7 @@ class Counter(TorchDispatchMode):
         super().__init__()
         self.flops = 0.0
         self.alive = self.peak = 0
-        self._sizes: dict[int, int] = {}  # by address of the storage
+        self._alive: dict[int, _Held] = {}  # by address of the storage
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
@@ -60,16 +68,17 @@ class Counter(TorchDispatchMode):
         return out
 
     def _add(self, storage: torch.UntypedStorage) -> None:
-        address, size = storage._cdata, storage.nbytes()
-        if address in self._sizes:
+        address = storage._cdata
+        if address in self._alive:
             return
-        self._sizes[address] = size
-        self.alive += size
+        held = self._alive[address] = _Held(storage, self._drop)
+        held.address, held.size = address, storage.nbytes()
+        self.alive += held.size
         self.peak = max(self.peak, self.alive)
-        weakref.finalize(storage, self._drop, address)
 
-    def _drop(self, address: int) -> None:
-        self.alive -= self._sizes.pop(address, 0)
+    def _drop(self, held: _Held) -> None:
+        del self._alive[held.address]
+        self.alive -= held.size
 
 
 @lru_cache(maxsize=4096)

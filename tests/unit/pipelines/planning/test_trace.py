@@ -222,8 +222,9 @@ def test_a_canvas_through_the_vae_costs_what_it_costs_on_real_tensors():
     m = replace(m, dit=replace(m.dit, track_encoding="rgb_vae"))
     frames = m.clip.frames
     xy_px, visible, colour = torch.rand(1, frames, 9, 2) * 32, torch.ones(1, frames, 9) > 0, torch.rand(1, 9, 3)
+    vae = fresh_vae(m.vae)
     with FlopCounterMode(display=False) as flops, Counter() as counter:
-        encode_tracks(xy_px, visible, colour, m, fresh_vae(m.vae))
+        encode_tracks(xy_px, visible, colour, m, vae)
     assert drawn(m, 9).flops == flops.get_total_flops() > 0
     assert drawn(m, 9).peak == pytest.approx(counter.peak, rel=0.05)
 

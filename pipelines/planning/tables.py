@@ -141,7 +141,7 @@ def _disk(cfg: Any, where: Layout, memories: Sequence[Memory]) -> list[str]:
         together = min(where.ranks, cfg.plan.node_gpus)
         lines.append(
             f"CPU memory of a rank, loading models, or offloaded state and its part of a saved one: {each}; on a machine with "
-            f"{together} GPUs up to {_bytes(together * max(host.values()))}"
+            f"{together} GPU{'s' if together > 1 else ''} up to {_bytes(together * max(host.values()))}"
         )
     return lines
 
@@ -174,7 +174,7 @@ def _warnings(cfg: Any, where: Layout, memories: Sequence[Memory]) -> list[str]:
     usual = load(cfg.preset).compute.workers
     settings = [] if cfg.compute.workers == usual else [f"compute.workers={where.ranks}"]
     if not lines:
-        return [f'to train on {where.ranks} GPUs: ARGS="{settings[0]}"'] if settings else []
+        return [f'to train on them: ARGS="{settings[0]}"'] if settings else []
     change = nearest(cfg, where.ranks, limit)
     if change is not None:
         return [*lines, f'  the nearest settings that fit: ARGS="{" ".join([*settings, *change.settings])}"']

@@ -162,7 +162,7 @@ def test_ranks_that_share_one_lane_need_neither_shards_nor_clips_of_their_own(se
     """As those that make held-out trajectories: 4 ranks on one shard of 3 clips."""
     seen = [ids(Loader((sets[1],), 2, 5, rank, 4, lanes=1), 2) for rank in range(4)]
     assert [seen[number % 4][number // 4] for number in range(8)] == ids(Loader((sets[1],), 2, seed=5, lanes=1), 8)
-    with pytest.raises(ValueError, match="1 shards .* for 4 ranks"):
+    with pytest.raises(ValueError, match=r"1 shards .* for 4 ranks"):
         Loader((sets[1],), 2, 5, 0, 4)
 
 

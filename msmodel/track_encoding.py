@@ -16,6 +16,7 @@ from __future__ import annotations
 import copy
 import math
 from functools import lru_cache
+from itertools import product
 from typing import Protocol
 
 import torch
@@ -71,13 +72,13 @@ def canvas(xy_px: Tensor, visible: Tensor, colour: Tensor, cfg: ModelConfig) -> 
     b, frames, n, _ = xy_px.shape
     radius = DISC_RADIUS * cfg.vae.stride_s
     reach = math.ceil(radius)
-    steps = torch.arange(-reach, reach + 1, device=xy_px.device)
+    steps = range(-reach, reach + 1)
     order = repeat(torch.arange(1, n + 1, dtype=torch.int32, device=xy_px.device), "n -> b T n", b=b, T=frames)
     x, y = xy_px.unbind(-1)
     inside = visible & (x >= 0) & (x < width) & (y >= 0) & (y < height)  # NaN compares false
     column, row = (torch.where(inside, v, torch.zeros_like(v)).floor().long() for v in (x, y))
     winner = torch.zeros(b, frames, height * width + 1, dtype=torch.int32, device=xy_px.device)
-    for dy, dx in torch.cartesian_prod(steps, steps).tolist():
+    for dy, dx in product(steps, steps):
         i, j = row + dy, column + dx
         on = inside & ((j + 0.5 - x) ** 2 + (i + 0.5 - y) ** 2 <= radius**2)
         on = on & (j >= 0) & (j < width) & (i >= 0) & (i < height)

@@ -55,8 +55,9 @@ class VideoVAE(nn.Module):
     mean: Tensor
     std: Tensor
 
-    def __init__(self, net: Any, cfg: VAEConfig, latents_a_call: int = 4):
-        """net: an AutoencoderKLWan. latents_a_call: latent frames computed at once (memory only; results are equal).
+    def __init__(self, net: Any, cfg: VAEConfig, latents_a_call: int = 1):
+        """net: an AutoencoderKLWan. latents_a_call: latent frames computed at once (memory only; results are equal). One,
+        as Wan's own code: four take four times the memory, of which a look at held-out clips needs most at full size.
 
         Raises ValueError when net's sizes are not those of cfg, or its latent statistics are those of another VAE.
         """

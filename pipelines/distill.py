@@ -36,8 +36,6 @@ def distill(run: Run) -> Distilled:
         train = shards.clips(cfg.data.distill_clips)
         for stage, read in ((DMD, train), (TINY_VAE, shards.train)):
             require_shards(read, cfg.ranks(stage), cfg.loader.workers)
-        for split in (train, shards.heldout):
-            require_shards(split, cfg.ranks(ODE_PAIRS), 0)
         ode = OdeRun(without_student(cfg, "chunk", "steps"), cfg.ode, cfg.guidance)
         ode_inputs = OdeInputs(train, shards.heldout, taught)
         pairs = run.step(ODE_PAIRS, ode, replace(ode_inputs, loader=cfg.loader), key_inputs=ode_inputs)

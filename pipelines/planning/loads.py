@@ -15,7 +15,7 @@ from stages.train.adapt import AdaptConfig
 from stages.train.dmd import DmdConfig
 from stages.train.teacher import TeacherConfig
 
-from .pieces import How, Pieces, cost, decoded, largest, parameters, vae_bytes
+from .pieces import How, Pieces, cost, decoded, drawn, largest, parameters, vae_bytes
 
 TRAININGS = ("teacher", "adapt", "dmd")
 ROWS = {"teacher": 3, "adapt": 2, "dmd": 2}  # videos of each clip in the contact sheets
@@ -77,9 +77,9 @@ def training_load(cfg: Any, name: str, gpu: bool, keep: bool) -> Load:
         frozen=int(name == "dmd"),
         muon=matrices if own.optimizer == "muon" else 0,
         half=dtype == torch.bfloat16,
-        vae=vae_bytes(model.vae),
+        vae=vaes(model) * vae_bytes(model.vae),
         inputs=clips * input_bytes(model, latents),
-        train=train,
+        train=max(train, own.batch * input_bytes(model, 2) + drawn(model, tracks(cfg)).peak),
         observe=max(clips * a_clip, own.picture_clips * sheet),
         cache=0.0 if name == "teacher" else cache_bytes(model, own.batch, dtype),
         place=place,
@@ -110,7 +110,7 @@ def _dmd(cfg: Any, how: How) -> Asked:
     last, w = cfg.student.steps - 1, cfg.guidance
     generator = cost(cfg.model, how, Pieces.generator_step, last, w.text, w.track).peak
     critic = cost(cfg.model, how, Pieces.critic_step, last).peak
-    look = cost(cfg.model, replace(how, batch=1), Pieces.rolled).peak
+    look = cost(cfg.model, replace(how, batch=1), Pieces.rolled, last).peak
     return max(generator, critic), look, 2, cfg.dmd.heldout_clips
 
 
@@ -126,16 +126,18 @@ def sampling_load(cfg: Any, gpu: bool) -> Load:
     model, own, w = cfg.model, cfg.ode, cfg.guidance
     one = cost(model, How(1, inference_type(gpu)), Pieces.guided, w.text, w.track).peak
     states = 4.0 * own.batch * (model.student.steps + 1) * latent_values(model)
-    return Load("ode_pairs", parameters(model)[0], (), 1, 0, gpu, 0.0, states, own.batch * one, 0.0, 0.0)
+    vae, step = (vaes(model) - 1) * vae_bytes(model.vae), max(own.batch * one, drawn(model, tracks(cfg)).peak)
+    return Load("ode_pairs", parameters(model)[0], (), 1, 0, gpu, vae, states, step, 0.0, 0.0)
 
 
 def stream_load(cfg: Any, gpu: bool) -> Load:
     """The student at work on one stream, with the whole VAE."""
     model, dtype = cfg.model, inference_type(gpu)
     cache = cache_bytes(model, 1, dtype)
-    decoding = cache + decoded(model, model.student.chunk + int(model.image_alone)).peak
-    peak = max(cost(model, How(1, dtype), Pieces.streamed, steady_chunks(model)).peak, decoding)
-    vae = vae_bytes(model.vae)
+    frames = model.student.chunk + int(model.image_alone)
+    beside = cache + max(decoded(model, frames).peak, drawn(model, tracks(cfg), frames).peak)
+    peak = max(cost(model, How(1, dtype), Pieces.streamed, steady_chunks(model)).peak, beside)
+    vae = vaes(model) * vae_bytes(model.vae)
     return Load("streaming", parameters(model)[0], (), 1, 0, gpu, vae, 0.0, peak, 0.0, cache)
 
 
@@ -162,6 +164,16 @@ def cache_bytes(model: ModelConfig, batch: int, dtype: torch.dtype) -> float:
 def latent_values(model: ModelConfig) -> int:
     """Numbers in the latents of one clip."""
     return model.vae.z_channels * model.latent_frames * model.latent_height * model.latent_width
+
+
+def tracks(cfg: Any) -> int:
+    """Of a clip, at most."""
+    return cfg.data.grid_rows * cfg.data.grid_cols
+
+
+def vaes(model: ModelConfig) -> int:
+    """VAEs that a training or a stream holds: that which decodes, and one of its own for the canvas of tracks."""
+    return 2 if model.dit.track_encoding == "rgb_vae" else 1
 
 
 def input_bytes(model: ModelConfig, latents: int) -> float:

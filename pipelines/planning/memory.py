@@ -5,7 +5,8 @@ average 4. ZeRO 1 shards master, moments and average over the ranks, 2 the gradi
 Muon): weights 4, gradients 4, moments 8 (Muon's matrices 4), and a master of 4 where they are sharded. Frozen models are whole,
 but for DMD's teacher (dmd.teacher): offloaded it is on the device while it scores, sharded it is there in pieces, and while it
 scores with the weights at work and those gathered ahead. All other moments of a step are without it, or without those.
-Sources: Rajbhandari et al. 2020, and DeepSpeed 0.19's runtime/zero.
+Models come to the device in float32, whatever they are trained in. Where the optimizer is offloaded, ZeRO 2 and 3 keep their
+gradients beside it. Sources: Rajbhandari et al. 2020, and DeepSpeed 0.19's runtime/zero.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from infra.engine import AHEAD, BUCKET
 from .loads import Load, sampling_load, stream_load, training, training_load, weights_type
 
 LIVE = 1_000_000_000  # stage3_max_live_parameters: gathered weights that may stay until they are used again
+LOADED = 8.0  # bytes of CPU memory a parameter while weights are loaded: the model's, and the file's beside them
 
 
 @dataclass(frozen=True)
@@ -42,10 +44,14 @@ class Layout:
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes on one rank's device, and `host` in CPU memory. activations: what a micro-step needs besides all the others,
-    the weights of DMD's teacher that come for its score only among them.
-    buffers: the engine's, during the backward pass. update: the optimizer's, after it. observe: what looking at the held-out
-    clips needs; neither comes on top of activations. peak: the largest sum."""
+    """Bytes on one rank's device, and `host`: the most in CPU memory beside it, where the device is a GPU.
+
+    activations: what a micro-step needs besides all the others, the weights of DMD's teacher that come for its score only
+    among them. buffers: in which gradients are reduced, during the backward
+    pass, and `staying`, the part of them that is there all the time. gathered: ZeRO 3's whole weights, in any pass. update: the
+    optimizer's, after the backward pass. observe: what looking at the held-out clips needs. loading: all there is while the
+    models are loaded. saving: copies of the state. whole: ZeRO 3's averaged model at the end, which is looked at once more.
+    """
 
     name: str
     weights: float
@@ -57,8 +63,13 @@ class Memory:
     cache: float
     activations: float
     buffers: float
+    gathered: float
     update: float
     observe: float
+    staying: float
+    loading: float
+    saving: float
+    whole: float
     host: float
 
     @property
@@ -68,10 +79,15 @@ class Memory:
     @property
     def moments(self) -> dict[str, float]:
         """Bytes on the device at the worst moment of each kind."""
+        working = self.cache + self.activations + self.buffers + self.gathered
+        looking = self.fixed - self.inputs + self.observe + self.staying
         return {
-            "training": self.fixed + self.gradients + self.cache + self.activations + self.buffers,
-            "the optimizer's update": self.fixed + self.gradients + self.update,
-            "looking at held-out clips": self.fixed - self.inputs + self.observe + self.buffers,
+            "training": self.fixed + self.gradients + working,
+            "the optimizer's update": self.fixed + self.gradients + self.update + self.staying,
+            "looking at held-out clips": looking + self.gathered,
+            **({"the last look": looking + self.whole} if self.whole else {}),
+            "loading the models": self.loading,
+            "saving": self.fixed + self.saving + self.staying,
         }
 
     @property
@@ -108,20 +124,26 @@ def place(load: Load, where: Layout, piled: bool = False) -> Memory:
     frozen, guest, host = _frozen(load, where)
     train = max(load.train, load.taught + guest) if guest else load.train
     gradients = each * n * (min(models, 1) if piled else models) * over[2]
-    moments = 8 * n - 4 * load.muon + (4 * n if stage else 0)
-    optimizer = moments * models * over[1]
+    remembered = 8 * n - 4 * load.muon
+    optimizer = (remembered + (4 * n if stage else 0)) * models * over[1]
     ema = 4.0 * n * sum(load.averages) * over[1]
-    step = _update(load, where, stage)
+    update = _update(load, where, stage)
     away = dict.fromkeys(("optimizer", "weights", "ema"), 0.0)
     if models and where.offload != "none" and stage:
-        away["optimizer"] = optimizer + 4 * n * models * over[1]  # and the float32 gradients that the CPU updates from
-        optimizer = step = 0.0
+        # with the float32 gradients that the CPU updates from, and a bfloat16 copy of what moves to and fro
+        away["optimizer"] = optimizer + (4 + each) * n * models * over[1]
+        optimizer = update = 0.0
+        if stage > 1:
+            gradients = 0.0
         if where.offload == "all":
             away["weights"], weights = weights, 0.0
     if where.ema == "cpu":
         away["ema"], ema = ema, 0.0
     cache = min(load.cache, load.train)
     activations = train - cache - (gradients if piled else 0)
+    share = (4 * n + remembered) / where.ranks if models else 0.0  # what a rank writes of one model into a save
+    bucket = _bucket(load, where, stage)
+    whole = float(each * n * sum(load.averages)) if stage == 3 else 0.0
     return Memory(
         name=load.name,
         weights=weights + frozen,
@@ -132,10 +154,15 @@ def place(load: Load, where: Layout, piled: bool = False) -> Memory:
         inputs=load.inputs,
         cache=cache,
         activations=max(activations, 0.0),
-        buffers=_buffers(load, stage),
-        update=step,
+        buffers=bucket * (models if stage == 3 else 1),
+        gathered=float(each * min(LIVE, n)) if stage == 3 and models else 0.0,
+        update=update,
         observe=load.observe,
-        host=host + sum(away.values()),
+        staying=bucket * models if stage == 3 else 0.0,
+        loading=4.0 * n * models + (2 if where.gpu else 4) * n * load.frozen + load.vae + load.inputs,
+        saving=share if stage and not where.gpu else 0.0,  # whole tensors on the CPU are written from where they are
+        whole=whole,
+        host=max(host + sum(away.values()) + share, LOADED * n) if models and where.gpu else 0.0,
     )
 
 
@@ -150,12 +177,13 @@ def _frozen(load: Load, where: Layout) -> tuple[float, float, float]:
     return whole, 0.0, 0.0
 
 
-def _buffers(load: Load, stage: int) -> float:
-    """DeepSpeed's during a backward pass: the bucket in which gradients are reduced, and under ZeRO 3 gathered weights."""
+def _bucket(load: Load, where: Layout, stage: int) -> float:
+    """In which DeepSpeed reduces gradients. ZeRO 3 keeps one for every model, cut to its size; 1 and 2 make theirs for each
+    backward pass, and of a CPU's memory only what is written to counts."""
     if not load.averages or not stage:
         return 0.0
-    each = 2.0 if load.half else 4.0
-    return each * (min(BUCKET, load.parameters) + (min(LIVE, load.parameters) if stage == 3 else 0))
+    size = BUCKET if where.gpu and stage < 3 else min(BUCKET, load.parameters)
+    return (2.0 if load.half else 4.0) * size
 
 
 def _update(load: Load, where: Layout, stage: int) -> float:

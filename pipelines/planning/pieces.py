@@ -20,6 +20,7 @@ from msmodel.batch import Conditioning
 from msmodel.causal import CausalDiT
 from msmodel.config import CLIP_TOKENS, ModelConfig, StudentConfig, VAEConfig
 from msmodel.rollout import denoise_chunks, generate_chunk, rollout, start
+from msmodel.track_encoding import encode_tracks
 from msmodel.vae import EMBEDDED, fresh_vae, load_vae
 
 from .trace import Cost, count
@@ -125,9 +126,9 @@ class Pieces:
             own, noise = self.model.student, self.latents()
             return rollout(self.dit, cond, noise, self.times, own, self.generator, exit_step=exit_step, grad=grad)
 
-    def rolled(self) -> Tensor:
-        """A whole rollout without gradient."""
-        return self._rolled(self.cond(), len(self.times) - 1, grad=False)
+    def rolled(self, exit_step: int) -> Tensor:
+        """A rollout without gradient."""
+        return self._rolled(self.cond(), exit_step, grad=False)
 
     def guided(self, w_text: float, w_track: float) -> Tensor:
         """One evaluation of the teacher with joint guidance."""
@@ -203,3 +204,16 @@ def decoded(model: ModelConfig, frames: int = 0) -> Cost:
     vae: Any = vae_on_meta(model.vae)
     size = (model.vae.z_channels, frames or model.latent_frames, model.latent_height, model.latent_width)
     return count(lambda: vae.decode(torch.empty(1, *size, device=META)))
+
+
+@lru_cache(maxsize=64)
+def drawn(model: ModelConfig, tracks: int, frames: int = 0) -> Cost:
+    """Encoding so many tracks of one clip, or of so many latent frames of it, as a picture through the VAE
+    (dit.track_encoding=rgb_vae). The map that the track head reads costs next to nothing, and is left out."""
+    if model.dit.track_encoding != "rgb_vae":
+        return Cost(0.0, 0.0)
+    vae: Any = vae_on_meta(model.vae)
+    span = 1 + ((frames or model.latent_frames) - 1) * model.vae.stride_t
+    xy_px, colour = torch.empty(1, span, tracks, 2, device=META), torch.empty(1, tracks, 3, device=META)
+    visible = torch.empty(1, span, tracks, dtype=torch.bool, device=META)
+    return count(lambda: encode_tracks(xy_px, visible, colour, model, vae))

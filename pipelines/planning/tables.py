@@ -7,9 +7,10 @@ from typing import Any
 
 from infra.progress import duration
 
+from ..config import load
 from .advice import nearest
 from .config import GPUS
-from .loads import TRAININGS
+from .loads import TRAININGS, training
 from .memory import Layout, Memory, inference_memory, layout, training_memory
 from .pieces import parameters
 from .work import chunk_flops, disk, speed, works
@@ -24,6 +25,7 @@ COLUMNS = (
     "cache",
     "activations",
     "buffers",
+    "gathered",
     "update",
     "observe",
 )
@@ -47,6 +49,7 @@ def describe(cfg: Any, ranks: int, gpu: bool) -> list[str]:
         *_work(cfg, ranks, gpu),
         "",
         *_disk(cfg, where, memories),
+        *_shards(cfg, ranks),
         *(_warnings(cfg, where, memories) if gpu else []),
     ]
 
@@ -78,8 +81,9 @@ def _memory(cfg: Any, where: Layout, memories: Sequence[Memory]) -> list[str]:
 def _notes(cfg: Any, where: Layout) -> list[str]:
     recomputed = [n for n in TRAININGS if vars(cfg)[n].checkpoint_layers]
     lines = [
-        f"  layers recomputed in the backward pass: {', '.join(recomputed) or 'none'}. peak = weights to inputs, and the "
-        "largest of: gradients + cache + activations + buffers; gradients + update; observe + buffers - inputs"
+        f"  layers recomputed in the backward pass: {', '.join(recomputed) or 'none'}. peak = weights to inputs, and the most "
+        "of: gradients + cache + activations + buffers + gathered (training); gradients + update (the optimizer's);",
+        "  observe + gathered - inputs (looking at held-out clips; at ZeRO 3's end with a whole model gathered)",
     ]
     if cfg.dmd.teacher != "device":
         lines.append(f"  dmd.teacher={cfg.dmd.teacher}: {TEACHERS[cfg.dmd.teacher]}")
@@ -117,12 +121,14 @@ def _work(cfg: Any, ranks: int, gpu: bool) -> list[str]:
         )
     else:
         assumed = f"{cfg.compute.threads or 2} CPU threads a process at {own.cpu_gflops:g} GFLOP/s (plan.cpu_gflops)"
+    gpu_hours, tiny = f" = {ranks * whole / 3600:,.0f} GPU hours" if gpu else "", cfg.tiny_vae
     chunk = chunk_flops(cfg, gpu)
     alone = speed(cfg, 1, gpu)
     return [
         f"work, and time on {assumed}; clips = batch x micro-steps x ranks, recomputation counts as work:",
         *_table(head, rows),
-        f"  together {duration(whole)}; the tiny VAE, data and looking at held-out clips come on top",
+        f"  together {duration(whole)}{gpu_hours}; on top come data, evaluation, looking at held-out clips, and the tiny VAE, "
+        f"which decodes {tiny.total_steps * tiny.micro_steps(ranks) * tiny.batch * ranks:,} clips on the CPUs (loader.workers)",
         f"  student: {chunk:.3g} FLOP a chunk of {cfg.student.chunk * cfg.vae.stride_t} frames = {duration(chunk / alone)} "
         f"on one {'GPU' if gpu else 'process'}, without decoding",
     ]
@@ -140,10 +146,23 @@ def _disk(cfg: Any, where: Layout, memories: Sequence[Memory]) -> list[str]:
         each = ", ".join(f"{n} {_bytes(v)}" for n, v in host.items())
         together = min(where.ranks, cfg.plan.node_gpus)
         lines.append(
-            f"CPU memory of offloaded state, a rank: {each}; on a machine with {together} GPUs up to "
-            f"{_bytes(together * max(host.values()))}"
+            f"CPU memory of a rank, loading models, or offloaded state and its part of a saved one: {each}; on a machine with "
+            f"{together} GPU{'s' if together > 1 else ''} up to {_bytes(together * max(host.values()))}"
         )
     return lines
+
+
+def _shards(cfg: Any, ranks: int) -> list[str]:
+    """What the loader asks of the number of shards (stages/data/shards.py), in clips."""
+    readers, each = ranks * max(cfg.loader.workers, 1), cfg.data.clips_per_shard
+    if readers == 1:
+        return []
+    whole = max(training(cfg, n).micro_steps(ranks) for n in TRAININGS) * ranks
+    return [
+        f"shards: trainings stop where there are fewer than {readers}, one a rank and loader worker. At "
+        f"data.clips_per_shard={each} that takes {each * (readers - 1) + 1:,} training clips; with fewer, set it lower. "
+        f"Best are {max(whole, readers)} shards, one a micro-batch of a step"
+    ]
 
 
 def _limit(cfg: Any) -> float:
@@ -151,17 +170,20 @@ def _limit(cfg: Any) -> float:
 
 
 def _warnings(cfg: Any, where: Layout, memories: Sequence[Memory]) -> list[str]:
+    """What does not fit, and what a user has to set to train on so many GPUs: GPUS= is the plan's alone."""
     limit, lines = _limit(cfg), []
     for m in memories:
         too_large = [f"{moment} {size / 2**30:.1f}" for moment, size in m.moments.items() if size > limit]
         if too_large:
             name = KINDS.get(m.name, m.name)
             lines.append(f"warning: {name} will not fit into {limit / 2**30:.1f} GiB: {', '.join(too_large)}")
+    usual = load(cfg.preset).compute.workers
+    settings = [] if cfg.compute.workers == usual else [f"compute.workers={where.ranks}"]
     if not lines:
-        return []
+        return [f'to train on them: ARGS="{settings[0]}"'] if settings else []
     change = nearest(cfg, where.ranks, limit)
     if change is not None:
-        return [*lines, f'  the nearest settings that fit: ARGS="{" ".join(change.settings)}"']
+        return [*lines, f'  the nearest settings that fit: ARGS="{" ".join([*settings, *change.settings])}"']
     mend = "take more of them (GPUS=), larger ones (plan.gpu), or shorter or smaller clips"
     return [*lines, f"  no settings of ZeRO, offload, recomputation and batches fit on these GPUs: {mend}"]
 

@@ -39,6 +39,14 @@ class Cost:
         return Cost(self.flops + layers * (deeper.flops - self.flops), self.peak + layers * (deeper.peak - self.peak))
 
 
+class _Held(weakref.ref[torch.UntypedStorage]):
+    """A storage that is counted; cheaper than weakref.finalize, of which there would be one a tensor."""
+
+    __slots__ = ("address", "size")
+    address: int
+    size: int
+
+
 class Counter(TorchDispatchMode):
     """Counts the operations run under it. A tensor counts from the operation that makes its storage until that is freed."""
 
@@ -46,30 +54,35 @@ class Counter(TorchDispatchMode):
         super().__init__()
         self.flops = 0.0
         self.alive = self.peak = 0
-        self._sizes: dict[int, int] = {}  # by address of the storage
+        self._alive: dict[int, _Held] = {}  # by address of the storage
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        out = func(*args, **(kwargs or {}))
-        formula = FORMULAS.get(func._overloadpacket)
-        if formula is not None:
-            self.flops += formula(*args, **(kwargs or {}), out_val=out)
+        out, flops = self._run(func, args, kwargs or {})
+        self.flops += flops
         for result, new in zip(out if isinstance(out, tuple) else (out,), _makes(func), strict=False):
             for tensor in (result if isinstance(result, list) else (result,)) if new else ():
                 if isinstance(tensor, Tensor):
                     self._add(tensor.untyped_storage())
         return out
 
-    def _add(self, storage: torch.UntypedStorage) -> None:
-        address, size = storage._cdata, storage.nbytes()
-        if address in self._sizes:
-            return
-        self._sizes[address] = size
-        self.alive += size
-        self.peak = max(self.peak, self.alive)
-        weakref.finalize(storage, self._drop, address)
+    def _run(self, func: Any, args: Any, kwargs: Any) -> tuple[Any, float]:
+        """(result, FLOPs) of one operation."""
+        out = func(*args, **kwargs)
+        formula = FORMULAS.get(func._overloadpacket)
+        return out, formula(*args, **kwargs, out_val=out) if formula is not None else 0.0
 
-    def _drop(self, address: int) -> None:
-        self.alive -= self._sizes.pop(address, 0)
+    def _add(self, storage: torch.UntypedStorage) -> None:
+        address = storage._cdata
+        if address in self._alive:
+            return
+        held = self._alive[address] = _Held(storage, self._drop)
+        held.address, held.size = address, storage.nbytes()
+        self.alive += held.size
+        self.peak = max(self.peak, self.alive)
+
+    def _drop(self, held: _Held) -> None:
+        del self._alive[held.address]
+        self.alive -= held.size
 
 
 @lru_cache(maxsize=4096)
@@ -79,9 +92,42 @@ def _makes(func: Any) -> tuple[bool, ...]:
     return tuple(r.alias_info is None and not view for r in func._schema.returns)
 
 
+_Known = tuple[bool, list[tuple[Any, ...] | None], float]  # whether several are returned, their layouts, FLOPs
+_KNOWN: dict[Any, _Known] = {}
+
+
+class MetaCounter(Counter):
+    """A Counter for the meta device. torch works many shapes out in Python; layers are alike, so each is worked out once."""
+
+    def _run(self, func: Any, args: Any, kwargs: Any) -> tuple[Any, float]:
+        if func._schema.is_mutable or not all(_makes(func)):
+            return super()._run(func, args, kwargs)
+        key = (func, _looks(args), _looks(tuple(kwargs.items())))
+        known = _KNOWN.get(key)
+        if known is not None:
+            several, layouts, flops = known
+            made = [None if x is None else torch.empty_strided(x[0], x[1], dtype=x[2], device="meta") for x in layouts]
+            return (tuple(made) if several else made[0]), flops
+        out, flops = super()._run(func, args, kwargs)
+        results = out if isinstance(out, tuple) else (out,)
+        if results and all(x is None or (isinstance(x, Tensor) and x.is_meta) for x in results):
+            layouts = [None if x is None else (x.shape, x.stride(), x.dtype) for x in results]
+            _KNOWN[key] = (isinstance(out, tuple), layouts, flops)
+        return out, flops
+
+
+def _looks(value: Any) -> Any:
+    """All that the layout of a result may depend on."""
+    if isinstance(value, Tensor):
+        return value.shape, value.stride(), value.dtype, value.device
+    if isinstance(value, (tuple, list)):
+        return tuple(map(_looks, value))
+    return type(value), value
+
+
 def count(work: Callable[[], object]) -> Cost:
-    """Runs `work` and counts it; on the meta device nothing is computed. What it returns is alive to the end."""
-    counter = Counter()
+    """Runs `work`, which is all on the meta device, and counts it; nothing is computed. What it returns is alive to the end."""
+    counter = MetaCounter()
     with counter:
         kept = work()
     del kept

@@ -9,8 +9,17 @@ from msmodel.config import CLIP_TOKENS
 from stages.train.state import KEEP
 
 from .config import GPUS
-from .loads import TRAININGS, cached_frames, inference_type, latent_values, steady_chunks, training, weights_type
-from .pieces import How, Pieces, cost, parameters
+from .loads import (
+    TRAININGS,
+    cached_frames,
+    inference_type,
+    latent_values,
+    steady_chunks,
+    tracks,
+    training,
+    weights_type,
+)
+from .pieces import How, Pieces, cost, drawn, parameters
 
 
 @dataclass(frozen=True)
@@ -40,7 +49,8 @@ def _training(cfg: Any, name: str, ranks: int, gpu: bool) -> Work:
     micro = own.micro_steps(ranks)
     clips = own.batch * micro * ranks
     how = How(own.batch, weights_type(own, gpu), own.checkpoint_layers)
-    flops = clips / own.batch * _A_BATCH[name](cfg, how)
+    encoded = 1 + 1 / cfg.dmd.ratio if name == "dmd" else 1  # times that a clip's tracks are
+    flops = clips * (_A_BATCH[name](cfg, how) / own.batch + encoded * drawn(cfg.model, tracks(cfg)).flops)
     return Work(name, own.total_steps, clips, f"{own.batch} x {micro} x {ranks}", clips * cfg.model.tokens, flops)
 
 
@@ -71,11 +81,13 @@ def _adapt(cfg: Any, how: How) -> float:
 
 def _dmd(cfg: Any, how: How) -> float:
     """FLOPs of a micro-batch: a step of the critic, and a `ratio`-th of one of the generator. The exit step is drawn
-    uniformly, and every step before it adds the same."""
-    exits, w = (0, cfg.student.steps - 1), cfg.guidance
-    critic = [cost(cfg.model, how, Pieces.critic_step, e).flops for e in exits]
-    generator = [cost(cfg.model, how, Pieces.generator_step, e, w.text, w.track).flops for e in exits]
-    return (sum(critic) + sum(generator) / cfg.dmd.ratio) / 2
+    uniformly, and every step before it adds the same to both: what it adds to a rollout."""
+    last, w = cfg.student.steps - 1, cfg.guidance
+    critic = cost(cfg.model, how, Pieces.critic_step, last).flops
+    generator = cost(cfg.model, how, Pieces.generator_step, last, w.text, w.track).flops
+    longest, shortest = (cost(cfg.model, replace(how, batch=1), Pieces.rolled, e).flops for e in (last, 0))
+    spared = how.batch * (longest - shortest) / 2
+    return critic - spared + (generator - spared) / cfg.dmd.ratio
 
 
 _A_BATCH = {"teacher": _teacher, "adapt": _adapt, "dmd": _dmd}
@@ -86,6 +98,7 @@ def _sampling(cfg: Any, ranks: int, gpu: bool) -> Work:
     rounds = sum(-(-count // (own.batch * ranks)) for count in (own.pairs, own.heldout_pairs))
     clips = own.batch * ranks
     one = own.solver_steps * cost(cfg.model, How(1, inference_type(gpu)), Pieces.guided, w.text, w.track).flops
+    one += drawn(cfg.model, tracks(cfg)).flops
     name = f"{own.batch} x 1 x {ranks}"
     return Work("ode_pairs", rounds, clips, name, clips * cfg.model.tokens, clips * one)
 
@@ -95,7 +108,8 @@ def chunk_flops(cfg: Any, gpu: bool) -> float:
     steady = steady_chunks(cfg.model)
     how = How(1, inference_type(gpu))
     before, after = (cost(cfg.model, how, Pieces.streamed, n).flops for n in (steady - 1, steady))
-    return after - before
+    of_tracks = [drawn(cfg.model, tracks(cfg), frames).flops for frames in (1, 1 + cfg.student.chunk)]
+    return after - before + of_tracks[1] - of_tracks[0]
 
 
 def speed(cfg: Any, ranks: int, gpu: bool) -> float:
@@ -118,12 +132,13 @@ class Disk:
 
 def disk(cfg: Any) -> Disk:
     """Arrays as they are written (stages/data/encode.py, track.py, stages/train/ode_pairs.py, state.py)."""
-    model, points = cfg.model, cfg.data.grid_rows * cfg.data.grid_cols
+    model, points = cfg.model, tracks(cfg)
+    ids = 3 if model.dit.track_encoding == "rgb_vae" else model.dit.track_id_dim
     latents, text = 2.0 * latent_values(model), 2.0 * model.text.length * model.text.dim
-    text += 2.0 * CLIP_TOKENS * model.dit.clip_dim  # both are kept with every clip and pair
-    tracks = 9.0 * model.clip.frames * points  # float32 x and y, and whether visible
-    clip = 2 * latents + text + tracks
-    pair = (model.student.steps + 2) * latents + text + tracks + 2.0 * points * model.dit.track_id_dim
+    paths = 9.0 * model.clip.frames * points  # float32 x and y, and whether visible
+    text += 2.0 * CLIP_TOKENS * model.dit.clip_dim
+    clip = 2 * latents + text + paths
+    pair = (model.student.steps + 2) * latents + text + paths + 2.0 * points * ids
     count, _ = parameters(model)
     averages = {"teacher": (1, 1), "adapt": (1, 1), "dmd": (2, 1)}
     # weights in float32 and two moments a trained model, and the average; the last saves are kept while another is written

@@ -156,7 +156,7 @@ class SampleLoader:
     functions, because they go to worker processes. kind: "real" or "rendered" for these only, "" for all. say: hears of
     shards that are left out. micro_steps: batches of this rank in a step. lanes: 0 gives each micro-batch of a step its own
     (the most of them that divide it, where there are fewer shards). Raises ValueError where shards are missing, fewer than
-    ranks x workers, or hold fewer clips than one batch of all ranks.
+    ranks x workers (given lanes: lanes x workers), or hold fewer clips than one batch of all these.
     """
 
     def __init__(
@@ -181,11 +181,12 @@ class SampleLoader:
         self._shards = [s for shard_set in shard_sets for s in read_index(shard_set) if _places(s, kind)]
         self._digest = "+".join(s.digest for s in shard_sets) + kind
         where = ", ".join(s.folder for s in shard_sets)
-        require_count(len(self._shards), where, world_size, cfg.workers)
+        readers = lanes or world_size  # in one lane ranks take turns, and may read the same shard
+        require_count(len(self._shards), where, readers, cfg.workers)
         places = tuple(_places(s, kind) for s in self._shards)
         clips = sum(len(p) for p in places)
-        if not 1 <= batch * world_size <= clips:
-            raise ValueError(f"{clips} {kind} clips in {where} do not make one batch of {batch} on {world_size} ranks")
+        if not 1 <= batch * readers <= clips:
+            raise ValueError(f"{clips} {kind} clips in {where} do not make one batch of {batch} on {readers} ranks")
         self._rank, self._ranks, self._a_step = rank, world_size, micro_steps * world_size
         self._lanes = lanes or max(n for n in range(1, len(places) + 1) if self._a_step % n == 0)
         self._deal = [Deal(places, seed, lane, self._lanes) for lane in range(self._lanes)]

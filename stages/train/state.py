@@ -124,9 +124,10 @@ def resume(training: Training, ctx: Context) -> int:
 
 
 def _write_share(tensors: Iterable[tuple[str, Tensor]], path: Path, ctx: Context) -> None:
-    """Writes this rank's part, every ranks-th tensor. All ranks go through all tensors, which may be put together for it."""
+    """Writes this rank's part, every ranks-th tensor. All ranks go through all tensors, which may be put together for it.
+    Those that lie on the CPU are written from where they are: a copy of all would be the training's peak of memory there."""
     own = {
-        name: tensor.detach().to("cpu", copy=True).contiguous()
+        name: tensor.detach().to("cpu").contiguous()
         for number, (name, tensor) in enumerate(tensors)
         if number % ctx.world_size == ctx.rank
     }

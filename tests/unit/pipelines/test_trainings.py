@@ -26,7 +26,6 @@ def shards(count: int, split: str) -> ShardSet:
             ["compute.workers=2", "loader.workers=2"],
             "3 shards in /data/train for 2 ranks x 2 loader workers:",
         ),
-        ("distill", ["compute.workers=3"], "1 shards in /data/heldout for 3 ranks:"),
     ],
 )
 def test_too_few_shards_are_said_before_a_training_is_launched(tmp_path, monkeypatch, target, overrides, message):

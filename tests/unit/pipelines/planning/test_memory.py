@@ -9,7 +9,7 @@ import pytest
 from pipelines.config import load
 from pipelines.planning.loads import Load
 from pipelines.planning.memory import Layout, layout, place, training_memory
-from pipelines.planning.pieces import parameters, vae_bytes
+from pipelines.planning.pieces import How, Pieces, cost, parameters, vae_bytes
 from pipelines.planning.work import works
 
 N = 10**9
@@ -26,14 +26,16 @@ def billions(where: Layout, load: Load = DMD) -> tuple[float, ...]:
 @pytest.mark.parametrize(
     ("changes", "expected"),
     [
-        ({"zero_stage": 0}, (6, 4, 3, 0.5, 0)),  # bfloat16 needs masters, hence ZeRO 1
-        ({"zero_stage": 1}, (6, 4, 3, 0.5, 0)),
-        ({"zero_stage": 2}, (6, 0.5, 3, 0.5, 0)),
-        ({"zero_stage": 3}, (2.5, 0.5, 3, 0.5, 0)),
-        ({"offload": "optimizer"}, (6, 0.5, 0, 0.5, 4)),
-        ({"zero_stage": 3, "offload": "all"}, (2, 0.5, 0, 0.5, 4.5)),
-        ({"ema": "cpu"}, (6, 0.5, 3, 0, 0.5)),
-        ({"ranks": 1}, (6, 4, 24, 4, 0)),
+        ({"zero_stage": 0}, (6, 4, 3, 0.5, 8)),  # bfloat16 needs masters, hence ZeRO 1
+        ({"zero_stage": 1}, (6, 4, 3, 0.5, 8)),
+        ({"zero_stage": 2}, (6, 0.5, 3, 0.5, 8)),
+        ({"zero_stage": 3}, (2.5, 0.5, 3, 0.5, 8)),
+        ({"offload": "optimizer"}, (6, 0, 0, 0.5, 8)),  # of CPU memory most while models are loaded
+        ({"offload": "optimizer", "ranks": 1}, (6, 0, 0, 4, 48)),
+        ({"zero_stage": 1, "offload": "optimizer", "ranks": 1}, (6, 4, 0, 4, 48)),
+        ({"zero_stage": 3, "offload": "all", "ranks": 1}, (2, 0, 0, 4, 52)),
+        ({"ema": "cpu", "ranks": 1}, (6, 4, 24, 0, 16)),
+        ({"ranks": 1}, (6, 4, 24, 4, 12)),
     ],
 )
 def test_bytes_a_parameter_in_bfloat16(changes, expected):
@@ -60,9 +62,10 @@ def test_bytes_a_parameter_in_float32(changes, muon, expected):
 @pytest.mark.parametrize(
     ("changes", "lies", "expected"),
     [
-        ({}, "shard", (4.25, 0.5, 3, 0.5, 0)),
-        ({"ranks": 1}, "shard", (6, 4, 24, 4, 0)),
-        ({}, "offload", (4, 0.5, 3, 0.5, 2)),
+        ({}, "shard", (4.25, 0.5, 3, 0.5, 8)),
+        ({"ranks": 1}, "shard", (6, 4, 24, 4, 12)),
+        ({"ranks": 1}, "offload", (4, 4, 24, 4, 2 + 12)),
+        ({}, "offload", (4, 0.5, 3, 0.5, 8)),
         ({"gpu": False, "zero_stage": 1, "ranks": 2}, "offload", (8 + 4, 8, 12, 2, 0)),  # a CPU's memory is where it is
     ],
 )
@@ -88,8 +91,28 @@ def test_the_peak_is_the_largest_moment():
     assert m.peak == m.moments["looking at held-out clips"]
     m = place(replace(DMD, train=400e9, observe=200e9), GPUS)
     assert m.peak == m.moments["training"] == pytest.approx(m.fixed + m.gradients + 400e9 + 1e9)
-    sharded = place(replace(DMD, train=400e9), replace(GPUS, zero_stage=3))
-    assert sharded.buffers == 3e9  # the bucket and the gathered weights
+
+
+def test_what_zero_3_holds_besides():
+    """Two buckets of half a billion gradients all the time, a billion gathered weights, and at the end one whole model."""
+    sharded, large = replace(GPUS, zero_stage=3), replace(DMD, parameters=5 * N)
+    m = place(large, sharded)
+    assert (m.buffers, m.staying, m.gathered, m.whole) == (2e9, 2e9, 2e9, 10e9)
+    looking = m.fixed - m.inputs + m.observe
+    assert m.moments["looking at held-out clips"] == pytest.approx(looking + 4e9)
+    assert m.moments["the last look"] == pytest.approx(looking + 12e9)
+    assert m.peak == m.moments["loading the models"] == pytest.approx(50e9)  # two in float32, a frozen one in bfloat16
+    transient = place(replace(DMD, parameters=10**6), GPUS)
+    assert (transient.buffers, transient.staying, transient.whole) == (1e9, 0, 0)  # made whole, however small the model
+
+
+def test_a_save_copies_what_is_sharded_and_models_come_in_float32():
+    cpus = replace(GPUS, gpu=False, ranks=2, zero_stage=1)
+    load = replace(DMD, half=False)
+    assert place(load, cpus).saving == 6 * N  # two ranks write weights and two moments of one model, put together
+    assert place(load, replace(cpus, ranks=1, zero_stage=0)).saving == 0
+    away = place(replace(DMD, train=1e9, observe=0), replace(GPUS, ranks=1, zero_stage=3, offload="all", ema="cpu"))
+    assert away.peak == away.moments["loading the models"] == pytest.approx(10 * N + 5 + 3)
 
 
 def test_gradients_that_pile_up_are_counted_once():
@@ -117,6 +140,16 @@ def test_recomputation_and_smaller_batches_lower_activations_and_nothing_else():
     assert recomputed.activations < 0.6 * plain.activations
     assert half.activations == pytest.approx(plain.activations / 2, rel=0.05)
     assert plain.fixed == recomputed.fixed == half.fixed
+
+
+def test_the_work_of_dmd_is_the_mean_over_its_exit_steps():
+    cfg = load("debug", ["clip.frames=9", "student.steps=3", "ode.solver_steps=6", "dmd.batch=2"])
+    how, w = How(2), cfg.guidance
+    critic = [cost(cfg.model, how, Pieces.critic_step, e).flops for e in range(3)]
+    generator = [cost(cfg.model, how, Pieces.generator_step, e, w.text, w.track).flops for e in range(3)]
+    dmd = next(x for x in works(cfg, 1, False) if x.name == "dmd")
+    each = (sum(critic) + sum(generator) / cfg.dmd.ratio) / 3 / how.batch
+    assert dmd.flops == pytest.approx(dmd.clips * each, rel=1e-9)
 
 
 def test_five_critic_updates_come_for_one_of_the_generator():

@@ -15,7 +15,10 @@ from msmodel.batch import Conditioning
 from msmodel.causal import CausalDiT
 from msmodel.config import ModelConfig
 from msmodel.dit import WanDiT
-from pipelines.planning.pieces import META, How, Pieces, cost
+from msmodel.track_encoding import encode_tracks
+from msmodel.vae import fresh_vae
+from pipelines.planning.loads import input_bytes
+from pipelines.planning.pieces import META, How, Pieces, cost, drawn
 from pipelines.planning.trace import Counter, count
 from stages.train import adapt, dmd
 from stages.train.ode_pairs import PairBatch
@@ -38,8 +41,9 @@ ATTENTION: dict[Any, Any] = {  # FlopCounterMode knows the kernels of GPUs only
 
 
 def model(image: str, layers: int = LAYERS) -> ModelConfig:
-    cfg = tiny_config(image)
-    dit = replace(cfg.dit, dim=64, ffn_dim=160, layers=layers)
+    """image: of LAYOUTS, or "clip": channels, and CLIP's tokens of the image."""
+    cfg = tiny_config("channels" if image == "clip" else image)
+    dit = replace(cfg.dit, dim=64, ffn_dim=160, layers=layers, clip_dim=48 if image == "clip" else 0)
     return replace(cfg, clip=replace(cfg.clip, height=32, width=48), dit=dit)
 
 
@@ -160,7 +164,7 @@ def saved_bytes(module: nn.Module, work: Work) -> int:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
 @pytest.mark.parametrize("checkpoint", [False, True], ids=["plain", "recomputed"])
-@pytest.mark.parametrize("image", LAYOUTS)
+@pytest.mark.parametrize("image", [*LAYOUTS, "clip"])
 def test_autograd_keeps_the_same_on_the_meta_device(image, checkpoint, dtype):
     """Also that bfloat16 halves what is in bfloat16, the residual stream staying as it is: byte for byte."""
     pieces = Pieces(model(image, layers=3), How(BATCH, dtype, checkpoint))
@@ -207,6 +211,31 @@ def test_flops_are_those_counted_by_hand():
     plain, recomputed = (cost(m, How(1, checkpoint=c), Pieces.flow_step).flops for c in (False, True))
     assert plain == pytest.approx(3 * linear + 3.5 * attention, rel=0.02)
     assert recomputed - plain == pytest.approx(forward, rel=0.05)
+
+
+def test_clip_tokens_are_counted():
+    """257 of an image: the embedder's two matrices, and keys, values and attention in every layer."""
+    without, m = model("channels"), model("clip")
+    d = m.dit
+    embedder = 2 * 257 * (d.clip_dim * d.clip_dim + d.clip_dim * d.dim)
+    layer = 257 * (2 * 2 * d.dim**2 + 4 * m.tokens * d.dim)
+    more = cost(m, How(1), Pieces.probed).flops - cost(without, How(1), Pieces.probed).flops
+    assert more == pytest.approx(embedder + d.layers * layer, rel=1e-6)
+    assert cost(m, How(1), Pieces.streamed, 3).flops > cost(without, How(1), Pieces.streamed, 3).flops
+    assert input_bytes(m, 1) - input_bytes(without, 1) == 4 * 257 * d.clip_dim
+
+
+def test_a_canvas_through_the_vae_costs_what_it_costs_on_real_tensors():
+    m = model("first_latent")
+    assert drawn(m, 9).flops == 0  # the track head reads a map
+    m = replace(m, dit=replace(m.dit, track_encoding="rgb_vae"))
+    frames = m.clip.frames
+    xy_px, visible, colour = torch.rand(1, frames, 9, 2) * 32, torch.ones(1, frames, 9) > 0, torch.rand(1, 9, 3)
+    vae = fresh_vae(m.vae)
+    with FlopCounterMode(display=False) as flops, Counter() as counter:
+        encode_tracks(xy_px, visible, colour, m, vae)
+    assert drawn(m, 9).flops == flops.get_total_flops() > 0
+    assert drawn(m, 9).peak == pytest.approx(counter.peak, rel=0.05)
 
 
 def test_the_stream_settles():

@@ -158,6 +158,14 @@ def test_with_fewer_shards_than_micro_batches_these_share_lanes(sets):
     assert len(set(flat(ids(loader, CLIPS)))) >= CLIPS - 1  # an epoch, but that one lane is longer than the other
 
 
+def test_ranks_that_share_one_lane_need_neither_shards_nor_clips_of_their_own(sets):
+    """As those that make held-out trajectories: 4 ranks on one shard of 3 clips."""
+    seen = [ids(Loader((sets[1],), 2, 5, rank, 4, lanes=1), 2) for rank in range(4)]
+    assert [seen[number % 4][number // 4] for number in range(8)] == ids(Loader((sets[1],), 2, seed=5, lanes=1), 8)
+    with pytest.raises(ValueError, match=r"1 shards .* for 4 ranks"):
+        Loader((sets[1],), 2, 5, 0, 4)
+
+
 def test_other_ranks_go_on_at_the_start_of_the_epoch(sets):
     said: list[str] = []
     before = Loader((sets[0],), 2, seed=5, rank=0, world_size=2)

@@ -103,8 +103,12 @@ lint: $(STAMP)  ## ruff, mypy, import contracts
 	.venv/bin/mypy
 	.venv/bin/lint-imports
 
+# Most tests run two at a time, a file in one process, each process on one thread: two that share two cores with two threads
+# each spend their time waiting for each other. Tests that measure time follow, by themselves.
+ALONE := tests/browser tests/unit/pipelines/demo
 test: lint  ## lint and all tests
-	$(PY) -m pytest tests
+	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive $(PY) -m pytest tests -n 2 --dist loadfile --no-loadscope-reorder --durations 20 $(addprefix --ignore=,$(ALONE))
+	$(PY) -m pytest --durations 10 $(ALONE)
 
 # Unless PRESET is given, the paper's smaller model.
 test-gpu: $(STAMP)  ## the tests that need a CUDA device, and RUNS/gpu-bench.json; fails where there is none

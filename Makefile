@@ -16,7 +16,7 @@ FIRST := $(if $(filter plan,$(MAKECMDGOALS)),,$(firstword $(GOALS)))
 RUN = $(PY) -m pipelines $(1) --preset '$(PRESET)' --runs '$(RUNS)' $(if $(SRC),--src '$(SRC)') $(ARGS)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup data teacher distill eval plan plan-check inspect export demo demo-check generate bench bench-data bench-trackers kill-test sweep nano-base notebooks ui test test-gpu lint clean
+.PHONY: help setup data teacher distill eval plan plan-check inspect export demo demo-check generate bench bench-data bench-trackers kill-test slurm-check sweep nano-base notebooks ui test test-gpu lint clean
 .NOTPARALLEL:
 
 help:  ## this table
@@ -77,6 +77,9 @@ bench-trackers: $(STAMP)  ## every tracker that runs here on rendered scenes: TA
 
 kill-test: $(STAMP)  ## `make data` killed at random moments, five rounds of 20: the same bytes
 	$(PY) -m tests.smoke.kills
+
+slurm-check: $(STAMP)  ## infra/cluster/slurm.sh under a Slurm of two nodes on this machine (apt-get install slurm-wlm)
+	MS_SLURM=1 $(PY) -m pytest -rs tests/smoke/test_slurm.py
 
 sweep: $(STAMP)  ## ablations of one trained student and teacher, and RUNS/PRESET/sweep/sweep.html
 	@$(call RUN,sweep)

@@ -7,9 +7,11 @@ import json
 import sys
 import types
 from collections.abc import Iterable, Mapping
-from dataclasses import fields, is_dataclass
+from dataclasses import MISSING, fields, is_dataclass
 from pathlib import Path
 from typing import Any, Union, get_args, get_origin, get_type_hints
+
+from msmodel.config import OPTION
 
 # Stand for the run's folder and the Python environment, so that both can be moved and keys stay.
 RUN_MARK, ENVIRONMENT_MARK = "@run/", "@env/"
@@ -37,7 +39,7 @@ class Codec:
                     return mark + text[len(place) :]
             return text
         if is_dataclass(value) and not isinstance(value, type):
-            return {"@": type(value).__name__} | {f.name: self.encode(vars(value)[f.name]) for f in fields(value)}
+            return {"@": type(value).__name__} | {n: self.encode(vars(value)[n]) for n in _counted(value)}
         if isinstance(value, Mapping):
             return {str(k): self.encode(v) for k, v in value.items()}
         if isinstance(value, (list, tuple)):
@@ -76,7 +78,7 @@ class Codec:
     def identity(self, value: Any) -> Any:
         """What `value` is, wherever it lies: as `encode`, but a record with a digest of its content counts by that alone."""
         if is_dataclass(value) and not isinstance(value, type):
-            kept = IDENTITY if vars(value).get("digest") else [f.name for f in fields(value)]
+            kept = IDENTITY if vars(value).get("digest") else _counted(value)
             return {"@": type(value).__name__} | {n: self.identity(vars(value)[n]) for n in kept if n in vars(value)}
         if isinstance(value, Mapping):
             return {str(k): self.identity(v) for k, v in value.items()}
@@ -99,6 +101,17 @@ class Codec:
         elif isinstance(encoded, list):
             for v in encoded:
                 yield from self.paths(v)
+
+
+def _counted(value: Any) -> list[str]:
+    """The fields of a dataclass that are written and hashed: all but options that are off (msmodel.config.OPTION), so that a
+    new option leaves the keys of those who do not use it as they were."""
+    off = {
+        f.name: f.default if f.default_factory is MISSING else f.default_factory()
+        for f in fields(value)
+        if f.metadata == OPTION
+    }
+    return [f.name for f in fields(value) if f.name not in off or vars(value)[f.name] != off[f.name]]
 
 
 def _item_hint(hint: Any) -> Any:

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from .config import ComputeConfig
-from .engine import DeepSpeedEngine, Sharding, TorchEngine
+from .engine import DeepSpeedEngine, Sharding, TorchEngine, shard_frozen
 from .progress import Console, Meter, SilentConsole
 from .remote import fetch
 from .saves import keep, recall
@@ -39,6 +39,7 @@ class RunContext:
     compute: ComputeConfig = field(default_factory=ComputeConfig)
     sources: Path | None = None
     about: Mapping[str, Any] = field(default_factory=dict)
+    gathering: list[Any] = field(default_factory=list)  # DeepSpeed's engines of sharded frozen modules, kept alive
 
     def emit(self, step: int, metrics: Mapping[str, float]) -> None:
         if self.logger is not None:
@@ -80,6 +81,12 @@ class RunContext:
         if self.compute.ema == "cpu":
             engine.average_device = torch.device("cpu")
         return engine
+
+    def sharded(self, module: nn.Module) -> nn.Module:
+        if self.world_size > 1:
+            assert self.compute.engine == "deepspeed", "the configuration's checks refuse another engine"
+            self.gathering.append(shard_frozen(module))
+        return module
 
     def barrier(self) -> None:
         if self.world_size > 1:

@@ -23,6 +23,7 @@ KEPT_WHOLE = 100_000  # ZeRO 3 leaves weights of fewer elements on every rank (D
 BUCKET = (
     500_000_000  # gradients are reduced so many at a time (DeepSpeed's default), or all at once where there are fewer
 )
+AHEAD = 50_000_000  # ZeRO 3 gathers so many numbers of the next weights while a layer computes (DeepSpeed's default)
 
 
 def gradient_norm(module: nn.Module) -> float:
@@ -308,6 +309,29 @@ class DeepSpeedEngine(_Engine):
             return
         with _deepspeed().zero.GatheredParameters([tensor], modifier_rank=0):
             tensor.data.copy_(value)
+
+
+def shard_frozen(module: nn.Module) -> Any:
+    """Spreads a frozen module's weights over the ranks, in place: DeepSpeed's ZeRO 3 without an optimizer. They are whole
+    only while the module that holds them is called, which all ranks do together.
+
+    Returns DeepSpeed's engine, with which the gathering ends: whoever calls the module keeps it.
+    """
+    assert not any(p.requires_grad for p in module.parameters()), "only a frozen module is sharded without an optimizer"
+    deepspeed = _deepspeed()
+    config = {
+        "train_micro_batch_size_per_gpu": 1,
+        "zero_optimization": {
+            "stage": 3,
+            "stage3_param_persistence_threshold": KEPT_WHOLE,
+            "stage3_prefetch_bucket_size": AHEAD,
+            "memory_efficient_linear": False,  # it saves in a backward pass, and is put in the place of torch's for good
+        },
+        "steps_per_print": 10**9,
+    }
+    _make_contiguous(module)
+    engine, *_ = deepspeed.initialize(model=module, config=config)
+    return engine
 
 
 def _make_contiguous(module: nn.Module) -> list[tuple[nn.Parameter, Tensor]]:

@@ -23,10 +23,13 @@ PICTURES_LOGGED = 16  # of a per-item stage
 
 
 class Needs(Protocol):
-    """stages.spec.Resources. gpus and cpus are of one worker; workers of a per-item stage: at most so many, 1 = as fit."""
+    """stages.spec.Resources. gpus and cpus are of one worker; workers of a per-item stage: at most so many, 1 = as fit. most:
+    of a gang, 0 = as many as it is offered."""
 
     @property
     def workers(self) -> int: ...
+    @property
+    def most(self) -> int: ...
     @property
     def cpus(self) -> float: ...
     @property
@@ -173,6 +176,7 @@ class Executor:
             return self._once(work, logger, attempt)
         cpus, gpus = self.session.resources()
         workers = self.compute.workers or work.stage.resources.workers
+        workers = min(workers, work.stage.resources.most or workers)
         want_gpus = min(work.stage.resources.gpus or 1.0, 1.0) if gpus else 0.0
         want_cpus = work.stage.resources.cpus
         if workers * want_cpus > cpus or workers * want_gpus > gpus:

@@ -100,7 +100,7 @@ def run_rank(job: GangJob, rank: int, world_size: int) -> None:
         return
     finally:
         if logger is not None:
-            logger.flush()
+            logger.close()
     if rank == 0:
         write_atomic(job.result_path, json.dumps({"key": job.step.key, "records": job.codec.encode(records)}))
 

@@ -26,6 +26,12 @@ EXPERIMENT_TAGS = {
 }
 FLUSH_METRICS = 200
 FLUSH_SECONDS = 5.0
+BATCH = 1000  # points of one request: MLflow takes no more
+KEPT_METRICS = 100_000  # while MLflow does not answer: some 20 MB
+REST = 9  # a failed call is followed by so many times its length without any
+# MLflow's own (7 and 120) keep one call waiting for 4 minutes where nobody listens, for 20 where nobody answers: longer than
+# the ranks of a gang wait for each other. These: half a minute, enough for a server's restart, and 6 minutes.
+PATIENCE = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "4", "MLFLOW_HTTP_REQUEST_TIMEOUT": "60"}
 DIGEST_LENGTH = 36  # MLflow allows no more
 CHILD_RUN = "mlflow.parentRunId"
 ADDRESS = "MLFLOW_TRACKING_URI"
@@ -102,17 +108,26 @@ def close_abandoned(client: Any, experiment: str) -> None:
 
 
 class Guard:
-    """Runs tracking calls. A failure is said once and counted; the work goes on."""
+    """Runs tracking calls. A failure is said once and counted; the work goes on, and what can wait or be missed is not
+    tried while `resting`, so that a tracker that is gone takes a tenth of a training's time at most."""
 
     def __init__(self, say: Callable[[str], None]) -> None:
         self.say = say
         self.failures = 0
+        self._rests_until = 0.0
+
+    @property
+    def resting(self) -> bool:
+        return time.monotonic() < self._rests_until
 
     @contextlib.contextmanager
     def __call__(self, what: str) -> Iterator[None]:
+        started = time.monotonic()
         try:
             yield
         except Exception as error:  # MLflow raises database, network, file and its own errors; none may stop training
+            now = time.monotonic()
+            self._rests_until = now + REST * (now - started)
             self.failures += 1
             if self.failures == 1:
                 self.say(f"MLflow: {what} failed ({type(error).__name__}: {str(error)[:300]}); the work goes on")
@@ -123,6 +138,8 @@ def _client(uri: str) -> Any:
 
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
+    for name, value in PATIENCE.items():
+        os.environ.setdefault(name, value)
     for noisy in ("mlflow", "alembic"):
         logging.getLogger(noisy).setLevel(logging.ERROR)
     from mlflow import MlflowClient
@@ -175,12 +192,12 @@ def _made_before() -> Iterator[None]:
 
 class RunLogger:
     """Logs to one run, buffered. Points at or before the last step of a metric that the run already holds are dropped,
-    so a resumed worker logs no step twice."""
+    so a resumed worker logs no step twice. Points that cannot be sent are kept and sent later."""
 
     def __init__(self, address: RunAddress, say: Callable[[str], None]) -> None:
         self.address = address
         self.guard = Guard(say)
-        self._buffer: list[tuple[str, float, int, int]] = []
+        self._buffer: list[tuple[str, float, int, int]] = []  # key, value, time in ms, step
         self._last: dict[str, int] = {}
         self._flushed = time.monotonic()
         self._mlflow: Any = None
@@ -193,13 +210,34 @@ class RunLogger:
 
     def metrics(self, step: int, values: Mapping[str, float]) -> None:
         now = int(time.time() * 1000)
-        with self.guard("logging metrics"):
-            for key, value in values.items():
-                if step > self._last_step(key):
-                    self._last[key] = step
-                    self._buffer.append((key, float(value), now, step))
-        if len(self._buffer) >= FLUSH_METRICS or time.monotonic() - self._flushed > FLUSH_SECONDS:
+        self._buffer += [(key, float(value), now, step) for key, value in values.items()]
+        due = len(self._buffer) >= FLUSH_METRICS or time.monotonic() - self._flushed > FLUSH_SECONDS
+        if due and not self.guard.resting:
             self.flush()
+
+    def flush(self) -> None:
+        """Sends what is buffered; keeps it where that fails. MLflow takes a point that it has already for the same one."""
+        self._flushed = time.monotonic()
+        failures = self.guard.failures
+        while self._buffer and self.guard.failures == failures:
+            with self.guard("logging metrics"):
+                self._send(self._buffer[:BATCH])
+                del self._buffer[:BATCH]
+        del self._buffer[:-KEPT_METRICS]
+
+    def _send(self, points: list[tuple[str, float, int, int]]) -> None:
+        from mlflow.entities import Metric
+
+        last: dict[str, int] = {}
+        new = []
+        for point in points:
+            key, step = point[0], point[3]
+            if step > last.setdefault(key, self._last_step(key)):
+                last[key] = step
+                new.append(Metric(*point))
+        if new:
+            self.client.log_batch(self.address.run_id, metrics=new)
+        self._last |= last
 
     def _last_step(self, key: str) -> int:
         if key not in self._last:
@@ -207,17 +245,10 @@ class RunLogger:
             self._last[key] = max((m.step for m in history), default=-1)
         return self._last[key]
 
-    def flush(self) -> None:
-        from mlflow.entities import Metric
-
-        ready, self._buffer = self._buffer, []
-        self._flushed = time.monotonic()
-        if ready:
-            with self.guard("logging metrics"):
-                self.client.log_batch(self.address.run_id, metrics=[Metric(*point) for point in ready])
-
     def image(self, key: str, picture: np.ndarray, step: int) -> None:
-        """picture: h w 3 uint8."""
+        """picture: h w 3 uint8. Missed while MLflow does not answer."""
+        if self.guard.resting:
+            return
         with self.guard("logging a picture"):
             self.client.log_image(self.address.run_id, picture, key=key.replace("/", "_"), step=step)
 
@@ -288,8 +319,15 @@ class RunLogger:
         )
         self.client.set_registered_model_alias(model.registered_as, "candidate", version.version)
 
-    def finish(self, status: str = "FINISHED") -> None:
+    def close(self) -> None:
+        """The last of a worker: sends what is buffered, and says what is lost."""
         self.flush()
+        if self._buffer:
+            self.guard.say(f"MLflow: {len(self._buffer)} points of curves could not be logged")
+            self._buffer.clear()
+
+    def finish(self, status: str = "FINISHED") -> None:
+        self.close()
         with self.guard("closing the run"):
             self.client.set_terminated(self.address.run_id, status)
 

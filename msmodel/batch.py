@@ -55,7 +55,7 @@ class Batch(_Movable):
 
     latents: b c t h w, normalised, clean. image: b c t h w, normalised VAE([first frame, grey, grey...]) over the whole
     clip. text: b l c. xy_px: b T n 2 float32. visible: b T n bool. clip_ids: one per item. real: b bool, False for
-    rendered clips.
+    rendered clips. clip: b m c, CLIP's tokens of the first frame, None where the data has none.
     """
 
     latents: Tensor
@@ -65,3 +65,4 @@ class Batch(_Movable):
     visible: Tensor
     real: Tensor
     clip_ids: tuple[str, ...] = ()
+    clip: Tensor | None = None

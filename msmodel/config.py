@@ -5,6 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 SMALLEST_WAN = 1536  # dit.dim of the 1.3B
+CLIP_TOKENS = 257  # of ViT-H/14 at 224 pixels: 16 x 16 patches, and the class token
+WAN_IMAGE_ENCODER = "Wan-AI/Wan2.1-I2V-14B-480P-Diffusers"  # the one that all of Wan 2.1 and VideoX-Fun use
+FITS = ("squash", "crop")
+OPTION = {"option": True}  # metadata of a field that a step's key leaves out while it is at its default, which is "off"
 
 
 @dataclass(frozen=True)
@@ -35,6 +39,33 @@ class TextConfig:
     source: str = "Wan-AI/Wan2.1-T2V-1.3B-Diffusers"  # hub id, local folder, or (nano only) "embedded:minilm"
     dim: int = 4096
     length: int = 512
+
+
+@dataclass(frozen=True)
+class ImageEncoderConfig:
+    """CLIP's image encoder, whose tokens of the first frame dit.clip_dim reads. They are computed once a picture.
+
+    fit: how a frame becomes CLIP's square (msmodel/image_encoder.py).
+    """
+
+    source: str = ""  # hub id or local folder in diffusers' layout (`image_encoder`, `image_processor`); "" for none
+    fit: str = "squash"  # the whole frame, as Wan and VideoX-Fun; or "crop", its middle, as diffusers
+
+    def problems(self, clip_dim: int) -> list[str]:
+        out = []
+        if self.fit not in FITS:
+            out.append(f"image_encoder.fit: {self.fit!r} is not one of {', '.join(FITS)}")
+        if clip_dim > 0 and not self.source:
+            out.append(
+                f"image_encoder.source: is empty, and dit.clip_dim={clip_dim} reads its tokens: name the encoder, as in "
+                f"image_encoder.source={WAN_IMAGE_ENCODER}, or set dit.clip_dim=0"
+            )
+        if self.source and not clip_dim:
+            out.append(
+                f"image_encoder.source: nobody would read the tokens of {self.source} with dit.clip_dim=0: set "
+                f"dit.clip_dim=1280, or leave it out"
+            )
+        return out
 
 
 @dataclass(frozen=True)
@@ -76,6 +107,7 @@ class ModelConfig:
     text: TextConfig = field(default_factory=TextConfig)
     dit: DiTConfig = field(default_factory=DiTConfig)
     student: StudentConfig = field(default_factory=StudentConfig)
+    image_encoder: ImageEncoderConfig = field(default_factory=ImageEncoderConfig, metadata=OPTION)
 
     @property
     def latent_frames(self) -> int:
@@ -164,6 +196,7 @@ class ModelConfig:
             out.append(
                 f"dit.clip_dim: {d.clip_dim} must be 0, or the width of CLIP's tokens (1280) where dit.image is channels"
             )
+        out += self.image_encoder.problems(d.clip_dim)
         if k.chunk < 1:
             out.append(f"student.chunk: {k.chunk} must be at least 1")
         elif (self.latent_frames - int(self.image_alone)) % k.chunk:

@@ -6,6 +6,7 @@ Legend: b batch, T pixel frames, H W pixels.
 from __future__ import annotations
 
 import torch
+from einops import repeat
 from torch import Tensor
 
 from msmodel.config import VAEConfig
@@ -25,6 +26,19 @@ def check_sides(video: Tensor, cfg: VAEConfig) -> None:
     height, width = video.shape[3:]
     if height % cfg.stride_s or width % cfg.stride_s:
         raise ValueError(f"video: {height}x{width} pixels; the VAE needs sides that are multiples of {cfg.stride_s}")
+
+
+def with_tail(first: Tensor, frames: int, cfg: VAEConfig) -> Tensor:
+    """first b 3 H W in [-1, 1] -> b 3 T H W, the clip [first, tail, tail, ...] of `frames` frames.
+
+    The tail is mid-grey (0), the image conditioning of Wan image-to-video (Wan 2.1 report, section 5.1), or, with
+    vae.image_tail == "still", the first frame again.
+    """
+    if cfg.image_tail == "still":
+        return repeat(first, "b c H W -> b c T H W", T=frames)
+    video = first.new_zeros(first.shape[0], 3, frames, *first.shape[-2:])
+    video[:, :, 0] = first
+    return video
 
 
 class FrameGroups:

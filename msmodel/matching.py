@@ -15,6 +15,7 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
+from msmodel.config import ModelConfig
 from msmodel.dit import WanDiT
 from msmodel.rope import THETA, axis_channels
 
@@ -32,6 +33,32 @@ def slow_channels(head_dim: int, sizes: tuple[int, int, int]) -> list[int]:
     return slow
 
 
+def lacking(cfg: ModelConfig) -> str:
+    """Why a model cannot be given the matching head; "" where it can."""
+    if cfg.dit.track_encoding != "head":
+        return f"the matching head is given through the track head, which dit.track_encoding={cfg.dit.track_encoding} has not"
+    if not cfg.mask_channels:
+        return f"the matching head knows the given frame by its mask channels, which dit.image={cfg.dit.image} has not"
+    ids, head_dim, slow = id_channels(cfg), cfg.dit.dim // cfg.dit.heads, len(head_channels(cfg))
+    if ids < 1:
+        return f"dit.track_channels={cfg.dit.track_channels} leave none for the ids beside the offsets"
+    if slow <= ids:
+        return f"heads of {head_dim} have {slow} slow rotary channels; {ids} + 1 are needed"
+    return ""
+
+
+def id_channels(cfg: ModelConfig) -> int:
+    """Track channels that hold ids, which the others, offsets, do not."""
+    return cfg.dit.track_channels - cfg.vae.stride_t * cfg.offset_channels
+
+
+def head_channels(cfg: ModelConfig) -> list[int]:
+    """`slow_channels` of a model's heads."""
+    d = cfg.dit
+    grid = (cfg.latent_frames, cfg.latent_height // d.patch[1], cfg.latent_width // d.patch[2])
+    return slow_channels(d.dim // d.heads, grid)
+
+
 @torch.no_grad()
 def match_tracks(
     dit: WanDiT,
@@ -47,22 +74,10 @@ def match_tracks(
     the wish for the given frame (latent frame 0, known by its mask) over the other frames of the same track.
     """
     d = dit.cfg.dit
-    if d.track_encoding != "head":
-        raise ValueError(
-            f"the matching head is given through the track head, which dit.track_encoding={d.track_encoding} has not"
-        )
-    if not dit.cfg.mask_channels:
-        raise ValueError(
-            "the matching head knows the given frame by its mask channels, which dit.image=first_latent has not"
-        )
+    if lack := lacking(dit.cfg):
+        raise ValueError(lack)
     head_dim = d.dim // d.heads
-    rows, columns = dit.cfg.latent_height // d.patch[1], dit.cfg.latent_width // d.patch[2]
-    slow = slow_channels(head_dim, (dit.cfg.latent_frames, rows, columns))
-    ids = d.track_channels - dit.cfg.vae.stride_t * dit.cfg.offset_channels
-    if ids < 1:
-        raise ValueError(f"dit.track_channels: {d.track_channels} leave none for the ids beside the offsets")
-    if len(slow) <= ids:
-        raise ValueError(f"heads of {head_dim} have {len(slow)} slow rotary channels; {ids} + 1 are needed")
+    slow, ids = head_channels(dit.cfg), id_channels(dit.cfg)
     embedding = _orthonormal(d.dim, d.track_channels, generator)
     _read_ids_alike(dit, embedding * loudness, ids, generator)
     basis = embedding[:, :ids]

@@ -16,7 +16,7 @@ from einops import rearrange, repeat
 from torch import Tensor, nn
 
 from msmodel.config import VAEConfig
-from msmodel.frame_groups import FrameGroups, check_sides, check_video
+from msmodel.frame_groups import FrameGroups, check_sides, check_video, with_tail
 
 KIND = "patch"
 
@@ -104,16 +104,8 @@ class PatchVAE(nn.Module):
 
     @torch.no_grad()
     def encode_image(self, first: Tensor, frames: int) -> Tensor:
-        """first b 3 H W in [-1, 1] -> latents b z t h w of the clip [first, tail, tail, ...] of `frames` frames.
-
-        The tail is mid-grey (0), the image conditioning of Wan image-to-video (Wan 2.1 report, section 5.1), or, with
-        vae.image_tail == "still", the first frame again.
-        """
-        if self.cfg.image_tail == "still":
-            return self.encode(repeat(first, "b c H W -> b c T H W", T=frames))
-        video = first.new_zeros(first.shape[0], 3, frames, *first.shape[-2:])
-        video[:, :, 0] = first
-        return self.encode(video)
+        """first b 3 H W in [-1, 1] -> latents b z t h w of `with_tail`'s clip of `frames` frames."""
+        return self.encode(with_tail(first, frames, self.cfg))
 
     def reconstruct(self, latents: Tensor) -> Tensor:
         """latents b z t h w, normalised -> b 3 T H W, not clamped. Differentiable: for training."""

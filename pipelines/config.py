@@ -8,7 +8,7 @@ from __future__ import annotations
 import difflib
 import types
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields, is_dataclass
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
@@ -16,7 +16,16 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from infra.config import ComputeConfig
-from msmodel.config import ClipConfig, DiTConfig, ModelConfig, StudentConfig, TextConfig, VAEConfig
+from msmodel.config import (
+    ClipConfig,
+    DiTConfig,
+    ImageEncoderConfig,
+    ModelConfig,
+    StudentConfig,
+    TextConfig,
+    VAEConfig,
+)
+from msmodel.image_encoder import folder_problems
 from stages.data.config import DataBenchConfig, DataConfig
 from stages.data.loader import LoaderConfig
 from stages.eval.bench import BenchConfig
@@ -30,7 +39,7 @@ from stages.train.dmd import DMD, DmdConfig, DmdRun
 from stages.train.method import LoopConfig
 from stages.train.ode_pairs import OdeConfig, OdeRun
 from stages.train.sampling import Guidance
-from stages.train.teacher import TEACHER, ContextConfig, Phase1Config, TeacherConfig
+from stages.train.teacher import TEACHER, ContextConfig, Phase1Config, TeacherConfig, TeacherRun
 from stages.train.tiny_vae import TINY_VAE, TinyBaseConfig, TinyVAEConfig
 from stages.train.vae import VAETrainConfig
 
@@ -54,6 +63,7 @@ class Config:
     clip: ClipConfig = field(default_factory=ClipConfig)
     vae: VAEConfig = field(default_factory=VAEConfig)
     text: TextConfig = field(default_factory=TextConfig)
+    image_encoder: ImageEncoderConfig = field(default_factory=ImageEncoderConfig)
     dit: DiTConfig = field(default_factory=DiTConfig)
     student: StudentConfig = field(default_factory=StudentConfig)
     guidance: Guidance = field(default_factory=Guidance)  # of the teacher, while it teaches
@@ -81,7 +91,7 @@ class Config:
 
     @property
     def model(self) -> ModelConfig:
-        return ModelConfig(self.clip, self.vae, self.text, self.dit, self.student)
+        return ModelConfig(self.clip, self.vae, self.text, self.dit, self.student, self.image_encoder)
 
     @property
     def root(self) -> Path:
@@ -90,7 +100,13 @@ class Config:
 
     def ranks(self, stage: Stage) -> int:
         """How many processes run a gang stage."""
-        return 1 if self.compute.executor == "local" else self.compute.workers or stage.resources.workers
+        workers = 1 if self.compute.executor == "local" else self.compute.workers or stage.resources.workers
+        training = vars(self).get(stage.name)
+        return training.ranks(workers) if isinstance(training, LoopConfig) else workers
+
+    def sized(self, stage: Stage) -> Stage:
+        """A gang stage that takes no more processes than that."""
+        return replace(stage, resources=replace(stage.resources, most=self.ranks(stage)))
 
     def problems(self) -> list[str]:
         """Every inconsistency of every group, as 'group.field: what is wrong and how to mend it'."""
@@ -104,7 +120,7 @@ class Config:
             self.phase1,
             self.phase1_context,
             self.tiny_base,
-            self.teacher,
+            TeacherRun(self.model, self.teacher),
             *runs,
             self.adapt,
             self.tiny_vae,
@@ -119,7 +135,7 @@ class Config:
             self.demo,
         )
         found = [f"seed: {self.seed} is below zero"] if self.seed < 0 else []
-        found += self._unshardable() + self._indivisible()
+        found += self._unshardable() + self._indivisible() + folder_problems(self.image_encoder, self.dit.clip_dim)
         for group in groups:
             try:
                 found += group.problems()
@@ -130,11 +146,14 @@ class Config:
         return list(dict.fromkeys(found))
 
     def _unshardable(self) -> list[str]:
-        """Trainings whose optimizer needs whole weights, where ZeRO is asked to shard them."""
+        """Trainings whose optimizer needs whole weights, where ZeRO is asked to shard them; a teacher that nothing shards."""
+        out = []
+        if self.dmd.teacher == "shard" and self.compute.engine != "deepspeed":
+            out.append("dmd.teacher: shard needs compute.engine=deepspeed")
         if not self.compute.zero_stage:
-            return []
+            return out
         trainings = (c for c in vars(self).values() if isinstance(c, LoopConfig) and c.optimizer == "muon")
-        return [
+        return out + [
             f"{c.group}.optimizer: muon needs whole weights, and compute.zero_stage={self.compute.zero_stage} shards "
             f"them: set compute.zero_stage=0 or {c.group}.optimizer=adamw"
             for c in trainings

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import shutil
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -11,11 +14,11 @@ from infra.executor import Link
 from stages.data import gates as gate
 from stages.data import sources
 from stages.data.configs import RunConfigs, run_configs
-from stages.data.cut import CUT, segments
+from stages.data.cut import CUT, Segment, segments
 from stages.data.encode import ENCODE
 from stages.data.gates import GateConfig
 from stages.data.ingest import INGEST
-from stages.data.pack import PACK, PackInputs, require_splits
+from stages.data.pack import PACK, PACK_PARTS, PackInputs, PartsInputs, require_splits
 from stages.data.page import DATA_PAGE
 from stages.data.passing import to_encode, to_track, turned_away
 from stages.data.render import RENDER
@@ -24,22 +27,36 @@ from stages.data.shard import SHARD, plan_shards
 from stages.data.splits import settle_splits
 from stages.data.track import TRACK, track_stage
 from stages.records import Clip, DataPage, Rejected, ShardSet, Video
+from stages.spec import StageError
 
 from .stamps import weights_stamp
 from .wiring import Run
 
 STAGES = (INGEST, CUT, TRACK, ENCODE, RENDER, SHARD, PACK, DATA_PAGE)
+NOT_APART = (
+    "data.synthetic names no generated videos: all trainings take all clips, where the paper's phase 1 takes real ones, its "
+    "phase 2 and distillation synthetic ones"
+)
 
 
 @dataclass(frozen=True)
 class Dataset:
+    """real, synthetic: the two parts of train; None where no clip is generated."""
+
     train: ShardSet
     heldout: ShardSet
+    real: ShardSet | None = None
+    synthetic: ShardSet | None = None
+
+    def clips(self, which: str) -> ShardSet:
+        """What data.phase1_clips, phase2_clips or distill_clips names: a part of train where there are parts, else all."""
+        return {"real": self.real, "synthetic": self.synthetic}.get(which) or self.train
 
 
 @dataclass(frozen=True)
 class Real:
-    """Clips of real videos. cut: as they left CUT; encoded: what passed every gate; dropped: what one turned away."""
+    """Clips of videos, generated ones marked. cut: as they left CUT; encoded: what passed every gate; dropped: what one turned
+    away."""
 
     cut: tuple[Clip, ...]
     encoded: tuple[Clip, ...]
@@ -63,8 +80,9 @@ def data_or_report(run: Run) -> Dataset | None:
         return data(run)
     with run.making("data"):
         stage = stage_configs(run)
-        videos, _ = usable_videos(run)
-        cut, tracked = _chain(run, stage, videos, None, encode=False)
+        generated, _ = generated_videos(run)
+        videos, _ = usable_videos(run, generated)
+        cut, tracked = _chain(run, stage, _segments(run, videos, generated), None, encode=False)
         sources.require_usable(_clips(cut[0]), cut[1], run.cfg.src)
         print("\n".join(gate.report(_clips(tracked[0]), run.cfg.data.gates)))
         return None
@@ -72,18 +90,22 @@ def data_or_report(run: Run) -> Dataset | None:
 
 def _data(run: Run) -> Dataset:
     with run.making("data"):
-        videos, unusable = usable_videos(run)
-        real = real_clips(run, videos)
+        generated, odd = generated_videos(run)
+        videos, unusable = usable_videos(run, generated)
+        real = real_clips(run, videos, generated)
         rendered, refused = rendered_clips(run, real)
         clips = (*real.encoded, *rendered)
         require_splits(clips)
-        return _pack(run, PackInputs(clips, (*unusable, *real.rejected, *refused), real.dropped, ()))
+        made = _pack(run, PackInputs(clips, (*odd, *unusable, *real.rejected, *refused), real.dropped, ()))
+        if made.synthetic is None and "synthetic" in (run.cfg.data.phase2_clips, run.cfg.data.distill_clips):
+            run.say(NOT_APART)
+        return made
 
 
-def real_clips(run: Run, videos: list[Video]) -> Real:
-    """Cut, tracked and encoded at the same time. What a gate turns away goes no further."""
+def real_clips(run: Run, videos: list[Video], generated: Sequence[Video] = ()) -> Real:
+    """Cut, tracked and encoded at the same time. What a gate turns away goes no further. generated: videos that train only."""
     cfg, stage, gates = run.cfg, stage_configs(run), run.cfg.data.gates
-    cut, tracked, encoded = _chain(run, stage, videos, gates)
+    cut, tracked, encoded = _chain(run, stage, _segments(run, videos, generated), gates)
     early, dark = turned_away(cut[0], gates, gate.picture_gates)
     late, lost = turned_away(tracked[0], gates, gate.track_gates)
     kept, copies = gate.sift(_clips(encoded[0]), gates)
@@ -92,9 +114,18 @@ def real_clips(run: Run, videos: list[Video]) -> Real:
     left_out = [*_rejected(cut[0]), *dark, *lost, *_rejected(encoded[0]), *copies]
     run.rejected += left_out
     rejected = (*cut[1], *tracked[1], *encoded[1], *left_out)
-    sources.require_usable(kept, rejected, cfg.src)
-    settled = settle_splits(kept, run.say)
-    return Real(_clips(cut[0]), tuple(settled), dropped, rejected)
+    made = {video.video_id for video in generated}
+
+    def marked(clips: Iterable[Clip]) -> tuple[Clip, ...]:
+        return tuple(replace(c, kind="generated") if c.scene in made else c for c in clips)
+
+    filmed, synthetic = ([c for c in kept if (c.scene in made) == of] for of in (False, True))
+    sources.require_usable(filmed, rejected, cfg.src)
+    if generated:
+        with _called_synthetic():
+            sources.require_usable(synthetic, rejected, cfg.data.synthetic)
+    encoded_clips = (*settle_splits(filmed, run.say), *marked(synthetic))
+    return Real(marked(_clips(cut[0])), encoded_clips, marked(dropped), rejected)
 
 
 def rendered_clips(run: Run, real: Real) -> tuple[tuple[Clip, ...], list[Rejected]]:
@@ -111,15 +142,21 @@ def rendered_clips(run: Run, real: Real) -> tuple[tuple[Clip, ...], list[Rejecte
     return _clips(records), [*refused, *_rejected(records)]
 
 
+def _segments(run: Run, videos: Sequence[Video], generated: Sequence[Video]) -> list[Segment]:
+    """Parts of all videos; generated ones are never held out, as figures are of real and of rendered clips."""
+    train = dict.fromkeys((v.video_id for v in generated), "train")
+    return segments(videos, run.cfg.data) + segments(generated, run.cfg.data, train)
+
+
 def _chain(
-    run: Run, stage: RunConfigs, videos: list[Video], gates: GateConfig | None, encode: bool = True
+    run: Run, stage: RunConfigs, parts: Sequence[Segment], gates: GateConfig | None, encode: bool = True
 ) -> list[tuple[tuple[Clip | Rejected, ...], list[Rejected]]]:
     links = (
         Link(CUT, stage.cut, tuple),
         Link(track_stage(run.cfg.data.tracker), stage.track, partial(to_track, gates=gates)),
         Link(ENCODE, stage.encode, partial(to_encode, gates=gates)),
     )
-    return run.chain(links if encode else links[:2], segments(videos, run.cfg.data), "real")
+    return run.chain(links if encode else links[:2], parts, "real")
 
 
 def _pack(run: Run, inputs: PackInputs) -> Dataset:
@@ -129,7 +166,9 @@ def _pack(run: Run, inputs: PackInputs) -> Dataset:
     train, heldout = run.step(PACK, stage.pack, replace(inputs, shards=files))
     page = run.step(DATA_PAGE, stage.page, (*inputs.clips, *inputs.rejected, train, heldout))
     publish(page, Path(train.catalogue).parent, run.store.root / "report")
-    return Dataset(train, heldout)
+    if not any(c.kind == "generated" for c in inputs.clips):
+        return Dataset(train, heldout)
+    return Dataset(train, heldout, *run.step(PACK_PARTS, stage.pack, PartsInputs(files, train.catalogue)))
 
 
 def publish(page: DataPage, pack: Path, folder: Path) -> None:
@@ -141,20 +180,44 @@ def publish(page: DataPage, pack: Path, folder: Path) -> None:
         aside.replace(folder / file.name)
 
 
-def usable_videos(run: Run) -> tuple[list[Video], list[Rejected]]:
-    """Every readable video once, and the files that are none, with the reason."""
+def usable_videos(run: Run, generated: Sequence[Video] = ()) -> tuple[list[Video], list[Rejected]]:
+    """Every readable video of SRC once, and the files that are none, with the reason. generated: videos that do not count
+    again, where SRC holds them too."""
+    return _ingested(run, run.cfg.src, "", generated)
+
+
+def generated_videos(run: Run) -> tuple[list[Video], list[Rejected]]:
+    """The same of data.synthetic; nothing where it is empty."""
+    if not run.cfg.data.synthetic:
+        return [], []
+    with _called_synthetic():
+        return _ingested(run, run.cfg.data.synthetic, "generated")
+
+
+def _ingested(run: Run, src: str, label: str, known: Sequence[Video] = ()) -> tuple[list[Video], list[Rejected]]:
     stage = run_configs(run.cfg.data, run.cfg.model)
-    candidates, rejected = run.candidates()
-    found, refused = run.items(INGEST, stage.ingest, candidates)
-    videos, repeated = sources.drop_duplicates(found)
+    candidates, rejected = run.candidates(src)
+    found, refused = run.items(INGEST, stage.ingest, candidates, label)
+    videos, repeated = sources.drop_duplicates(found, known)
     rejected = [*rejected, *refused, *repeated]
     run.rejected += [r for r in rejected if r not in run.rejected]
-    sources.require_usable(videos, rejected, run.cfg.src)
+    sources.require_usable(videos, rejected, src)
     return videos, rejected
 
 
+@contextmanager
+def _called_synthetic() -> Iterator[None]:
+    """Errors inside call the source as the user does."""
+    try:
+        yield
+    except ValueError as error:
+        raise StageError(re.sub(r"\bSRC(?==| empty)", "data.synthetic", str(error))) from None
+
+
 def stage_configs(run: Run) -> RunConfigs:
-    return run_configs(run.cfg.data, run.cfg.model, weights_stamp(run.cfg.vae.source, "vae"))
+    cfg, images = run.cfg, run.cfg.image_encoder.source
+    image_digest = weights_stamp(f"{images}/image_encoder", "") if images else ""
+    return run_configs(cfg.data, cfg.model, weights_stamp(cfg.vae.source, "vae"), image_digest)
 
 
 def _clips(records: tuple[Clip | Rejected, ...]) -> tuple[Clip, ...]:

@@ -33,18 +33,19 @@ def distill(run: Run) -> Distilled:
     shards, taught = data(run), teacher(run)
     with run.making("distill"):
         cfg = run.cfg
-        for stage in (DMD, TINY_VAE):
-            require_shards(shards.train, cfg.ranks(stage), cfg.loader.workers)
+        train = shards.clips(cfg.data.distill_clips)
+        for stage, read in ((DMD, train), (TINY_VAE, shards.train)):
+            require_shards(read, cfg.ranks(stage), cfg.loader.workers)
         ode = OdeRun(without_student(cfg, "chunk", "steps"), cfg.ode, cfg.guidance)
-        ode_inputs = OdeInputs(shards.train, shards.heldout, taught)
+        ode_inputs = OdeInputs(train, shards.heldout, taught)
         pairs = run.step(ODE_PAIRS, ode, replace(ode_inputs, loader=cfg.loader), key_inputs=ode_inputs)
         adapted = run.step(ADAPT, AdaptRun(cfg.model, cfg.adapt), AdaptInputs(taught, pairs))
         dmd = DmdRun(cfg.model, cfg.dmd, cfg.guidance)
-        dmd_inputs = DmdInputs(shards.train, shards.heldout, taught, adapted)
+        dmd_inputs = DmdInputs(train, shards.heldout, taught, adapted)
         student = run.step(DMD, dmd, replace(dmd_inputs, loader=cfg.loader), key_inputs=dmd_inputs)
         tiny = TinyVAERun(without_student(cfg), cfg.tiny_vae)
         inputs = TinyVAEInputs(shards.train, shards.heldout)
         start = weights_stamp(cfg.tiny_vae.init, "tiny_vae")
         with_loader = replace(inputs, loader=cfg.loader)
-        tiny_vae = run.step(TINY_VAE, tiny, with_loader, key_inputs=(inputs, start))
+        tiny_vae = run.step(cfg.sized(TINY_VAE), tiny, with_loader, key_inputs=(inputs, start))
         return Distilled(adapted, student, tiny_vae)

@@ -102,8 +102,10 @@ def _names(catalogue: str, **wanted: str) -> list[str]:
 def _list_some(catalogue: str) -> None:
     """Ids of each kind, spread over all."""
     print("make inspect CLIP=..., for example")
-    for kind in ("real", "rendered"):
+    for kind in ("real", "generated", "rendered"):
         names = _names(catalogue, kind=kind, status="kept")
+        if kind == "generated" and not names:
+            continue
         print(f"{kind}: {len(names)} clips")
         for i in np.linspace(0, len(names) - 1, min(SHOWN, len(names))).round().astype(int):
             print(f"  {names[i]}")

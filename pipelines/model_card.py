@@ -10,7 +10,7 @@ from typing import Any
 from huggingface_hub import ModelCardData
 
 from msmodel.backbones import in_words, wanted_parts
-from msmodel.config import ModelConfig
+from msmodel.config import CLIP_TOKENS, ModelConfig
 from msmodel.tensor_files import HUB_ID
 
 UNKNOWN = "not recorded"
@@ -20,6 +20,7 @@ HEADS = {
     True: "the 1x1x1 convolution that makes the track channels from the track map",
     False: "empty: tracks come as latents",
 }
+SEEN = {"squash": "given the whole first frame, squashed to a square", "crop": "given the first frame's middle square"}
 ABOUT = {
     "teacher": "The teacher: a bidirectional image-to-video diffusion transformer that follows point tracks.",
     "student": "The student: a causal few-step image-to-video diffusion transformer that follows point tracks and streams.",
@@ -151,7 +152,7 @@ def _with_diffusers(facts: Facts) -> str:
     more = ""
     if m.dit.clip_dim:
         lines.append(
-            f"clip = torch.zeros(1, 257, {m.dit.clip_dim})  # CLIP's tokens of the image; zeros as in training"
+            f"clip = torch.randn(1, {CLIP_TOKENS}, {m.dit.clip_dim})  # CLIP's tokens of the first frame: hidden_states[-2]"
         )
         more = ", encoder_hidden_states_image=clip"
     lines += [
@@ -190,8 +191,11 @@ load_backbone(model, ".")"""
 def _made(facts: Facts) -> str:
     run, meta, m = facts.run, facts.meta, facts.model
     provenance = run.get("provenance", {})
-    data = meta.get("data", {})
-    start = facts.start
+    data, phase2 = (
+        f"{d['clips']} clips, digest {d['digest']}" if (d := meta.get(key)) else UNKNOWN
+        for key in ("data", "phase2_data")
+    )
+    start, images = facts.start, m.image_encoder
     rows = {
         "preset": facts.preset,
         "seed": meta.get("seed", UNKNOWN),
@@ -199,10 +203,12 @@ def _made(facts: Facts) -> str:
         "code (git)": provenance.get("git_sha", UNKNOWN),
         "finished": provenance.get("finished", UNKNOWN),
         "seconds of training": run.get("seconds", UNKNOWN),
-        "training data": f"{data['clips']} clips, digest {data['digest']}" if data else UNKNOWN,
+        "training data": data,
+        **({} if phase2 == UNKNOWN else {"training data of phase 2": phase2}),
         "started from": f"{start['source']} ({start['family']}; {start['layout']})" if start else UNKNOWN,
         "clip": f"{m.clip.width}x{m.clip.height}, {m.clip.frames} frames at {m.clip.fps:g} fps",
         "VAE, text encoder": f"{m.vae.source}, {m.text.source}",
+        **({"image encoder": f"{images.source}, {SEEN[images.fit]}"} if images.source else {}),
         "weights (SHA-256)": facts.digest,
     }
     table = "\n".join(f"| {name} | {value} |" for name, value in rows.items())

@@ -22,7 +22,7 @@ from infra.context import RunContext
 from infra.files import CHECKOUT
 from msmodel.batch import Batch
 from msmodel.causal import CausalDiT
-from msmodel.config import ModelConfig
+from msmodel.config import CLIP_TOKENS, ModelConfig
 from msmodel.dit import WanDiT
 from stages.train import dmd, teacher
 from stages.train.publish import fresh, frozen_decoder
@@ -79,6 +79,9 @@ class RandomClips:
             visible=torch.ones(count, model.clip.frames, tracks, dtype=torch.bool),
             real=torch.ones(count, dtype=torch.bool),
             clip_ids=tuple(f"random{i}" for i in range(count)),
+            clip=torch.randn(count, CLIP_TOKENS, model.dit.clip_dim, generator=generator)
+            if model.dit.clip_dim
+            else None,
         )
 
     def __iter__(self) -> Iterator[Batch]:

@@ -35,7 +35,7 @@ def ship_student(cfg: Config, folder: Path = SHIPPED_FOLDER) -> None:
         "digest": checkpoint.digest,
         "step": checkpoint.step,
         "parents": list(checkpoint.parents),
-        "seed": read_config(checkpoint.folder)["meta"].get("seed"),
+        "seed": manifest["provenance"].get("seed", read_config(checkpoint.folder)["meta"].get("seed")),
         "key": manifest["key"],
         "git_sha": manifest["provenance"]["git_sha"],
         "finished": manifest["provenance"]["finished"],

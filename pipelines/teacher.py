@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from stages.data.shards import require_shards
 from stages.records import Checkpoint
-from stages.train.teacher import TEACHER, TeacherInputs, TeacherRun
+from stages.train.teacher import TEACHER, TeacherInputs, TeacherRun, TwoSetInputs
 
 from .data import data
 from .stamps import weights_stamp
@@ -22,7 +22,11 @@ def teacher(run: Run) -> Checkpoint:
         cfg = TeacherRun(
             without_student(run.cfg, "chunk"), run.cfg.teacher
         )  # of the student, masking sees the chunk only
-        inputs = TeacherInputs(shards.train, shards.heldout)
+        first, phase2 = (shards.clips(which) for which in (run.cfg.data.phase1_clips, run.cfg.data.phase2_clips))
+        inputs = TeacherInputs(first, shards.heldout)
+        if run.cfg.teacher.phase2_steps and phase2 != first:
+            inputs = TwoSetInputs(first, shards.heldout, phase2=phase2)
         start = weights_stamp(run.cfg.teacher.init, "dit")
-        require_shards(shards.train, run.cfg.ranks(TEACHER), run.cfg.loader.workers)
+        for trained_on in (first, phase2):
+            require_shards(trained_on, run.cfg.ranks(TEACHER), run.cfg.loader.workers)
         return run.step(TEACHER, cfg, replace(inputs, loader=run.cfg.loader), key_inputs=(inputs, start))

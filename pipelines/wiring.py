@@ -134,9 +134,10 @@ class Run:
     def say(self, line: str) -> None:
         self.console.say(line)
 
-    def candidates(self) -> tuple[list[Candidate], list[Rejected]]:
-        """The files that SRC names, none fetched; the packaged clips where it is empty. Refuses a SRC that holds RUNS."""
-        src, runs = self.cfg.src, self.store.root.parent
+    def candidates(self, src: str | None = None) -> tuple[list[Candidate], list[Rejected]]:
+        """The files that SRC names, none fetched; the packaged clips where it is empty. Refuses a SRC that holds RUNS. src: in
+        its place."""
+        src, runs = self.cfg.src if src is None else src, self.store.root.parent
         if holds(src, runs):
             raise ValueError(f"SRC={src} holds RUNS={runs}: its videos would become sources; move one of them")
         return find_candidates(src, self.cfg.data.videos_root, RemoteFiles())
@@ -190,7 +191,7 @@ class Run:
         self.say(f"== {name} ({work.step.name})")
         tags = {"stage": work.stage.name, "step_key": work.step.key, "folder": str(work.step.folder)}
         logger = self.tracking.stage(name, tags)
-        provenance = {"mlflow_run": logger.address.run_id if logger else ""}
+        provenance = {"mlflow_run": logger.address.run_id if logger else "", "seed": work.seed}
         status = "FAILED"
         try:
             if logger:
@@ -264,7 +265,7 @@ def _log_outputs(logger: tracking.RunLogger, made: Any, inputs: Any, products: M
     """Shard sets as data sets, checkpoints as models linked to the data they were trained on; `products` are registered."""
     for shards in made_here(made, inputs, ShardSet):
         logger.dataset(shards.split, shards.folder, shards.digest, shards.split)
-    train = next((s for s in found_in(inputs, ShardSet) if s.split == "train"), None)
+    train = next((s for s in found_in(inputs, ShardSet) if s.split != "heldout"), None)
     parents = {f"parent.{c.name}": c.digest for c in _unique(found_in(inputs, Checkpoint))}
     for checkpoint in made_here(made, inputs, Checkpoint):
         logger.checkpoint(

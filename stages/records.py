@@ -46,7 +46,7 @@ class Clip:
 
     frames.mp4 (H.264, for people), clip.npz {frames: T h w 3 uint8}, later tracks.npz {xy_px: T n 2 float32,
     visible: T n bool, confidence: T n f16 where the tracker has one}, latents.npz {latents: c t h w f16,
-    image: c t h w f16, text: l c f16}.
+    image: c t h w f16, text: l c f16, clip: m c f16 where dit.clip_dim asks for it}.
     scene groups clips that share a source or first frame: train / held-out is split by it. segment: which part of a long
     video it is from; clips of one scene and segment are made, tracked and encoded together. quality: figures that the
     gates judge and the catalogue shows (stages.data.gates), by name. phash: perceptual hash, hexadecimal.
@@ -56,7 +56,7 @@ class Clip:
     folder: str
     scene: str
     split: str  # "train" | "heldout"
-    kind: str  # "real" | "rendered"
+    kind: str  # "real" | "generated" (a video that a model made) | "rendered"
     caption: str
     source: str
     licence: str
@@ -75,7 +75,9 @@ class Clip:
 
 @dataclass(frozen=True)
 class ShardSet:
-    """WebDataset shards of one split, with their index and the catalogue. digest = hash of the index."""
+    """WebDataset shards of one split, with their index and the catalogue. digest = hash of the index. split: "train",
+    "heldout", or a part of train: "train_real", "train_synthetic" (its generated and rendered clips). Clips that are neither
+    real nor rendered are generated."""
 
     folder: str
     split: str

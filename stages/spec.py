@@ -100,6 +100,11 @@ class Context(Protocol):
     def engine(
         self, module: nn.Module, optimizer: torch.optim.Optimizer, clip_norm: float, accumulate: int = 1
     ) -> Engine: ...
+    def sharded(self, module: nn.Module) -> nn.Module:
+        """A frozen module with its weights spread over the ranks, in place; as it is where there is one rank. From then on
+        they are whole only inside a call of the module, which all ranks make together."""
+        ...
+
     def barrier(self) -> None: ...
     def keep(self, folder: Path) -> None:
         """Copies a whole save, a folder of workdir, to where the run keeps its saves as well, if it does."""
@@ -116,9 +121,11 @@ class Context(Protocol):
 
 @dataclass(frozen=True)
 class Resources:
-    """What one worker of a stage needs. threads: torch threads on CPU. gpus may be fractional."""
+    """What one worker of a stage needs. threads: torch threads on CPU. gpus may be fractional. most: workers that a gang takes
+    of those that it is offered; 0 takes all."""
 
     workers: int = 1
+    most: int = 0
     cpus: float = 1.0
     gpus: float = 0.0
     threads: int = 1

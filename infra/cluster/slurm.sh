@@ -13,7 +13,7 @@
 #SBATCH --requeue
 #SBATCH --open-mode=append
 #SBATCH --output=motionstream-%j.log
-#SBATCH --signal=B:TERM@300
+#SBATCH --signal=B:USR1@300
 set -euo pipefail
 set -m # a process group for each job below: else they would ignore INT
 cd "${SLURM_SUBMIT_DIR:?start this with sbatch, from the top of the checkout}"
@@ -22,8 +22,10 @@ NODE_SECONDS=${NODE_SECONDS:-600} # until all nodes must have come
 
 mapfile -t nodes < <(scontrol show hostnames "$SLURM_JOB_NODELIST")
 count=${#nodes[@]}
-address=$(hostname --ip-address)
-address=${address%% *}
+for address in $(hostname --ip-address) $(hostname --all-ip-addresses); do
+  case $address in 127.* | *:*) ;; *) break ;; esac # Debian's /etc/hosts gives a machine's own name 127.0.1.1
+done
+cpus=${SLURM_CPUS_PER_TASK:-$(nproc)}
 port=$((20000 + SLURM_JOB_ID % 20000))
 token=$(od -An -N16 -tx1 /dev/urandom)
 export RAY_ADDRESS="$address:$port" RAY_AUTH_MODE=token RAY_AUTH_TOKEN=${token//[[:space:]]/} RAY_USAGE_STATS_ENABLED=0
@@ -38,21 +40,22 @@ start_ray() { # srun's options, --, ray start's
     shift
   done
   shift
-  srun --overlap --ntasks-per-node=1 "${options[@]}" \
-    ray start --num-cpus="${SLURM_CPUS_PER_TASK:-$(nproc)}" --temp-dir="/tmp/ray-$SLURM_JOB_ID" --block "$@" &
+  # Said, since srun does not read it from the environment from 22.05 on.
+  srun --overlap --ntasks-per-node=1 --cpus-per-task="$cpus" "${options[@]}" \
+    ray start --num-cpus="$cpus" --temp-dir="/tmp/ray-$SLURM_JOB_ID" --block "$@" &
   steps+=($!)
 }
 stop_ray() {
   [ ${#steps[@]} -eq 0 ] || kill -TERM "${steps[@]}" 2>/dev/null || true
   wait || true
 }
-# shellcheck disable=SC2329 # a trap calls it
-on_term() {
-  stopped=yes
+interrupt() { # what to do after it: requeue or nothing; the first to ask decides
+  stopped=${stopped:-$1}
   [ -z "$work" ] || kill -INT -- "-$work" 2>/dev/null || true
 }
 trap stop_ray EXIT
-trap on_term TERM
+trap 'interrupt requeue' USR1
+trap 'interrupt nothing' TERM # scancel; or a lost node, after which Slurm itself brings the job back
 
 echo "Ray on $count nodes: ${nodes[*]}"
 start_ray --nodes=1 --ntasks=1 --nodelist="${nodes[0]}" -- \
@@ -81,18 +84,18 @@ while alive < count:
     time.sleep(1)
 PY
 work=$!
-[ -z "$stopped" ] || on_term # the signal came before there was anything to interrupt
+[ -z "$stopped" ] || interrupt "$stopped" # the signal came before there was anything to interrupt
 status=0
 wait "$work" || status=$?
 
 if [ "$status" -eq 0 ] && [ -z "$stopped" ]; then
   make "$@" &
   work=$!
-  [ -z "$stopped" ] || on_term
+  [ -z "$stopped" ] || interrupt "$stopped"
   wait "$work" || status=$?
   [ -z "$stopped" ] || { wait "$work" && status=0 || status=$?; } # the signal had ended the first wait
 fi
-if [ -n "$stopped" ] && [ "$status" -ne 0 ]; then
+if [ "$stopped" = requeue ] && [ "$status" -ne 0 ]; then
   trap - EXIT
   stop_ray
   echo "time is up: back into the queue"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -29,6 +30,8 @@ from .player import About, Picture, Played, Start
 from .recorder import Recorder, clear_abandoned, recording_file
 from .student import Chosen, choose
 
+log = logging.getLogger(__name__)
+
 WARM_UP_CHUNKS = 3  # one of every kind: the first, one that has a sink, one that has a window too
 SLOTS_A_CELL = 2  # tracks of a stream for each cell of the grid: a camera's ground needs one and a half
 
@@ -51,6 +54,7 @@ class ModelPlayer:
 
     def __init__(self, playable: Playable, about: About, setting: Setting, shown: Sequence[Picture]) -> None:
         self.about, self.playable, self.setting, self._pictures = about, playable, setting, list(shown)
+        self._warned: set[str] = set()
 
     def pictures(self) -> Sequence[Picture]:
         return self._pictures
@@ -78,7 +82,15 @@ class ModelPlayer:
 
     def recordings(self) -> Sequence[dict[str, Any]]:
         root = self.setting.root
-        return [recording.summary() | {"folder": str(root / recording.id)} for recording in found(root)]
+        return [
+            recording.summary() | {"folder": str(root / recording.id)} for recording in found(root, self._warn_once)
+        ]
+
+    def _warn_once(self, line: str) -> None:
+        """The gallery asks again and again."""
+        if line not in self._warned:
+            log.warning(line)
+        self._warned.add(line)
 
     def recording_file(self, id: str, name: str) -> Path:
         return recording_file(self.setting.root, id, name)

@@ -16,6 +16,7 @@ WATCHED = {"teacher": "probe_clips", "adapt": "heldout_pairs", "dmd": "heldout_c
 LEAST = {"none": 0, "optimizer": 1, "all": 3}  # ZeRO stages
 # What a change counts for, by what it does to the speed: a smaller batch and sharding little, recomputation a third.
 HALF_BATCH, STAGE, ONE_LESS, RECOMPUTE, EMA_AWAY, OPTIMIZER_AWAY, ALL_AWAY = 0.5, 0.6, 0.1, 1.0, 1.0, 2.0, 3.0
+TEACHER_AT = {"device": 0.0, "shard": 0.2, "offload": 0.7}  # DMD's, which scores in every fifth step only
 
 
 @dataclass(frozen=True)
@@ -76,7 +77,25 @@ def _own(cfg: Any, name: str, ranks: int, limit: float) -> Change | None:
 
 
 def _tries(cfg: Any, name: str, ranks: int) -> Iterator[tuple[float, dict[str, Any]]]:
-    """(price, settings) with smaller batches, recomputation, and fewer held-out clips and pictures."""
+    """(price, settings) with smaller batches, recomputation, fewer held-out clips and pictures, and DMD's teacher elsewhere."""
+    for extra, elsewhere in _teacher_places(cfg, name, ranks):
+        for price, changed in _own_tries(cfg, name, ranks):
+            yield price + extra, changed | elsewhere
+
+
+def _teacher_places(cfg: Any, name: str, ranks: int) -> Iterator[tuple[float, dict[str, str]]]:
+    """The present place and the lighter ones that are possible."""
+    if name != "dmd":
+        yield 0.0, {}
+        return
+    now = TEACHER_AT[cfg.dmd.teacher]
+    for lies, price in TEACHER_AT.items():
+        possible = lies != "shard" or (ranks > 1 and cfg.compute.engine == "deepspeed")
+        if lies == cfg.dmd.teacher or (price > now and possible):
+            yield price - now, {"teacher": lies}
+
+
+def _own_tries(cfg: Any, name: str, ranks: int) -> Iterator[tuple[float, dict[str, Any]]]:
     now, watched = training(cfg, name), WATCHED[name]
     most, pictures = vars(now)[watched], vars(now)["picture_clips"]
     for checkpoint, halvings in product({now.checkpoint_layers, True}, range(now.batch.bit_length())):

@@ -10,12 +10,12 @@ from typing import Any
 
 import torch
 
-from msmodel.config import ModelConfig
+from msmodel.config import CLIP_TOKENS, ModelConfig
 from stages.train.adapt import AdaptConfig
 from stages.train.dmd import DmdConfig
 from stages.train.teacher import TeacherConfig
 
-from .pieces import CLIP_TOKENS, How, Pieces, cost, decoded, drawn, parameters, vae_bytes
+from .pieces import How, Pieces, cost, decoded, drawn, largest, parameters, vae_bytes
 
 TRAININGS = ("teacher", "adapt", "dmd")
 ROWS = {"teacher": 3, "adapt": 2, "dmd": 2}  # videos of each clip in the contact sheets
@@ -26,7 +26,9 @@ class Load:
     """averages: one entry a trained model, whether an average of it is kept. frozen: models that only run. muon: parameters
     that Muon trains, of one model. half: weights in bfloat16. vae, inputs: bytes of the frozen VAE and of the held-out inputs,
     there all the time. train: bytes of tensors at the worst moment of a micro-step; observe: at that of a look at the held-out
-    clips. cache: bytes of keys and values in it.
+    clips. cache: bytes of keys and values in it. place: where DMD's teacher lies (dmd.teacher); other frozen models are whole
+    on the device. taught: bytes of tensors at the worst moment up to its score, if it is elsewhere. largest: numbers in a
+    weight.
     """
 
     name: str
@@ -40,6 +42,9 @@ class Load:
     train: float
     observe: float
     cache: float
+    place: str = "device"
+    taught: float = 0.0
+    largest: int = 0
 
 
 Training = TeacherConfig | AdaptConfig | DmdConfig
@@ -64,6 +69,7 @@ def training_load(cfg: Any, name: str, gpu: bool, keep: bool) -> Load:
     train, a_clip, latents, clips = _ASKED[name](cfg, how)
     video = 12.0 * model.clip.frames * model.clip.height * model.clip.width
     sheet = decoded(model).peak + (ROWS[name] - 1) * video if own.picture_clips else 0.0
+    place = own.teacher if isinstance(own, DmdConfig) else "device"
     return Load(
         name=name,
         parameters=count,
@@ -76,6 +82,9 @@ def training_load(cfg: Any, name: str, gpu: bool, keep: bool) -> Load:
         train=max(train, own.batch * input_bytes(model, 2) + drawn(model, tracks(cfg)).peak),
         observe=max(clips * a_clip, own.picture_clips * sheet),
         cache=0.0 if name == "teacher" else cache_bytes(model, own.batch, dtype),
+        place=place,
+        taught=0.0 if place == "device" else _taught(cfg, how),
+        largest=largest(model),
     )
 
 
@@ -103,6 +112,10 @@ def _dmd(cfg: Any, how: How) -> Asked:
     critic = cost(cfg.model, how, Pieces.critic_step, last).peak
     look = cost(cfg.model, replace(how, batch=1), Pieces.rolled, last).peak
     return max(generator, critic), look, 2, cfg.dmd.heldout_clips
+
+
+def _taught(cfg: Any, how: How) -> float:
+    return cost(cfg.model, how, Pieces.taught, cfg.student.steps - 1, cfg.guidance.text, cfg.guidance.track).peak
 
 
 _ASKED = {"teacher": _teacher, "adapt": _adapt, "dmd": _dmd}

@@ -2,7 +2,9 @@
 
 Bytes a parameter under DeepSpeed in bfloat16 (ZeRO 1 at least): weights 2, gradients 2, float32 master and two moments 12,
 average 4. ZeRO 1 shards master, moments and average over the ranks, 2 the gradients, 3 the weights. In float32 (a CPU, or
-Muon): weights 4, gradients 4, moments 8 (Muon's matrices 4), and a master of 4 where they are sharded. Frozen models are whole.
+Muon): weights 4, gradients 4, moments 8 (Muon's matrices 4), and a master of 4 where they are sharded. Frozen models are whole,
+but for DMD's teacher (dmd.teacher): offloaded it is on the device while it scores, sharded it is there in pieces, and while it
+scores with the weights at work and those gathered ahead. All other moments of a step are without it, or without those.
 Models come to the device in float32, whatever they are trained in. Where the optimizer is offloaded, ZeRO 2 and 3 keep their
 gradients beside it. Sources: Rajbhandari et al. 2020, and DeepSpeed 0.19's runtime/zero.
 """
@@ -14,7 +16,7 @@ from typing import Any
 
 import torch
 
-from infra.engine import BUCKET
+from infra.engine import AHEAD, BUCKET
 
 from .loads import Load, sampling_load, stream_load, training, training_load, weights_type
 
@@ -44,10 +46,11 @@ class Layout:
 class Memory:
     """Bytes on one rank's device, and `host`: the most in CPU memory beside it, where the device is a GPU.
 
-    activations: what a micro-step needs besides all the others. buffers: in which gradients are reduced, during the backward
-    pass, and `staying`, the part of them that is there all the time. gathered: ZeRO 3's whole weights, in any pass. update: the
-    optimizer's, after the backward pass. observe: what looking at the held-out clips needs. loading: all there is while the
-    models are loaded. saving: copies of the state. whole: ZeRO 3's averaged model at the end, which is looked at once more.
+    activations: what a micro-step needs besides all the others, the weights of DMD's teacher that come for its score only among
+    them. buffers: in which gradients are reduced, during the backward pass, and `staying`, the part of them that is there all
+    the time. gathered: ZeRO 3's whole weights, in any pass. update: the optimizer's, after the backward pass. observe: what
+    looking at the held-out clips needs. loading: all there is while the models are loaded. saving: copies of the state. whole:
+    ZeRO 3's averaged model at the end, which is looked at once more. peak: the largest sum.
     """
 
     name: str
@@ -118,7 +121,8 @@ def place(load: Load, where: Layout, piled: bool = False) -> Memory:
     over = {s: 1.0 / where.ranks if stage >= s else 1.0 for s in (1, 2, 3)}
     each = 2 if half else 4
     weights = float(each) * n * models * over[3]
-    frozen = (2 if where.gpu else 4) * n * load.frozen
+    frozen, guest, host = _frozen(load, where)
+    train = max(load.train, load.taught + guest) if guest else load.train
     gradients = each * n * (min(models, 1) if piled else models) * over[2]
     remembered = 8 * n - 4 * load.muon
     optimizer = (remembered + (4 * n if stage else 0)) * models * over[1]
@@ -136,7 +140,7 @@ def place(load: Load, where: Layout, piled: bool = False) -> Memory:
     if where.ema == "cpu":
         away["ema"], ema = ema, 0.0
     cache = min(load.cache, load.train)
-    activations = load.train - cache - (gradients if piled else 0)
+    activations = train - cache - (gradients if piled else 0)
     share = (4 * n + remembered) / where.ranks if models else 0.0  # what a rank writes of one model into a save
     bucket = _bucket(load, where, stage)
     whole = float(each * n * sum(load.averages)) if stage == 3 else 0.0
@@ -158,8 +162,19 @@ def place(load: Load, where: Layout, piled: bool = False) -> Memory:
         loading=4.0 * n * models + frozen + load.vae + load.inputs,
         saving=share if stage and not where.gpu else 0.0,  # whole tensors on the CPU are written from where they are
         whole=whole,
-        host=max(sum(away.values()) + share, LOADED * n) if models and where.gpu else 0.0,
+        host=max(host + sum(away.values()) + share, LOADED * n) if models and where.gpu else 0.0,
     )
+
+
+def _frozen(load: Load, where: Layout) -> tuple[float, float, float]:
+    """Bytes of the frozen models: on the device all the time; there as guests while DMD's teacher scores; in CPU memory."""
+    each = 2.0 if where.gpu else 4.0
+    whole = each * load.parameters * load.frozen
+    if load.place == "shard" and where.ranks > 1:
+        return whole / where.ranks, min(whole, each * (AHEAD + 2 * load.largest)), 0.0
+    if load.place == "offload" and where.gpu:
+        return 0.0, whole, whole
+    return whole, 0.0, 0.0
 
 
 def _bucket(load: Load, where: Layout, stage: int) -> float:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from msmodel import flow, guidance, losses
 from msmodel.batch import Conditioning
 from msmodel.causal import CausalDiT
-from msmodel.config import ModelConfig, StudentConfig, VAEConfig
+from msmodel.config import CLIP_TOKENS, ModelConfig, StudentConfig, VAEConfig
 from msmodel.rollout import denoise_chunks, generate_chunk, rollout, start
 from msmodel.track_encoding import encode_tracks
 from msmodel.vae import EMBEDDED, fresh_vae, load_vae
@@ -26,7 +26,6 @@ from msmodel.vae import EMBEDDED, fresh_vae, load_vae
 from .trace import Cost, count
 
 META = torch.device("meta")
-CLIP_TOKENS = 257  # of an image: one for the whole, and 16 x 16 for its parts
 
 
 @dataclass(frozen=True)
@@ -66,8 +65,8 @@ class Pieces:
         m, t = self.model, frames or self.model.latent_frames
         size = (t, m.latent_height, m.latent_width)
         image = self.empty(m.mask_channels + m.image_channels or m.vae.z_channels, *size)
-        text, tracks = self.empty(m.text.length, m.text.dim), self.empty(m.track_feature_channels, *size)
         clip = self.empty(CLIP_TOKENS, m.dit.clip_dim) if m.dit.clip_dim else None
+        text, tracks = self.empty(m.text.length, m.text.dim), self.empty(m.track_feature_channels, *size)
         return Conditioning(text, image, tracks, clip)
 
     def flow_step(self, frames: int = 0) -> None:
@@ -101,15 +100,20 @@ class Pieces:
 
     def generator_step(self, exit_step: int, w_text: float, w_track: float) -> None:
         """DMD's generator: rollout with gradient through the exit step, both scores, backward pass."""
+        x, t, noisy, real, cond, *held = self.taught(exit_step, w_text, w_track)
+        with torch.no_grad():
+            fake = flow.x0_from_velocity(noisy, self.dit(noisy, t, cond), t)
+        losses.dmd(x, real, fake).backward()
+        del held
+
+    def taught(self, exit_step: int, w_text: float, w_track: float) -> tuple[Any, ...]:
+        """The generator's step up to the teacher's score, after which it may leave the device: all that is held then."""
         latents, image, cond = self.latents(), self.latents(), self.cond()
         x = self._rolled(cond, exit_step, grad=True)
         t, eps = self.empty(), torch.empty_like(x)
         noisy = flow.add_noise(x.detach(), eps, t)
         real = flow.x0_from_velocity(noisy, guidance.joint(self.dit, noisy, t, cond, w_text, w_track), t)
-        with torch.no_grad():
-            fake = flow.x0_from_velocity(noisy, self.dit(noisy, t, cond), t)
-        losses.dmd(x, real, fake).backward()
-        del latents, image
+        return x, t, noisy, real, cond, eps, latents, image
 
     def critic_step(self, exit_step: int) -> None:
         """DMD's critic: flow matching on a fresh rollout."""
@@ -169,6 +173,13 @@ def parameters(model: ModelConfig) -> tuple[int, int]:
         named = list(CausalDiT(model).named_parameters())
     matrices = sum(p.numel() for n, p in named if n.startswith("blocks.") and p.ndim == 2)
     return sum(p.numel() for _, p in named), matrices
+
+
+@lru_cache(maxsize=32)
+def largest(model: ModelConfig) -> int:
+    """Numbers in the largest weight of one DiT."""
+    with META:
+        return max(p.numel() for p in CausalDiT(model).parameters())
 
 
 @lru_cache(maxsize=8)

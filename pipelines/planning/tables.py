@@ -29,6 +29,10 @@ COLUMNS = (
     "update",
     "observe",
 )
+TEACHERS = {
+    "shard": "a piece of the frozen teacher on each, with the weights at work beside it while it scores",
+    "offload": "the frozen teacher in CPU memory, on the device while it scores",
+}
 KINDS = {"ode_pairs": "teacher, sampling", "streaming": "student, streaming"}
 
 
@@ -81,6 +85,8 @@ def _notes(cfg: Any, where: Layout) -> list[str]:
         "of: gradients + cache + activations + buffers + gathered (training); gradients + update (the optimizer's);",
         "  observe + gathered - inputs (looking at held-out clips; at ZeRO 3's end with a whole model gathered)",
     ]
+    if cfg.dmd.teacher != "device":
+        lines.append(f"  dmd.teacher={cfg.dmd.teacher}: {TEACHERS[cfg.dmd.teacher]}")
     if where.gpu:
         own, kind = cfg.plan, GPUS[cfg.plan.gpu]
         lines.append(

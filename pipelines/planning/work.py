@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
+from msmodel.config import CLIP_TOKENS
 from stages.train.state import KEEP
 
 from .config import GPUS
@@ -18,7 +19,7 @@ from .loads import (
     training,
     weights_type,
 )
-from .pieces import CLIP_TOKENS, How, Pieces, cost, drawn, parameters
+from .pieces import How, Pieces, cost, drawn, parameters
 
 
 @dataclass(frozen=True)
@@ -134,8 +135,8 @@ def disk(cfg: Any) -> Disk:
     model, points = cfg.model, tracks(cfg)
     ids = 3 if model.dit.track_encoding == "rgb_vae" else model.dit.track_id_dim
     latents, text = 2.0 * latent_values(model), 2.0 * model.text.length * model.text.dim
+    text += 2.0 * CLIP_TOKENS * model.dit.clip_dim  # both are kept with every clip and pair
     paths = 9.0 * model.clip.frames * points  # float32 x and y, and whether visible
-    text += 2.0 * CLIP_TOKENS * model.dit.clip_dim
     clip = 2 * latents + text + paths
     pair = (model.student.steps + 2) * latents + text + paths + 2.0 * points * ids
     count, _ = parameters(model)

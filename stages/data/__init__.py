@@ -13,6 +13,7 @@
     renders = RENDER, TRACK, ENCODE                         one item a scene, then as above
     files   = SHARD(ShardRun, shard.plan_shards(kept + renders))   one item a shard            -> ShardFile
     train, heldout = PACK(PackRun, PackInputs)              once
+    real, synthetic = PACK_PARTS(PackRun, PartsInputs)      once, of train, where clips are generated (data.synthetic)
     page    = DATA_PAGE(DataPageRun, (*clips, *rejected, train, heldout))   once
 
 CUT, TRACK and ENCODE are one graph: see infra/graph.py. `configs.run_configs(data, model)` makes all the ...Run configs. A

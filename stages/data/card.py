@@ -6,7 +6,7 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 
-from stages.data.catalogue import COLUMNS, in_order
+from stages.data.catalogue import COLUMNS, in_order, kinds_of
 from stages.data.gates import GateConfig, dropped_by, thresholds
 from stages.records import Clip, Rejected
 
@@ -43,6 +43,8 @@ datasets.load_dataset(folder, split="train", streaming=True).cast_column("mp4", 
 pandas.read_parquet("catalogue.parquet")
 ```"""
 
+TOKENS = "`.latents.npz` also holds {{clip m {width}; float16}}: CLIP's tokens of the first frame, for Wan 2.1's image branch."
+
 MADE = """## How it was made
 
 Videos are checked, cut where the picture changes, and cropped and resized to clips of one size and rate, which never run
@@ -62,19 +64,23 @@ def card(
     size: tuple[int, int, int],
     fps: float,
     gates: GateConfig | None = None,
+    clip_dim: int = 0,
 ) -> str:
-    """size: frames, height, width. gates: the thresholds that the clips passed, to be listed."""
+    """size: frames, height, width. gates: the thresholds that the clips passed, to be listed. clip_dim: width of CLIP's tokens
+    in the samples, 0 for none."""
     made = f"{size[0]} frames of {size[1]} x {size[2]} pixels at {fps:g} fps. Two sets of WebDataset shards."
     named = next((name for most, name in SIZES if len(clips) < most), OVER_ALL_SIZES)
     counts = Counter((c.split, c.kind) for c in clips)
-    table = ["| split | real | rendered |", "|---|---|---|"]
-    table += [f"| {s} | {counts[s, 'real']} | {counts[s, 'rendered']} |" for s in SPLITS]
+    kinds = kinds_of(clips)
+    table = [f"| split | {' | '.join(kinds)} |", "|---" * (1 + len(kinds)) + "|"]
+    table += [f"| {s} | {' | '.join(str(counts[s, kind]) for kind in kinds)} |" for s in SPLITS]
     parts = [
         FRONT.format(size=named),
         "# Clips with point tracks and latents",
         made,
         "\n".join(table),
         SAMPLES,
+        *([TOKENS.format(width=clip_dim)] if clip_dim else []),
         MADE,
         _sources(clips),
         _tracks(clips),
@@ -87,17 +93,22 @@ def card(
 
 
 def _sources(clips: Sequence[Clip]) -> str:
-    real = [c for c in clips if c.kind == "real"]
-    lines = ["## Sources and licences", "", "| licence | real clips |", "|---|---|"]
-    lines += [f"| {_cell(name)} | {n} |" for name, n in sorted(Counter(c.licence for c in real).items())]
+    filmed = [c for c in clips if c.kind != "rendered"]
+    lines = [
+        "## Sources and licences",
+        "",
+        f"| licence | {' and '.join(k for k in kinds_of(clips) if k != 'rendered')} clips |",
+    ]
+    lines += ["|---|---|"]
+    lines += [f"| {_cell(name)} | {n} |" for name, n in sorted(Counter(c.licence for c in filmed).items())]
     lines += ["", "| source | licence | split | clips |", "|---|---|---|---|"]
-    rows = sorted(Counter((c.source, c.licence, c.split) for c in real).items())
+    rows = sorted(Counter((c.source, c.licence, c.split) for c in filmed).items())
     lines += [
         f"| {_cell(src)} | {_cell(licence)} | {split} | {n} |" for (src, licence, split), n in rows[:MOST_SOURCES]
     ]
     if len(rows) > MOST_SOURCES:
         lines.append(f"\nand {len(rows) - MOST_SOURCES} more, in the catalogue.")
-    by_split = [{c.source for c in real if c.split == s} for s in SPLITS]
+    by_split = [{c.source for c in filmed if c.kind == "real" and c.split == s} for s in SPLITS]
     both = sorted(by_split[0] & by_split[1])
     lines += ["", f"Split by time, not by source: {', '.join(both)}." if both else "No file serves both splits."]
     return "\n".join(lines)

@@ -6,7 +6,7 @@ from __future__ import annotations
 import csv
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -21,7 +21,7 @@ COLUMNS: dict[str, tuple[pa.DataType, str]] = {
     "stage": (pa.string(), "rejected: where; `gates` are clips that a quality gate dropped"),
     "reason": (pa.string(), "rejected: why, with value and threshold"),
     "split": (pa.string(), "train or heldout"),
-    "kind": (pa.string(), "real or rendered"),
+    "kind": (pa.string(), "real, rendered, or generated (a video that a model made)"),
     "scene": (pa.string(), "clips of one video, or with one first frame"),
     "segment": (pa.int32(), "part of a long video"),
     "recipe": (pa.string(), "motion of a rendered clip, or how a real clip was varied; empty for a plain one"),
@@ -46,7 +46,13 @@ COLUMNS: dict[str, tuple[pa.DataType, str]] = {
     "shard": (pa.string(), "file of its split that holds the sample"),
 }
 FIGURES = tuple(name for name, (kind, _) in COLUMNS.items() if kind == pa.float32())
+KINDS = ("real", "rendered")
 CLIP_FIELDS = tuple(name for name in COLUMNS if name in Clip.__dataclass_fields__)
+
+
+def kinds_of(clips: Iterable[Clip]) -> tuple[str, ...]:
+    """The kinds of clips that a table shows: "generated" only where some are."""
+    return (*KINDS, "generated") if any(c.kind == "generated" for c in clips) else KINDS
 
 
 def write_catalogue(

@@ -8,12 +8,22 @@ from stages.data.gates import GateConfig
 from stages.trackers.base import TrackerConfig
 
 VARIANTS = ("reversed", "push_in", "fast")
+TRAINED_ON = ("all", "real", "synthetic")
 
 
 @dataclass(frozen=True)
 class DataConfig:
-    """Defaults are the full presets'; the folder of the user's own videos is the top-level `src`, not a field here."""
+    """Defaults are the full presets'; the folder of the user's own videos is the top-level `src`, not a field here.
 
+    synthetic: further videos, named as `src` is, that a model has generated; their clips all train, as "generated" ones.
+    phase1_clips, phase2_clips, distill_clips: what the teacher, before and in its phase 2, and ODE pairs and DMD train on:
+    "real" clips, "synthetic" ones (generated or rendered), or "all", which every word means where no clip is generated.
+    """
+
+    synthetic: str = ""  # sources
+    phase1_clips: str = "real"  # pipelines
+    phase2_clips: str = "synthetic"
+    distill_clips: str = "synthetic"
     videos_root: str = ""  # sources: where the relative paths of a table or list start; "" where the table lies
     min_side_px: int = 16  # ingest: a video whose shorter side is below this is rejected
     max_side_px: int = 8192  # ingest: or whose longer side is above this
@@ -69,6 +79,9 @@ class DataConfig:
         for name in ("segment_seconds", "split_threshold", "split_min_content", "split_min_seconds"):
             if vars(self)[name] <= 0:
                 out.append(f"data.{name}: {vars(self)[name]} must be positive")
+        for name in ("phase1_clips", "phase2_clips", "distill_clips"):
+            if vars(self)[name] not in TRAINED_ON:
+                out.append(f"data.{name}: {vars(self)[name]!r} is not one of {', '.join(TRAINED_ON)}")
         for name in self.variants:
             if name not in VARIANTS:
                 out.append(f"data.variants: {name!r} is not one of {', '.join(VARIANTS)}")

@@ -28,8 +28,8 @@ class RunConfigs:
     page: DataPageRun
 
 
-def run_configs(data: DataConfig, model: ModelConfig, vae_digest: str = "") -> RunConfigs:
-    """vae_digest: of the VAE's weights, where another step of the run made them."""
+def run_configs(data: DataConfig, model: ModelConfig, vae_digest: str = "", image_digest: str = "") -> RunConfigs:
+    """vae_digest, image_digest: of the weights of the VAE and of the image encoder."""
     clip = model.clip
     return RunConfigs(
         ingest=IngestRun(clip, data.min_side_px, data.max_side_px, data.min_aspect, data.max_aspect),
@@ -43,8 +43,10 @@ def run_configs(data: DataConfig, model: ModelConfig, vae_digest: str = "") -> R
         ),
         render=RenderRun(clip, data.motions, data.supersampling, data.grid_rows, data.grid_cols, data.object_points),
         track=TrackRun(data.tracker, data.grid_rows, data.grid_cols),
-        encode=EncodeRun(clip, model.vae, model.text, vae_digest),
+        encode=EncodeRun(
+            clip, model.vae, model.text, vae_digest, model.image_encoder, model.dit.clip_dim, image_digest
+        ),
         shard=ShardRun(data.lossless_frames),
-        pack=PackRun(clip, data.gates),
+        pack=PackRun(clip, data.gates, model.dit.clip_dim),
         page=DataPageRun(clip, data.gates),
     )

@@ -7,7 +7,7 @@ Legend: T frames of a clip, h w its size. Times are seconds from the video's fir
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -51,9 +51,10 @@ class Segment:
     end: int
 
 
-def segments(videos: Sequence[Video], cfg: DataConfig) -> list[Segment]:
-    """Every video in parts of cfg.segment_seconds; a rest of less than half of that joins the last one."""
-    split = assign_splits(videos, cfg)
+def segments(videos: Sequence[Video], cfg: DataConfig, split: Mapping[str, str] | None = None) -> list[Segment]:
+    """Every video in parts of cfg.segment_seconds; a rest of less than half of that joins the last one. split: by video_id,
+    where it is not `assign_splits`' to decide."""
+    split = assign_splits(videos, cfg) if split is None else split
     out = []
     for video in videos:
         first = round(video.start_seconds * video.fps)

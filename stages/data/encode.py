@@ -1,12 +1,13 @@
-"""Encode: everything the models are given that never changes: clean latents, image latents, text embedding.
+"""Encode: everything the models are given that never changes: clean latents, image latents, text embedding, CLIP's tokens.
 
-Legend: b batch, c channels, t latent frames, T pixel frames, h w latent or pixel rows and columns, l text tokens.
+Legend: b batch, c channels, t latent frames, T pixel frames, h w latent or pixel rows and columns, l text tokens,
+m image tokens.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache, partial
 from pathlib import Path
 
@@ -14,7 +15,8 @@ import numpy as np
 import torch
 from einops import rearrange
 
-from msmodel.config import ClipConfig, TextConfig, VAEConfig
+from msmodel.config import OPTION, ClipConfig, ImageEncoderConfig, TextConfig, VAEConfig
+from msmodel.image_encoder import ImageEncoder, load_image_encoder
 from msmodel.patch_vae import PatchVAE
 from msmodel.text import TextEncoder, load_text_encoder
 from msmodel.text_cache import TextCache
@@ -30,34 +32,49 @@ class EncodeRun:
     vae: VAEConfig
     text: TextConfig
     digest: str = ""  # of the VAE's weights where they are a step of the run: new weights, new latents
+    image_encoder: ImageEncoderConfig = field(default_factory=ImageEncoderConfig, metadata=OPTION)
+    clip_dim: int = field(default=0, metadata=OPTION)
+    image_digest: str = field(default="", metadata=OPTION)  # of the image encoder's weights
 
 
 def run(cfg: EncodeRun, item: Sequence[Clip], ctx: Context) -> tuple[Clip | Rejected, ...]:
-    """Clips of one scene or video -> the same, in folders of this stage, with latents.npz {latents, image, text} float16.
+    """Clips of one scene or video -> the same, in folders of this stage, with latents.npz {latents, image, text} float16, and
+    with cfg.clip_dim also {clip}: CLIP's tokens of the first frame.
 
-    Image latents are computed once for all clips of the item that share a first frame, captions once for all clips there ever
-    are (msmodel/text_cache.py, in ctx.shared("text")). A clip whose latents are not finite comes back as Rejected.
+    What is made of a first frame is computed once for all clips of the item that share it, captions once for all clips there
+    ever are (msmodel/text_cache.py, in ctx.shared("text")). A clip with arrays that are not finite comes back as Rejected.
     """
     vae = _vae(cfg.vae, str(ctx.device))
     captions = sorted({c.caption for c in item})
     text = dict(zip(captions, _text(cfg.text, captions, ctx), strict=True))
-    images: dict[bytes, np.ndarray] = {}
+    images: dict[bytes, dict[str, np.ndarray]] = {}
     out: list[Clip | Rejected] = []
     for clip in item:
         frames = read_clip_frames(clip)
         video = to_video(frames).to(ctx.device)
         first = frames[0].tobytes()
         if first not in images:
-            images[first] = _half(vae.encode_image(video[:, :, 0], len(frames))[0])
-        latents = _half(vae.encode(video)[0])
-        if not (np.isfinite(latents).all() and np.isfinite(images[first]).all()):
-            out.append(Rejected(clip.clip_id, "encode", "its latents are not finite in float16"))
+            images[first] = _of_image(cfg, vae, video[:, :, 0], len(frames), ctx)
+        arrays = {"latents": _half(vae.encode(video)[0]), **images[first]}
+        if infinite := [name for name, values in arrays.items() if not np.isfinite(values).all()]:
+            what = "image tokens" if infinite == ["clip"] else "latents"
+            out.append(Rejected(clip.clip_id, "encode", f"its {what} are not finite in float16"))
             continue
         done = inherit(clip, ctx.workdir)
-        arrays = {"latents": latents, "image": images[first], "text": text[clip.caption]}
+        arrays["text"] = text[clip.caption]
         save_npz(Path(done.folder) / "latents.npz", arrays)
         out.append(done)
     return tuple(out)
+
+
+def _of_image(
+    cfg: EncodeRun, vae: VideoVAE | PatchVAE, first: torch.Tensor, frames: int, ctx: Context
+) -> dict[str, np.ndarray]:
+    """first: 1 3 h w -> image c t h w and, where the model reads it, clip m c; float16."""
+    made = {"image": _half(vae.encode_image(first, frames)[0])}
+    if cfg.clip_dim:
+        made["clip"] = _half(_image_encoder(cfg.image_encoder, cfg.clip_dim, str(ctx.device)).encode(first)[0])
+    return made
 
 
 def to_video(frames: np.ndarray) -> torch.Tensor:
@@ -83,6 +100,11 @@ def _vae(cfg: VAEConfig, device: str) -> VideoVAE | PatchVAE:
 @lru_cache(maxsize=1)
 def _encoder(cfg: TextConfig, device: str) -> TextEncoder:
     return load_text_encoder(cfg).to(device)
+
+
+@lru_cache(maxsize=1)
+def _image_encoder(cfg: ImageEncoderConfig, width: int, device: str) -> ImageEncoder:
+    return load_image_encoder(cfg, width).to(device)
 
 
 ENCODE = Stage("encode", 1, "per_item", run, Resources(cpus=1.0, gpus=1.0))

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 GREY = "#8a8f98"
-COLOURS = {"real": "#3b82c4", "rendered": "#e07b39"}
+COLOURS = {"real": "#3b82c4", "rendered": "#e07b39", "generated": "#5a9e4b"}
 LIMIT_COLOUR = "#c44e7a"
 BINS = 30
 

@@ -8,10 +8,10 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from msmodel.config import ClipConfig
+from msmodel.config import OPTION, ClipConfig
 from stages.data.card import card
 from stages.data.catalogue import write_catalogue, write_rejected
 from stages.data.files import link
@@ -23,12 +23,14 @@ from stages.records import Clip, Rejected, ShardSet
 from stages.spec import Context, Stage, StageError
 
 SPLITS = ("train", "heldout")
+PARTS = ("train_real", "train_synthetic")
 
 
 @dataclass(frozen=True)
 class PackRun:
     clip: ClipConfig
     gates: GateConfig
+    clip_dim: int = field(default=0, metadata=OPTION)
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,14 @@ class PackInputs:
     rejected: tuple[Rejected, ...]
     dropped: tuple[Clip, ...]
     shards: tuple[ShardFile, ...]
+
+
+@dataclass(frozen=True)
+class PartsInputs:
+    """shards: all of them; those of train hold real clips only, or none (shard.plan_shards). catalogue: their path."""
+
+    shards: tuple[ShardFile, ...]
+    catalogue: str
 
 
 def require_splits(clips: Sequence[Clip]) -> None:
@@ -62,20 +72,34 @@ def run(cfg: PackRun, inputs: PackInputs, ctx: Context) -> tuple[ShardSet, Shard
         shards = [s for s in inputs.shards if s.split == split]
         folder = ctx.workdir / split
         digest = write_index(cfg.clip, shards, folder)
-        real = sum(c.kind == "real" for c in mine)
+        real, rendered = (sum(c.kind == kind for c in mine) for kind in ("real", "rendered"))
         names = tuple(s.name for s in shards)
-        out.append(ShardSet(str(folder), split, names, len(mine), real, len(mine) - real, digest, str(catalogue)))
+        out.append(ShardSet(str(folder), split, names, len(mine), real, rendered, digest, str(catalogue)))
         ctx.image(f"clips_{split}", clip_sheet(mine))
     shard_of = {clip_id: s.name for s in inputs.shards for clip_id in s.clip_ids}
     write_catalogue(catalogue, inputs.clips, inputs.rejected, shard_of, inputs.dropped)
     write_rejected(ctx.workdir / "rejected.csv", inputs.rejected)
     size = (cfg.clip.frames, cfg.clip.height, cfg.clip.width)
-    text = card(inputs.clips, inputs.rejected, size, cfg.clip.fps, cfg.gates)
+    text = card(inputs.clips, inputs.rejected, size, cfg.clip.fps, cfg.gates, cfg.clip_dim)
     (ctx.workdir / "README.md").write_text(text, encoding="utf-8")
     for name in ("README.md", "rejected.csv"):
         ctx.artifact(ctx.workdir / name)
     counts = {f"{s.split}_{kind}": n for s in out for kind, n in (("real", s.real), ("rendered", s.rendered))}
     ctx.emit(0, {**{k: float(v) for k, v in counts.items()}, "rejected": float(len(inputs.rejected))})
+    return out[0], out[1]
+
+
+def run_parts(cfg: PackRun, inputs: PartsInputs, ctx: Context) -> tuple[ShardSet, ShardSet]:
+    """(real, synthetic): the shards of train as two sets."""
+    out = []
+    for split in PARTS:
+        mine = [s for s in inputs.shards if s.split == "train" and ("real" in s.kinds) == (split == PARTS[0])]
+        kinds = [kind for s in mine for kind in s.kinds]
+        real, rendered = kinds.count("real"), kinds.count("rendered")
+        assert real in (0, len(kinds)), "shards of mixed clips: plan_shards keeps them apart where any is generated"
+        folder, names = ctx.workdir / split, tuple(s.name for s in mine)
+        digest = write_index(cfg.clip, mine, folder)
+        out.append(ShardSet(str(folder), split, names, len(kinds), real, rendered, digest, inputs.catalogue))
     return out[0], out[1]
 
 
@@ -93,3 +117,4 @@ def write_index(clip: ClipConfig, shards: Sequence[ShardFile], folder: Path) -> 
 
 
 PACK = Stage("pack", 2, "once", run)
+PACK_PARTS = Stage("pack_parts", 1, "once", run_parts)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,14 +12,13 @@ from typing import Any
 import numpy as np
 
 from msmodel.config import ClipConfig
-from stages.data.catalogue import COLUMNS, FIGURES, in_order
+from stages.data.catalogue import COLUMNS, FIGURES, in_order, kinds_of
 from stages.data.gates import GATES, GateConfig, dropped_by, thresholds
 from stages.data.histograms import histogram
 from stages.data.pictures import clip_sheet, data_uri, jpeg, png
 from stages.records import Clip, DataPage, Rejected, ShardSet
 from stages.spec import Context, Stage
 
-KINDS = ("real", "rendered")
 SHEET_ROWS = 10  # clips drawn of a kind
 MOST_ROWS = 40  # of a table of counts
 MOST_REJECTED = 300  # rows of the table; the catalogue and rejected.csv have all
@@ -41,7 +40,7 @@ def run(cfg: DataPageRun, inputs: Sequence[Clip | Rejected | ShardSet], ctx: Con
     rejected = [r for r in inputs if isinstance(r, Rejected)]
     sets = [r for r in inputs if isinstance(r, ShardSet)]
     ctx.workdir.mkdir(parents=True, exist_ok=True)
-    by_kind = {kind: [c for c in clips if c.kind == kind] for kind in KINDS}
+    by_kind = {kind: [c for c in clips if c.kind == kind] for kind in kinds_of(clips)}
     sheets = {kind: jpeg(clip_sheet(mine, SHEET_ROWS)) for kind, mine in by_kind.items() if mine}
     html, picture = ctx.workdir / "data.html", ctx.workdir / "data.png"
     html.write_text(page(cfg, clips, rejected, sets, sheets), encoding="utf-8")
@@ -55,7 +54,7 @@ def run(cfg: DataPageRun, inputs: Sequence[Clip | Rejected | ShardSet], ctx: Con
 
 def counted(clips: Sequence[Clip], rejected: Sequence[Rejected]) -> dict[str, float]:
     """Figures for the tracker: clips by kind, rejected, dropped by each gate, and the median of each figure."""
-    out = {f"data/{kind}": float(sum(c.kind == kind for c in clips)) for kind in KINDS}
+    out = {f"data/{kind}": float(sum(c.kind == kind for c in clips)) for kind in kinds_of(clips)}
     out["data/rejected"] = float(len(rejected))
     out |= {f"data/dropped/{name}": float(n) for name, n in dropped_by(rejected).items()}
     for name in FIGURES:
@@ -64,9 +63,9 @@ def counted(clips: Sequence[Clip], rejected: Sequence[Rejected]) -> dict[str, fl
     return out
 
 
-def figures(clips: Iterable[Clip], name: str) -> dict[str, list[float]]:
+def figures(clips: Collection[Clip], name: str) -> dict[str, list[float]]:
     """Kind -> the figure of every clip that has it."""
-    out: dict[str, list[float]] = {kind: [] for kind in KINDS}
+    out: dict[str, list[float]] = {kind: [] for kind in kinds_of(clips)}
     for clip in clips:
         value = clip.quality.get(name, math.nan)
         if math.isfinite(value):
@@ -90,7 +89,7 @@ def page(
         sets=sets,
         shards=sum(len(s.shards) for s in sets),
         clips=len(clips),
-        kinds=KINDS,
+        kinds=kinds_of(clips),
         split_kind=Counter((c.split, c.kind) for c in clips),
         rejected=in_order(rejected)[:MOST_REJECTED],
         rejected_count=len(rejected),
@@ -100,7 +99,7 @@ def page(
             "Trackers": _counts(clips, lambda c: c.tracker),
             "Recipes": _counts(clips, lambda c: f"{c.kind}: {c.recipe or 'plain'}"),
             "Notes": _counts(clips, lambda c: "; ".join(c.notes)),
-            "Sources": _counts((c for c in clips if c.kind == "real"), lambda c: c.source),
+            "Sources": _counts((c for c in clips if c.kind != "rendered"), lambda c: c.source),
         },
         gates=_gates(cfg.gates, clips, rejected),
         plots=[(name, data_uri(content, "image/png")) for name, content in _plots(cfg.gates, clips)],

@@ -44,11 +44,11 @@ def tracked(frames: np.ndarray, xy_px: np.ndarray, visible: np.ndarray, height: 
     thin = max(1, -(-xy_px.shape[1] // MOST_TRACKS))
     xy_px, visible = xy_px[:, ::thin], visible[:, ::thin]
     if h < height:
-        drawn = draw_tracks(frames, xy_px, visible, zoom=round(height / h))
+        drawn = overlay_tracks(frames, xy_px, visible, zoom=round(height / h))
     else:
         size = (round(w * height / h), height)
         small = np.stack([cv2.resize(f, size, interpolation=cv2.INTER_AREA) for f in frames])
-        drawn = draw_tracks(small, xy_px * (height / h), visible, zoom=1)
+        drawn = overlay_tracks(small, xy_px * (height / h), visible, zoom=1)
     return drawn[:, : drawn.shape[1] // 2 * 2, : drawn.shape[2] // 2 * 2]
 
 
@@ -60,7 +60,7 @@ def clip_sheet(clips: Sequence[Clip], rows: int = 8) -> np.ndarray:
     return contact_sheet([tracked(read_clip_frames(c), *read_tracks(c.folder)) for c in shown])
 
 
-def draw_tracks(
+def overlay_tracks(
     frames: np.ndarray, xy_px: np.ndarray, visible: np.ndarray, zoom: int = 3, trail: int = 6
 ) -> np.ndarray:
     """frames T h w 3, tracks T n 2, flags T n -> T (zoom h) (zoom w) 3 with dots where visible and their last steps."""

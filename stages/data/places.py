@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import errno
 import glob
 import os
@@ -92,8 +93,10 @@ def joined(base: str, path: str) -> str:
 
 
 def decoded(data: bytes) -> tuple[str, str]:
-    """(text, note): UTF-8 with or without a byte order mark, else Windows-1252 or Latin-1, which the note then says."""
-    for encoding, note in (("utf-8-sig", ""), ("cp1252", "Windows-1252")):
+    """(text, note): UTF-8 with or without a byte order mark, else UTF-16 that has one, Windows-1252 or Latin-1, which the note
+    then says."""
+    wide = [("utf-16", "UTF-16")] if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else []
+    for encoding, note in (*wide, ("utf-8-sig", ""), ("cp1252", "Windows-1252")):
         try:
             return data.decode(encoding), f"not UTF-8, read as {note}" if note else ""
         except UnicodeDecodeError:

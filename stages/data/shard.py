@@ -49,9 +49,14 @@ class ShardFile:
 
 
 def plan_shards(clips: Sequence[Clip], split: str, clips_per_shard: int) -> list[ShardPlan]:
-    """Clips of a split in the order of a hash of their id, so that each shard is a mixture of scenes."""
+    """Clips of a split in the order of a hash of their id, so that each shard is a mixture of scenes.
+
+    Where some are generated, real and synthetic ones (generated or rendered) have shards of their own, to be trained on alone.
+    """
     mine = sorted((c for c in clips if c.split == split), key=lambda c: hashlib.sha256(c.clip_id.encode()).digest())
-    groups = [mine[i : i + clips_per_shard] for i in range(0, len(mine), clips_per_shard)]
+    apart = any(c.kind == "generated" for c in mine)
+    parts = [[c for c in mine if (c.kind != "real") == synthetic] for synthetic in (False, True)] if apart else [mine]
+    groups = [part[i : i + clips_per_shard] for part in parts for i in range(0, len(part), clips_per_shard)]
     return [ShardPlan(f"shard-{number:06d}.tar", split, tuple(group)) for number, group in enumerate(groups)]
 
 

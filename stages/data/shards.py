@@ -28,7 +28,7 @@ class Sample:
     """One clip, read in full.
 
     frames: T h w 3 uint8. xy_px: T n 2 float32. visible: T n bool. latents, image: c t h w float32. text: l c float32.
-    meta: the clip's record without its folder.
+    meta: the clip's record without its folder. clip: m c float32, CLIP's tokens of the first frame, if they were made.
     """
 
     key: str
@@ -40,6 +40,7 @@ class Sample:
     text: Tensor
     caption: str
     meta: dict[str, Any]
+    clip: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -163,6 +164,7 @@ def _sample(members: Members) -> Sample:
         text=torch.from_numpy(latents["text"]).float(),
         caption=members["txt"].decode(),
         meta=json.loads(members["json"]),
+        clip=torch.from_numpy(latents["clip"]).float() if "clip" in latents else None,
     )
 
 

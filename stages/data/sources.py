@@ -334,32 +334,35 @@ def caption_from_name(stem: str) -> str:
     return " ".join(word for word in re.split(r"[\W\d_]+", stem) if word)
 
 
-def drop_duplicates(videos: Iterable[Video]) -> tuple[list[Video], list[Rejected]]:
-    """One video per content and span; the others are listed. Kept: the first by name. Repeats would leak across the
-    split."""
-    kept: dict[tuple[str, float, float], Video] = {}
+def drop_duplicates(videos: Iterable[Video], known: Iterable[Video] = ()) -> tuple[list[Video], list[Rejected]]:
+    """One video per content and span; the others are listed. Kept: the first by name, and none that is among `known`.
+    Repeats would leak across the split."""
+    before = {(v.sha256, v.start_seconds, v.end_seconds): v for v in known}
+    kept = dict(before)
     rejected = []
     for video in sorted(videos, key=lambda v: v.source):
         first = kept.setdefault((video.sha256, video.start_seconds, video.end_seconds), video)
         if first is not video:
             rejected.append(Rejected(video.source, "sources", f"same content as {first.source}"))
-    return list(kept.values()), rejected
+    return [video for key, video in kept.items() if key not in before], rejected
 
 
 def heldout_ids(videos: Sequence[Video], cfg: DataConfig) -> set[str]:
-    """video_ids of the held-out sources: a fixed list for packaged clips, else by a hash of the content.
+    """video_ids of the held-out sources: a fixed list for packaged clips, else by a hash of the content, so that all spans of
+    one file are on one side.
 
-    With two or more videos at least one is held out and one is not; with one, none is (see splits.settle_splits).
+    With two or more files at least one is held out and one is not; with one, none is (see splits.settle_splits).
     """
     fixed = {clip.source for clip in PACKAGED if clip.heldout}
     packaged = {clip.source for clip in PACKAGED}
     if any(v.source in packaged for v in videos):
         return {v.video_id for v in videos if v.source in fixed}
-    by_hash = sorted(videos, key=lambda v: v.sha256)
-    chosen = {v.video_id for v in by_hash if int(v.sha256[:8], 16) / 2**32 < cfg.heldout_share}
-    if len(by_hash) < 2:
+    contents = sorted({v.sha256 for v in videos})
+    if len(contents) < 2:
         return set()
-    return (chosen or {by_hash[0].video_id}) - {by_hash[-1].video_id}
+    chosen = {content for content in contents if int(content[:8], 16) / 2**32 < cfg.heldout_share}
+    chosen = (chosen or {contents[0]}) - {contents[-1]}
+    return {v.video_id for v in videos if v.sha256 in chosen}
 
 
 def assign_splits(videos: Sequence[Video], cfg: DataConfig) -> dict[str, str]:

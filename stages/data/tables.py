@@ -26,6 +26,8 @@ COLUMNS = {
     "end": ("end", "end_seconds"),
     "licence": ("licence", "license"),
 }
+DELIMITERS = {",": "commas", ";": "semicolons", "\t": "tabs"}
+EXCEL_HINT = re.compile(r"sep=(.)\r?\n")  # a first line that Excel reads, and other programs write for it
 LONGEST_CAPTION = 1 << 20  # characters of a CSV field: more is a quote that was never closed
 CLOCK = re.compile(r"(?:(\d+):)?(\d{1,2}):(\d{1,2}(?:\.\d*)?)")
 
@@ -59,7 +61,7 @@ def read_rows(name: str, suffix: str, data: bytes) -> tuple[list[Row | BadRow], 
         rows = list(_parquet_rows(name, data))
     else:
         text, note = decoded(data)
-        rows = list(_lines(text) if suffix in LISTS else _csv_rows(name, text, "\t" if suffix == ".tsv" else ","))
+        rows = list(_lines(text) if suffix in LISTS else _csv_rows(name, text, "\t" if suffix == ".tsv" else ""))
     if not rows:
         raise StageError(f"SRC={name}: holds no row: name a video in each line or row")
     return rows, f"{name}: {note}" if note else ""
@@ -85,7 +87,11 @@ def _lines(text: str) -> Iterator[Row]:
 
 
 def _csv_rows(name: str, text: str, delimiter: str) -> Iterator[Row | BadRow]:
+    """delimiter: "" for what the file is written with."""
     csv.field_size_limit(LONGEST_CAPTION)
+    if hint := EXCEL_HINT.match(text):
+        delimiter, text = delimiter or hint[1], text[hint.end() :]
+    delimiter = delimiter or _delimiter(text)
     lines = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)
     try:
         header = next(lines, [])
@@ -96,12 +102,23 @@ def _csv_rows(name: str, text: str, delimiter: str) -> Iterator[Row | BadRow]:
                 continue
             number += 1
             if len(fields) != len(header):
-                reason = f"{len(fields)} fields where the header has {len(header)}: put quotes around text with commas"
+                word = DELIMITERS.get(delimiter, delimiter)
+                reason = f"{len(fields)} fields where the header has {len(header)}: put quotes around text with {word}"
                 yield BadRow(number, "", reason)
             else:
                 yield _row(number, {kind: fields[at] for kind, at in columns.items()})
     except csv.Error as error:
         raise StageError(f"SRC={name}: line {lines.line_num} cannot be read as CSV: {error}") from None
+
+
+def _delimiter(text: str) -> str:
+    """The first of DELIMITERS by which the header has a column of paths; a comma where none gives one. Excel writes
+    semicolons where the decimal mark is a comma."""
+    header = text.partition("\n")[0].lower()
+    for delimiter in DELIMITERS:
+        if any(cell.strip().strip('"') in COLUMNS["path"] for cell in header.split(delimiter)):
+            return delimiter
+    return ","
 
 
 def _parquet_rows(name: str, data: bytes) -> Iterator[Row | BadRow]:
@@ -128,6 +145,10 @@ def _columns(name: str, header: Sequence[str]) -> dict[str, int]:
             found[kind] = at
     if "path" not in found:
         shown = ", ".join(header)[:300] or "none"
+        if "\0" in shown:
+            raise StageError(
+                f"SRC={name}: holds NUL characters, as UTF-16 without a byte order mark does: save it as UTF-8"
+            )
         raise StageError(
             f"SRC={name}: no column of paths: call it {' or '.join(COLUMNS['path'])}; the columns found are: {shown}"
         )

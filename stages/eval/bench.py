@@ -21,7 +21,7 @@ from msmodel.attention import LayerKV
 from msmodel.batch import Conditioning
 from msmodel.cache import KV, ChunkCache
 from msmodel.causal import CausalDiT, times
-from msmodel.config import ModelConfig
+from msmodel.config import CLIP_TOKENS, ModelConfig
 from msmodel.dit import WanDiT
 from msmodel.rollout import generate_chunk, start
 from msmodel.tiny_vae import TinyDecoder
@@ -147,9 +147,9 @@ class Bench:
     def conditioning(self, frames: int) -> Conditioning:
         m, size = self.model, (frames, self.model.latent_height, self.model.latent_width)
         image = self.normal(1, m.mask_channels + m.image_channels or m.vae.z_channels, *size)
-        return Conditioning(
-            self.normal(1, m.text.length, m.text.dim), image, self.normal(1, m.track_feature_channels, *size)
-        )
+        text, tracks = self.normal(1, m.text.length, m.text.dim), self.normal(1, m.track_feature_channels, *size)
+        clip = self.normal(1, CLIP_TOKENS, m.dit.clip_dim) if m.dit.clip_dim else None
+        return Conditioning(text, image, tracks, clip)
 
     def chunk_with(self, cache_type: type[ChunkCache]) -> Work:
         """One steady chunk: its denoising steps, the clean pass, and the write."""
@@ -157,7 +157,7 @@ class Bench:
         cond, noise = self.conditioning(own.chunk + int(self.model.image_alone)), self.latents(own.chunk)
         cond_of_chunk = cond.frames(cond.image.shape[2] - own.chunk, cond.image.shape[2])
         with torch.no_grad():
-            text = student.text_keys_values(cond.text)
+            text = student.text_keys_values(cond.text, cond.clip)
             student.cache_type = cache_type
             cache = start(student, cond, own, text)
             student.cache_type = ChunkCache
@@ -237,6 +237,7 @@ class Bench:
         t = torch.full((1,), 0.7, device=self.device)
         given = torch.cat([noisy, *([] if self.model.image_alone else [cond.image])], dim=1).to(self.dtype)
         text, tracks = cond.text.to(self.dtype), cond.tracks.to(self.dtype)
+        clip = None if cond.clip is None else cond.clip.to(self.dtype)
 
         def through(forward: Callable[[], Tensor]) -> Work:
             def work() -> None:
@@ -248,7 +249,7 @@ class Bench:
             return work
 
         def diffusers() -> Tensor:
-            return theirs(torch.cat([given, ours.track_head(tracks)], dim=1), 1000 * t, text).sample
+            return theirs(torch.cat([given, ours.track_head(tracks)], dim=1), 1000 * t, text, clip).sample
 
         return through(diffusers), through(lambda: ours(noisy, t, cond))
 
@@ -290,6 +291,8 @@ def diffusers_twin(ours: WanDiT) -> Any:
         ffn_dim=d.ffn_dim,
         num_layers=d.layers,
         eps=d.eps,
+        image_dim=d.clip_dim or None,
+        added_kv_proj_dim=d.dim if d.clip_dim else None,
     )
     twin.load_state_dict({k: v for k, v in ours.state_dict().items() if not k.startswith("track_head.")})
     return twin

@@ -17,6 +17,8 @@ from typing import Protocol
 
 import numpy as np
 
+from msmodel.tracks import resize_px
+
 THRESHOLDS_PX = (4, 8, 16)
 
 
@@ -117,17 +119,11 @@ def retrack(
     that are not visible in frame 0 cannot be queried there and are left out.
     """
     asked = visible[0].astype(bool)
-    xy, seen = to_raster(xy_px[:, asked], frames.shape[1:3], raster), visible[:, asked]
+    xy, seen = resize_px(xy_px[:, asked], frames.shape[1:3], raster), visible[:, asked]
     if not asked.any():
         return track_error(xy, seen, xy, seen, moving_px)
     found_xy, found_visible = tracker(resize_clip(frames, raster), xy[0])
     return track_error(xy, seen, found_xy, found_visible, moving_px)
-
-
-def to_raster(xy_px: np.ndarray, size: tuple[int, int], raster: tuple[int, int]) -> np.ndarray:
-    """Scales pixel coordinates (pixel centres at +0.5, so no offset) from size to raster, both (height, width)."""
-    scale = np.array([raster[1] / size[1], raster[0] / size[0]], np.float32)
-    return (xy_px * scale).astype(np.float32)
 
 
 def resize_clip(frames: np.ndarray, size: tuple[int, int]) -> np.ndarray:

@@ -14,7 +14,7 @@ from pathlib import Path
 import imageio_ffmpeg
 import numpy as np
 
-from stages.eval.videos import TRAIL, draw_tracks, enlarge
+from stages.eval.videos import TRAIL, draw_trails, enlarge
 
 FILM_HEIGHT = 320  # px: smaller frames are enlarged by a whole number, so that their pixels and colours stay
 MOST_TRACKS = 60  # drawn over one frame
@@ -131,7 +131,7 @@ class Trails:
         shown = np.flatnonzero(seen.any(axis=0))
         shown = shown[:: max(1, -(-len(shown) // MOST_TRACKS))]
         for t, picture in enumerate(large, start=len(self._xy)):
-            draw_tracks(picture, xy[:, shown], seen[:, shown], t, most=MOST_TRACKS)
+            draw_trails(picture, xy[:, shown], seen[:, shown], t, most=MOST_TRACKS)
         self._xy, self._visible = xy[-TRAIL:], seen[-TRAIL:]
         return large
 

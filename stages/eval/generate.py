@@ -8,7 +8,7 @@ Legend: b clips, z latent channels, t latent frames, h w latent size, T frames, 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 
 import numpy as np
@@ -29,7 +29,7 @@ from stages.eval.config import GenerateRun
 from stages.eval.items import EvalClip, EvalItem, Generated, folder_file, read_clip, read_tracks, seeded
 from stages.records import Checkpoint
 from stages.spec import Context, Resources, Stage
-from stages.train.conditioning import image_conditioning
+from stages.train.conditioning import image_conditioning, image_tokens
 from stages.train.sampling import sample_teacher
 
 
@@ -92,8 +92,15 @@ def conditioning(
     arrays = [read_clip(c) for c in clips]
     image = image_conditioning(stacked([a["image"] for a in arrays], device), model)
     maps = [tracks_of(c, variant, model, seed, device) for c in clips]
-    cond = Conditioning(stacked([a["text"] for a in arrays], device), image, torch.cat(maps))
+    text, clip = stacked([a["text"] for a in arrays], device), clip_tokens(arrays, model, device)
+    cond = Conditioning(text, image, torch.cat(maps), clip)
     return cond.without_tracks() if variant == "no_tracks" else cond
+
+
+def clip_tokens(arrays: Sequence[Mapping[str, np.ndarray]], model: ModelConfig, device: torch.device) -> Tensor | None:
+    """Conditioning.clip of clips from their files' arrays, with the errors of `image_tokens`."""
+    made = [a["clip"] for a in arrays if "clip" in a]
+    return image_tokens(stacked(made, device) if len(made) == len(arrays) else None, model)
 
 
 def tracks_of(clip: EvalClip, variant: str, model: ModelConfig, seed: int, device: torch.device) -> Tensor:

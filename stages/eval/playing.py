@@ -1,10 +1,10 @@
-"""A student ready to be played: weights, decoder and text encoder loaded once, streams opened from a picture, a prompt
+"""A student ready to be played: weights, decoder and encoders loaded once, streams opened from a picture, a prompt
 and a seed.
 
 Demo, offline twin and replay open their streams here, so that the same picture, seed, prompts and tracks give the same frames,
 bit for bit on one machine with one number of threads.
 
-Legend: b batch, l text tokens, c channels, H W pixels, T pixel frames, n tracks.
+Legend: b batch, l text tokens, m image tokens, c channels, H W pixels, T pixel frames, n tracks.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from torch import Tensor
 
 from msmodel import flow
 from msmodel.causal import CausalDiT
+from msmodel.image_encoder import load_image_encoder
 from msmodel.patch_vae import PatchVAE
 from msmodel.stream import Controls, DecoderMaker, StreamingSession
 from msmodel.text import load_text_encoder
@@ -31,17 +32,20 @@ from stages.records import Checkpoint
 from stages.train.conditioning import image_conditioning
 
 Encode = Callable[[Sequence[str]], Tensor]  # prompts -> b l c
+Look = Callable[[Tensor], Tensor]  # frames b 3 H W in [-1, 1] -> b m c
 
 
 @dataclass(frozen=True)
 class Playable:
-    """decoder: "vae" or "tiny". digest: of the student's weights. points: most tracks a stream may be asked to follow; the ids
-    that are drawn, and so the frames, depend on it."""
+    """look: CLIP's tokens of a first frame, None for a student that does not read them. decoder: "vae" or "tiny". digest: of
+    the student's weights. points: most tracks a stream may be asked to follow; the ids that are drawn, and so the frames,
+    depend on it."""
 
     student: CausalDiT
     vae: VideoVAE | PatchVAE
     maker: DecoderMaker
     encode: Encode
+    look: Look | None
     decoder: str
     digest: str
     points: int
@@ -61,6 +65,7 @@ class Playable:
             controls,
             text=self.text(prompt),
             image=image_conditioning(self.vae.encode_image(pixels, model.clip.frames), model),
+            clip=self.look(pixels) if self.look else None,
             phi=clip_ids(1, self.points, model, generator).to(self.device),
             timesteps=flow.student_timesteps(model.student.steps, model.dit.shift),
             generator=generator,
@@ -92,7 +97,13 @@ def load_playable(
     def encode(prompts: Sequence[str]) -> Tensor:
         return encoder().encode(prompts)
 
-    return Playable(net, vae, maker, encode, "tiny" if tiny else "vae", student.digest, points, device)
+    look = cache(lambda: load_image_encoder(net.cfg.image_encoder, net.cfg.dit.clip_dim).to(device))
+
+    def tokens(frames: Tensor) -> Tensor:
+        return look().encode(frames)
+
+    seen = tokens if net.cfg.dit.clip_dim else None
+    return Playable(net, vae, maker, encode, seen, "tiny" if tiny else "vae", student.digest, points, device)
 
 
 @contextmanager

@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -170,14 +170,14 @@ def replay_digest(folder: Path) -> str:
     return total.hexdigest()
 
 
-def found(root: Path) -> Sequence[Recording]:
-    """The readable recordings of a folder, newest first; what is damaged is left out."""
+def found(root: Path, say: Callable[[str], None]) -> Sequence[Recording]:
+    """The readable recordings of a folder, newest first; what is damaged is left out, and said."""
     out = []
     for path in root.glob(f"*/{ABOUT}"):
         if path.parent.name.startswith("."):
             continue
         try:
             out.append(read_recording(path.parent))
-        except ValueError:
-            continue
+        except ValueError as error:
+            say(f"left out of the recordings: {error}")
     return sorted(out, key=lambda r: r.saved, reverse=True)

@@ -18,7 +18,7 @@ from msmodel.causal import CausalDiT
 from msmodel.config import ModelConfig, StudentConfig
 from msmodel.points import ping_pong
 from msmodel.stream import Decoder, DecoderMaker, StreamChunk, StreamingSession
-from stages.eval.generate import clip_ids, stacked
+from stages.eval.generate import clip_ids, clip_tokens, stacked
 from stages.eval.items import EvalClip, read_clip, read_tracks
 from stages.train.conditioning import image_conditioning
 
@@ -35,7 +35,7 @@ class NoDecoder:
 
 @dataclass(frozen=True)
 class ClipStream:
-    """All that a stream of one clip needs, read once. image: 1 c t h w, as in Conditioning. phi: 1 n d."""
+    """All that a stream of one clip needs, read once. image: 1 c t h w, clip: as in Conditioning. phi: 1 n d."""
 
     student: CausalDiT
     text: Tensor
@@ -43,6 +43,7 @@ class ClipStream:
     phi: Tensor
     xy_px: Tensor
     visible: Tensor
+    clip: Tensor | None = None
 
     def session(
         self, vae: DecoderMaker, generator: torch.Generator, setting: StudentConfig | None = None
@@ -56,6 +57,7 @@ class ClipStream:
             self.controls,
             text=self.text,
             image=self.image,
+            clip=self.clip,
             phi=self.phi,
             timesteps=times,
             generator=generator,
@@ -78,6 +80,7 @@ def clip_stream(student: CausalDiT, clip: EvalClip, model: ModelConfig, seed: in
         clip_ids(clip, xy_px.shape[1], model, seed).to(device),
         torch.from_numpy(xy_px),
         torch.from_numpy(visible),
+        clip_tokens([arrays], model, device),
     )
 
 

@@ -36,7 +36,7 @@ def enlarge(frame: np.ndarray, height: int) -> np.ndarray:
     return cv2.resize(frame, (width, height), interpolation=how)
 
 
-def draw_tracks(frame: np.ndarray, xy: np.ndarray, visible: np.ndarray, t: int, most: int = 60) -> None:
+def draw_trails(frame: np.ndarray, xy: np.ndarray, visible: np.ndarray, t: int, most: int = 60) -> None:
     """Trails of the last frames and a dot where each visible track is now, onto an enlarged frame. xy: T n 2 in its pixels."""
     n = xy.shape[1]
     for k in range(0, n, max(1, -(-n // most))):
@@ -84,7 +84,7 @@ def _drawn(tile: Tile, t: int, height: int) -> np.ndarray:
     picture = np.ascontiguousarray(enlarge(tile.video[t], height))
     if tile.tracks is not None:
         xy, visible = tile.tracks
-        draw_tracks(picture, xy * (height / tile.video.shape[1]), visible, t)
+        draw_trails(picture, xy * (height / tile.video.shape[1]), visible, t)
     return picture
 
 

@@ -193,12 +193,10 @@ def save_batch(batch: Any, path: Path) -> None:
 
 
 def _too_large(cfg: LoopConfig, ctx: Context) -> str:
-    lighter = [f"{cfg.group}.batch={cfg.batch // 2}"] if cfg.batch > 1 else []
-    if not cfg.checkpoint_layers:
-        lighter.append(f"{cfg.group}.checkpoint_layers=true")
+    lighter = cfg.lighter(ctx.world_size) + ctx.lighter()
     return (
         f"the GPU's memory is too small for {cfg.group}.batch={cfg.batch}. These take less, the first ones at the least cost: "
-        f"{'; '.join(lighter + ctx.lighter())}. The training resumes from its last save where only compute.* changes"
+        f"{'; '.join(lighter)}. The training resumes from its last save where only compute.* changes"
     )
 
 

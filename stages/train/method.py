@@ -27,6 +27,7 @@ class LoopConfig:
     """
 
     group: ClassVar[str] = ""  # the name under which a preset sets these fields
+    spares: ClassVar[bool] = False  # whether workers beyond global_batch / batch stand by; else they are an error
 
     steps: int = 1000
     batch: int = 8
@@ -50,6 +51,11 @@ class LoopConfig:
     def total_steps(self) -> int:
         return self.steps
 
+    def ranks(self, workers: int) -> int:
+        """How many of so many workers train."""
+        most = self.global_batch // max(self.batch, 1)
+        return min(workers, most) if self.spares and most else workers
+
     def micro_steps(self, ranks: int) -> int:
         """Micro-steps of a step on so many ranks. Raises ValueError where the global batch does not divide."""
         if not self.global_batch:
@@ -71,6 +77,11 @@ class LoopConfig:
             f"global_batch: {whole} clips are no whole number of micro-batches of {batch} on {ranks} ranks; "
             f"these would fit: {' or '.join(mend) or 'another global_batch'}"
         ]
+
+    def lighter(self, ranks: int) -> list[str]:
+        """Settings of its own, as on the command line, that take less of a GPU's memory; the first ones at the least cost."""
+        out = [f"{self.group}.batch={self.batch // 2}"] if self.batch > 1 else []
+        return out if self.checkpoint_layers else [*out, f"{self.group}.checkpoint_layers=true"]
 
     def problems(self) -> list[str]:
         """Every inconsistency as 'group.field: what is wrong'; empty when sound."""

@@ -2,8 +2,8 @@
 
 Only first frame, text and tracks of the clips are used. A pair file holds one trajectory:
   states (k z t h w) float16 at the student's k timesteps, noise first; endpoint (z t h w) float16; text (l c), image
-  (z t h w) float16; xy_px (T n 2) float32, visible (T n) bool and phi (n d) float16, from which the track map is drawn
-  again when the file is read (at full size the map itself would be 70 MB a clip).
+  (z t h w) float16, and clip (m c) float16 with dit.clip_dim; xy_px (T n 2) float32, visible (T n) bool and phi (n d)
+  float16, from which the track map is drawn again when the file is read (at full size the map itself would be 70 MB a clip).
 Files are written one by one, by rename: what exists is not made again.
 """
 
@@ -25,7 +25,14 @@ from msmodel.rollout import fresh_noise
 from stages.data.loader import LoaderConfig
 from stages.records import Checkpoint, OdePairs, ShardSet
 from stages.spec import Context, Resources, Stage, StageError
-from stages.train.conditioning import Augment, ClipTracks, condition, draw_tracks, image_conditioning
+from stages.train.conditioning import (
+    Augment,
+    ClipTracks,
+    condition,
+    draw_tracks,
+    image_conditioning,
+    image_tokens,
+)
 from stages.train.method import Draws, Loader, at_least
 from stages.train.publish import frozen_teacher, open_loader, weights_digest
 from stages.train.sampling import Guidance, sample_teacher
@@ -126,11 +133,11 @@ def make_pairs(dit: nn.Module, loader: Loader, split: str, count: int, folder: P
                 continue
             draws = Draws(ctx.seed, turn * ctx.world_size + ctx.rank, micro=int(split == HELDOUT))
             batch = batch.to(ctx.device)
-            states, endpoint, clip_tracks, _ = trajectories(dit, batch, cfg, draws)
+            states, endpoint, clip_tracks, cond = trajectories(dit, batch, cfg, draws)
             if not bool(torch.isfinite(endpoint).all()):
                 raise StageError(f"the teacher's trajectory for {paths[0]} is not finite: is the teacher trained?")
             for j, path in paths.items():
-                _write(path, states[j], endpoint[j], clip_tracks, batch, j)
+                _write(path, states[j], endpoint[j], clip_tracks, replace(batch, clip=cond.clip), j)
             progress.advance(len(paths))
 
 
@@ -144,6 +151,8 @@ def _write(path: Path, states: Tensor, endpoint: Tensor, clip_tracks: ClipTracks
         "visible": clip_tracks.visible[item],
         "phi": clip_tracks.phi[item].half(),
     }
+    if batch.clip is not None:
+        tensors["clip"] = batch.clip[item].half()
     aside = path.with_suffix(".writing")
     save_file({n: v.cpu().contiguous() for n, v in tensors.items()}, aside)
     aside.rename(path)
@@ -164,7 +173,8 @@ def read_pairs(paths: Sequence[Path], model: ModelConfig, device: torch.device =
 
     clip_tracks = ClipTracks(stacked("xy_px", 1), stacked("visible", 1), stacked("phi", 0).float())
     image = image_conditioning(stacked("image").float(), model)
-    cond = Conditioning(stacked("text").float(), image, clip_tracks.to(device).map(model))
+    clip = image_tokens(stacked("clip").float() if "clip" in items[0] else None, model)
+    cond = Conditioning(stacked("text").float(), image, clip_tracks.to(device).map(model), clip)
     return PairBatch(stacked("states").float(), stacked("endpoint").float(), cond).to(device)
 
 

@@ -93,15 +93,18 @@ def publish(
     metrics: Mapping[str, float] | None = None,
     data: ShardSet | None = None,
     start: Report | None = None,
+    phase2: ShardSet | None = None,
 ) -> Checkpoint:
     """Writes the module's weights to ctx.workdir/NAME (rank 0) and describes them. Every rank calls it.
 
-    data: what it was trained on; start: the report on the weights that it started from. Both are kept beside the weights.
+    data: what it was trained on, phase2: in a second phase; start: the report on the weights that it started from. All are
+    kept beside the weights.
     """
     folder = ctx.workdir / name
     if ctx.rank == 0:
         about: dict[str, Any] = {"name": name, "step": step, "seed": ctx.seed}
-        about |= {"data": {"digest": data.digest, "clips": data.clips}} if data else {}
+        for key, shards in (("data", data), ("phase2_data", phase2)):
+            about |= {key: {"digest": shards.digest, "clips": shards.clips}} if shards else {}
         save_weights(module, folder, about | ({"start": asdict(start)} if start else {}))
     ctx.barrier()
     return Checkpoint(name, str(folder), step, weights_digest(folder), parents, dict(metrics or {}))

@@ -6,7 +6,7 @@ Legend: b batch, z latent channels, t latent frames, h w latent size, T pixel fr
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -14,7 +14,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from msmodel import flow, guidance, losses
-from msmodel.batch import Batch, Conditioning
+from msmodel.batch import Conditioning
 from msmodel.config import ModelConfig
 
 Decode = Callable[[Tensor], Tensor]  # latents b z t h w -> video b 3 T H W in [-1, 1]
@@ -80,12 +80,6 @@ def sample_teacher(
         return guidance.joint(dit, x, t, cond, weights.text, weights.track)
 
     return restore_image(flow.euler(velocity, noise, steps, model.dit.shift, on_state), cond, model)
-
-
-def first_clips(batch: Batch, clips: int) -> Batch:
-    """The first `clips` items of a batch."""
-    names = ("latents", "image", "text", "xy_px", "visible", "real")
-    return replace(batch, **{n: getattr(batch, n)[:clips] for n in names}, clip_ids=batch.clip_ids[:clips])
 
 
 def first_conditions(cond: Conditioning, clips: int) -> Conditioning:

@@ -20,7 +20,7 @@ from torch import nn
 from msmodel import flow
 from msmodel.batch import Batch
 from msmodel.config import ModelConfig
-from msmodel.matching import match_tracks
+from msmodel.matching import lacking, match_tracks
 from msmodel.rollout import fresh_noise
 from stages.data.loader import LoaderConfig
 from stages.records import Checkpoint, ShardSet
@@ -36,6 +36,7 @@ from stages.train.groups import GroupedConfig, frame_groups
 from stages.train.loop import train
 from stages.train.method import Draws, Learner, Loader, Loss, Observation, at_least, scheduled
 from stages.train.optim import make_optimizer
+from stages.train.phases import LoaderThenLoader
 from stages.train.publish import frozen_decoder, heldout_batch, initial_dit, open_loader, publish
 from stages.train.sampling import (
     Decode,
@@ -128,6 +129,11 @@ class TeacherRun:
     model: ModelConfig
     teacher: TeacherConfig
 
+    def problems(self) -> list[str]:
+        lack = lacking(self.model) if self.teacher.track_init == "matching" else ""
+        mend = f"{self.teacher.group}.track_init: matching: {lack}; set {self.teacher.group}.track_init=zero"
+        return self.teacher.problems() + ([mend] if lack else [])
+
 
 @dataclass(frozen=True)
 class TeacherInputs:
@@ -137,6 +143,13 @@ class TeacherInputs:
     heldout: ShardSet
     base: Checkpoint | None = None
     loader: LoaderConfig = field(default_factory=LoaderConfig)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TwoSetInputs(TeacherInputs):
+    """phase2: what phase 2 trains on in place of train. A type of its own: its absence must not change a step's key."""
+
+    phase2: ShardSet
 
 
 class TeacherMethod:
@@ -249,12 +262,28 @@ def run(cfg: TeacherRun, inputs: TeacherInputs, ctx: Context) -> Checkpoint:
         match_tracks(dit, torch.Generator().manual_seed(ctx.seed))
     dit = dit.to(ctx.device)
     dit.checkpoint_layers = cfg.teacher.checkpoint_layers
-    micro_steps = cfg.teacher.micro_steps(ctx.world_size)
-    loader = open_loader((inputs.train,), cfg.teacher.batch, inputs.loader, ctx, micro_steps)
+    loader = open_phases(cfg.teacher, inputs, ctx)
     heldout = heldout_batch(inputs.heldout, cfg.teacher.probe_clips)
     metrics = fit(cfg, dit, loader, heldout, frozen_decoder(cfg.model.vae, ctx.device), ctx)
     parents = tuple(c.digest for c in (inputs.base,) if c)
-    return publish("teacher", dit, cfg.teacher.total_steps, ctx, parents, metrics, inputs.train, start)
+    phase2 = inputs.phase2 if isinstance(inputs, TwoSetInputs) else None
+    return publish("teacher", dit, cfg.teacher.total_steps, ctx, parents, metrics, inputs.train, start, phase2)
+
+
+def open_phases(cfg: TeacherConfig, inputs: TeacherInputs, ctx: Context) -> Loader:
+    """This rank's batches of all phases."""
+    micro_steps = cfg.micro_steps(ctx.world_size)
+    loader = open_loader((inputs.train,), cfg.batch, inputs.loader, ctx, micro_steps)
+    if not isinstance(inputs, TwoSetInputs):
+        return loader
+    sets = (inputs.train, inputs.phase2)
+    ctx.say(
+        "; ".join(
+            f"{name} trains on {s.clips} clips, {s.split}" for name, s in zip(("phase 1", "phase 2"), sets, strict=True)
+        )
+    )
+    phase2 = open_loader((inputs.phase2,), cfg.batch, inputs.loader, ctx, micro_steps)
+    return LoaderThenLoader(loader, phase2, cfg.total_steps - cfg.phase2_steps, micro_steps)
 
 
 TEACHER = Stage(name="teacher", version=2, how="gang", run=run, resources=Resources(threads=2))

@@ -41,6 +41,7 @@ class TinyVAEConfig(LoopConfig):
     """
 
     group: ClassVar[str] = "tiny_vae"
+    spares: ClassVar[bool] = True  # its batch is small, and so is its work
 
     steps: int = 200_000
     batch: int = 16

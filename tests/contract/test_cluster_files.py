@@ -1,6 +1,6 @@
 """What infra/cluster and infra/docker say, against the published schemas of what reads it, and against this project.
 
-No Kubernetes, Slurm or Docker is here: these files were never run by one.
+No Kubernetes or Docker is here: these files were never run by one. A real Slurm: tests/smoke/test_slurm.py, where installed.
 """
 
 from __future__ import annotations
@@ -235,14 +235,19 @@ def test_slurm_passes_makes_failure_on_and_does_not_requeue_it(allocation):
     assert lines[-1] == "ray stopped" and not any(line.startswith("scontrol") for line in lines)
 
 
-def test_slurm_interrupts_make_before_the_time_limit_and_goes_back_into_the_queue(allocation):
+@pytest.mark.parametrize(
+    ("stop", "after"), [(signal.SIGUSR1, ["scontrol requeue 123456"]), (signal.SIGTERM, [])], ids=["limit", "scancel"]
+)
+def test_slurm_interrupts_make_and_only_before_the_time_limit_goes_back_into_the_queue(allocation, stop, after):
     log, start = allocation
+    assert "\n#SBATCH --signal=B:USR1@" in (CLUSTER / "slurm.sh").read_text()
     job = start(MAKE_WAITS="1")
     deadline = time.monotonic() + 60
     while not (log.exists() and "make [" in log.read_text()) and time.monotonic() < deadline:
         time.sleep(0.02)
-    job.send_signal(signal.SIGTERM)
+    job.send_signal(stop)
     out, _ = job.communicate(timeout=60)
     assert job.returncode == 130, out
     lines = log.read_text().splitlines()
-    assert lines[-4:] == ["make interrupted", "ray stopped", "ray stopped", "scontrol requeue 123456"]
+    made = next(i for i, line in enumerate(lines) if line.startswith("make ["))
+    assert lines[made + 1 :] == ["make interrupted", "ray stopped", "ray stopped", *after]

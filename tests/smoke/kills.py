@@ -1,4 +1,4 @@
-"""`make data` under fire: its driver, workers and actors are killed at random moments until the shards are there.
+"""`make data` under fire: its driver, and workers and actors at work, are killed at random moments until the shards are there.
 
 python -m tests.smoke.kills [rounds] [kills] repeats it (`make kill-test`).
 """
@@ -12,6 +12,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from itertools import cycle
 from pathlib import Path
 
 import cv2
@@ -22,7 +23,11 @@ from stages.data.files import write_mp4
 
 ROOT = Path(__file__).resolve().parents[2]
 VIDEOS, SECONDS, FPS = 16, 3.0, 24
-KINDS = ("driver", "worker", "actor")
+# Of Ray's process titles, those of ours: a worker on an item, an actor on an item, the actor that counts them.
+TITLES = {"worker": ("(run_row)", "(advance)"), "actor": ("submit",), "tally": ("Tally",)}
+KINDS = ("driver", *TITLES)
+# Whom a command loses, by the kind of its workers; with the driver it ends, and the next one has the other kind.
+WAVES = {"auto": ("worker",) * 4 + ("driver",), "actors": ("actor", "tally", "actor", "actor", "driver")}
 PATIENCE_SECONDS = 90  # for a worker or an actor to show
 
 
@@ -37,9 +42,9 @@ def make_videos(folder: Path, count: int = VIDEOS) -> Path:
     return folder
 
 
-def command(src: Path, runs: Path, executor: str) -> list[str]:
+def command(src: Path, runs: Path, executor: str, pool: str = "auto") -> list[str]:
     words = [sys.executable, "-m", "pipelines", "data", "--preset", "debug", "--src", str(src), "--runs", str(runs)]
-    return [*words, f"compute.executor={executor}", "compute.pool=actors"]
+    return [*words, f"compute.executor={executor}", f"compute.pool={pool}"]
 
 
 def undisturbed(src: Path, runs: Path) -> float:
@@ -50,41 +55,47 @@ def undisturbed(src: Path, runs: Path) -> float:
 
 
 def under_fire(src: Path, runs: Path, kills: int, seconds: float, seed: int) -> Counter[str]:
-    """Runs the command, again and again, through so many kills spread over `seconds` of it; then to its end. Who was killed."""
-    moments, killed = random.Random(seed), Counter[str]()
-    driver = None
+    """Runs the command, again and again, through so many kills; then to its end. Who was killed.
+
+    seconds: that the work takes. What two workers do until they are shot comes to half of it at most.
+    """
+    moments, killed, waves = random.Random(seed), Counter[str](), cycle(WAVES)
+    driver, wave = None, ()
     while killed.total() < kills:
         if driver is None or driver.poll() is not None:
             assert driver is None or driver.returncode, f"done after {killed.total()} of {kills} kills"
-            driver = _start(src, runs)
-        kind = moments.choice(KINDS)
-        time.sleep(moments.uniform(0, 2 * seconds / kills))
-        victim = _find(driver, kind)
+            pool = next(waves)
+            driver, wave = _start(src, runs, pool), WAVES[pool]
+        time.sleep(moments.uniform(0, seconds / (2 * kills)))
+        victim = _find(driver, wave[0], moments)
         if victim is not None:
             victim.kill()
-            killed[kind] += 1
+            killed[wave[0]] += 1
+            wave = wave[1:]
+            if not wave:
+                driver.wait()
     for _ in range(3):  # a worker that was shot three times on one item gives it up: the same command tries again
         assert driver is not None
         if driver.wait(timeout=600) == 0:
             return killed
-        driver = _start(src, runs)
+        driver = _start(src, runs, next(waves))
     raise AssertionError("the command does not come to its end")
 
 
-def _start(src: Path, runs: Path) -> subprocess.Popen[bytes]:
+def _start(src: Path, runs: Path, pool: str) -> subprocess.Popen[bytes]:
     quiet = subprocess.DEVNULL
-    return subprocess.Popen(command(src, runs, "ray"), cwd=ROOT, stdout=quiet, stderr=quiet)
+    return subprocess.Popen(command(src, runs, "ray", pool), cwd=ROOT, stdout=quiet, stderr=quiet)
 
 
-def _find(driver: subprocess.Popen[bytes], kind: str) -> psutil.Process | None:
-    """The driver itself, or one of its busy Ray workers or actors, as soon as there is one; None where it ended first."""
+def _find(driver: subprocess.Popen[bytes], kind: str, moments: random.Random) -> psutil.Process | None:
+    """The driver itself, or one of its processes of this kind, as soon as there is one; None where the driver ended first."""
     if kind == "driver":
         return psutil.Process(driver.pid) if driver.poll() is None else None
     deadline = time.monotonic() + PATIENCE_SECONDS
     while driver.poll() is None and time.monotonic() < deadline:
-        found = [p for p in _family(driver.pid) if _kind(p) == kind]
+        found = [p for p in _family(driver.pid) if _is(kind, p)]
         if found:
-            return random.choice(found)
+            return moments.choice(found)
         time.sleep(0.05)
     return None
 
@@ -96,15 +107,13 @@ def _family(pid: int) -> list[psutil.Process]:
         return []
 
 
-def _kind(process: psutil.Process) -> str:
+def _is(kind: str, process: psutil.Process) -> bool:
     """By the title that Ray gives its processes."""
     try:
         title = " ".join(process.cmdline())
     except psutil.Error:
-        return ""
-    if not title.startswith("ray::") or title.startswith("ray::IDLE"):
-        return ""
-    return "actor" if "MapWorker" in title or "Tally" in title else "worker"
+        return False
+    return title.startswith("ray::") and any(part in title for part in TITLES[kind])
 
 
 def results(runs: Path) -> dict[str, str]:

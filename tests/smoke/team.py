@@ -11,17 +11,19 @@ from pathlib import Path
 
 import numpy as np
 
-from infra.tracking import TrackedModel, Tracking
+from infra.tracking import TrackedModel, Tracking, tracking_uri
 
 WRITERS, STEPS = 8, 300
-SLOW_TO_IMPORT = (  # once, before the forks
-    *(
-        "mlflow.store.tracking.sqlalchemy_store",
-        "mlflow.store.model_registry.sqlalchemy_store",
-        "mlflow.data.meta_dataset",
-    ),
-    *("mlflow.store.artifact.s3_artifact_repo", "boto3", "psycopg", "PIL.Image", "git", "IPython"),
+SLOW_TO_IMPORT = ("mlflow.data.meta_dataset", "PIL.Image", "git", "IPython")  # once, before the forks
+DIRECT = (
+    *("mlflow.store.tracking.sqlalchemy_store", "mlflow.store.model_registry.sqlalchemy_store"),
+    *("mlflow.store.artifact.s3_artifact_repo", "boto3", "psycopg"),
 )
+THROUGH_A_SERVER = (
+    *("mlflow.store.tracking.rest_store", "mlflow.store.model_registry.rest_store"),
+    "mlflow.store.artifact.mlflow_artifacts_repo",
+)
+NOT_AT_A_CLIENT = ("boto3", "botocore", "psycopg", "psycopg2")
 EXPERIMENT, MODEL = "motionstream", "motionstream-teacher"
 
 
@@ -51,7 +53,10 @@ def write(number: int, runs: Path, answers: Path, start) -> None:
 
 
 if __name__ == "__main__":
-    for module in SLOW_TO_IMPORT:
+    server = tracking_uri(Path(sys.argv[1])).startswith("http")
+    for module in NOT_AT_A_CLIENT if server else ():
+        sys.modules[module] = None  # type: ignore[assignment]  # whoever imports it fails
+    for module in (*SLOW_TO_IMPORT, *(THROUGH_A_SERVER if server else DIRECT)):
         importlib.import_module(module)
     fork = multiprocessing.get_context("fork")
     barrier = fork.Barrier(WRITERS, timeout=240)

@@ -1,4 +1,4 @@
-"""Killed at 20 random moments, `make data` leaves the bytes of a run that nobody disturbed."""
+"""Driver, workers and actors killed at 20 random moments, `make data` leaves the bytes of a run that nobody disturbed."""
 
 import pyarrow.parquet as pq
 import pytest

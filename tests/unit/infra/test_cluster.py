@@ -13,6 +13,15 @@ from infra.files import CHECKOUT
 from infra.shared import SHIPPED
 from tests.unit.infra import fakes, spread
 
+# Ray asks every node every half a second, six times: one whose process is gone refuses at once and is lost after three seconds
+# (by default after 15 and more), while a busy one has ten seconds for each answer.
+SOON = {
+    "health_check_initial_delay_ms": 1000,
+    "health_check_period_ms": 500,
+    "health_check_failure_threshold": 6,
+    "health_check_timeout_ms": 10_000,
+}
+
 
 @pytest.fixture(scope="module")
 def cluster():
@@ -25,7 +34,8 @@ def cluster():
         ray_session._set_environment()
         from ray.cluster_utils import Cluster
 
-        cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+        head = {"num_cpus": 1, "include_dashboard": False, "_system_config": SOON}
+        cluster = Cluster(initialize_head=True, head_node_args=head)
         patch.setenv("RAY_ADDRESS", cluster.address)
         cluster.second = cluster.add_node(num_cpus=1)
         yield cluster

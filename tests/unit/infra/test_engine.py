@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import psutil
 import pytest
 import torch
@@ -9,7 +11,8 @@ import torch.distributed as dist
 from torch import nn
 
 from infra import engine as engines
-from infra.engine import DeepSpeedEngine, Sharding, TorchEngine, gradient_norm
+from infra.context import RunContext
+from infra.engine import DeepSpeedEngine, Sharding, TorchEngine, gradient_norm, shard_frozen
 
 KINDS = ["torch", "zero0", "zero1", "zero2", "zero3"]
 
@@ -190,3 +193,34 @@ def test_an_optimizer_that_needs_whole_weights_trains_unsharded_and_is_refused_o
     engine.backward(engine.module(torch.ones(2, 4)).square().mean())
     engine.step()
     assert not torch.equal(engine.module.weight, before)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_frozen_module_that_is_sharded_computes_the_same(dtype, monkeypatch):
+    """In its own type, beside a module that trains under ZeRO 1, with weights that are gone between its calls."""
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(36, 5)).to(memory_format=torch.channels_last)
+    module = module.to(dtype).requires_grad_(False)
+    expected, x = copy.deepcopy(module), torch.randn(2, 3, 5, 5, dtype=dtype)
+    expected[0].to(memory_format=torch.contiguous_format)
+    monkeypatch.setattr(nn.functional, "linear", linear := torch._C._nn.linear)  # as before any training under ZeRO 3
+    before = psutil.Process().memory_info().vms
+    kept = shard_frozen(module)
+    assert kept.module is module
+    assert psutil.Process().memory_info().vms - before < 1e9
+    assert nn.functional.linear is linear
+    losses = []
+    trained = build("zero1")
+    for step in range(3):
+        with torch.no_grad():
+            y = module(x)
+        assert y.dtype == dtype and torch.equal(y, expected(x))
+        assert [(p.numel(), p.dtype) for p in module.parameters()] == [(0, dtype)] * 4
+        losses += train(trained, 1, start=step)
+    assert losses == train(build("zero1"), 3)
+
+
+def test_one_rank_holds_a_sharded_module_whole(tmp_path):
+    module = nn.Linear(2, 2).requires_grad_(False)
+    assert RunContext(tmp_path, seed=0).sharded(module) is module
+    assert module.weight.shape == (2, 2) and not hasattr(module.weight, "ds_tensor")

@@ -122,7 +122,7 @@ def test_an_item_that_kills_its_worker_again_and_again_is_given_up(tmp_path):
 
 @pytest.mark.slow
 def test_through_ray(tmp_path):
-    """Ray Data with a worker that dies, and Ray Train with DeepSpeed: a rank that dies, then a user's mistake."""
+    """Ray Data with a worker that dies, and Ray Train with DeepSpeed: a rank that dies. (A user's mistake: test_gang.py.)"""
     said = io.StringIO()
     store, runner = fakes.world(tmp_path, "ray", said)
     given = [*fakes.items(3), fakes.Item("die", 5), fakes.Item("empty", 0)]
@@ -140,9 +140,6 @@ def test_through_ray(tmp_path):
         assert [int(s) for s in steps] == list(range(1, 11))
         assert "engine DeepSpeedEngine, threads 2" in said.getvalue()
         assert "steps: 10/10" in said.getvalue() or "steps: 6/10" in said.getvalue()
-
-        with pytest.raises(ValueError, match=r"^your clip is too short$"):
-            runner.run(fakes.work(store, fakes.GANG, fakes.FakeConfig(fatal="your clip is too short"), ()), None, {})
     finally:
         runner.stop()
 
@@ -219,3 +216,14 @@ def test_stages_of_a_graph_share_the_gpus_and_keep_their_models_there(tmp_path, 
     seen.clear()
     runner.stream([Link(s, fakes.FakeConfig(), fakes.each) for s in stages], fakes.items(2), 0)
     assert [(o.workers, o.gpus, o.actors) for o in seen] == [(8, 0.0, False)] * 3
+
+
+def test_a_gang_takes_no_more_workers_than_it_has_work_for(tmp_path, monkeypatch):
+    store, runner = fakes.world(tmp_path, "ray", workers=64)
+    monkeypatch.setattr(runner.session, "resources", lambda: (64.0, 64.0))
+    asked = []
+    monkeypatch.setattr("infra.gang.over_ray", lambda job, session, workers, *_: asked.append(workers))
+    for most in (0, 8, 100):
+        stage = replace(fakes.GANG, resources=Resources(most=most))
+        runner.run(fakes.work(store, stage, fakes.FakeConfig(), most), None, {})
+    assert asked == [64, 8, 64]

@@ -20,7 +20,7 @@ from infra.context import RunContext
 from infra.progress import PlainConsole
 from infra.ray_session import RaySession
 from stages.records import Checkpoint
-from stages.spec import Resources, Stage
+from stages.spec import Resources, Stage, StageError
 from stages.train.publish import publish
 from tests.unit.infra import fakes
 from tests.unit.stages.train.gang import Task, prepare, run, train_teacher
@@ -109,6 +109,32 @@ def test_what_the_cluster_has_left_goes_on(tmp_path, monkeypatch):
     assert gang.over_ray(job, session, 4, 1.0, 0.0, PlainConsole(said)) == ()
     assert began == [(4, 0), (2, 1), (4, 2)]  # with none left, as many as were asked for are waited for
     assert "2 workers instead of 4 go on" in said.getvalue()
+
+
+@pytest.mark.parametrize("world", [1, 2])
+def test_users_mistake_arrives_as_it_was_said_and_is_not_tried_again(tmp_path, monkeypatch, world):
+    """Of one rank, which ends quietly; of the second of two, which breaks, so that Ray ends the other."""
+
+    def mistaken(cfg, inputs, ctx):
+        raise StageError("your clip is too short")
+
+    job, began = job_in(tmp_path, mistaken), []
+
+    class Trainer:
+        def __init__(self, job, workers, cpus, gpus, start):
+            began.append(start)
+
+        def fit(self):
+            gang.run_rank(job, world - 1, world)
+
+    class Session(RaySession):
+        def start(self):
+            return None
+
+    monkeypatch.setattr(gang, "_trainer", Trainer)
+    with pytest.raises(ValueError, match=r"^your clip is too short$"):
+        gang.over_ray(job, Session(job.compute, print, tmp_path), world, 1.0, 0.0, PlainConsole(io.StringIO()))
+    assert began == [0]
 
 
 @pytest.mark.parametrize(("cluster", "left"), [((8, 8), 8), ((16, 7), 4), ((3, 8), 2), ((8, 0.5), 8), ((8, 1), 1)])

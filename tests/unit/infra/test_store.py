@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pytest
@@ -16,6 +16,7 @@ import pytest
 from infra.codec import Codec
 from infra.files import FolderLock, write_atomic
 from infra.store import Failure, Store, item_name
+from msmodel.config import OPTION
 from stages.records import Checkpoint, Clip, Rejected, ShardSet
 
 TYPES = (Checkpoint, Clip, Rejected, ShardSet)
@@ -58,6 +59,25 @@ def test_key_changes_with_everything_that_matters_and_nothing_else(store, tmp_pa
     ]
     assert len({key(), *others}) == len(others) + 1
     assert key() == key(cfg=Settings(lr=0.00001), inputs=(shards(tmp_path),))
+
+
+def test_an_option_counts_only_where_it_is_used(store):
+    """A new one leaves the keys, and the records, of those who do not use it as they were."""
+
+    @dataclass(frozen=True)
+    class Newer(Settings):
+        width: int = field(default=0, metadata=OPTION)
+        more: Inner = field(default_factory=Inner, metadata=OPTION)
+
+    Newer.__name__ = "Settings"
+    before, off = Settings(), Newer()
+    assert store.codec.digest(off) == store.codec.digest(before)
+    assert store.codec.encode(off) == store.codec.encode(before)
+    used = [Newer(width=4), Newer(more=Inner(2)), Newer(width=4, more=Inner(2))]
+    assert len({store.codec.digest(s) for s in (off, *used)}) == 4
+    assert store.codec.encode(used[0])["width"] == 4 and "more" not in store.codec.encode(used[0])
+    codec = Codec((Newer, Inner), store.root)
+    assert [codec.decode(codec.encode(s)) for s in (off, *used)] == [off, *used]
 
 
 def test_moving_the_run_keeps_its_keys(store, tmp_path):

@@ -7,8 +7,21 @@ import subprocess
 
 import numpy as np
 import pytest
+from mlflow.entities import Metric
 
-from infra.tracking import HOST, PID, PRIMARY_METRIC, RunLogger, TrackedModel, Tracking, close_abandoned
+from infra import tracking
+from infra.tracking import (
+    BATCH,
+    HOST,
+    PATIENCE,
+    PID,
+    PRIMARY_METRIC,
+    RunAddress,
+    RunLogger,
+    TrackedModel,
+    Tracking,
+    close_abandoned,
+)
 
 
 @pytest.fixture(scope="module")
@@ -104,3 +117,119 @@ def test_runs_of_commands_that_were_killed_are_closed_and_nobody_elses(tree):
     close_abandoned(client, experiment)
     status = {r.info.run_name: r.info.status for r in client.search_runs([experiment])}
     assert status == {"dead": "KILLED", "alive": "RUNNING", "elsewhere": "RUNNING"}
+
+
+class Clock:
+    """In place of the module `time`."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def time(self) -> float:
+        return self.now
+
+
+class Server:
+    """As much of MlflowClient as curves and pictures need. down: every call takes so many seconds and fails."""
+
+    def __init__(self, clock: Clock) -> None:
+        self.clock, self.down, self.waited, self.loses_replies = clock, 0.0, 0.0, False
+        self.points: set[tuple[str, int, float, int]] = set()  # as MLflow: the same point at the same time is one
+        self.pictures: list[int] = []
+
+    def _answer(self) -> None:
+        if self.down:
+            self.clock.now += self.down
+            self.waited += self.down
+            raise ConnectionError("nobody is here")
+
+    def get_metric_history(self, run_id, key):
+        self._answer()
+        return [Metric(k, value, when, step) for k, step, value, when in self.points if k == key]
+
+    def steps(self):
+        return sorted((key, step) for key, step, _, _ in self.points)
+
+    def log_batch(self, run_id, metrics):
+        self._answer()
+        assert len(metrics) <= BATCH
+        self.points |= {(m.key, m.step, m.value, m.timestamp) for m in metrics}
+        if self.loses_replies:
+            raise ConnectionError("reset by peer")
+
+    def log_image(self, run_id, picture, key, step):
+        self._answer()
+        self.pictures.append(step)
+
+    def set_terminated(self, run_id, status):
+        self._answer()
+
+
+@pytest.fixture
+def outage(monkeypatch):
+    """(server, logger to it, lines it says, function that trains from one step to another, at a second a step)."""
+    clock, said = Clock(), []
+    monkeypatch.setattr(tracking, "time", clock)
+    server = Server(clock)
+    logger = RunLogger(RunAddress("http://server", "1"), said.append)
+    logger._mlflow = server
+
+    def train(first: int, last: int) -> None:
+        for step in range(first, last + 1):
+            clock.now += 1
+            logger.metrics(step, {"loss": 1 / step, "rate": 0.1})
+            if step % 100 == 0:
+                logger.image("out", np.zeros((2, 2, 3), np.uint8), step)
+
+    return server, logger, said, train
+
+
+def test_points_of_an_outage_are_sent_after_it(outage):
+    server, logger, said, train = outage
+    train(1, 50)
+    server.down = 0.5
+    train(51, 950)
+    assert len(server.points) < 2 * 60
+    server.down = 0.0
+    train(951, 1000)
+    logger.finish()
+    assert server.steps() == [(key, step) for key in ("loss", "rate") for step in range(1, 1001)]
+    assert server.pictures[-1] == 1000
+    assert len(said) == 1 and "nobody is here" in said[0]
+
+
+def test_a_batch_whose_answer_is_lost_is_sent_again_and_not_logged_twice(outage):
+    server, logger, _, train = outage
+    train(1, 3)
+    server.loses_replies = True
+    train(4, 20)
+    logger._last.clear()  # as in a worker that was restarted
+    server.loses_replies = False
+    train(21, 40)
+    logger.finish()
+    assert server.steps() == [(key, step) for key in ("loss", "rate") for step in range(1, 41)]
+
+
+def test_a_server_that_hangs_takes_a_tenth_of_the_time_at_most_and_what_is_lost_is_said(outage):
+    server, logger, said, train = outage
+    server.down = 300.0
+    train(1, 20_000)
+    assert 0 < server.waited < 0.1 * server.clock.now + 300
+    logger.finish()
+    assert said[1:] == ["MLflow: 40000 points of curves could not be logged"]
+    assert server.pictures == []
+
+
+def test_mlflow_itself_gives_up_before_the_ranks_of_a_gang_do(monkeypatch):
+    from mlflow import environment_variables as known
+
+    for name in PATIENCE:
+        monkeypatch.delenv(name, raising=False)
+    tracking._client("http://server")
+    retries, backoff = known.MLFLOW_HTTP_REQUEST_MAX_RETRIES.get(), known.MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR.get()
+    pauses = [backoff * 2**n for n in range(1, retries)]  # urllib3: none before the first retry
+    assert 20 < sum(pauses) < 60
+    assert (1 + retries) * known.MLFLOW_HTTP_REQUEST_TIMEOUT.get() + sum(pauses) < 600

@@ -28,6 +28,19 @@ def test_joint_guidance_equals_three_separate_evaluations():
     torch.testing.assert_close(v, base + 3.0 * (full - no_text) + 1.5 * (full - no_tracks))
 
 
+def test_image_tokens_are_in_every_branch():
+    """Joint guidance drops text and tracks; the image stays."""
+    text, image, clip = torch.randn(2, 3, 4), torch.randn(2, 1, 2, 2, 2), torch.randn(2, 5, 20)
+    seen = []
+
+    def model(x, time, c):
+        seen.append(c.clip)
+        return x
+
+    guidance.joint(model, image, torch.tensor([0.4, 0.7]), Conditioning(text, image, image, clip), 3.0, 1.5)
+    assert torch.equal(seen[0], torch.cat([clip] * 3))
+
+
 @pytest.mark.parametrize(
     ("w_text", "w_track", "evaluations"),
     [(3.0, 1.5, 3), (0.0, 1.5, 2), (2.0, 0.0, 2), (1.0, 0.0, 1), (0.0, 1.0, 1), (0.5, 0.5, 1)],

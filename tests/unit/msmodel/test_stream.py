@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from itertools import islice
 
 import pytest
@@ -15,7 +16,7 @@ from msmodel.rollout import rollout
 from msmodel.stream import StreamingSession
 from msmodel.tiny_vae import TinyDecoder
 from msmodel.tracks import track_ids, track_map
-from tests.unit.msmodel.models import conditioning, gaussian, randomise, tiny_config
+from tests.unit.msmodel.models import conditioning, gaussian, randomise, tiny_config, with_clip
 
 TIMES = (1.0, 0.75, 0.5)
 TRACKS = 5
@@ -122,6 +123,31 @@ def test_stream_equals_rollout_beyond_the_horizon(image):
     )
     torch.testing.assert_close(torch.cat([c.latents for c in chunks], dim=2), expected, atol=1e-5, rtol=1e-5)
     assert [c.index for c in chunks] == list(range(6))
+
+
+def test_a_stream_reads_image_tokens_at_every_chunk_and_keeps_them():
+    """Over the horizon, under another text, after a reset and in a fork."""
+    scene = Scene()
+    cfg = with_clip(scene.cfg)
+    scene.student = randomise(LoggingStudent(cfg))
+    scene.student.events = scene.events
+    scene.text = conditioning(cfg).text
+    clip = torch.randn(1, 5, cfg.dit.clip_dim, generator=torch.Generator().manual_seed(5))
+    session = scene.session(clip=clip)
+    chunks = take(session, 6)
+    whole = replace(scene.whole_clip(), clip=clip)
+    expected = rollout(scene.student, whole, scene.noise, TIMES, cfg.student, torch.Generator().manual_seed(11))
+    torch.testing.assert_close(torch.cat([c.latents for c in chunks], dim=2), expected, atol=1e-5, rtol=1e-5)
+    for seen, unseen in zip(chunks, take(scene.session(), 6), strict=True):
+        assert not torch.allclose(seen.latents, unseen.latents, atol=1e-4)
+    session.reset()
+    same = [session, session.fork(), scene.session(clip=clip)]
+    assert all(torch.equal(take(one, 1)[0].latents, chunks[0].latents) for one in same)
+    for one in (*same, blind := scene.session()):
+        one.set_text(scene.text.flip(1))
+    first, *others = (take(one, 1)[0].latents for one in same)
+    assert all(torch.equal(first, other) for other in others)
+    assert not torch.allclose(take(blind, 2)[1].latents, first, atol=1e-4)
 
 
 @pytest.mark.parametrize("image", ["channels", "first_latent"])

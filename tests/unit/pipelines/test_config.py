@@ -8,6 +8,12 @@ import typing
 import pytest
 
 from pipelines.config import Config, ConfigError, _known, as_yaml, load, preset_names
+from stages.train.tiny_vae import TINY_VAE
+
+
+@pytest.fixture(scope="module")
+def debug() -> Config:
+    return load("debug")
 
 
 @pytest.mark.parametrize("preset", ["nano", "debug", "wan21-1.3b", "wan22-5b"])
@@ -114,6 +120,19 @@ def test_the_rgb_ablation_is_a_setting():
         load("nano", ["dit.track_encoding=rgb_vae"])
 
 
+def test_the_image_encoder_and_the_branch_that_reads_it_go_together(tmp_path):
+    seeing = ["dit.clip_dim=1280", "image_encoder.source=Wan-AI/Wan2.1-I2V-14B-480P-Diffusers"]
+    assert load("wan21-1.3b", seeing).model.image_encoder.source.startswith("Wan-AI/")
+    with pytest.raises(ConfigError, match=r"image_encoder\.source: is empty, and dit\.clip_dim=1280"):
+        load("wan21-1.3b", seeing[:1])
+    with pytest.raises(ConfigError, match=r"image_encoder\.source: nobody would read the tokens"):
+        load("wan21-1.3b", seeing[1:])
+    with pytest.raises(ConfigError, match=r"config\.json cannot be read"):
+        load("wan21-1.3b", [seeing[0], f"image_encoder.source={tmp_path}"])
+    with pytest.raises(ConfigError, match=r"dit\.clip_dim: 1280 must be 0.*where dit\.image is channels"):
+        load("wan22-5b", seeing)
+
+
 def test_zero_sizes_are_said_not_raised():
     with pytest.raises(ConfigError, match="is zero"):
         load("nano", ["vae.stride_s=0"])
@@ -156,6 +175,27 @@ def test_wan_presets_make_the_papers_batches_on_any_number_of_gpus(preset, worke
     cfg = load(preset, [f"compute.workers={workers}"])
     for training, clips in ((cfg.teacher, 128), (cfg.adapt, 128), (cfg.dmd, 64)):
         assert training.batch * training.micro_steps(workers) * workers == clips
+    tiny = cfg.sized(TINY_VAE).resources.most
+    assert tiny == min(workers, 8) and cfg.tiny_vae.batch * cfg.tiny_vae.micro_steps(tiny) * tiny == 16
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"track_encoding": "rgb_vae"}, "the track head, which dit.track_encoding=rgb_vae has not"),
+        ({"image": "first_latent"}, "its mask channels, which dit.image=first_latent has not"),
+        ({"track_offsets": True, "track_channels": 4}, "dit.track_channels=4 leave none for the ids"),
+        ({"track_channels": 40}, "slow rotary channels; 40 + 1 are needed"),
+    ],
+)
+def test_a_matching_head_that_the_model_cannot_have_is_told_at_load(debug, changes, told):
+    other = dataclasses.replace(debug, dit=dataclasses.replace(debug.dit, **changes))
+    assert other.problems() == []
+    matching = dataclasses.replace(debug.teacher, track_init="matching")
+    assert dataclasses.replace(debug, teacher=matching).problems() == []
+    (problem,) = dataclasses.replace(other, teacher=matching).problems()
+    assert problem.startswith("teacher.track_init: matching: ") and told in problem
+    assert problem.endswith("; set teacher.track_init=zero")
 
 
 def test_a_global_batch_that_the_workers_cannot_make_is_told_before_anything_starts():
@@ -176,7 +216,8 @@ def test_a_global_batch_that_the_workers_cannot_make_is_told_before_anything_sta
         (["compute.ema=disk"], "compute.ema: 'disk' is not one of device, cpu"),
         (["compute.zero_stage=4"], "compute.zero_stage: 4 is not one of 0, 1, 2, 3"),
         (["compute.checkpoints=saves"], "compute.checkpoints: 'saves' is no address"),
-        (["dmd.teacher=disk"], "dmd.teacher: 'disk' is not one of device, offload"),
+        (["dmd.teacher=disk"], "dmd.teacher: 'disk' is not one of device, shard, offload"),
+        (["dmd.teacher=shard", "compute.engine=torch"], "dmd.teacher: shard needs compute.engine=deepspeed"),
     ],
 )
 def test_where_training_keeps_what_is_checked(settings, told):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,9 @@ from huggingface_hub import ModelCard
 from infra.codec import Codec
 from infra.store import Store
 from msmodel.backbones import load_backbone
+from msmodel.config import ImageEncoderConfig
 from msmodel.dit import WanDiT
+from msmodel.export import write_diffusers
 from msmodel.weights import load_teacher, save_weights
 from pipelines import cli
 from pipelines.model_card import Facts, card
@@ -26,7 +29,15 @@ from stages.train.state import SavedTensors
 from stages.train.teacher import TEACHER, TeacherRun
 from tests.unit.pipelines.test_cli import make
 from tests.unit.stages.train.fakes import FakeContext
-from tests.unit.stages.train.methods import alive, dmd_config, small, teacher_config, train_dmd, train_teacher
+from tests.unit.stages.train.methods import (
+    alive,
+    dmd_config,
+    seeing,
+    small,
+    teacher_config,
+    train_dmd,
+    train_teacher,
+)
 
 DATA = ShardSet("/data/train", "train", ("a.tar",), 64, 64, 0, "f00d" * 16, "")
 
@@ -192,3 +203,24 @@ def test_nothing_to_export_is_one_line(tmp_path, capsys):
 def test_make_hands_the_folder_on():
     assert make("export", "CHECKPOINT=a b")[0].startswith(".venv/bin/python -m pipelines export --checkpoint 'a b'")
     assert "--checkpoint" not in make("export")[0]
+
+
+def test_the_card_of_a_model_with_the_image_branch_names_the_encoder_and_gives_the_branch_tokens(tmp_path, monkeypatch):
+    model = seeing()
+    model = replace(
+        model, text=replace(model.text, length=512), image_encoder=ImageEncoderConfig("Wan-AI/Wan2.1-I2V", "crop")
+    )
+    dit = alive(WanDiT, model)
+    facts = Facts("teacher", "debug", model, "d", {}, "apache-2.0", "not there", "exact")
+    text = card(facts)
+    assert "| image encoder | Wan-AI/Wan2.1-I2V, given the first frame's middle square |" in text
+    assert "image encoder" not in card(replace(facts, model=small()))
+    write_diffusers(dit, tmp_path, 5.0)
+    monkeypatch.chdir(tmp_path)
+    space: dict = {}
+    exec(re.findall(r"```python\n(.*?)```", text, re.S)[0], space)
+    assert space["clip"].shape == (1, 257, 20) and space["clip"].any()
+    blind = torch.zeros_like(space["clip"])
+    with torch.no_grad():
+        other = space["transformer"](space["inputs"], 1000 * space["t"], space["text"], blind).sample
+    assert not torch.allclose(other, space["velocity"])

@@ -7,8 +7,8 @@ import pytest
 from pipelines import distill, teacher
 from pipelines.config import load
 from pipelines.data import Dataset
-from pipelines.wiring import NotMade, open_run
-from stages.records import Checkpoint, ShardSet
+from pipelines.wiring import NotMade, Run, found_in, open_run
+from stages.records import Checkpoint, OdePairs, ShardSet
 
 
 def shards(count: int, split: str) -> ShardSet:
@@ -46,3 +46,36 @@ def test_how_a_training_reads_its_data_is_not_in_its_key(tmp_path, monkeypatch):
             teacher.teacher(open_run(load("debug", overrides, runs=str(tmp_path)), ["teacher"], dry=True))
         folders.add(stopped.value.line.folder)
     assert len(folders) == 1
+
+
+def test_phases_and_distillation_take_the_clips_they_are_told_to(tmp_path, monkeypatch):
+    """Of the full presets' choice and of nano's; without generated clips every training takes all."""
+    parts = (shards(3, "train"), shards(1, "heldout"), shards(2, "train_real"), shards(1, "train_synthetic"))
+    apart = ["data.phase1_clips=real", "data.phase2_clips=synthetic", "data.distill_clips=synthetic"]
+    asked: list[tuple[str, ...]] = []
+
+    def step(run, stage, config, inputs, key_inputs=None, label=""):
+        sets = [s for s in found_in(key_inputs or inputs, ShardSet) if s.split != "heldout"]
+        asked.append((stage.name, *(s.split for s in sets)))
+        return OdePairs("", 1, (1.0,), "d") if stage.name == "ode_pairs" else Checkpoint(stage.name, "", 1, "d")
+
+    monkeypatch.setattr(Run, "step", step)
+    monkeypatch.setattr(distill, "teacher", teacher.teacher)
+    for known, overrides, wanted in (
+        (parts, apart, (["train_real", "train_synthetic"], ["train_synthetic"])),
+        (parts, [*apart, "teacher.phase2_steps=0"], (["train_real"], ["train_synthetic"])),
+        (parts, [], (["train"], ["train"])),
+        (parts[:2], apart, (["train"], ["train"])),
+    ):
+        for module in (teacher, distill):
+            monkeypatch.setattr(module, "data", lambda run, known=known: Dataset(*known))
+        asked.clear()
+        distill.distill(open_run(load("debug", overrides, runs=str(tmp_path)), ["distill"], dry=True))
+        taught, distilled = wanted
+        assert asked == [
+            ("teacher", *taught),
+            ("ode_pairs", *distilled),
+            ("adapt",),
+            ("dmd", *distilled),
+            ("tiny_vae", "train"),
+        ]

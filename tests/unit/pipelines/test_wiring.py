@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from pathlib import Path
 
 import fsspec
@@ -253,3 +254,9 @@ def test_a_chain_gives_each_stage_what_the_one_before_made(tmp_path):
         new_run(tmp_path, dry=True).chain(links, ("a", "b", "c"), "real")
     assert new_run(tmp_path, dry=True).chain(links, ("a", "b", "bad"), "real") == [first, last]
     assert CALLS == []
+
+
+def test_a_manifest_keeps_the_seed(tmp_path):
+    teacher(new_run(tmp_path, False, False, "seed=7"))
+    for manifest in tmp_path.glob("debug/*/*/manifest.json"):
+        assert json.loads(manifest.read_text())["provenance"]["seed"] == 7

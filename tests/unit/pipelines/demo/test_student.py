@@ -25,7 +25,7 @@ def train(runs, name: str, finished: str, preset: str = "debug") -> Checkpoint:
     step = store.step(DMD.name, DMD.version, DmdConfig(), (name,), 0)
     step.folder.mkdir(parents=True)
     _, checkpoint = players.make_student(step.folder, name)
-    store.publish(step, checkpoint, 1.0, provenance={"finished": finished, "git_sha": "abc"})
+    store.publish(step, checkpoint, 1.0, provenance={"finished": finished, "git_sha": "abc", "seed": 5})
     return checkpoint
 
 
@@ -104,6 +104,7 @@ def test_what_is_shipped_is_the_newest_student_with_its_provenance(tmp_path, mon
 
     provenance = json.loads((tmp_path / "out" / "provenance.json").read_text())
     assert provenance["digest"] == made.digest and provenance["git_sha"] == "abc"
+    assert provenance["seed"] == 5
     with pytest.raises(ValueError, match="make distill"):
         ship.ship_student(load("nano", runs=str(tmp_path / "empty")), tmp_path / "out")
 

@@ -59,6 +59,33 @@ def test_bytes_a_parameter_in_float32(changes, muon, expected):
     assert billions(where, replace(DMD, half=False, muon=muon)) == pytest.approx(expected)
 
 
+@pytest.mark.parametrize(
+    ("changes", "lies", "expected"),
+    [
+        ({}, "shard", (4.25, 0.5, 3, 0.5, 8)),
+        ({"ranks": 1}, "shard", (6, 4, 24, 4, 12)),
+        ({}, "offload", (4, 0.5, 3, 0.5, 8)),
+        ({"ranks": 1}, "offload", (4, 4, 24, 4, 14)),  # the teacher, and a model's state for a save
+        ({"gpu": False, "zero_stage": 1, "ranks": 2}, "offload", (8 + 4, 8, 12, 2, 0)),  # a CPU's memory is where it is
+    ],
+)
+def test_bytes_a_parameter_with_the_teacher_elsewhere(changes, lies, expected):
+    load = replace(DMD, place=lies, half=changes.get("gpu", True))
+    assert billions(replace(GPUS, **changes), load) == pytest.approx(expected)
+
+
+def test_a_teacher_elsewhere_comes_for_its_score():
+    """2 GB whole, or the weights at work: 50 million gathered ahead and twice the largest, in bytes of two."""
+
+    def activations(lies: str, taught: float) -> float:
+        load = replace(DMD, cache=0.0, train=100e9, taught=taught, place=lies, largest=10**8)
+        return place(load, GPUS).activations
+
+    assert activations("device", 0.0) == activations("offload", 90e9) == 100e9  # the backward pass is worse
+    assert activations("offload", 99e9) == 101e9
+    assert activations("shard", 99.9e9) == 100.4e9
+
+
 def test_the_peak_is_the_largest_moment():
     m = place(replace(DMD, train=50e9, observe=200e9), GPUS)
     assert m.peak == m.moments["looking at held-out clips"]

@@ -55,6 +55,21 @@ def test_what_is_advised_is_a_configuration_and_fits():
     assert nearest(cfg, 2, 1e6) is None  # bytes: weights alone are more
 
 
+def test_where_the_teacher_of_dmd_takes_too_much_it_is_spread():
+    """Sharded over several GPUs; on one, where nothing is shared, it is offloaded or something else is changed."""
+    cfg = load("wan21-1.3b", [SHORT, "dmd.heldout_clips=1", "dmd.picture_clips=0"], gpus="8")
+
+    def peak(cfg) -> float:
+        return training_memory(cfg, "dmd", layout(cfg, 8, gpu=True)).peak
+
+    limit = peak(cfg) - 1e9
+    change = nearest(cfg, 8, limit)
+    assert change is not None and "dmd.teacher=shard" in change.settings
+    assert peak(change.cfg) <= limit
+    alone = nearest(cfg, 1, 0.9 * training_memory(cfg, "dmd", layout(cfg, 1, gpu=True)).peak)
+    assert alone is None or "dmd.teacher=shard" not in alone.settings
+
+
 def test_what_does_not_fit_is_said_with_what_would():
     few, none = (
         "\n".join(plan.describe(load("debug", ["clip.frames=5", f"plan.spare={spare}"], gpus="2"), asked=True))
@@ -96,6 +111,9 @@ def test_files_are_as_large_as_foretold(tmp_path):
     cfg = load("nano")
     latents = 16 * 15 * 10 * 16
     assert disk(cfg).clip == 2 * 2 * latents + 2 * 16 * 384 + 9 * 29 * 160
+    seeing = load("nano", ["dit.clip_dim=1280", "image_encoder.source=a/b"])
+    assert disk(seeing).clip - disk(cfg).clip == 2 * 257 * 1280
+    assert disk(seeing).pairs - disk(cfg).pairs == (cfg.ode.pairs + cfg.ode.heldout_pairs) * 2 * 257 * 1280
 
 
 def test_the_makefile_hands_the_number_of_gpus_on():

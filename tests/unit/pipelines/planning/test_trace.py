@@ -124,9 +124,12 @@ CASES: dict[str, tuple[Callable[[ModelConfig, bool], Work], tuple[Any, ...]]] = 
 @pytest.mark.parametrize("checkpoint", [False, True], ids=["plain", "recomputed"])
 @pytest.mark.parametrize("case", CASES)
 def test_flops_and_peak_are_those_of_a_real_step(case, checkpoint):
+    check(case, model(LAYOUTS[0] if "first" in case or case == "adapt" else LAYOUTS[1]), checkpoint)
+
+
+def check(case: str, m: ModelConfig, checkpoint: bool) -> None:
     """Two per cent in FLOPs; five in memory, where the stage holds a few small tensors more than the piece."""
     real, (piece, *given) = CASES[case]
-    m = model(LAYOUTS[0] if "first" in case or case == "adapt" else LAYOUTS[1])
     predicted = cost(m, How(BATCH, checkpoint=checkpoint, keep=True), piece, *given)
     with FlopCounterMode(display=False, custom_mapping=ATTENTION) as flops:
         real(m, checkpoint)()
@@ -135,6 +138,12 @@ def test_flops_and_peak_are_those_of_a_real_step(case, checkpoint):
         work()
     assert predicted.flops == pytest.approx(flops.get_total_flops(), rel=0.02)
     assert predicted.peak == pytest.approx(counter.peak, rel=0.05)
+
+
+@pytest.mark.parametrize("case", ["teacher", "critic", "adapt"])
+def test_image_tokens_count_as_in_a_real_step(case):
+    m = model("channels")
+    check(case, replace(m, dit=replace(m.dit, clip_dim=20)), checkpoint=False)
 
 
 def saved_bytes(module: nn.Module, work: Work) -> int:

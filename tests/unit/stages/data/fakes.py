@@ -103,7 +103,9 @@ def some_mp4() -> bytes:
         return (Path(folder) / "a.mp4").read_bytes()
 
 
-def finished_clip(folder: Path, number: int, split: str = "train", kind: str = "rendered", tracks: int = 5) -> Clip:
+def finished_clip(
+    folder: Path, number: int, split: str = "train", kind: str = "rendered", tracks: int = 5, clip_dim: int = 0
+) -> Clip:
     """A clip with all its files, of random content that depends on its number alone."""
     generator = np.random.default_rng(number)
     clip_id = f"clip-{split}-{number:03d}"
@@ -113,7 +115,9 @@ def finished_clip(folder: Path, number: int, split: str = "train", kind: str = "
     (home / "frames.mp4").write_bytes(some_mp4())
     xy = generator.uniform(0, 30, (9, tracks, 2)).astype(np.float32)
     save_npz(home / "tracks.npz", {"xy_px": xy, "visible": generator.random((9, tracks)) < 0.8})
-    shapes = {"latents": (8, 5, 8, 12), "image": (8, 5, 8, 12), "text": (16, 384)}
+    shapes = {"latents": (8, 5, 8, 12), "image": (8, 5, 8, 12), "text": (16, 384)} | (
+        {"clip": (5, clip_dim)} if clip_dim else {}
+    )
     save_npz(home / "latents.npz", {k: generator.standard_normal(s).astype(np.float16) for k, s in shapes.items()})
     return Clip(
         clip_id=clip_id,

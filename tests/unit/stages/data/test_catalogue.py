@@ -93,6 +93,8 @@ def test_samples_have_the_same_fields_of_the_same_types():
 
 def test_the_card_says_what_hugging_face_and_people_ask():
     text = card([REAL, RENDERED], REJECTED, (29, 40, 64), 24.0, GateConfig())
+    assert "CLIP" not in text
+    assert "{clip m 1280; float16}" in card([REAL], [], (29, 40, 64), 24.0, clip_dim=1280)
     front = yaml.safe_load(text.split("---")[1])
     assert front["size_categories"] == ["n<1K"]
     files = {f["split"]: f["path"] for f in front["configs"][0]["data_files"]}

@@ -1,6 +1,6 @@
 from dataclasses import replace
 
-from msmodel.config import ModelConfig
+from msmodel.config import ImageEncoderConfig, ModelConfig
 from stages.data.config import DataConfig
 from stages.data.configs import run_configs
 from stages.trackers import TrackerConfig
@@ -40,3 +40,11 @@ def test_a_stage_config_holds_only_what_the_stage_reads():
     assert one.track != two.track
     assert (one.cut, one.render, one.encode, one.pack) == (two.cut, two.render, two.encode, two.pack)
     assert run_configs(replace(before, train_scenes=9), model) == one
+    seeing = replace(model, dit=replace(model.dit, clip_dim=1280), image_encoder=ImageEncoderConfig("a/b", "crop"))
+    three = run_configs(before, seeing, image_digest="x")
+    assert (three.cut, three.track, three.shard) == (one.cut, one.track, one.shard)
+    assert (three.encode.image_encoder, three.encode.clip_dim, three.encode.image_digest) == (
+        seeing.image_encoder,
+        1280,
+        "x",
+    )

@@ -166,3 +166,19 @@ def test_tracks_are_padded_with_invisible_ones_or_cut_to_the_most_visible():
     fewer_xy, fewer = fit_tracks(xy, visible, 2)
     assert np.array_equal(fewer_xy, xy[:, [0, 2]])
     assert fewer.sum() == 3
+
+
+def test_image_tokens_come_with_batches_and_samples(sets, tmp_path):
+    seeing = [finished_clip(tmp_path, i, s, clip_dim=20) for i, s in enumerate(("train", "train", "heldout"))]
+    train, heldout = packed(seeing, tmp_path / "seeing")
+    batch = next(iter(Loader((train,), 2, seed=0)))
+    tokens = {c.clip_id: load_npz(Path(c.folder) / "latents.npz")["clip"] for c in seeing}
+    assert batch.clip is not None and batch.clip.dtype == torch.float32
+    assert torch.equal(batch.clip, torch.from_numpy(np.stack([tokens[i] for i in batch.clip_ids])).float())
+    (sample,) = read_samples(heldout)
+    assert sample.clip is not None
+    assert np.array_equal(sample.clip.half().numpy(), tokens[sample.key])
+    assert read_samples(sets[1])[0].clip is None
+    mixed = list(islice(Loader((sets[0], train), 1, seed=0), 16))
+    assert {b.clip is None for b in mixed} == {True, False}
+    assert next(iter(Loader((sets[0], train), 16, seed=0))).clip is None  # what reads them says so

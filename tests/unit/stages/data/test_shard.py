@@ -8,9 +8,12 @@ from dataclasses import replace
 import pytest
 
 from stages.data import pack, shard
-from stages.data.shard import ShardRun, plan_shards
+from stages.data.gates import GateConfig
+from stages.data.pack import PackRun, PartsInputs
+from stages.data.shard import ShardFile, ShardRun, plan_shards
+from stages.data.shards import read_index, read_samples
 from stages.spec import StageError
-from tests.unit.stages.data.fakes import FakeContext, finished_clip
+from tests.unit.stages.data.fakes import CLIP, FakeContext, finished_clip, packed
 
 
 @contextmanager
@@ -45,6 +48,32 @@ def test_plans_depend_on_the_clips_alone(tmp_path):
     assert plans == plan_shards(list(reversed(clips)), "train", 2)
     assert [p.name for p in plans] == ["shard-000000.tar", "shard-000001.tar", "shard-000002.tar"]
     assert plan_shards(clips, "heldout", 2)[0].clips == (clips[-1],)
+
+
+def test_where_clips_are_generated_synthetic_ones_have_shards_and_a_set_of_their_own(tmp_path):
+    kinds = ["real", "generated", "rendered"] * 3
+    clips = [finished_clip(tmp_path / "clips", i, "train", kind) for i, kind in enumerate(kinds)]
+    clips.append(finished_clip(tmp_path / "clips", 99, "heldout", "real"))
+    plans = [p for split in pack.SPLITS for p in plan_shards(clips, split, 2)]
+    assert [[c.kind != "real" for c in p.clips] for p in plans] == [[False] * 2, [False], *[[True] * 2] * 3, [False]]
+    train, heldout = packed(clips, tmp_path / "pack", clips_per_shard=2)
+    assert (train.clips, train.real, train.rendered) == (9, 3, 3)
+    files = tuple(
+        ShardFile(f"{of.folder}/{s.path.name}", s.path.name, of.split, s.sha256, s.bytes, s.kinds, (), s.tracks, ())
+        for of in (train, heldout)
+        for s in read_index(of)
+    )
+    parts = pack.run_parts(PackRun(CLIP, GateConfig()), PartsInputs(files, ""), FakeContext(tmp_path / "own"))
+    assert [(s.split, s.clips, s.real, s.rendered) for s in parts] == [
+        ("train_real", 3, 3, 0),
+        ("train_synthetic", 6, 0, 3),
+    ]
+    for made, kinds in zip(parts, ({"real"}, {"generated", "rendered"}), strict=True):
+        wanted = {c.clip_id for c in clips if c.kind in kinds and c.split == "train"}
+        assert {s.key for s in read_samples(made)} == wanted
+    card = (tmp_path / "pack" / "README.md").read_text()
+    assert "| split | real | rendered | generated |\n|---|---|---|---|\n| train | 3 | 3 | 3 |" in card
+    assert "| licence | real and generated clips |\n|---|---|\n| MIT | 7 |" in card
 
 
 def test_the_index_tells_trackers_with_their_thresholds(tmp_path):

@@ -296,6 +296,25 @@ def test_spans_of_one_file_are_no_repeats():
     assert len(rejected) == 1
 
 
+@pytest.mark.parametrize("files", [1, 2, 5])
+def test_spans_of_one_file_are_on_one_side(files):
+    spans = [
+        replace(video(f"v{i}", f"{(i * 2654435761) % 2**32:08x}"), video_id=f"v{i}-{k}", start_seconds=float(k))
+        for i in range(files)
+        for k in range(3)
+    ]
+    splits = assign_splits(spans, DataConfig())
+    sides = [{splits[f"v{i}-{k}"] for k in range(3)} for i in range(files)]
+    assert all(len(side) == 1 for side in sides)
+    assert len(set.union(*sides)) == min(files, 2)
+
+
+def test_a_video_that_is_known_already_does_not_count_again():
+    kept, rejected = drop_duplicates([video("a", "1"), video("c", "2")], known=[video("generated", "1")])
+    assert [v.source for v in kept] == ["c"]
+    assert rejected == [Rejected("a", "sources", "same content as generated")]
+
+
 def test_nothing_usable_lists_every_reason():
     rejected = [listed("ingest", "a.mp4: empty file"), listed("ingest", "b.mp4: text, not a video")]
     require_usable([1], rejected, "x")

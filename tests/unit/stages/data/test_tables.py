@@ -82,6 +82,31 @@ def test_a_bad_row_is_rejected_with_its_number_and_the_rest_goes_on(folder, row,
     assert name.startswith("t.csv row 2") and reason in said
 
 
+EXCELS = 'video;Caption;start;end\r\na.mp4;Straße, naß;1,5;2\r\nb.mp4;"a; b";0;1\r\n'
+
+
+@pytest.mark.parametrize("text", [EXCELS, "sep=;\r\n" + EXCELS, EXCELS.replace(";", "\t")])
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "cp1252"])
+def test_what_excel_saves_is_read(folder, text, encoding):
+    found, rejected = table(folder, text.replace("1,5", "1.5").encode(encoding))
+    assert not rejected
+    assert {n: c.caption for n, c in found.items()} == {
+        "a.mp4@1.5-2s": "Straße, naß",
+        "b.mp4@0-1s": "a; b" if ";" in text else "a\t b",
+    }
+    notes = {"utf-8-sig": (), "utf-16": ("t.csv: not UTF-8, read as UTF-16",)}
+    assert found["b.mp4@0-1s"].notes == notes.get(encoding, ("t.csv: not UTF-8, read as Windows-1252",))
+
+
+def test_what_excel_saves_wrongly_is_told(folder):
+    _, rejected = table(folder, EXCELS)
+    assert rejected["t.csv row 1 (a.mp4)"] == "start is '1,5': give seconds or HH:MM:SS.mmm, not below 0"
+    _, rejected = table(folder, EXCELS + "a.mp4;0\n")
+    assert rejected["t.csv row 3"] == "2 fields where the header has 4: put quotes around text with semicolons"
+    with pytest.raises(StageError, match="NUL characters, as UTF-16 without a byte order mark does: save it as UTF-8"):
+        table(folder, EXCELS.encode("utf-16-le"))
+
+
 def test_a_parquet_table_is_read_by_its_columns_and_nulls_are_empty(folder):
     columns = {"file": ["a.mp4", "b.mp4", None], "text": ["w", None, "x"], "start": [None, 0.5, None], "n": [1, 2, 3]}
     pq.write_table(pa.table(columns), folder / "t.parquet")

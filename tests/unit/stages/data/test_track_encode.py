@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from msmodel.config import TextConfig, VAEConfig
+from msmodel.config import ImageEncoderConfig, TextConfig, VAEConfig
 from stages.data import encode, render, track
 from stages.data.encode import EncodeRun
 from stages.data.files import load_npz, save_frames
@@ -14,6 +14,7 @@ from stages.data.track import TrackRun, group_clips, path_px, stored, track_figu
 from stages.records import Clip, Rejected
 from stages.trackers import TrackerConfig, Tracks
 from stages.trackers.ground_truth import read_tracks
+from tests.unit.msmodel.clip import TOKENS, WIDTH, save_clip
 from tests.unit.stages.data.fakes import CLIP, FakeContext, noise_picture, scene_item
 from tests.unit.stages.trackers.cotracker_hub import weights, write_hub
 
@@ -195,6 +196,34 @@ def test_a_scene_is_encoded_with_one_image_latent_and_each_its_caption(tmp_path,
         assert arrays["text"][0, 0] == len(clip.caption)
         assert np.abs(arrays["latents"]).max() <= 1
         assert arrays["image"].shape[1] == CLIP.frames
+        assert arrays.keys() == {"latents", "image", "text"}
+
+
+def test_with_an_image_encoder_clips_hold_the_tokens_of_their_first_frame_made_once(tmp_path, fake_models, monkeypatch):
+    rendered = render.run(RenderRun(CLIP, 3, 2, 3, 4, 4), scene_item(tmp_path), FakeContext(tmp_path / "in"))
+    source = ImageEncoderConfig(str(save_clip(tmp_path / "wan")))
+    run, asked = EncodeRun(CLIP, VAEConfig(), TEXT, "", source, WIDTH), []
+    own = encode.load_image_encoder(source, WIDTH)
+    monkeypatch.setattr(own, "encode", lambda first, whole=own.encode: asked.append(first) or whole(first))
+    monkeypatch.setattr(encode, "_image_encoder", lambda cfg, width, device: own)
+    out = encode.run(run, (*rendered, real_clip(tmp_path)), FakeContext(tmp_path / "out"))
+    assert (len(out), len(asked)) == (4, 2)
+    for clip, first in zip(out, [asked[0]] * 3 + [asked[1]], strict=True):
+        arrays = load_npz(Path(clip.folder) / "latents.npz")
+        assert (arrays["clip"].shape, arrays["clip"].dtype) == ((TOKENS, WIDTH), np.dtype(np.float16))
+        assert torch.equal(encode.to_video(load_npz(Path(clip.folder) / "clip.npz")["frames"])[:, :, 0], first)
+        assert np.array_equal(arrays["clip"], type(own).encode(own, first)[0].half().numpy())
+
+
+def test_a_clip_whose_image_tokens_are_not_finite_is_listed(tmp_path, fake_models, monkeypatch):
+    class Broken:
+        def encode(self, first: torch.Tensor) -> torch.Tensor:
+            return torch.full((1, TOKENS, WIDTH), float("nan"))
+
+    monkeypatch.setattr(encode, "_image_encoder", lambda *given: Broken())
+    run = EncodeRun(CLIP, VAEConfig(), TEXT, "", ImageEncoderConfig("a/b"), WIDTH)
+    (out,) = encode.run(run, (real_clip(tmp_path),), FakeContext(tmp_path / "o"))
+    assert out == Rejected("real", "encode", "its image tokens are not finite in float16")
 
 
 def test_a_caption_of_many_clips_is_encoded_once_and_then_needs_no_encoder(tmp_path, fake_models, monkeypatch):

@@ -3,7 +3,7 @@ from dataclasses import astuple
 import numpy as np
 import pytest
 
-from stages.eval.epe import TrackError, average, retrack, to_raster, track_error
+from stages.eval.epe import TrackError, average, retrack, track_error
 from stages.trackers import TrackerConfig, make_tracker
 from tests.unit.stages.eval.world import SIZE, panning
 
@@ -91,11 +91,6 @@ def test_wrong_shapes_and_lost_numbers_are_errors(tracks):
         track_error(xy, visible, xy[:, :3], visible[:, :3])
     with pytest.raises(ValueError, match="not finite"):
         track_error(xy, np.ones_like(visible), np.full_like(xy, np.nan), visible)
-
-
-def test_raster_scaling_keeps_pixel_centres():
-    corner_centre = np.array([[[0.5, 0.5]]])
-    assert to_raster(corner_centre, (48, 80), (192, 320)).tolist() == [[[2.0, 2.0]]]
 
 
 def test_retracking_a_known_pan_measures_it_in_raster_pixels():

@@ -110,7 +110,10 @@ def test_the_newest_comes_first_and_damaged_or_unfinished_ones_are_left_out(tmp_
     written(tmp_path / "c", replace(RECORDING, id="c"))
     (tmp_path / "c" / "recording.json").write_text("{")
     written(tmp_path / ".1-ab.saving", replace(RECORDING, id="d"))
-    assert [r.id for r in recordings.found(tmp_path)] == ["b", "a"]
+    said: list[str] = []
+    assert [r.id for r in recordings.found(tmp_path, said.append)] == ["b", "a"]
+    (line,) = said
+    assert line.startswith(f"left out of the recordings: {tmp_path / 'c' / 'recording.json'} is damaged")
 
 
 def test_the_digest_of_a_replay_is_that_of_what_it_depends_on(tmp_path):

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from infra.engine import TorchEngine
 from msmodel.batch import Batch
-from msmodel.config import ClipConfig, DiTConfig, ModelConfig, StudentConfig, TextConfig, VAEConfig
+from msmodel.config import CLIP_TOKENS, ClipConfig, DiTConfig, ModelConfig, StudentConfig, TextConfig, VAEConfig
 from stages.train.frames import FrameBatch
 
 
@@ -45,6 +45,7 @@ def clips(model: ModelConfig, count: int, seed: int = 0, tracks: int = 20) -> Ba
         visible=torch.rand(count, model.clip.frames, tracks, generator=g) > 0.2,
         real=torch.ones(count, dtype=torch.bool),
         clip_ids=tuple(f"clip{i}" for i in range(count)),
+        clip=torch.randn(count, CLIP_TOKENS, model.dit.clip_dim, generator=g) if model.dit.clip_dim else None,
     )
 
 
@@ -143,6 +144,9 @@ class FakeContext:
     ) -> PlainEngine:
         self.engines.append(PlainEngine(module, optimizer, clip_norm, accumulate))
         return self.engines[-1]
+
+    def sharded(self, module: nn.Module) -> nn.Module:
+        return module
 
     def barrier(self) -> None: ...
 

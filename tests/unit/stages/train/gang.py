@@ -61,6 +61,14 @@ class Recorded(RunContext):
     def emit(self, step: int, metrics: Mapping[str, float]) -> None:
         self.logged.append((step, {k: v for k, v in metrics.items() if k.startswith(("loss/", "grad_norm/"))}))
 
+    def sharded(self, module: torch.nn.Module) -> torch.nn.Module:
+        """Every weight, however small."""
+        engine.KEPT_WHOLE = 0
+        try:
+            return super().sharded(module)
+        finally:
+            engine.KEPT_WHOLE = SHARDED_FROM
+
 
 def perform(task: Task, root: Path, rank: int = 0, world: int = 1) -> list[tuple[int, dict[str, float]]]:
     """Trains and publishes into root/<task>/NAME; returns the losses and gradient norms of each step."""
@@ -98,8 +106,15 @@ def train_dmd(task: Task, root: Path, ctx: RunContext) -> dict[str, torch.nn.Mod
     generator.checkpoint_layers = critic.checkpoint_layers = cfg.checkpoint_layers
     loader = Loader((data(root),), cfg.batch, 3, ctx.rank, ctx.world_size, micro_steps=cfg.micro_steps(ctx.world_size))
     assert isinstance(generator, CausalDiT)
+    sizes = [p.numel() for p in real.parameters()]
     dmd.fit(dmd.DmdRun(MODEL, cfg), generator, critic, real, loader, clips(MODEL, 2, seed=99), decode, ctx)
+    (root / task.name / f"teacher-{ctx.rank}.json").write_text(json.dumps({"sizes": sizes, "here": here(real)}))
     return {"generator": generator}
+
+
+def here(module: torch.nn.Module) -> list[int]:
+    """How many numbers of each weight lie on this rank: all, or between the calls of a sharded module its piece."""
+    return [p.numel() + (p.ds_tensor.numel() if hasattr(p, "ds_tensor") else 0) for p in module.parameters()]
 
 
 def train_adapt(task: Task, root: Path, ctx: RunContext) -> dict[str, torch.nn.Module]:

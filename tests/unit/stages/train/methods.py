@@ -40,7 +40,8 @@ def alive(kind: type[WanDiT], model: ModelConfig, seed: int = 0) -> WanDiT:
     """Fresh weights with the zero-initialised parts filled in, so that every input matters."""
     dit = fresh(kind, model, seed)
     g = torch.Generator().manual_seed(seed)
-    for weight in (dit.proj_out.weight.data, dit.track_slice):
+    fresh_branch = [layer.attn2.add_v_proj.weight.data for layer in dit.layers if model.dit.clip_dim]
+    for weight in (dit.proj_out.weight.data, dit.track_slice, *fresh_branch):
         weight.copy_(0.1 * torch.randn(weight.shape, generator=g))
     return dit
 
@@ -153,3 +154,9 @@ def small(image: str = "channels") -> ModelConfig:
     """The tiny model on a 16x16 picture: four tokens a frame, for tests that train."""
     model = tiny_model(image)
     return replace(model, clip=replace(model.clip, height=16, width=16))
+
+
+def seeing() -> ModelConfig:
+    """The same, with the branch that reads CLIP's tokens."""
+    model = small()
+    return replace(model, dit=replace(model.dit, clip_dim=20))

@@ -16,8 +16,10 @@ from stages.records import ShardSet
 from .fakes import clips, frame_batch
 
 
-def shard_set(folder: Path, model: ModelConfig, shards: int = 2, per_shard: int = 3, split: str = "train") -> ShardSet:
-    """`shards` shards of `per_shard` random clips, with lossless frames."""
+def shard_set(
+    folder: Path, model: ModelConfig, shards: int = 2, per_shard: int = 3, split: str = "train", prefix: str = "clip"
+) -> ShardSet:
+    """`shards` shards of `per_shard` random clips, whose ids begin with `prefix`, with lossless frames."""
     folder.mkdir(parents=True, exist_ok=True)
     entries = []
     for number in range(shards):
@@ -25,7 +27,7 @@ def shard_set(folder: Path, model: ModelConfig, shards: int = 2, per_shard: int 
         with tarfile.open(path, "w") as tar:
             for index in range(per_shard):
                 for ending, data in members(model, seed=100 * number + index).items():
-                    info = tarfile.TarInfo(f"clip{number}{index}.{ending}")
+                    info = tarfile.TarInfo(f"{prefix}{number}{index}.{ending}")
                     info.size = len(data)
                     tar.addfile(info, io.BytesIO(data))
         data = path.read_bytes()

@@ -13,11 +13,11 @@ from stages.train.adapt import AdaptConfig, AdaptMethod
 from stages.train.ode_pairs import heldout_pairs
 
 from .fakes import FakeContext, decode
-from .methods import alive, pairs_in, small, train_adapt
+from .methods import alive, pairs_in, seeing, small, train_adapt
 
 
-def method(tmp_path, image="channels", **changes):
-    model = small(image)
+def method(tmp_path, image="channels", model=None, **changes):
+    model = model or small(image)
     pairs = pairs_in(tmp_path, model)
     cfg = AdaptConfig(**({"picture_clips": 0} | changes))
     student = alive(CausalDiT, model)
@@ -93,3 +93,13 @@ def test_the_context_is_shared_by_all_ranks_and_times_are_not(tmp_path, monkeypa
             m.loss("student", m.heldout, adapt.Draws(0, step, micro=rank))
     assert contexts[::2] == contexts[1::2]
     assert all(a != b for a, b in zip(indices[::2], indices[1::2], strict=True))
+
+
+@torch.no_grad()
+def test_the_regression_reads_image_tokens(tmp_path):
+    m = method(tmp_path, model=seeing())
+    cond = m.heldout.cond
+    assert cond.clip is not None
+    blind = replace(m.heldout, cond=replace(cond, clip=torch.zeros_like(cond.clip)))
+    values = {float(m.regression(b, m.model.student, torch.Generator().manual_seed(0))) for b in (m.heldout, blind)}
+    assert len(values) == 2

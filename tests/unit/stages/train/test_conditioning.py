@@ -12,6 +12,7 @@ from stages.train.conditioning import (
     condition,
     draw_tracks,
     image_conditioning,
+    image_tokens,
     keep,
     pick_frames,
     training_conditioning,
@@ -20,6 +21,7 @@ from stages.train.conditioning import (
 from stages.train.method import Draws
 
 from .fakes import clips, tiny_model
+from .methods import seeing, small
 
 WHOLE = Augment(tracks_low=20, tracks_high=20, text_dropout=0.0, track_dropout=0.0, mask=1.0)
 
@@ -112,3 +114,32 @@ def test_pick_frames():
 def test_augment_problems():
     fields = [p.split(":")[0] for p in Augment(tracks_low=0, text_dropout=2.0, mask=-0.1).problems()]
     assert fields == ["tracks_low", "text_dropout", "mask"]
+
+
+def test_image_tokens_stay_whatever_is_dropped():
+    model = seeing()
+    batch = clips(model, 2)
+    assert batch.clip is not None and batch.clip.shape == (2, 257, 20)
+    nothing = replace(WHOLE, text_dropout=1.0, track_dropout=1.0)
+    cond = training_conditioning(batch, nothing, model, Draws(0, 0), masked=True)
+    assert not cond.text.any() and not cond.tracks.any()
+    for one in (cond, cond.without_text(), cond.without_tracks(), cond.frames(0, 1), without_any_tracks(batch, model)):
+        assert one.clip is batch.clip
+
+
+def test_a_model_without_the_branch_is_given_no_image_tokens():
+    batch, model = clips(seeing(), 2), small()
+    assert condition(batch, draw_tracks(batch, WHOLE, model, Draws(0, 0)), model).clip is None
+
+
+def test_data_without_image_tokens_is_a_clear_error():
+    model = seeing()
+    blind = clips(small(), 2)
+    for make in (
+        lambda: condition(blind, draw_tracks(blind, WHOLE, model, Draws(0, 0)), model),
+        lambda: without_any_tracks(blind, model),
+    ):
+        with pytest.raises(ValueError, match=r"dit\.clip_dim=20, but this data holds no CLIP tokens.*`make data`"):
+            make()
+    with pytest.raises(ValueError, match=r"CLIP tokens of 16 channels.*set dit\.clip_dim=16"):
+        image_tokens(torch.zeros(2, 5, 16), model)

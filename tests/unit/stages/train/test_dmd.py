@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from msmodel.batch import Conditioning
 from msmodel.causal import CausalDiT
+from msmodel.config import ModelConfig
 from msmodel.dit import WanDiT
 from stages.train import dmd
 from stages.train.conditioning import condition, draw_tracks
 from stages.train.method import Draws
 
 from .fakes import FakeContext, clips, decode
-from .methods import alive, dmd_config, frozen, small, train_dmd
+from .methods import alive, dmd_config, frozen, seeing, small, train_dmd
 
 
-def method(image: str = "channels", **changes) -> dmd.DmdMethod:
-    model = small(image)
+def method(image: str = "channels", model: ModelConfig | None = None, **changes) -> dmd.DmdMethod:
+    model = model or small(image)
     generator = alive(CausalDiT, model, 1)
     assert isinstance(generator, CausalDiT)
     run = dmd.DmdRun(model, dmd_config(picture_clips=0, **changes))
@@ -184,7 +187,14 @@ def test_config_problems():
     assert [p.split(":")[0] for p in bad.problems()] == ["dmd.ratio", "dmd.t_low, t_high"]
 
 
-@pytest.mark.parametrize(("teacher", "moves"), [("device", ["cpu"]), ("offload", ["cpu", "cpu"])])
+def test_a_teacher_elsewhere_takes_less():
+    settings = dmd_config(batch=2, checkpoint_layers=True)
+    assert settings.lighter(8) == ["dmd.batch=1", "dmd.teacher=shard", "dmd.teacher=offload"]
+    assert dmd_config(batch=1, teacher="device").lighter(1) == ["dmd.checkpoint_layers=true", "dmd.teacher=offload"]
+    assert dmd_config(batch=1, checkpoint_layers=True, teacher="offload").lighter(8) == []
+
+
+@pytest.mark.parametrize(("teacher", "moves"), [("device", []), ("shard", []), ("offload", ["cpu", "cpu"])])
 def test_an_offloaded_teacher_goes_back_after_it_has_scored(teacher, moves, monkeypatch):
     m = method(teacher=teacher)
     seen: list[str] = []
@@ -193,3 +203,15 @@ def test_an_offloaded_teacher_goes_back_after_it_has_scored(teacher, moves, monk
     assert seen == []  # the critic's turns do without it
     m.generator_loss(conditioning(m), Draws(0, 0))
     assert seen == moves
+
+
+def test_rollouts_and_scores_read_image_tokens():
+    m = method(model=seeing())
+    cond = conditioning(m)
+    assert cond.clip is not None
+    blind = replace(cond, clip=torch.zeros_like(cond.clip))
+    rolled, unseen = (m.rolled(c, Draws(0, 0), "critic", grad=False) for c in (cond, blind))
+    assert not torch.allclose(rolled, unseen, atol=1e-5)
+    noisy, t = torch.randn_like(rolled), torch.tensor([0.5, 0.8])
+    for a, b in zip(m.scores(noisy, t, cond), m.scores(noisy, t, blind), strict=True):
+        assert not torch.allclose(a, b, atol=1e-5)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ ZERO = (0, 1, 2, 3)
 BOTH = [*(("teacher", z) for z in ZERO), *(("dmd", z) for z in ZERO[1:])]
 LEARNERS = {"teacher": "dit", "dmd": "generator", "adapt": "student", "tiny_vae": "decoder"}
 SHORT = {"steps": 4, "save_steps": 2}
+TEACHER = {"dmd-1": "shard", "dmd-2-half": "shard", "dmd-3": "shard"}  # DMD's frozen one; else on the device, whole
 PLACED = {2: {"ema": "cpu"}, 3: {"offload": "all"}}  # the average and the rest elsewhere, in some of them
 
 
@@ -25,15 +27,11 @@ def name(method: str, zero: int | str) -> str:
 
 def task(method: str, zero: int, **rest) -> Task:
     compute = {"zero_stage": zero} | PLACED.get(zero, {})
+    given = {"name": name(method, zero)} | rest
+    changes = {"teacher": TEACHER.get(given["name"], "device")} if method == "dmd" else {}
+    saved = SAVED.get(method, 2)
     return Task(
-        **{
-            "name": name(method, zero),
-            "method": method,
-            "steps": STEPS,
-            "save_steps": SAVED.get(method, 2),
-            "compute": compute,
-        }
-        | rest
+        **{"method": method, "steps": STEPS, "save_steps": saved, "compute": compute, "changes": changes} | given
     )
 
 
@@ -58,7 +56,7 @@ def alone(root):
 def pair(root, alone):
     """Two processes: both methods at every stage; resumed from their own half and from that of one process."""
     tasks = [task(m, z) for m, z in BOTH]
-    for method, zero in (("teacher", 1), ("teacher", 3), ("dmd", 3)):
+    for method, zero in (("teacher", 1), ("teacher", 3), ("dmd", 2), ("dmd", 3)):
         start = save_of(root, name(method, zero), SAVED[method])
         tasks.append(task(method, zero, name=name(method, f"{zero}-half"), start=start))
     tasks.append(task("teacher", 3, name="joined", start=save_of(root, "teacher-alone", SAVED["teacher"])))
@@ -105,15 +103,25 @@ def test_one_process_is_resumed_by_two(pair, alone):
     [
         ("teacher-1", "teacher-1-half"),
         ("teacher-3", "teacher-3-half"),
+        ("dmd-2", "dmd-2-half"),
         ("dmd-3", "dmd-3-half"),
         ("adapt-3", "adapt-half"),
         ("tiny_vae-3", "tiny_vae-half"),
     ],
 )
 def test_a_sharded_training_resumes_bit_for_bit(whole, resumed, root, pair):
+    """DMD's with its teacher in another place."""
     method = whole.partition("-")[0]
     expected, got = (weights(root, of, method) for of in (whole, resumed))
     assert all(torch.equal(got[key], value) for key, value in expected.items())
     rest = pair[resumed]
     assert rest == pair[whole][-len(rest) :]
     assert 0 < len(rest) < len(pair[whole])
+
+
+@pytest.mark.parametrize("of", ["dmd-1", "dmd-2", "dmd-2-half", "dmd-3"])
+def test_of_a_sharded_teacher_a_rank_holds_half(of, root, pair):
+    for rank in range(2):
+        told = json.loads((root / of / f"teacher-{rank}.json").read_text())
+        halves = [-(-size // 2) for size in told["sizes"]]
+        assert told["here"] == (halves if TEACHER.get(of) == "shard" else told["sizes"])

@@ -17,7 +17,7 @@ from stages.train.ode_pairs import TRAIN, PairLoader, make_pairs, pair_path, rea
 from stages.train.sampling import Guidance, sample_teacher
 
 from .fakes import FakeContext, FakeLoader, clips
-from .methods import alive, frozen, ode_run, pairs_in, small
+from .methods import alive, frozen, ode_run, pairs_in, seeing, small
 
 
 @pytest.mark.parametrize("image", ["channels", "first_latent"])
@@ -146,3 +146,22 @@ def test_sampling_restores_the_given_image():
     cond = condition(batch, draw_tracks(batch, ode_run(model).ode.augment, model, Draws(0, 0)), model)
     x = sample_teacher(dit, cond, torch.randn_like(batch.latents), 2, None, model)
     assert torch.equal(x[:, :, 0], batch.image[:, :, 0])
+
+
+def test_a_file_gives_back_image_tokens_and_one_without_them_is_a_clear_error(tmp_path):
+    model = seeing()
+    cfg, dit, batch = ode_run(model), frozen(alive(WanDiT, model)), clips(model, 2, seed=1)
+    make_pairs(dit, FakeLoader(model), TRAIN, 2, tmp_path, cfg, FakeContext(tmp_path))
+    paths = [pair_path(tmp_path, TRAIN, i) for i in range(2)]
+    back = read_pairs(paths, model)
+    assert back.cond.clip is not None and batch.clip is not None
+    assert torch.equal(back.cond.clip, batch.clip.half().float())
+    blind = replace(batch, clip=torch.zeros_like(batch.clip))
+    ends = [trajectories(dit, b, cfg, Draws(3, 0))[1] for b in (batch, blind)]
+    assert torch.allclose(back.endpoint, ends[0], atol=5e-3) and not torch.allclose(ends[0], ends[1], atol=5e-3)
+    assert read_pairs(paths, small()).cond.clip is None
+    (tmp_path / "blind").mkdir()
+    make_pairs(frozen(alive(WanDiT, small())), FakeLoader(small()), TRAIN, 1, tmp_path / "blind", ode_run(small()),
+               FakeContext(tmp_path))  # fmt: skip
+    with pytest.raises(ValueError, match=r"dit\.clip_dim=20, but this data holds no CLIP tokens"):
+        read_pairs([pair_path(tmp_path / "blind", TRAIN, 0)], model)

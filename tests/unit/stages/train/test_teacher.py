@@ -19,7 +19,7 @@ from stages.train.method import Draws
 from stages.train.publish import fresh, initial_dit
 
 from .fakes import FakeContext, FakeLoader, clips, decode
-from .methods import AUGMENT, alive, small, teacher_config, train_base, train_teacher
+from .methods import AUGMENT, alive, seeing, small, teacher_config, train_base, train_teacher
 
 
 def test_phases_and_total():
@@ -198,3 +198,19 @@ def test_a_share_of_the_steps_sees_clean_context_and_groups_do_not(monkeypatch):
         for step in range(m.cfg.total_steps):
             m.loss("dit", clips(m.model, 2), Draws(0, step))
         assert abs(len(taken) - expected) <= (1 if share == 0.5 else 0), share
+
+
+@pytest.mark.parametrize("context_share", [0.0, 1.0])
+def test_every_phase_reads_image_tokens(context_share):
+    """Zeros in their place, or those of another clip, give another loss."""
+    model = seeing()
+    cfg = teacher_config(group_steps=1, steps=1, phase2_steps=1, context_share=context_share)
+    dit, batch = alive(WanDiT, model), clips(model, 2)
+    method = teacher.TeacherMethod(dit, model, cfg, teacher.Probe(clips(model, 2, 9), model, cfg.augment, decode, 0))
+    assert batch.clip is not None
+    for step in range(3):
+        given = [batch.clip, torch.zeros_like(batch.clip), batch.clip.flip(0)]
+        values = {method.loss("dit", replace(batch, clip=c), Draws(0, step)).value.item() for c in given}
+        assert len(values) == 3
+    method.loss("dit", batch, Draws(0, 1)).value.backward()
+    assert dit.condition_embedder.image_embedder.norm2.weight.grad.any()

@@ -46,11 +46,11 @@ class Layout:
 class Memory:
     """Bytes on one rank's device, and `host`: the most in CPU memory beside it, where the device is a GPU.
 
-    activations: what a micro-step needs besides all the others, the weights of DMD's teacher that come for its score only
-    among them. buffers: in which gradients are reduced, during the backward
-    pass, and `staying`, the part of them that is there all the time. gathered: ZeRO 3's whole weights, in any pass. update: the
-    optimizer's, after the backward pass. observe: what looking at the held-out clips needs. loading: all there is while the
-    models are loaded. saving: copies of the state. whole: ZeRO 3's averaged model at the end, which is looked at once more.
+    activations: what a micro-step needs besides all the others, the weights of DMD's teacher that come for its score only among
+    them. buffers: in which gradients are reduced, during the backward pass, and `staying`, the part of them that is there all
+    the time. gathered: ZeRO 3's whole weights, in any pass. update: the optimizer's, after the backward pass. observe: what
+    looking at the held-out clips needs. loading: all there is while the models are loaded. saving: copies of the state. whole:
+    ZeRO 3's averaged model at the end, which is looked at once more. peak: the largest sum.
     """
 
     name: str

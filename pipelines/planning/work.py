@@ -135,8 +135,8 @@ def disk(cfg: Any) -> Disk:
     model, points = cfg.model, tracks(cfg)
     ids = 3 if model.dit.track_encoding == "rgb_vae" else model.dit.track_id_dim
     latents, text = 2.0 * latent_values(model), 2.0 * model.text.length * model.text.dim
+    text += 2.0 * CLIP_TOKENS * model.dit.clip_dim  # both are kept with every clip and pair
     paths = 9.0 * model.clip.frames * points  # float32 x and y, and whether visible
-    text += 2.0 * CLIP_TOKENS * model.dit.clip_dim
     clip = 2 * latents + text + paths
     pair = (model.student.steps + 2) * latents + text + paths + 2.0 * points * ids
     count, _ = parameters(model)

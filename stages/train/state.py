@@ -125,9 +125,10 @@ def resume(training: Training, ctx: Context) -> int:
 
 def _write_share(tensors: Iterable[tuple[str, Tensor]], path: Path, ctx: Context) -> None:
     """Writes this rank's part, every ranks-th tensor. All ranks go through all tensors, which may be put together for it.
-    Those that lie on the CPU are written from where they are: a copy of all would be the training's peak of memory there."""
+    Those that lie on the CPU are written from where they are: a copy of all would be the training's peak of memory there. But
+    for numbers of steps, of which a sharded engine has one for all weights: safetensors takes no tensor twice."""
     own = {
-        name: tensor.detach().to("cpu").contiguous()
+        name: tensor.detach().to("cpu", copy=tensor.ndim == 0).contiguous()
         for number, (name, tensor) in enumerate(tensors)
         if number % ctx.world_size == ctx.rank
     }

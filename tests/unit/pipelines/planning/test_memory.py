@@ -64,8 +64,8 @@ def test_bytes_a_parameter_in_float32(changes, muon, expected):
     [
         ({}, "shard", (4.25, 0.5, 3, 0.5, 8)),
         ({"ranks": 1}, "shard", (6, 4, 24, 4, 12)),
-        ({"ranks": 1}, "offload", (4, 4, 24, 4, 2 + 12)),
         ({}, "offload", (4, 0.5, 3, 0.5, 8)),
+        ({"ranks": 1}, "offload", (4, 4, 24, 4, 14)),  # the teacher, and a model's state for a save
         ({"gpu": False, "zero_stage": 1, "ranks": 2}, "offload", (8 + 4, 8, 12, 2, 0)),  # a CPU's memory is where it is
     ],
 )

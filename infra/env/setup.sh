@@ -17,9 +17,14 @@ sys.exit(0 if (3, 11) <= sys.version_info[:2] <= (3, 12) else 1)
 PY
 [ -x "$VENV/bin/python" ] || "$PYTHON" -m venv "$VENV"
 "$VENV/bin/python" -m pip install --quiet "uv==$UV"
-# uv reads neither pip's find-links nor its certificates: hand both over, so that a local mirror that serves pip serves uv too.
-links=$("$VENV/bin/python" -m pip config get global.find-links 2>/dev/null || true)
-[ -z "$links" ] || export UV_FIND_LINKS="${UV_FIND_LINKS:-$links}"
+# uv does not read pip's settings. Handed over, so that a mirror that serves pip serves uv too. (`pip config get` reads the user's
+# file alone; `list` has the environment's first, then what holds of the files of user and system.)
+settings=$("$VENV/bin/python" -m pip config list)
+pip_setting() { sed -En "s/^(:env:|global)\.$1='(.*)'\$/\2/p" <<< "$settings" | sed -n 1p; }
+for pair in UV_FIND_LINKS=find-links UV_DEFAULT_INDEX=index-url SSL_CERT_FILE=cert; do
+  name=${pair%%=*} value=$(pip_setting "${pair#*=}")
+  [ -z "$value" ] || [ -n "${!name:-}" ] || export "$name=$value"
+done
 export UV_LINK_MODE=${UV_LINK_MODE:-copy} UV_HTTP_TIMEOUT=${UV_HTTP_TIMEOUT:-180} VIRTUAL_ENV="$PWD/$VENV"
 uv() { "$VENV/bin/uv" "$@"; }
 

@@ -136,6 +136,28 @@ def test_the_image_copies_the_environments_files_before_the_code_and_runs_as_a_u
     assert {"Makefile", "pyproject.toml", "configs", "infra", "msmodel", "pipelines", "stages"} <= set(sent)
 
 
+def test_setup_hands_pips_settings_to_uv(tmp_path):
+    """Of the environment before those of files, as pip does; what uv was told itself stands."""
+    (tmp_path / "infra" / "env").mkdir(parents=True)
+    (tmp_path / "infra" / "env" / "constraints.txt").write_text("torch==0\n")
+    (tmp_path / ".venv" / "bin").mkdir(parents=True)
+    script = shutil.copy(CHECKOUT / "infra" / "env" / "setup.sh", tmp_path / "infra" / "env")
+    python = f"exec env PIP_CONFIG_FILE=$PWD/pip.conf {sys.executable} -m pip config list"
+    for name, line in {"python": f'[ "$3" = install ] || {python}', "uv": "env > told"}.items():
+        (tmp_path / ".venv" / "bin" / name).write_text(f"#!{shutil.which('bash')}\n{line}\n")
+        (tmp_path / ".venv" / "bin" / name).chmod(0o755)
+    (tmp_path / "pip.conf").write_text(
+        "[global]\ncert = /file\nfind-links = /wheels\nindex-url = https://mirror/simple\n"
+    )
+    kept = {k: v for k, v in os.environ.items() if k != "SSL_CERT_FILE" and not k.startswith(("UV_", "PIP_"))}
+    kept |= {"PYTHON": sys.executable, "TORCH_BUILD": "cpu", "UV_FIND_LINKS": "/mine"}
+    for more, cert in (({}, "/file"), ({"PIP_CERT": "/environment"}, "/environment")):
+        subprocess.run(["bash", script], env=kept | more, check=True, stdout=subprocess.DEVNULL)
+        told = dict(line.split("=", 1) for line in (tmp_path / "told").read_text().splitlines() if "=" in line)
+        assert told["SSL_CERT_FILE"] == cert and told["UV_FIND_LINKS"] == "/mine"
+        assert told["UV_DEFAULT_INDEX"] == "https://mirror/simple"
+
+
 @pytest.mark.parametrize(
     ("linter", "file"),
     [

@@ -23,6 +23,7 @@ settings=$("$VENV/bin/python" -m pip config list)
 pip_setting() { sed -En "s/^(:env:|global)\.$1='(.*)'\$/\2/p" <<< "$settings" | sed -n 1p; }
 for pair in UV_FIND_LINKS=find-links UV_DEFAULT_INDEX=index-url SSL_CERT_FILE=cert; do
   name=${pair%%=*} value=$(pip_setting "${pair#*=}")
+  [ "$name" != UV_FIND_LINKS ] || value=$(sed -E 's/(\\n| )+/,/g; s/^,//' <<< "$value") # pip separates several by blanks
   [ -z "$value" ] || [ -n "${!name:-}" ] || export "$name=$value"
 done
 export UV_LINK_MODE=${UV_LINK_MODE:-copy} UV_HTTP_TIMEOUT=${UV_HTTP_TIMEOUT:-180} VIRTUAL_ENV="$PWD/$VENV"

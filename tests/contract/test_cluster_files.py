@@ -156,6 +156,10 @@ def test_setup_hands_pips_settings_to_uv(tmp_path):
         told = dict(line.split("=", 1) for line in (tmp_path / "told").read_text().splitlines() if "=" in line)
         assert told["SSL_CERT_FILE"] == cert and told["UV_FIND_LINKS"] == "/mine"
         assert told["UV_DEFAULT_INDEX"] == "https://mirror/simple"
+    several = kept | {"PIP_FIND_LINKS": "/a /b\n/c"}
+    del several["UV_FIND_LINKS"]
+    subprocess.run(["bash", script], env=several, check=True, stdout=subprocess.DEVNULL)
+    assert "UV_FIND_LINKS=/a,/b,/c\n" in (tmp_path / "told").read_text()
 
 
 @pytest.mark.parametrize(

@@ -104,11 +104,12 @@ lint: $(STAMP)  ## ruff, mypy, import contracts
 	.venv/bin/lint-imports
 
 # Most tests run two at a time, a file in one process, each process on one thread: two that share two cores with two threads
-# each spend their time waiting for each other. Tests that measure time follow, by themselves.
-ALONE := tests/browser tests/unit/pipelines/demo
+# each spend their time waiting for each other. What starts Ray, a gang or a browser, or measures time, follows by itself: two
+# Rays on two cores run into their time limits.
+ALONE := tests/browser tests/smoke tests/unit/infra tests/unit/pipelines/demo tests/unit/stages/train/test_gang.py
 test: lint  ## lint and all tests
-	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive $(PY) -m pytest tests -n 2 --dist loadfile --no-loadscope-reorder --durations 20 $(addprefix --ignore=,$(ALONE))
-	$(PY) -m pytest --durations 10 $(ALONE)
+	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive $(PY) -m pytest tests -n 2 --dist loadfile --no-loadscope-reorder --durations 10 $(addprefix --ignore=,$(ALONE))
+	$(PY) -m pytest --durations 20 $(ALONE)
 
 # Unless PRESET is given, the paper's smaller model.
 test-gpu: $(STAMP)  ## the tests that need a CUDA device, and RUNS/gpu-bench.json; fails where there is none

@@ -122,13 +122,15 @@ def _work(cfg: Any, ranks: int, gpu: bool) -> list[str]:
     else:
         assumed = f"{cfg.compute.threads or 2} CPU threads a process at {own.cpu_gflops:g} GFLOP/s (plan.cpu_gflops)"
     gpu_hours, tiny = f" = {ranks * whole / 3600:,.0f} GPU hours" if gpu else "", cfg.tiny_vae
+    readers = tiny.ranks(ranks)  # workers beyond its batch stand by
     chunk = chunk_flops(cfg, gpu)
     alone = speed(cfg, 1, gpu)
     return [
         f"work, and time on {assumed}; clips = batch x micro-steps x ranks, recomputation counts as work:",
         *_table(head, rows),
         f"  together {duration(whole)}{gpu_hours}; on top come data, evaluation, looking at held-out clips, and the tiny VAE, "
-        f"which decodes {tiny.total_steps * tiny.micro_steps(ranks) * tiny.batch * ranks:,} clips on the CPUs (loader.workers)",
+        f"which decodes {tiny.total_steps * tiny.micro_steps(readers) * tiny.batch * readers:,} clips on the CPUs "
+        "(loader.workers)",
         f"  student: {chunk:.3g} FLOP a chunk of {cfg.student.chunk * cfg.vae.stride_t} frames = {duration(chunk / alone)} "
         f"on one {'GPU' if gpu else 'process'}, without decoding",
     ]

@@ -133,3 +133,8 @@ def test_predicted_memory_is_what_a_training_takes(tmp_path):
     with counter:
         plan_check.train(cfg, "dmd", tmp_path)
     assert predicted == pytest.approx(counter.peak, rel=plan_check.TOLERANCE)
+
+
+def test_workers_beyond_the_tiny_vaes_batch_stand_by():
+    """16 clips a step, on 8 of 32 GPUs."""
+    assert "3,200,000 clips" in "\n".join(describe(load("wan22-5b", ["compute.workers=32"]), 32, gpu=True))

@@ -10,6 +10,7 @@ from pipelines.config import ConfigError, load
 from pipelines.planning.advice import nearest
 from pipelines.planning.loads import TRAININGS
 from pipelines.planning.memory import layout, training_memory
+from pipelines.planning.tables import describe
 from pipelines.planning.work import disk, speed, works
 
 SHORT = "clip.frames=9"  # one chunk, which is traced soon

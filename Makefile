@@ -47,7 +47,7 @@ plan: $(STAMP)  ## dry run: cached or not, every config error, memory, work and 
 	@$(call RUN,plan $(GOALS) $(if $(GPUS),--gpus '$(GPUS)'))
 
 plan-check: $(STAMP)  ## what `make plan` predicts of memory against real training steps, at nano and 100 M parameters
-	$(PY) -m pipelines.plan_check
+	$(PY) -m pipelines.commands.plan.check
 
 inspect: $(STAMP)  ## one clip with its tracks as mp4 and PNG, and its catalogue row (CLIP=id; without: some ids)
 	@$(call RUN,inspect $(if $(CLIP),--clip '$(CLIP)'))
@@ -107,7 +107,7 @@ lint: $(STAMP)  ## ruff, mypy, import contracts
 # each spend their time waiting for each other. What starts Ray, a gang or a browser, or measures time, follows by itself: two
 # Rays on two cores run into their time limits. But for the kill test, which is long and mostly waits.
 ALONE := tests/browser $(addprefix tests/smoke/test_,data.py pipeline.py slurm.py team.py) \
-	$(addprefix tests/unit/infra/test_,cluster.py executor.py gang.py) tests/unit/pipelines/demo tests/unit/stages/train/test_gang.py
+	$(addprefix tests/unit/infra/test_,cluster.py executor.py gang.py) tests/unit/demo tests/unit/stages/train/test_gang.py
 test: lint  ## lint and all tests
 	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive $(PY) -m pytest tests -n 2 --dist loadfile --no-loadscope-reorder --durations 10 $(addprefix --ignore=,$(ALONE))
 	$(PY) -m pytest --durations 20 $(ALONE)

@@ -1,4 +1,4 @@
-"""The world as a stage sees it (stages.spec.Context, implemented structurally)."""
+"""The world as a stage sees it (stages.contracts.Context, implemented structurally)."""
 
 from __future__ import annotations
 

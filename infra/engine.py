@@ -1,4 +1,4 @@
-"""Engines: one module and its optimizer behind backward / step / state (stages.spec.Engine, implemented structurally).
+"""Engines: one module and its optimizer behind backward / step / state (stages.contracts.Engine, implemented structurally).
 
 Both average gradients over the ranks and divide a loss by the number of accumulated micro-steps, so that N ranks with A
 micro-steps of batch b equal one rank with one step of batch N * A * b.

@@ -23,8 +23,8 @@ PICTURES_LOGGED = 16  # of a per-item stage
 
 
 class Needs(Protocol):
-    """stages.spec.Resources. gpus and cpus are of one worker; workers of a per-item stage: at most so many, 1 = as fit. most:
-    of a gang, 0 = as many as it is offered."""
+    """stages.contracts.Resources. gpus and cpus are of one worker; workers of a per-item stage: at most so many, 1 = as fit.
+    most: of a gang, 0 = as many as it is offered."""
 
     @property
     def workers(self) -> int: ...
@@ -39,7 +39,7 @@ class Needs(Protocol):
 
 
 class Runnable(Protocol):
-    """stages.spec.Stage, as far as execution goes."""
+    """stages.contracts.Stage, as far as execution goes."""
 
     @property
     def name(self) -> str: ...

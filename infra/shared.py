@@ -11,7 +11,7 @@ from typing import Any
 
 from .files import CHECKOUT
 
-SHIPPED = ("configs", "infra", "msmodel", "pipelines", "stages")  # of the checkout; the rest stays where it is
+SHIPPED = ("configs", "demo", "infra", "msmodel", "pipelines", "stages")  # of the checkout; the rest stays where it is
 # Where data, models, the tracker and the network are found, and by what right. CUDA_VISIBLE_DEVICES and paths of Python are
 # each node's own.
 PASSED = (

@@ -22,8 +22,12 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from msmodel.config import VAEConfig
-from msmodel.tensor_files import EMBEDDED
-from msmodel.weights import fit_state, read_state, save_weights
+from msmodel.io.tensor_files import EMBEDDED
+from msmodel.io.weights import (
+    fit_state,
+    read_state,
+    save_weights,
+)
 
 BLOCKS = 2  # of each level
 

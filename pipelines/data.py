@@ -11,6 +11,9 @@ from functools import partial
 from pathlib import Path
 
 from infra.executor import Link
+from pipelines.run import Run
+from pipelines.stamps import weights_stamp
+from stages.contracts import StageError
 from stages.data import gates as gate
 from stages.data import sources
 from stages.data.configs import RunConfigs, run_configs
@@ -27,10 +30,6 @@ from stages.data.shard import SHARD, plan_shards
 from stages.data.splits import settle_splits
 from stages.data.track import TRACK, track_stage
 from stages.records import Clip, DataPage, Rejected, ShardSet, Video
-from stages.spec import StageError
-
-from .stamps import weights_stamp
-from .wiring import Run
 
 STAGES = (INGEST, CUT, TRACK, ENCODE, RENDER, SHARD, PACK, DATA_PAGE)
 NOT_APART = (

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+from pipelines.data import data
+from pipelines.run import (
+    Run,
+    without_student,
+)
+from pipelines.stamps import weights_stamp
+from pipelines.teacher import teacher
 from stages.data.shards import require_shards
 from stages.records import Checkpoint
 from stages.train.adapt import ADAPT, AdaptInputs, AdaptRun
 from stages.train.dmd import DMD, DmdInputs, DmdRun
 from stages.train.ode_pairs import ODE_PAIRS, OdeInputs, OdeRun
 from stages.train.tiny_vae import TINY_VAE, TinyVAEInputs, TinyVAERun
-
-from .data import data
-from .stamps import weights_stamp
-from .teacher import teacher
-from .wiring import Run, without_student
 
 STAGES = (ODE_PAIRS, ADAPT, DMD, TINY_VAE)
 

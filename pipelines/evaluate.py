@@ -8,14 +8,13 @@ from dataclasses import replace
 from pathlib import Path
 
 from infra.files import git_sha
+from pipelines.commands.replay import replay
+from pipelines.data import data
+from pipelines.distill import distill
+from pipelines.run import Run
+from pipelines.teacher import teacher
 from stages import eval as ev
 from stages.records import Report
-
-from .data import data
-from .distill import distill
-from .replay import replay
-from .teacher import teacher
-from .wiring import Run
 
 STAGES = (ev.SELECT, ev.GENERATE, ev.MEASURE, ev.SPEED, ev.LONG_RUN, ev.REPORT)
 

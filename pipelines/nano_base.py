@@ -8,15 +8,20 @@ from dataclasses import replace
 from pathlib import Path
 
 from infra.files import CHECKOUT
+from pipelines.data import (
+    data,
+    usable_videos,
+)
+from pipelines.run import (
+    Run,
+    without_student,
+)
 from stages.data.sources import assign_splits
 from stages.records import Checkpoint
 from stages.train.base import BASE, BaseRun, ClipInputs
 from stages.train.teacher import TEACHER, TeacherInputs, TeacherRun
 from stages.train.tiny_vae import TINY_VAE, TinyVAEInputs, TinyVAERun
 from stages.train.vae import VAE, VAEInputs, VAERun
-
-from .data import data, usable_videos
-from .wiring import Run, without_student
 
 STAGES = (VAE, BASE, TEACHER, TINY_VAE)
 ASSETS = CHECKOUT / "msmodel" / "assets"

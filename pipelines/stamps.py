@@ -5,7 +5,7 @@ from __future__ import annotations
 from importlib import resources
 from pathlib import Path
 
-from msmodel.packages import sha256
+from msmodel.io.packages import sha256
 
 EMBEDDED = "embedded:"
 

@@ -8,8 +8,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from infra.progress import duration
-
-from .wiring import Line, Run
+from pipelines.run import (
+    Line,
+    Run,
+)
 
 REASONS_SHOWN = 12
 

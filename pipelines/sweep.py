@@ -5,14 +5,13 @@ from __future__ import annotations
 from dataclasses import replace
 
 from infra.files import git_sha
+from pipelines.data import data
+from pipelines.distill import distill
+from pipelines.evaluate import publish
+from pipelines.run import Run
+from pipelines.teacher import teacher
 from stages import eval as ev
 from stages.records import Report
-
-from .data import data
-from .distill import distill
-from .evaluate import publish
-from .teacher import teacher
-from .wiring import Run
 
 STAGES = (ev.SELECT, ev.SWEEP, ev.GENERATE, ev.MEASURE, ev.SWEEP_REPORT)
 

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from pipelines.data import data
+from pipelines.run import (
+    Run,
+    without_student,
+)
+from pipelines.stamps import weights_stamp
 from stages.data.shards import require_shards
 from stages.records import Checkpoint
 from stages.train.teacher import TEACHER, TeacherInputs, TeacherRun, TwoSetInputs
-
-from .data import data
-from .stamps import weights_stamp
-from .wiring import Run, without_student
 
 STAGES = (TEACHER,)
 

@@ -15,6 +15,12 @@ import cv2
 import numpy as np
 
 from msmodel.config import ClipConfig
+from stages.contracts import (
+    Context,
+    Reject,
+    Resources,
+    Stage,
+)
 from stages.data.config import DataConfig
 from stages.data.files import save_frames, write_png
 from stages.data.quality import perceptual_hash, picture_quality
@@ -22,7 +28,6 @@ from stages.data.shots import ShotFinder, Window, windows
 from stages.data.sources import assign_splits
 from stages.data.video import Unreadable, missing_end, read_container, read_frames, read_timestamps
 from stages.records import Clip, Rejected, Video
-from stages.spec import Context, Reject, Resources, Stage
 
 PLATE_SCALE = 4  # plates keep a shorter side of this many clip heights: the renderer cuts enlarged regions from them
 PLATE_ENOUGH = 720  # px: but not of more than this, or than twice a clip that is larger

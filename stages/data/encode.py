@@ -17,13 +17,17 @@ from einops import rearrange
 
 from msmodel.config import OPTION, ClipConfig, ImageEncoderConfig, TextConfig, VAEConfig
 from msmodel.image_encoder import ImageEncoder, load_image_encoder
-from msmodel.patch_vae import PatchVAE
+from msmodel.io.text_cache import TextCache
+from msmodel.nano.patch_vae import PatchVAE
 from msmodel.text import TextEncoder, load_text_encoder
-from msmodel.text_cache import TextCache
 from msmodel.vae import VideoVAE, load_vae
+from stages.contracts import (
+    Context,
+    Resources,
+    Stage,
+)
 from stages.data.files import inherit, read_clip_frames, save_npz
 from stages.records import Clip, Rejected
-from stages.spec import Context, Resources, Stage
 
 
 @dataclass(frozen=True)
@@ -42,7 +46,7 @@ def run(cfg: EncodeRun, item: Sequence[Clip], ctx: Context) -> tuple[Clip | Reje
     with cfg.clip_dim also {clip}: CLIP's tokens of the first frame.
 
     What is made of a first frame is computed once for all clips of the item that share it, captions once for all clips there
-    ever are (msmodel/text_cache.py, in ctx.shared("text")). A clip with arrays that are not finite comes back as Rejected.
+    ever are (msmodel/io/text_cache.py, in ctx.shared("text")). A clip with arrays that are not finite comes back as Rejected.
     """
     vae = _vae(cfg.vae, str(ctx.device))
     captions = sorted({c.caption for c in item})

@@ -6,7 +6,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from msmodel.config import ClipConfig
-from msmodel.packages import sha256
+from msmodel.io.packages import sha256
+from stages.contracts import (
+    Context,
+    Reject,
+    Resources,
+    Stage,
+)
 from stages.data.files import slug
 from stages.data.sources import Candidate
 from stages.data.video import (
@@ -19,7 +25,6 @@ from stages.data.video import (
     read_timestamps,
 )
 from stages.records import Video
-from stages.spec import Context, Reject, Resources, Stage
 
 PROBE_SIDE = 256  # px: the first frame is decoded at this size, however large it is
 SPAN_TOLERANCE = 0.1  # seconds that a table's span may reach beyond the video's end: tables round

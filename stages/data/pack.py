@@ -12,15 +12,19 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from msmodel.config import OPTION, ClipConfig
+from stages.contracts import (
+    Context,
+    Stage,
+    StageError,
+)
 from stages.data.card import card
 from stages.data.catalogue import write_catalogue, write_rejected
+from stages.data.contact_sheets import clip_sheet
 from stages.data.files import link
 from stages.data.gates import GateConfig
-from stages.data.pictures import clip_sheet
 from stages.data.shard import ShardFile
 from stages.data.shards import INDEX
 from stages.records import Clip, Rejected, ShardSet
-from stages.spec import Context, Stage, StageError
 
 SPLITS = ("train", "heldout")
 PARTS = ("train_real", "train_synthetic")

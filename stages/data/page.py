@@ -12,12 +12,20 @@ from typing import Any
 import numpy as np
 
 from msmodel.config import ClipConfig
+from stages.contracts import (
+    Context,
+    Stage,
+)
 from stages.data.catalogue import COLUMNS, FIGURES, in_order, kinds_of
+from stages.data.contact_sheets import (
+    clip_sheet,
+    data_uri,
+    jpeg,
+    png,
+)
 from stages.data.gates import GATES, GateConfig, dropped_by, thresholds
 from stages.data.histograms import histogram
-from stages.data.pictures import clip_sheet, data_uri, jpeg, png
 from stages.records import Clip, DataPage, Rejected, ShardSet
-from stages.spec import Context, Stage
 
 SHEET_ROWS = 10  # clips drawn of a kind
 MOST_ROWS = 40  # of a table of counts

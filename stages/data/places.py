@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from stages.contracts import StageError
 from stages.records import Rejected
-from stages.spec import StageError
 
 MAGIC = re.compile(r"[*?[]")
 

@@ -15,11 +15,15 @@ import cv2
 import numpy as np
 
 from msmodel.config import ClipConfig
+from stages.contracts import (
+    Context,
+    Resources,
+    Stage,
+)
 from stages.data.files import save_frames, save_npz
 from stages.data.motion import Motion, affine, author, describe
 from stages.data.scene import Layer, Scene, SceneItem, build_scene
 from stages.records import Clip
-from stages.spec import Context, Resources, Stage
 from stages.trackers.base import inside, uniform_grid
 from stages.trackers.ground_truth import NAME as GROUND_TRUTH
 

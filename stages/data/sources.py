@@ -10,12 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from msmodel.packages import packaged_file
+from msmodel.io.packages import packaged_file
+from stages.contracts import StageError
 from stages.data.config import DataConfig
 from stages.data.places import Files, Places, base_folder, decoded, is_address, is_glob, joined, matching, walk
 from stages.data.tables import LISTS, TABLES, BadRow, Row, read_rows
 from stages.records import Rejected, Video
-from stages.spec import StageError
 
 CAPTION_SUFFIX = ".txt"  # a sidecar caption: the video's name with this ending
 SHOWN = 20  # reasons in an error; a table may have millions of rows

@@ -6,8 +6,8 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
+from stages.contracts import StageError
 from stages.records import Clip
-from stages.spec import StageError
 
 TIME_HELDOUT_SHARE = 0.15  # of the clips, where only one source is left and the split must go by time
 

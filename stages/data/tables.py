@@ -13,8 +13,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from stages.contracts import StageError
 from stages.data.places import decoded
-from stages.spec import StageError
 
 LISTS = (".txt", ".lst")
 TABLES = (".csv", ".tsv", ".parquet")

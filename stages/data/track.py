@@ -13,9 +13,13 @@ from pathlib import Path
 
 import numpy as np
 
+from stages.contracts import (
+    Context,
+    Resources,
+    Stage,
+)
 from stages.data.files import inherit, read_clip_frames, save_npz
 from stages.records import Clip
-from stages.spec import Context, Resources, Stage
 from stages.trackers import COTRACKER, Tracker, TrackerConfig, Tracks, shared_tracker, uniform_grid
 from stages.trackers.ground_truth import NAME as GROUND_TRUTH
 from stages.trackers.ground_truth import read_tracks

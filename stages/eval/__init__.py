@@ -39,13 +39,16 @@ from stages.eval.generate import GENERATE
 from stages.eval.items import EvalClip, EvalItem, Figures, Generated, Measured, Selection, guided_items, plan
 from stages.eval.long_run import LONG_RUN, LongRunInputs
 from stages.eval.measure import MEASURE
-from stages.eval.replay import REPLAY, ReplayInputs
 from stages.eval.report import REPORT
 from stages.eval.select import SELECT, SelectInputs
 from stages.eval.speed import SPEED, SpeedInputs
 from stages.eval.summary import ReportInputs
 from stages.eval.sweep import SWEEP, SweepInputs, read_weights, sweep_run
 from stages.eval.sweep_report import SWEEP_REPORT, Guided, SweepReportInputs, SweepReportRun
+from stages.play.replay import (
+    REPLAY,
+    ReplayInputs,
+)
 
 RECORDS = (EvalClip, Selection, EvalItem, Generated, Measured, Figures)
 

@@ -23,15 +23,19 @@ from msmodel.cache import KV, ChunkCache
 from msmodel.causal import CausalDiT, times
 from msmodel.config import CLIP_TOKENS, ModelConfig
 from msmodel.dit import WanDiT
+from msmodel.io.weights import inference_dtype
 from msmodel.rollout import generate_chunk, start
 from msmodel.tiny_vae import TinyDecoder
 from msmodel.track_encoding import clip_ids, encode_tracks
 from msmodel.vae import fresh_vae
-from msmodel.weights import inference_dtype
+from stages.contracts import (
+    Context,
+    Resources,
+    Stage,
+)
 from stages.eval.items import Figures, folder_file
 from stages.eval.speed import settings
 from stages.eval.timing import now
-from stages.spec import Context, Resources, Stage
 from stages.train.method import at_least
 from stages.train.publish import fresh
 from stages.train.sampling import Guidance, sample_teacher

@@ -11,8 +11,8 @@ from typing import Any
 
 from msmodel.config import ModelConfig
 from stages.eval.counterfactual import KINDS, Motions
+from stages.eval.fidelity import SSIM_WINDOW
 from stages.eval.i3d import MIN_FRAMES
-from stages.eval.pictures import SSIM_WINDOW
 from stages.eval.setting import CACHE
 from stages.trackers.base import TrackerConfig
 from stages.train.sampling import Guidance

@@ -21,14 +21,22 @@ from msmodel.batch import Conditioning
 from msmodel.causal import CausalDiT
 from msmodel.config import ModelConfig, StudentConfig, VAEConfig
 from msmodel.dit import WanDiT
-from msmodel.patch_vae import PatchVAE
+from msmodel.io.weights import (
+    inference_dtype,
+    load_student,
+    load_teacher,
+)
+from msmodel.nano.patch_vae import PatchVAE
 from msmodel.rollout import rollout
 from msmodel.vae import VideoVAE, load_vae
-from msmodel.weights import inference_dtype, load_student, load_teacher
+from stages.contracts import (
+    Context,
+    Resources,
+    Stage,
+)
 from stages.eval.config import GenerateRun
 from stages.eval.items import EvalClip, EvalItem, Generated, folder_file, read_clip, read_tracks, seeded
 from stages.records import Checkpoint
-from stages.spec import Context, Resources, Stage
 from stages.train.conditioning import image_conditioning, image_tokens
 from stages.train.sampling import sample_teacher
 

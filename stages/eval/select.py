@@ -12,12 +12,16 @@ from pathlib import Path
 
 import numpy as np
 
+from stages.contracts import (
+    Context,
+    Stage,
+    StageError,
+)
 from stages.data.loader import Sample, read_samples
 from stages.eval.config import SelectConfig, SelectRun
 from stages.eval.counterfactual import authored, swapped
 from stages.eval.items import CLIP_KINDS, EvalClip, Selection, folder_file
 from stages.records import ShardSet
-from stages.spec import Context, Stage, StageError
 
 
 @dataclass(frozen=True)

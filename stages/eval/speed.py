@@ -15,13 +15,18 @@ from typing import Any
 import torch
 
 from msmodel.stream import DecoderMaker
+from stages.contracts import (
+    Context,
+    Resources,
+    Stage,
+    StageError,
+)
 from stages.eval.config import SpeedRun
 from stages.eval.generate import clip_noise, conditioning, student_on, teacher_on, vae_on
 from stages.eval.items import EvalClip, Figures, Selection, folder_file, seeded
 from stages.eval.streaming import ClipStream, chunks_of, clip_stream, filled_after, first_frame_seconds
 from stages.eval.timing import latency, now, peak_memory
 from stages.records import Checkpoint
-from stages.spec import Context, Resources, Stage, StageError
 from stages.train.sampling import Guidance, sample_teacher
 
 

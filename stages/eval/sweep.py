@@ -16,6 +16,11 @@ import torch
 
 from msmodel.causal import CausalDiT
 from msmodel.config import ModelConfig, StudentConfig
+from stages.contracts import (
+    Context,
+    Resources,
+    Stage,
+)
 from stages.eval.config import LongRunConfig, LongRunRun, MeasureConfig
 from stages.eval.epe import finite_mean
 from stages.eval.generate import student_on
@@ -25,7 +30,6 @@ from stages.eval.setting import read_setting, with_positions
 from stages.eval.streaming import NoDecoder, chunks_of, clip_stream, filled_after
 from stages.eval.timing import latency
 from stages.records import Checkpoint
-from stages.spec import Context, Resources, Stage
 from stages.train.method import at_least
 from stages.train.sampling import Guidance
 

@@ -8,14 +8,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from stages.data.pictures import data_uri
+from stages.contracts import (
+    Context,
+    Stage,
+)
+from stages.data.contact_sheets import data_uri
 from stages.eval.epe import TrackError, average, finite_mean
 from stages.eval.items import CLIP_KINDS, Figures, Measured
 from stages.eval.plots import sweep_plot
 from stages.eval.summary import clean
 from stages.eval.sweep import row
 from stages.records import Report
-from stages.spec import Context, Stage
 
 TEMPLATE = Path(__file__).with_name("sweep.html.j2")
 

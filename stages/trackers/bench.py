@@ -16,9 +16,14 @@ import cv2
 import numpy as np
 import torch
 
+from stages.contracts import (
+    Context,
+    Resources,
+    Stage,
+    StageError,
+)
 from stages.data.files import read_clip_frames
 from stages.records import Clip
-from stages.spec import Context, Resources, Stage, StageError
 from stages.trackers import Tracker, TrackerConfig, make_tracker
 from stages.trackers.base import NAMES
 from stages.trackers.ground_truth import NAME as GROUND_TRUTH

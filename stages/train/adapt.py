@@ -20,8 +20,12 @@ from msmodel.causal import CausalDiT
 from msmodel.config import ModelConfig, StudentConfig
 from msmodel.flow import student_timesteps
 from msmodel.rollout import denoise_chunks, fresh_noise, rollout
+from stages.contracts import (
+    Context,
+    Resources,
+    Stage,
+)
 from stages.records import Checkpoint, OdePairs
-from stages.spec import Context, Resources, Stage
 from stages.train.loop import train
 from stages.train.method import Draws, Learner, Loader, LoopConfig, Loss, Observation, at_least, scheduled
 from stages.train.ode_pairs import PairBatch, PairLoader, heldout_pairs

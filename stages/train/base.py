@@ -17,9 +17,13 @@ from msmodel.batch import Batch
 from msmodel.config import ModelConfig
 from msmodel.dit import WanDiT
 from msmodel.rollout import fresh_noise
+from stages.contracts import (
+    Context,
+    Resources,
+    Stage,
+)
 from stages.data.loader import LoaderConfig
 from stages.records import Checkpoint, ShardSet
-from stages.spec import Context, Resources, Stage
 from stages.train.conditioning import keep, without_any_tracks
 from stages.train.groups import GroupedConfig
 from stages.train.loop import train

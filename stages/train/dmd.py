@@ -21,9 +21,13 @@ from msmodel.causal import CausalDiT
 from msmodel.config import ModelConfig
 from msmodel.dit import WanDiT
 from msmodel.rollout import fresh_noise, rollout
+from stages.contracts import (
+    Context,
+    Resources,
+    Stage,
+)
 from stages.data.loader import LoaderConfig
 from stages.records import Checkpoint, ShardSet
-from stages.spec import Context, Resources, Stage
 from stages.train.conditioning import Augment, condition, draw_tracks
 from stages.train.loop import train
 from stages.train.method import Draws, Learner, Loader, LoopConfig, Loss, Observation, at_least, scheduled

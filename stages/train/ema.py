@@ -11,8 +11,9 @@ from torch import Tensor
 class Ema:
     """shadow = d * shadow + (1 - d) * weight, with d = min(decay, (1 + n) / (10 + n)) at update n.
 
-    masters: the float32 weights by name, or this rank's pieces of them (stages.spec.Engine.masters): the average is sharded as
-    they are. The warm-up of d lets short trainings forget their start; `decay` in [0, 1), 0 follows the weights exactly.
+    masters: the float32 weights by name, or this rank's pieces of them (stages.contracts.Engine.masters): the average is
+    sharded as they are. The warm-up of d lets short trainings forget their start; `decay` in [0, 1), 0 follows the weights
+    exactly.
     """
 
     def __init__(self, masters: Mapping[str, Tensor], decay: float, device: torch.device) -> None:

@@ -20,7 +20,10 @@ from torch import Tensor
 
 from msmodel.attention import kernel
 from msmodel.dit import WanDiT
-from stages.spec import Context, StageError
+from stages.contracts import (
+    Context,
+    StageError,
+)
 from stages.train.ema import Ema
 from stages.train.method import Draws, Loader, LoopConfig, Loss, Method
 from stages.train.state import Training, resume, save

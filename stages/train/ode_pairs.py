@@ -22,9 +22,14 @@ from msmodel import flow
 from msmodel.batch import Batch, Conditioning
 from msmodel.config import ModelConfig
 from msmodel.rollout import fresh_noise
+from stages.contracts import (
+    Context,
+    Resources,
+    Stage,
+    StageError,
+)
 from stages.data.loader import LoaderConfig
 from stages.records import Checkpoint, OdePairs, ShardSet
-from stages.spec import Context, Resources, Stage, StageError
 from stages.train.conditioning import (
     Augment,
     ClipTracks,

@@ -11,16 +11,24 @@ from typing import Any
 import torch
 from torch import nn
 
-from msmodel.backbones import Report, load_backbone
 from msmodel.batch import Batch
 from msmodel.causal import CausalDiT
 from msmodel.config import ModelConfig, VAEConfig
 from msmodel.dit import WanDiT
+from msmodel.io.backbones import (
+    Report,
+    load_backbone,
+)
+from msmodel.io.weights import (
+    inference_dtype,
+    load_teacher,
+    load_weights,
+    save_weights,
+)
 from msmodel.vae import load_vae
-from msmodel.weights import inference_dtype, load_teacher, load_weights, save_weights
+from stages.contracts import Context
 from stages.data.loader import Loader, LoaderConfig
 from stages.records import Checkpoint, ShardSet
-from stages.spec import Context
 from stages.train.sampling import Decode
 
 RANDOM = "random"
@@ -46,8 +54,8 @@ def initial_dit(
     """The DiT a teacher starts from, and what became of the weights that it took; tracks change nothing at step 0, unless
     the weights know tracks.
 
-    base: a BASE checkpoint, which goes before `init`: "random", or what msmodel.backbones.load_backbone reads ("embedded:NAME",
-    a folder or file, a hub id). Raises its ValueErrors.
+    base: a BASE checkpoint, which goes before `init`: "random", or what msmodel.io.backbones.load_backbone reads
+    ("embedded:NAME", a folder or file, a hub id). Raises its ValueErrors.
     """
     dit = fresh(WanDiT, model, seed)
     if base is not None:

@@ -19,7 +19,11 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from stages.spec import Context, Engine, StageError
+from stages.contracts import (
+    Context,
+    Engine,
+    StageError,
+)
 from stages.train.ema import Ema
 from stages.train.method import Learner, Loader
 

@@ -20,11 +20,18 @@ from torch import nn
 from msmodel import flow
 from msmodel.batch import Batch
 from msmodel.config import ModelConfig
-from msmodel.matching import lacking, match_tracks
+from msmodel.nano.matching import (
+    lacking,
+    match_tracks,
+)
 from msmodel.rollout import fresh_noise
+from stages.contracts import (
+    Context,
+    Resources,
+    Stage,
+)
 from stages.data.loader import LoaderConfig
 from stages.records import Checkpoint, ShardSet
-from stages.spec import Context, Resources, Stage
 from stages.train.conditioning import (
     Augment,
     condition,
@@ -58,10 +65,10 @@ class TeacherConfig(GroupedConfig):
     """Paper, Wan 2.1: phase 1 of 4,800 steps at 1e-5, phase 2 of 800 at 1e-6, batch 128.
 
     init: where the backbone comes from when no base checkpoint is handed in: "embedded:nano", a folder or file, a hub id
-    (msmodel/backbones.py says what can be read), or "random". strict_init: refuse weights with tensors that are missing or
+    (msmodel/io/backbones.py says what can be read), or "random". strict_init: refuse weights with tensors that are missing or
     not understood.
     track_init: "zero" leaves the backbone's function unchanged at step 0, as the paper; "matching" gives it an attention
-    head that looks for equal ids (msmodel/matching.py), for small models that would find it late or never.
+    head that looks for equal ids (msmodel/nano/matching.py), for small models that would find it late or never.
     """
 
     group: ClassVar[str] = "teacher"

@@ -19,9 +19,13 @@ from torch import Tensor, nn
 
 from msmodel.config import ModelConfig
 from msmodel.tiny_vae import TinyDecoder, load_tiny_vae
+from stages.contracts import (
+    Context,
+    Resources,
+    Stage,
+)
 from stages.data.loader import LoaderConfig
 from stages.records import Checkpoint, ShardSet
-from stages.spec import Context, Resources, Stage
 from stages.train.frames import FrameBatch, FrameLoader
 from stages.train.loop import train
 from stages.train.method import Draws, Learner, Loader, LoopConfig, Loss, Observation, at_least, scheduled

@@ -17,10 +17,19 @@ from einops import rearrange
 from torch import Tensor
 
 from msmodel.config import VAEConfig
-from msmodel.patch_vae import PatchVAE, fold, principal_components
+from msmodel.nano.patch_vae import (
+    PatchVAE,
+    fold,
+    principal_components,
+)
 from msmodel.vae import save_patch_vae
+from stages.contracts import (
+    Context,
+    Resources,
+    Stage,
+    StageError,
+)
 from stages.records import Checkpoint, Video
-from stages.spec import Context, Resources, Stage, StageError
 from stages.train.loop import train
 from stages.train.method import Draws, Learner, Loader, LoopConfig, Loss, Observation, at_least, scheduled
 from stages.train.optim import make_optimizer

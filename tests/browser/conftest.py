@@ -12,12 +12,23 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Browser, BrowserContext, sync_playwright
 
-from msmodel.steering import Controls
-from pipelines.demo.config import DemoConfig
-from pipelines.demo.player import Played, Start
-from pipelines.demo.serve import address_of, listen, make_server
+from configs.demo import DemoConfig
+from demo.playing.player import (
+    Played,
+    Start,
+)
+from demo.server.serve import (
+    address_of,
+    listen,
+    make_server,
+)
+from msmodel.steering.steering import Controls
 from tests.browser.driver import Tab
-from tests.unit.pipelines.demo.fakes import ABOUT, FakePerformance, FakePlayer
+from tests.unit.demo.fakes import (
+    ABOUT,
+    FakePerformance,
+    FakePlayer,
+)
 
 CHROMIUM = Path("/usr/bin/chromium")
 # No GPU, no voice, no call home; a camera that shows a test pattern.

@@ -7,7 +7,7 @@ import re
 import pytest
 from playwright.sync_api import BrowserContext
 
-from pipelines.demo.config import DemoConfig
+from configs.demo import DemoConfig
 from tests.browser.conftest import WatchedPlayer, serving
 from tests.browser.driver import Tab
 

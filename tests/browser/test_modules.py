@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from playwright.sync_api import Browser
 
-from pipelines.demo import protocol as wire
+from demo.server import protocol as wire
 from tests.browser.driver import Tab
 
 

@@ -30,16 +30,23 @@ from playwright.sync_api import Browser, BrowserContext
 from torch import Tensor
 from websockets.exceptions import ConnectionClosed
 
+from configs.settings import load
+from demo.client import Client
+from demo.playing.model_player import (
+    ModelPlayer,
+    load_player,
+)
 from infra.files import CHECKOUT, git_sha
-from msmodel.packages import packaged_file
+from msmodel.io.packages import packaged_file
 from msmodel.points import uniform_grid
-from pipelines.config import load
-from pipelines.demo.client import Client
-from pipelines.demo.model_player import ModelPlayer, load_player
 from stages.eval.epe import retrack
-from stages.eval.recordings import digest_of, read_first, read_recording
-from stages.eval.replay import played
 from stages.eval.timing import latency_slope
+from stages.play.recordings import (
+    digest_of,
+    read_first,
+    read_recording,
+)
+from stages.play.replay import played
 from stages.trackers import make_tracker
 from tests.browser.driver import Tab
 
@@ -162,7 +169,7 @@ def test_it_keeps_the_clips_pace_and_a_hand_is_seen_soon(demo: Demo, tab: Tab) -
     assert grown < 0.05
     assert (
         shown < LONG_FRAMES or slope.low <= 0
-    )  # against the wall clock; `python -m pipelines.demo.soak` has it against a young stream
+    )  # against the wall clock; `python -m demo.soak` has it against a young stream
 
 
 def test_a_dragged_object_follows_the_hand(demo: Demo, tab: Tab) -> None:

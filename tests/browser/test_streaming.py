@@ -7,10 +7,10 @@ import time
 import numpy as np
 from playwright.sync_api import BrowserContext, WebSocketRoute
 
-from pipelines.demo.config import DemoConfig
+from configs.demo import DemoConfig
 from tests.browser.conftest import WatchedPlayer, serving
 from tests.browser.driver import Tab, until
-from tests.unit.pipelines.demo.fakes import ABOUT
+from tests.unit.demo.fakes import ABOUT
 
 
 def test_first_frame_comes_within_a_second(tab: Tab) -> None:

@@ -6,13 +6,16 @@ from pathlib import Path
 
 import pytest
 
+from stages.contracts import (
+    Reject,
+    StageError,
+)
 from stages.data import cut, ingest
 from stages.data.config import DataConfig
 from stages.data.cut import CutRun
 from stages.data.ingest import IngestRun
 from stages.data.sources import drop_duplicates, find_candidates, listed, require_usable
 from stages.records import Clip, Rejected
-from stages.spec import Reject, StageError
 from tests.unit.stages.data.fakes import CLIP, FakeContext, ffmpeg, make_video
 
 REASONS = {

@@ -88,7 +88,7 @@ def test_every_pod_has_the_folder_runs_and_the_secret_and_workers_have_shared_me
 
 
 def test_the_jobs_command_is_one_that_make_and_the_configuration_know():
-    from pipelines.config import load
+    from configs.settings import load
 
     words = re.findall(r'(?:[^\s"]|"[^"]*")+', read(CLUSTER / "rayjob.yaml")["spec"]["entrypoint"])
     assert words[:3] == ["make", "-C", "/opt/motionstream"]

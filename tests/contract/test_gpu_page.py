@@ -10,8 +10,11 @@ from typing import Any
 import pytest
 import yaml
 
+from configs.settings import (
+    Config,
+    load,
+)
 from infra.files import CHECKOUT
-from pipelines.config import Config, load
 
 PAGE = (CHECKOUT / "docs" / "GPU.md").read_text()
 PRESETS = ("wan21-1.3b", "wan22-5b")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from omegaconf import OmegaConf
 
-from pipelines.config import Config
+from configs.settings import Config
 
 GOLDEN = Path(__file__).with_name("defaults.json")
 

@@ -21,9 +21,9 @@ from msmodel.causal import CausalDiT
 from msmodel.config import ModelConfig
 from msmodel.dit import WanDiT
 from msmodel.flow import student_timesteps
+from msmodel.io.weights import inference_dtype
 from msmodel.stream import DecoderMaker, StreamingSession
 from msmodel.track_encoding import clip_ids
-from msmodel.weights import inference_dtype
 from stages.eval.streaming import NoDecoder, filled_after
 from stages.eval.timing import latency
 from stages.train import adapt, dmd, teacher

@@ -16,11 +16,11 @@ import pytest
 import torch
 import torch.distributed as dist
 
+from configs.settings import load
 from infra.context import RunContext
 from infra.files import git_sha
 from msmodel.attention import kernel
 from msmodel.vae import fresh_vae
-from pipelines.config import load
 from tests.gpu import bodies
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]

@@ -17,8 +17,13 @@ from infra.config import ComputeConfig
 from infra.executor import Executor, Work
 from infra.progress import PlainConsole
 from infra.store import Store
+from stages.contracts import (
+    Reject,
+    Resources,
+    Stage,
+    StageError,
+)
 from stages.records import Checkpoint, Clip
-from stages.spec import Reject, Resources, Stage, StageError
 
 
 @dataclass(frozen=True)

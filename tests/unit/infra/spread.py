@@ -10,8 +10,11 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
+from stages.contracts import (
+    Resources,
+    Stage,
+)
 from stages.records import Checkpoint
-from stages.spec import Resources, Stage
 from tests.unit.infra.fakes import FakeConfig, Item, note
 
 STEPS, SAVE_EVERY = 10, 2

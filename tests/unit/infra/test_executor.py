@@ -20,7 +20,11 @@ from infra.executor import Link, item_tasks
 from infra.files import CHECKOUT
 from infra.gang import StageFailed
 from infra.items import ItemJob, run_item
-from stages.spec import Reject, Resources, StageError
+from stages.contracts import (
+    Reject,
+    Resources,
+    StageError,
+)
 from tests.unit.infra import fakes
 
 

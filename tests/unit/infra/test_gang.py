@@ -19,8 +19,12 @@ from infra.config import ComputeConfig
 from infra.context import RunContext
 from infra.progress import PlainConsole
 from infra.ray_session import RaySession
+from stages.contracts import (
+    Resources,
+    Stage,
+    StageError,
+)
 from stages.records import Checkpoint
-from stages.spec import Resources, Stage, StageError
 from stages.train.publish import publish
 from tests.unit.infra import fakes
 from tests.unit.stages.train.gang import Task, prepare, run, train_teacher

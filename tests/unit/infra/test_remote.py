@@ -15,8 +15,8 @@ from moto.server import ThreadedMotoServer
 
 from infra.context import RunContext
 from infra.remote import RemoteFiles, fetch
+from stages.contracts import StageError
 from stages.data.sources import find_candidates
-from stages.spec import StageError
 
 BUCKET = "films"
 

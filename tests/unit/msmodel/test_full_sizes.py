@@ -8,8 +8,8 @@ from dataclasses import replace
 import pytest
 import torch
 
+from configs.settings import load
 from msmodel.dit import WanDiT
-from pipelines.config import load
 
 COMMON = {
     "patch_size": (1, 2, 2), "attention_head_dim": 128, "text_dim": 4096, "freq_dim": 256, "num_layers": 30,

@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 from msmodel.config import VAEConfig
+from msmodel.io.weights import save_weights
 from msmodel.tiny_vae import TinyDecoder, load_tiny_vae, save_tiny_vae
-from msmodel.weights import save_weights
 from tests.unit.msmodel.vaes import patch_vae, some_latents, some_video
 
 NANO = VAEConfig("test", z_channels=4, stride_t=2, stride_s=4)

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from msmodel.config import VAEConfig
-from msmodel.patch_vae import PatchVAE
+from msmodel.nano.patch_vae import PatchVAE
 from msmodel.vae import VideoVAE
 
 # Wan's published latent statistics: WanVAE of Wan2.1 (16 channels) and Wan2_2_VAE of Wan2.2 (48).

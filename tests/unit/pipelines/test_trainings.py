@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import pytest
 
+from configs.settings import load
 from pipelines import distill, teacher
-from pipelines.config import load
 from pipelines.data import Dataset
-from pipelines.wiring import NotMade, Run, found_in, open_run
+from pipelines.run import (
+    NotMade,
+    Run,
+    found_in,
+    open_run,
+)
 from stages.records import Checkpoint, OdePairs, ShardSet
 
 

@@ -8,7 +8,11 @@ import imageio_ffmpeg
 import numpy as np
 import pytest
 
-from msmodel.packages import packaged_file
+from msmodel.io.packages import packaged_file
+from stages.contracts import (
+    Reject,
+    StageError,
+)
 from stages.data import cut as stage
 from stages.data import ingest
 from stages.data.config import DataConfig
@@ -19,7 +23,6 @@ from stages.data.sources import Candidate
 from stages.data.splits import settle_splits
 from stages.data.video import read_container, read_frames, read_timestamps
 from stages.records import Clip, Rejected, Video
-from stages.spec import Reject, StageError
 from tests.unit.stages.data.fakes import CLIP, FakeContext, ffmpeg, make_video
 
 INGEST = ingest.IngestRun(CLIP, 16, 8192, 0.2, 5.0)

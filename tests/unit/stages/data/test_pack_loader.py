@@ -10,11 +10,11 @@ import pytest
 import torch
 import webdataset as wds
 
+from stages.contracts import StageError
 from stages.data.files import load_npz
 from stages.data.loader import Loader, fit_tracks, read_samples
 from stages.data.shards import read_index, read_members
 from stages.records import Rejected
-from stages.spec import StageError
 from tests.unit.stages.data.fakes import finished_clip, packed
 
 BAD = Rejected("b ö.mp4", "ingest", "empty file")

@@ -10,9 +10,12 @@ import numpy as np
 import pytest
 
 from stages.data import page
+from stages.data.contact_sheets import (
+    clip_sheet,
+    tracked,
+)
 from stages.data.gates import GateConfig
 from stages.data.page import DataPageRun
-from stages.data.pictures import clip_sheet, tracked
 from stages.records import Rejected, ShardSet
 from tests.unit.stages.data.fakes import CLIP, FakeContext, finished_clip
 

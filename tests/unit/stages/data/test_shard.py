@@ -7,12 +7,12 @@ from dataclasses import replace
 
 import pytest
 
+from stages.contracts import StageError
 from stages.data import pack, shard
 from stages.data.gates import GateConfig
 from stages.data.pack import PackRun, PartsInputs
 from stages.data.shard import ShardFile, ShardRun, plan_shards
 from stages.data.shards import read_index, read_samples
-from stages.spec import StageError
 from tests.unit.stages.data.fakes import CLIP, FakeContext, finished_clip, packed
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from stages.contracts import StageError
 from stages.data.config import DataConfig
 from stages.data.sources import (
     PACKAGED,
@@ -17,7 +18,6 @@ from stages.data.sources import (
     require_usable,
 )
 from stages.records import Rejected, Video
-from stages.spec import StageError
 
 
 def video(name: str, sha256: str) -> Video:

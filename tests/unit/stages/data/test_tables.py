@@ -2,10 +2,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from stages.contracts import StageError
 from stages.data.places import decoded
 from stages.data.sources import find_candidates
 from stages.data.tables import read_rows, seconds
-from stages.spec import StageError
 
 OPENVID = "video,caption,aesthetic score,motion score,temporal consistency score,camera motion,frame,fps,seconds\n"
 

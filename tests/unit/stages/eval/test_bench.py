@@ -13,8 +13,7 @@ from msmodel.causal import CausalDiT
 from msmodel.rollout import rollout
 from stages.eval import bench
 from tests.unit.msmodel.models import conditioning, gaussian, randomise, tiny_config
-
-from .world import FakeContext
+from tests.unit.stages.eval.world import FakeContext
 
 
 @pytest.mark.parametrize("image", ["channels", "first_latent"])

@@ -13,6 +13,7 @@ import torch
 
 from msmodel.causal import CausalDiT
 from msmodel.config import ModelConfig
+from stages.contracts import StageError
 from stages.eval import (
     EvalConfig,
     GenerateRun,
@@ -38,7 +39,6 @@ from stages.eval.items import Generated, Measured, Selection, read_tracks, read_
 from stages.eval.report import flat
 from stages.eval.streaming import NoDecoder, clip_stream
 from stages.records import Checkpoint, ShardSet
-from stages.spec import StageError
 from tests.unit.stages.eval.world import (
     FakeContext,
     FakeI3D,

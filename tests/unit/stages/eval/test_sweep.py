@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from msmodel.config import StudentConfig
+from msmodel.io.weights import load_student
 from msmodel.rollout import rollout
-from msmodel.weights import load_student
 from stages.eval import i3d, setting, sweep, sweep_report
 from stages.eval import select as selecting
 from stages.eval.config import GenerateRun, MeasureRun, SelectRun
@@ -19,8 +19,15 @@ from stages.eval.generate import run as generate
 from stages.eval.items import guided_items
 from stages.eval.measure import run as measure
 from tests.unit.msmodel.models import conditioning, gaussian
-
-from .world import FakeContext, FakeI3D, eval_config, make_checkpoint, make_vae, model_config, samples
+from tests.unit.stages.eval.world import (
+    FakeContext,
+    FakeI3D,
+    eval_config,
+    make_checkpoint,
+    make_vae,
+    model_config,
+    samples,
+)
 
 OWN = StudentConfig(chunk=3, sink=1, window=1, steps=3)
 CFG = sweep.SweepConfig(settings=("c1s1w1", "c1s0w2ak1"), guidance=("3/1.5",), clips=1, horizons=2, chunks=4)

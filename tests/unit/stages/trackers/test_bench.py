@@ -7,9 +7,9 @@ import cv2
 import numpy as np
 import pytest
 
+from stages.contracts import StageError
 from stages.data.files import save_npz
 from stages.records import Clip
-from stages.spec import StageError
 from stages.trackers import TrackerConfig, bench
 from stages.trackers.base import Tracks
 from stages.trackers.bench import TrackerBenchConfig, TrackerBenchRun

@@ -95,7 +95,7 @@ class FakeFrames(FakeLoader):
 
 
 class PlainEngine(TorchEngine):
-    """stages.spec.Engine in plain torch, which counts its steps."""
+    """stages.contracts.Engine in plain torch, which counts its steps."""
 
     steps = 0
 
@@ -111,7 +111,7 @@ class Bar:
 
 @dataclass
 class FakeContext:
-    """stages.spec.Context for one process; keeps everything it is told."""
+    """stages.contracts.Context for one process; keeps everything it is told."""
 
     workdir: Path
     seed: int = 3

@@ -26,10 +26,21 @@ from stages.train import adapt, dmd, teacher, tiny_vae
 from stages.train.frames import FrameLoader
 from stages.train.ode_pairs import PairLoader, heldout_pairs
 from stages.train.publish import publish
-
-from .fakes import clips, decode, frame_batch
-from .methods import alive, dmd_config, frozen, pairs_in, small, teacher_config, tiny_config
-from .shards import shard_set
+from tests.unit.stages.train.fakes import (
+    clips,
+    decode,
+    frame_batch,
+)
+from tests.unit.stages.train.methods import (
+    alive,
+    dmd_config,
+    frozen,
+    pairs_in,
+    small,
+    teacher_config,
+    tiny_config,
+)
+from tests.unit.stages.train.shards import shard_set
 
 WHOLE = small()
 MODEL = replace(WHOLE, clip=replace(WHOLE.clip, frames=5))  # 3 chunks

@@ -12,8 +12,10 @@ import numpy as np
 
 from msmodel.config import ModelConfig
 from stages.records import ShardSet
-
-from .fakes import clips, frame_batch
+from tests.unit.stages.train.fakes import (
+    clips,
+    frame_batch,
+)
 
 
 def shard_set(

@@ -11,9 +11,17 @@ from msmodel.causal import CausalDiT
 from stages.train import adapt
 from stages.train.adapt import AdaptConfig, AdaptMethod
 from stages.train.ode_pairs import heldout_pairs
-
-from .fakes import FakeContext, decode
-from .methods import alive, pairs_in, seeing, small, train_adapt
+from tests.unit.stages.train.fakes import (
+    FakeContext,
+    decode,
+)
+from tests.unit.stages.train.methods import (
+    alive,
+    pairs_in,
+    seeing,
+    small,
+    train_adapt,
+)
 
 
 def method(tmp_path, image="channels", model=None, **changes):

@@ -10,9 +10,11 @@ import torch
 from stages.train.conditioning import condition, draw_tracks
 from stages.train.context import context_loss, draw_pieces
 from stages.train.method import Draws
-
-from .fakes import clips, tiny_model
-from .methods import teacher_config
+from tests.unit.stages.train.fakes import (
+    clips,
+    tiny_model,
+)
+from tests.unit.stages.train.methods import teacher_config
 
 
 def test_a_steady_piece_is_sink_window_and_chunk():

@@ -14,9 +14,19 @@ from msmodel.dit import WanDiT
 from stages.train import dmd
 from stages.train.conditioning import condition, draw_tracks
 from stages.train.method import Draws
-
-from .fakes import FakeContext, clips, decode
-from .methods import alive, dmd_config, frozen, seeing, small, train_dmd
+from tests.unit.stages.train.fakes import (
+    FakeContext,
+    clips,
+    decode,
+)
+from tests.unit.stages.train.methods import (
+    alive,
+    dmd_config,
+    frozen,
+    seeing,
+    small,
+    train_dmd,
+)
 
 
 def method(image: str = "channels", model: ModelConfig | None = None, **changes) -> dmd.DmdMethod:

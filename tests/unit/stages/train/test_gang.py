@@ -9,7 +9,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from .gang import Task, perform, prepare, run
+from tests.unit.stages.train.gang import (
+    Task,
+    perform,
+    prepare,
+    run,
+)
 
 STEPS = 20
 SAVED = {"teacher": 10, "dmd": 16}  # the step after which the training is saved and taken up again

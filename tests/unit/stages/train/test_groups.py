@@ -8,9 +8,11 @@ from msmodel.tracks import track_map
 from stages.train.conditioning import condition, draw_tracks
 from stages.train.groups import GroupedConfig, frame_groups, group_frames
 from stages.train.method import Draws
-
-from .fakes import clips, tiny_model
-from .test_conditioning import WHOLE
+from tests.unit.stages.train.fakes import (
+    clips,
+    tiny_model,
+)
+from tests.unit.stages.train.test_conditioning import WHOLE
 
 
 def test_groups_take_frame_0_and_later_ones_with_their_own_tracks():

@@ -11,14 +11,20 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from stages.spec import StageError
+from stages.contracts import StageError
 from stages.train import loop
 from stages.train.method import Draws, Learner, LoopConfig, Loss, Observation, scheduled
 from stages.train.optim import make_optimizer
 from stages.train.raw import raw_weights
-
-from .fakes import FakeContext, FakeLoader, tiny_model
-from .methods import METHODS, small
+from tests.unit.stages.train.fakes import (
+    FakeContext,
+    FakeLoader,
+    tiny_model,
+)
+from tests.unit.stages.train.methods import (
+    METHODS,
+    small,
+)
 
 
 class Numbers:
@@ -174,8 +180,10 @@ def test_a_non_finite_loss_stops_the_step_and_saves_its_batch(tmp_path):
 def _train_base_with(loader, ctx, model, **changes):
     from stages.train import base
     from stages.train.publish import fresh
-
-    from .fakes import clips, decode
+    from tests.unit.stages.train.fakes import (
+        clips,
+        decode,
+    )
 
     cfg = base.BaseConfig(steps=4, batch=2, log_steps=1, probe_clips=2, picture_clips=0, **changes)
     dit = fresh(base.WanDiT, model, 0)
@@ -270,7 +278,7 @@ def test_logging_and_observing_change_nothing(tmp_path):
 def test_batches_are_saved_with_their_clip_ids(tmp_path):
     from safetensors import safe_open
 
-    from .fakes import clips
+    from tests.unit.stages.train.fakes import clips
 
     loop.save_batch(clips(tiny_model(), 2), tmp_path / "b.safetensors")
     with safe_open(tmp_path / "b.safetensors", "pt") as f:

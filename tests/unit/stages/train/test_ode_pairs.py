@@ -9,15 +9,25 @@ import torch
 
 from msmodel import flow, guidance
 from msmodel.dit import WanDiT
+from stages.contracts import StageError
 from stages.records import OdePairs
-from stages.spec import StageError
 from stages.train.conditioning import condition, draw_tracks
 from stages.train.method import Draws
 from stages.train.ode_pairs import TRAIN, PairLoader, make_pairs, pair_path, read_pairs, trajectories
 from stages.train.sampling import Guidance, sample_teacher
-
-from .fakes import FakeContext, FakeLoader, clips
-from .methods import alive, frozen, ode_run, pairs_in, seeing, small
+from tests.unit.stages.train.fakes import (
+    FakeContext,
+    FakeLoader,
+    clips,
+)
+from tests.unit.stages.train.methods import (
+    alive,
+    frozen,
+    ode_run,
+    pairs_in,
+    seeing,
+    small,
+)
 
 
 @pytest.mark.parametrize("image", ["channels", "first_latent"])

@@ -12,11 +12,21 @@ from msmodel.dit import WanDiT
 from stages.train import teacher
 from stages.train.phases import LoaderThenLoader
 from stages.train.publish import open_loader
-
-from .fakes import FakeContext, clips, decode
-from .methods import alive, small, teacher_config
-from .shards import shard_set
-from .test_resume import DyingContext, Stopped
+from tests.unit.stages.train.fakes import (
+    FakeContext,
+    clips,
+    decode,
+)
+from tests.unit.stages.train.methods import (
+    alive,
+    small,
+    teacher_config,
+)
+from tests.unit.stages.train.shards import shard_set
+from tests.unit.stages.train.test_resume import (
+    DyingContext,
+    Stopped,
+)
 
 MODEL = small()
 

@@ -7,10 +7,12 @@ import torch
 
 from infra.config import ComputeConfig
 from infra.context import RunContext
-from stages.spec import StageError
-
-from .fakes import FakeContext
-from .methods import METHODS, small
+from stages.contracts import StageError
+from tests.unit.stages.train.fakes import FakeContext
+from tests.unit.stages.train.methods import (
+    METHODS,
+    small,
+)
 
 
 class Stopped(Exception):

@@ -7,14 +7,26 @@ from pathlib import Path
 import pytest
 import torch
 
+from msmodel.io.weights import (
+    load_student,
+    load_teacher,
+    read_config,
+)
 from msmodel.tiny_vae import load_tiny_vae
-from msmodel.weights import load_student, load_teacher, read_config
 from stages.records import Checkpoint
 from stages.train import adapt, base, dmd, ode_pairs, publish, teacher, tiny_vae
-
-from .fakes import FakeContext, decode
-from .methods import dmd_config, ode_run, small, teacher_config, tiny_config
-from .shards import shard_set
+from tests.unit.stages.train.fakes import (
+    FakeContext,
+    decode,
+)
+from tests.unit.stages.train.methods import (
+    dmd_config,
+    ode_run,
+    small,
+    teacher_config,
+    tiny_config,
+)
+from tests.unit.stages.train.shards import shard_set
 
 
 class FakeVAE:

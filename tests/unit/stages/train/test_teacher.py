@@ -9,17 +9,29 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from msmodel.backbones import load_backbone
 from msmodel.batch import Batch
 from msmodel.dit import WanDiT
-from msmodel.weights import save_weights
+from msmodel.io.backbones import load_backbone
+from msmodel.io.weights import save_weights
 from stages.train import base, teacher
 from stages.train.conditioning import without_any_tracks
 from stages.train.method import Draws
 from stages.train.publish import fresh, initial_dit
-
-from .fakes import FakeContext, FakeLoader, clips, decode
-from .methods import AUGMENT, alive, seeing, small, teacher_config, train_base, train_teacher
+from tests.unit.stages.train.fakes import (
+    FakeContext,
+    FakeLoader,
+    clips,
+    decode,
+)
+from tests.unit.stages.train.methods import (
+    AUGMENT,
+    alive,
+    seeing,
+    small,
+    teacher_config,
+    train_base,
+    train_teacher,
+)
 
 
 def test_phases_and_total():

@@ -8,10 +8,16 @@ import torch
 from stages.train import tiny_vae
 from stages.train.frames import FrameLoader
 from stages.train.method import Draws
-
-from .fakes import FakeContext, FakeFrames, frame_batch
-from .methods import small, tiny_config
-from .shards import shard_set
+from tests.unit.stages.train.fakes import (
+    FakeContext,
+    FakeFrames,
+    frame_batch,
+)
+from tests.unit.stages.train.methods import (
+    small,
+    tiny_config,
+)
+from tests.unit.stages.train.shards import shard_set
 
 
 def test_a_crop_shows_the_same_place_in_latents_and_pixels():

@@ -15,9 +15,20 @@ from stages.train.conditioning import Augment, condition, draw_tracks, training_
 from stages.train.method import Draws
 from stages.train.ode_pairs import TRAIN, make_pairs, pair_path, read_pairs
 from stages.train.publish import fresh
-
-from .fakes import FakeContext, FakeLoader, clips, decode
-from .methods import alive, dmd_config, frozen, ode_run, small, train_teacher
+from tests.unit.stages.train.fakes import (
+    FakeContext,
+    FakeLoader,
+    clips,
+    decode,
+)
+from tests.unit.stages.train.methods import (
+    alive,
+    dmd_config,
+    frozen,
+    ode_run,
+    small,
+    train_teacher,
+)
 
 
 def rgb(image: str = "channels") -> ModelConfig:

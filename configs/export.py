@@ -1,0 +1,21 @@
+"""make export: how its files are laid out, and their licence."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class ExportConfig:
+    """shard_gb: a transformer above it is written in several files. licence: of the weights, an identifier of the hub's."""
+
+    shard_gb: float = 5.0
+    licence: str = "apache-2.0"
+
+    def problems(self) -> list[str]:
+        out = []
+        if self.shard_gb <= 0:
+            out.append(f"export.shard_gb: {self.shard_gb} must be positive")
+        if not self.licence.strip():
+            out.append("export.licence: is empty; name one of the hub's, as apache-2.0 or other")
+        return out

@@ -1,0 +1,331 @@
+"""The configuration: one frozen dataclass a group, each beside its reader; a preset states what differs; overrides go last.
+
+load() reports every mistake at once: unknown keys, wrong types, and what the groups' own problems() say.
+"""
+
+from __future__ import annotations
+
+import difflib
+import types
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields, is_dataclass, replace
+from pathlib import Path
+from typing import Any, Union, get_args, get_origin, get_type_hints
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from configs.demo import DemoConfig
+from configs.export import ExportConfig
+from configs.plan import PlanConfig
+from infra.config import ComputeConfig
+from msmodel.config import (
+    ClipConfig,
+    DiTConfig,
+    ImageEncoderConfig,
+    ModelConfig,
+    StudentConfig,
+    TextConfig,
+    VAEConfig,
+)
+from msmodel.image_encoder import folder_problems
+from stages.contracts import Stage
+from stages.data.config import DataBenchConfig, DataConfig
+from stages.data.loader import LoaderConfig
+from stages.eval.bench import BenchConfig
+from stages.eval.config import EvalConfig
+from stages.eval.sweep import SweepConfig
+from stages.trackers.bench import TrackerBenchConfig
+from stages.train.adapt import ADAPT, AdaptConfig
+from stages.train.base import BASE, BaseConfig
+from stages.train.dmd import DMD, DmdConfig, DmdRun
+from stages.train.method import LoopConfig
+from stages.train.ode_pairs import OdeConfig, OdeRun
+from stages.train.sampling import Guidance
+from stages.train.teacher import TEACHER, ContextConfig, Phase1Config, TeacherConfig, TeacherRun
+from stages.train.tiny_vae import TINY_VAE, TinyBaseConfig, TinyVAEConfig
+from stages.train.vae import VAETrainConfig
+
+PRESETS = Path(__file__).resolve().parents[1] / "configs" / "preset"
+TRAININGS = (BASE, TEACHER, ADAPT, DMD, TINY_VAE)  # each reads the group of its name
+FROM_COMMAND_LINE = ("preset", "runs", "src")  # set by --preset, --runs, --src
+
+
+@dataclass(frozen=True)
+class Config:
+    """Everything a user can set. Overrides read `teacher.steps=200 student.window=2`."""
+
+    preset: str = "nano"
+    seed: int = 0
+    runs: str = "runs"
+    src: str = ""  # folder, glob, list, table or address of one's own videos; "" takes the packaged clips
+    clip: ClipConfig = field(default_factory=ClipConfig)
+    vae: VAEConfig = field(default_factory=VAEConfig)
+    text: TextConfig = field(default_factory=TextConfig)
+    image_encoder: ImageEncoderConfig = field(default_factory=ImageEncoderConfig)
+    dit: DiTConfig = field(default_factory=DiTConfig)
+    student: StudentConfig = field(default_factory=StudentConfig)
+    guidance: Guidance = field(default_factory=Guidance)  # of the teacher, while it teaches
+    data: DataConfig = field(default_factory=DataConfig)
+    vae_training: VAETrainConfig = field(default_factory=VAETrainConfig)  # make nano-base
+    base: BaseConfig = field(default_factory=BaseConfig)  # make nano-base
+    phase1: Phase1Config = field(default_factory=Phase1Config)  # make nano-base
+    phase1_context: ContextConfig = field(default_factory=ContextConfig)  # make nano-base
+    tiny_base: TinyBaseConfig = field(default_factory=TinyBaseConfig)  # make nano-base
+    teacher: TeacherConfig = field(default_factory=TeacherConfig)
+    ode: OdeConfig = field(default_factory=OdeConfig)
+    adapt: AdaptConfig = field(default_factory=AdaptConfig)
+    dmd: DmdConfig = field(default_factory=DmdConfig)
+    tiny_vae: TinyVAEConfig = field(default_factory=TinyVAEConfig)
+    eval: EvalConfig = field(default_factory=EvalConfig)
+    loader: LoaderConfig = field(default_factory=LoaderConfig)  # of every training on shards
+    sweep: SweepConfig = field(default_factory=SweepConfig)  # make sweep
+    bench: BenchConfig = field(default_factory=BenchConfig)  # make bench
+    tracker_bench: TrackerBenchConfig = field(default_factory=TrackerBenchConfig)  # make bench-trackers
+    bench_data: DataBenchConfig = field(default_factory=DataBenchConfig)  # make bench-data
+    export: ExportConfig = field(default_factory=ExportConfig)  # make export
+    compute: ComputeConfig = field(default_factory=ComputeConfig)
+    plan: PlanConfig = field(default_factory=PlanConfig)  # make plan
+    demo: DemoConfig = field(default_factory=DemoConfig)  # make demo
+
+    @property
+    def model(self) -> ModelConfig:
+        return ModelConfig(self.clip, self.vae, self.text, self.dit, self.student, self.image_encoder)
+
+    @property
+    def root(self) -> Path:
+        """The run's folder."""
+        return Path(self.runs).expanduser().resolve() / self.preset
+
+    def ranks(self, stage: Stage) -> int:
+        """How many processes run a gang stage."""
+        workers = 1 if self.compute.executor == "local" else self.compute.workers or stage.resources.workers
+        training = vars(self).get(stage.name)
+        return training.ranks(workers) if isinstance(training, LoopConfig) else workers
+
+    def sized(self, stage: Stage) -> Stage:
+        """A gang stage that takes no more processes than that."""
+        return replace(stage, resources=replace(stage.resources, most=self.ranks(stage)))
+
+    def problems(self) -> list[str]:
+        """Every inconsistency of every group, as 'group.field: what is wrong and how to mend it'."""
+        runs = (OdeRun(self.model, self.ode, self.guidance), DmdRun(self.model, self.dmd, self.guidance))
+        groups = (
+            self.model,
+            self.data,
+            self.loader,
+            self.vae_training,
+            self.base,
+            self.phase1,
+            self.phase1_context,
+            self.tiny_base,
+            TeacherRun(self.model, self.teacher),
+            *runs,
+            self.adapt,
+            self.tiny_vae,
+            self.eval,
+            self.sweep,
+            self.bench,
+            self.tracker_bench,
+            self.bench_data,
+            self.export,
+            self.compute,
+            self.plan,
+            self.demo,
+        )
+        found = [f"seed: {self.seed} is below zero"] if self.seed < 0 else []
+        found += self._unshardable() + self._indivisible() + folder_problems(self.image_encoder, self.dit.clip_dim)
+        for group in groups:
+            try:
+                found += group.problems()
+            except ZeroDivisionError:
+                found.append(
+                    f"{type(group).__name__}: a size, stride, patch or step count is zero; set it to 1 or more"
+                )
+        return list(dict.fromkeys(found))
+
+    def _unshardable(self) -> list[str]:
+        """Trainings whose optimizer needs whole weights, where ZeRO is asked to shard them; a teacher that nothing shards."""
+        out = []
+        if self.dmd.teacher == "shard" and self.compute.engine != "deepspeed":
+            out.append("dmd.teacher: shard needs compute.engine=deepspeed")
+        if not self.compute.zero_stage:
+            return out
+        trainings = (c for c in vars(self).values() if isinstance(c, LoopConfig) and c.optimizer == "muon")
+        return out + [
+            f"{c.group}.optimizer: muon needs whole weights, and compute.zero_stage={self.compute.zero_stage} shards "
+            f"them: set compute.zero_stage=0 or {c.group}.optimizer=adamw"
+            for c in trainings
+        ]
+
+    def _indivisible(self) -> list[str]:
+        """Trainings whose global batch the workers cannot make."""
+        out = []
+        for stage in TRAININGS:
+            c = vars(self)[stage.name]
+            if c.batch > 0:
+                out += [f"{c.group}.{p}" for p in c.indivisible(self.ranks(stage))]
+        return out
+
+
+class ConfigError(ValueError):
+    """All mistakes of a configuration, one a line."""
+
+    def __init__(self, problems: Sequence[str]) -> None:
+        self.problems = list(problems)
+        lines = "".join(f"\n  {p}" for p in self.problems)
+        count = len(self.problems)
+        super().__init__(f"the configuration has {count} problem{'s' if count > 1 else ''}:{lines}")
+
+
+def load(preset: str, overrides: Sequence[str] = (), src: str = "", runs: str = "runs", gpus: str = "") -> Config:
+    """The configuration of a preset with Hydra overrides. gpus: in place of compute.workers, if given. Raises ConfigError with
+    every mistake, before anything starts."""
+    problems: list[str] = []
+    tree = _defaults()
+    for origin, key, value in [*_preset_values(preset, problems), *_override_values(overrides, problems)]:
+        _set(tree, origin, key, value, problems)
+    OmegaConf.update(tree, "preset", preset)
+    OmegaConf.update(tree, "src", src)
+    OmegaConf.update(tree, "runs", runs)
+    if gpus.isdecimal() and int(gpus):
+        OmegaConf.update(tree, "compute.workers", int(gpus))
+    elif gpus:
+        problems.append(f"GPUS={gpus}: not a whole number of at least 1")
+    config = _tuples(OmegaConf.to_object(tree), Config)
+    problems += config.problems()
+    if problems:
+        raise ConfigError(problems)
+    return config
+
+
+def as_yaml(config: Config) -> str:
+    """The resolved configuration."""
+    return OmegaConf.to_yaml(OmegaConf.structured(config))
+
+
+def preset_names() -> list[str]:
+    return sorted(p.stem for p in PRESETS.glob("*.yaml"))
+
+
+def _defaults() -> DictConfig:
+    tree = OmegaConf.structured(Config)
+    _unfreeze(tree)
+    OmegaConf.set_struct(tree, True)
+    return tree
+
+
+def _unfreeze(tree: DictConfig) -> None:
+    """Frozen dataclasses come as read-only nodes."""
+    OmegaConf.set_readonly(tree, False)
+    for key in tree:
+        child = tree._get_node(key)
+        if isinstance(child, DictConfig):
+            _unfreeze(child)
+
+
+def _preset_values(preset: str, problems: list[str]) -> list[tuple[str, str, Any]]:
+    """(file, dotted key, value) of every leaf of the preset's file."""
+    path = PRESETS / f"{preset}.yaml"
+    if preset not in preset_names():
+        problems.append(f"preset: {preset!r} does not exist; there are {', '.join(preset_names())}")
+        return []
+    loaded = OmegaConf.to_container(OmegaConf.load(path)) or {}
+    assert isinstance(loaded, dict)
+    return [(f"configs/preset/{path.name}", key, value) for key, value in _leaves(loaded, "")]
+
+
+def _leaves(tree: Mapping[Any, Any], prefix: str) -> Iterator[tuple[str, Any]]:
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            yield from _leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def _override_values(overrides: Sequence[str], problems: list[str]) -> list[tuple[str, str, Any]]:
+    """(text, dotted key, value) of Hydra overrides: its grammar, without adding, deleting and sweeping."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
+
+    parser, found = OverridesParser.create(), []
+    for text in overrides:
+        try:
+            override = parser.parse_override(text)
+        except HydraException as error:
+            problems.append(f"{text}: not key=value ({str(error).splitlines()[0]})")
+            continue
+        key = override.key_or_group
+        if override.is_add() or override.is_delete() or override.is_sweep_override():
+            problems.append(f"{text}: only key=value is understood here, without +, ~ and sweeps")
+        elif key in FROM_COMMAND_LINE:
+            problems.append(f"{text}: set it with --{key} (make: {key.upper()}=...)")
+        else:
+            found.append((text, key, override.value()))
+    return found
+
+
+def _set(tree: DictConfig, origin: str, key: str, value: Any, problems: list[str]) -> None:
+    """Sets one key, or adds what is wrong to `problems`."""
+    where = origin if origin.startswith(key) else f"{origin}: {key}"
+    known = dict(_known(Config, ""))
+    if key not in known:
+        problems.append(f"{where}: unknown key{_meant(key, list(known))}")
+    elif known[key] and isinstance(value, Mapping):
+        for inner, part in _leaves(value, f"{key}."):
+            _set(tree, origin, inner, part, problems)
+    elif known[key]:
+        problems.append(f"{where}: {key} is a group of settings; set one of them, as in {_example(key, list(known))}")
+    elif (length := _fixed_length(key)) and not (isinstance(value, (list, tuple)) and len(value) == length):
+        problems.append(f"{where}: {value} is not a list of {length} values")
+    else:
+        try:
+            OmegaConf.update(tree, key, value)
+        except OmegaConfBaseException as error:
+            problems.append(f"{where}: {str(error).splitlines()[0]}")
+
+
+def _known(kind: type, prefix: str) -> Iterator[tuple[str, bool]]:
+    """(dotted key, whether it is a group) of a config dataclass."""
+    hints = get_type_hints(kind)
+    for f in fields(kind):
+        group = is_dataclass(hints[f.name])
+        yield f"{prefix}{f.name}", group
+        if group:
+            yield from _known(hints[f.name], f"{prefix}{f.name}.")
+
+
+def _fixed_length(key: str) -> int:
+    """How many values a key of type tuple[X, Y, ...] takes; 0 for any other type, and for tuples of any length."""
+    hint: Any = Config
+    for part in key.split("."):
+        hint = get_type_hints(hint)[part]
+    if get_origin(hint) is not tuple or Ellipsis in get_args(hint):
+        return 0
+    return len(get_args(hint))
+
+
+def _meant(key: str, known: Sequence[str]) -> str:
+    """The nearest known keys: of the same last name first."""
+    same = [k for k in known if k.rpartition(".")[2] == key.rpartition(".")[2]]
+    near = [*same, *difflib.get_close_matches(key, known, n=3, cutoff=0.6)]
+    unique = list(dict.fromkeys(near))[:3]
+    return f"; did you mean {' or '.join(unique)}?" if unique else ""
+
+
+def _example(group: str, known: Sequence[str]) -> str:
+    return next((k for k in known if k.startswith(f"{group}.")), group) + "=..."
+
+
+def _tuples(value: Any, hint: Any) -> Any:
+    """OmegaConf gives lists back for tuples: puts the declared types back."""
+    if is_dataclass(value) and not isinstance(value, type):
+        hints = get_type_hints(type(value))
+        made = {f.name: _tuples(vars(value)[f.name], hints[f.name]) for f in fields(value)}
+        return type(value)(**made)
+    if get_origin(hint) in (Union, types.UnionType):
+        inner = [h for h in get_args(hint) if h is not type(None)]
+        return None if value is None else _tuples(value, inner[0])
+    if get_origin(hint) is tuple and isinstance(value, list):
+        return tuple(_tuples(v, get_args(hint)[0]) for v in value)
+    return value

@@ -1,0 +1,154 @@
+"""Weights on disk: a folder with model.safetensors and config.json, written aside and renamed.
+
+config.json of a transformer carries its ModelConfig, so that a folder is enough to rebuild the model. Weights of others
+come in through msmodel/io/backbones.py. Nothing is unpickled.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, fields, is_dataclass
+from pathlib import Path
+from typing import Any, TypeVar, get_type_hints
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from msmodel.causal import CausalDiT
+from msmodel.config import ModelConfig
+from msmodel.dit import WanDiT
+from msmodel.io.tensor_files import (
+    listed,
+    located,
+    open_tensors,
+    read_json,
+    some,
+)
+
+WEIGHTS = "model.safetensors"
+CONFIG = "config.json"
+
+Model = TypeVar("Model", bound=WanDiT)
+
+
+def save_weights(module: nn.Module, folder: Path | str, meta: Mapping[str, Any]) -> None:
+    """Writes WEIGHTS and CONFIG into `folder`, each aside first and then renamed.
+
+    meta: JSON-able facts about the weights (step, stage, source...), kept under "meta"; a WanDiT's ModelConfig is kept
+    under "model". Tensors are saved in their own types.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    config: dict[str, Any] = {"class": type(module).__name__, "meta": dict(meta)}
+    if isinstance(module, WanDiT):
+        config["model"] = asdict(module.cfg)
+    text = json.dumps(config, indent=2, sort_keys=True) + "\n"  # fails before anything is replaced
+    state = {name: tensor.detach().cpu().contiguous() for name, tensor in module.state_dict().items()}
+    _write_aside(folder / WEIGHTS, lambda path: save_file(state, path, metadata={"format": "pt"}))
+    _write_aside(folder / CONFIG, lambda path: path.write_text(text))
+
+
+def _write_aside(path: Path, write: Callable[[Path], Any]) -> None:
+    aside = path.with_name(f".{path.name}.{os.getpid()}.writing")
+    try:
+        write(aside)
+        os.replace(aside, path)
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+def read_state(folder_or_file: Path | str) -> dict[str, Tensor]:
+    """Tensors by name, on the CPU. Raises ValueError as `tensor_files.open_tensors` does."""
+    files = open_tensors(folder_or_file)
+    return {name: files.read(name) for name in files.shapes}
+
+
+def read_config(folder: Path | str) -> dict[str, Any]:
+    """CONFIG of a folder (or of the folder a weights file lies in). Raises ValueError when missing or damaged."""
+    folder = located(folder)
+    return read_json((folder if folder.is_dir() else folder.parent) / CONFIG)
+
+
+def load_weights(module: nn.Module, folder_or_file: Path | str, strict: bool = True) -> None:
+    """Copies weights into `module`, converted to its types.
+
+    Raises ValueError naming missing, unexpected and mis-shaped tensors. With strict=False missing and unexpected ones
+    are left alone; mis-shaped ones are always an error.
+    """
+    fit_state(module, read_state(folder_or_file), str(folder_or_file), strict)
+
+
+def fit_state(module: nn.Module, state: Mapping[str, Tensor], source: str, strict: bool = True) -> None:
+    """`load_weights` for tensors already read; `source` names them in errors."""
+    own = module.state_dict()
+    problems = []
+    if strict:
+        for kind, names in (("missing", own.keys() - state.keys()), ("unexpected", state.keys() - own.keys())):
+            if names:
+                problems.append(f"{len(names)} {kind}: {some(names)}")
+    misshaped = [
+        f"{name} {tuple(state[name].shape)} should be {tuple(own[name].shape)}"
+        for name in sorted(own.keys() & state.keys())
+        if own[name].shape != state[name].shape
+    ]
+    if misshaped:
+        problems.append(f"{len(misshaped)} mis-shaped: " + listed(misshaped))
+    if problems:
+        raise ValueError(f"{source}: weights do not fit {type(module).__name__}: " + "; ".join(problems))
+    module.load_state_dict({k: v for k, v in state.items() if k in own}, strict=strict)
+
+
+def model_config(values: Mapping[str, Any], cls: type = ModelConfig, where: str = "model") -> Any:
+    """A config dataclass from asdict's nested dicts (JSON lists become tuples).
+
+    A missing key takes its default: the file was written before the field was, and new fields start at what was done
+    before. Unknown keys: ValueError.
+    """
+    if unknown := set(values) - {f.name for f in fields(cls)}:
+        raise ValueError(f"{where}: unknown keys {', '.join(sorted(unknown))}; the file is of another version")
+    hints = get_type_hints(cls)
+    built = {}
+    for name, value in values.items():
+        if is_dataclass(hints[name]) and isinstance(hints[name], type):
+            built[name] = model_config(value, hints[name], f"{where}.{name}")
+        else:
+            built[name] = tuple(value) if isinstance(value, list) else value
+    return cls(**built)
+
+
+def _load(folder: Path | str, cls: type[Model]) -> Model:
+    config = read_config(folder)
+    if "model" not in config:
+        raise ValueError(f"{folder}: {CONFIG} holds no model sizes, so these are no transformer weights")
+    state = read_state(folder)
+    model = cls(model_config(config["model"], where=f"{folder}/{CONFIG}: model"))
+    model.to(state["patch_embedding.weight"].dtype if "patch_embedding.weight" in state else torch.float32)
+    fit_state(model, state, str(folder))
+    return model
+
+
+def inference_dtype(device: torch.device) -> torch.dtype:
+    """What frozen models run in: bfloat16 on a GPU, float32 on a CPU (whose bfloat16 is far slower)."""
+    return torch.bfloat16 if device.type == "cuda" else torch.float32
+
+
+def load_teacher(folder: Path | str) -> WanDiT:
+    """The bidirectional model in `folder`, sized by its config.json, in the type it was saved in, in training mode."""
+    return _load(folder, WanDiT)
+
+
+def load_student(folder: Path | str) -> CausalDiT:
+    """The causal model in `folder`; a teacher's folder will do, as both have the same parameters."""
+    return _load(folder, CausalDiT)
+
+
+def causal_from(teacher: WanDiT) -> CausalDiT:
+    """A student that starts as a copy of the teacher's weights (same type and device)."""
+    student = CausalDiT(teacher.cfg)
+    parameter = teacher.patch_embedding.weight
+    student.to(device=parameter.device, dtype=parameter.dtype)
+    student.load_state_dict(teacher.state_dict())
+    return student

@@ -1,0 +1,174 @@
+"""The nano VAE: a linear space-time patch encoder and a small causal decoder, for machines without a GPU.
+
+The encoder projects each patch (stride_t frames x stride_s x stride_s pixels) onto its principal components; the decoder is the
+transposed projection plus a residual network at latent resolution. Latents are smooth by construction, the encoder has no
+memory, and the decoder starts at the quality of the projection (figures against Wan's layout: docs/adr/0003-nano-vae.md).
+
+Legend: b batch, z latent channels, t latent frames, T pixel frames (T = 1 + stride_t (t - 1)), h w latent, H W pixels, p patch
+values. Pixels are RGB in [-1, 1].
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange, repeat
+from torch import Tensor, nn
+
+from msmodel.config import VAEConfig
+from msmodel.nano.frame_groups import (
+    FrameGroups,
+    check_sides,
+    check_video,
+    with_tail,
+)
+
+KIND = "patch"
+
+
+def fold(video: Tensor, cfg: VAEConfig, starts_clip: bool = True) -> Tensor:
+    """b 3 T H W -> patches b p t h w. The first frame of a clip fills its patch alone, repeated stride_t times."""
+    if starts_clip:
+        first = repeat(video[:, :, :1], "b c 1 H W -> b c s H W", s=cfg.stride_t)
+        video = torch.cat((first, video[:, :, 1:]), dim=2)
+    return rearrange(
+        video, "b c (t s) (h i) (w j) -> b (s c i j) t h w", s=cfg.stride_t, i=cfg.stride_s, j=cfg.stride_s
+    )
+
+
+def unfold(patches: Tensor, cfg: VAEConfig, starts_clip: bool) -> Tensor:
+    """Inverse of `fold`: b p t h w -> b 3 T H W; the first patch of a clip becomes one frame, the mean of its copies."""
+    video = rearrange(
+        patches, "b (s c i j) t h w -> b c (t s) (h i) (w j)", s=cfg.stride_t, i=cfg.stride_s, j=cfg.stride_s, c=3
+    )
+    if not starts_clip:
+        return video
+    first = video[:, :, : cfg.stride_t].mean(dim=2, keepdim=True)
+    return torch.cat((first, video[:, :, cfg.stride_t :]), dim=2)
+
+
+def principal_components(patches: Tensor, channels: int) -> tuple[Tensor, Tensor, Tensor]:
+    """patches (n p) -> centre (p), basis (p z) with orthonormal columns, standard deviation of each component (z)."""
+    centre = patches.mean(dim=0)
+    variance, basis = torch.linalg.eigh(torch.cov((patches - centre).T).double())
+    order = variance.argsort(descending=True)[:channels]
+    return centre, basis[:, order].float(), variance[order].clamp_min(1e-12).sqrt().float()
+
+
+class CausalBlock(nn.Module):
+    """Residual block over space, with the previous latent frame's features beside the present ones."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.mix = nn.Conv2d(2 * width, width, 3, padding=1)
+        self.out = nn.Conv2d(width, width, 3, padding=1)
+        nn.init.zeros_(self.out.weight)
+        nn.init.zeros_(self.out.bias)  # type: ignore[arg-type]
+
+    def forward(self, x: Tensor, before: Tensor) -> Tensor:
+        """x (b t) c h w as b c t h w, before: b c 1 h w of the frame ahead of x[0]. Same shape as x."""
+        past = torch.cat((before, x[:, :, :-1]), dim=2)
+        both = rearrange(torch.cat((x, past), dim=1), "b c t h w -> (b t) c h w")
+        y = self.out(F.gelu(self.mix(both)))
+        return x + rearrange(y, "(b t) c h w -> b c t h w", b=x.shape[0])
+
+
+class PatchVAE(nn.Module):
+    """Normalised latents (P (x - centre) - 0) / std, with P the principal components; the same interface as VideoVAE."""
+
+    def __init__(self, cfg: VAEConfig, width: int = 96, layers: int = 3):
+        super().__init__()
+        self.cfg, self.width, self.layers = cfg, width, layers
+        patch = 3 * cfg.stride_t * cfg.stride_s**2
+        self.register_buffer("centre", torch.zeros(patch))
+        self.register_buffer("basis", torch.zeros(patch, cfg.z_channels))
+        self.register_buffer("std", torch.ones(cfg.z_channels))
+        self.entry = nn.Conv2d(cfg.z_channels, width, 3, padding=1)
+        self.blocks = nn.ModuleList(CausalBlock(width) for _ in range(layers))
+        self.exit = nn.Conv2d(width, patch, 3, padding=1)
+        nn.init.zeros_(self.exit.weight)
+        nn.init.zeros_(self.exit.bias)  # type: ignore[arg-type]
+
+    centre: Tensor
+    basis: Tensor
+    std: Tensor
+
+    @torch.no_grad()
+    def set_components(self, centre: Tensor, basis: Tensor, deviation: Tensor) -> None:
+        """Takes `principal_components`' result. Component i is scaled by sqrt(deviation_i deviation_0): halfway, on a log
+        scale, between keeping the components' proportions and making all of them unit-sized."""
+        self.centre.copy_(centre)
+        self.basis.copy_(basis)
+        self.std.copy_((deviation * deviation[0]).sqrt())
+
+    @torch.no_grad()
+    def encode(self, video: Tensor) -> Tensor:
+        """video b 3 T H W in [-1, 1] -> latents b z t h w, normalised."""
+        check_video(video, self.cfg)
+        return self.encoder().push(video)
+
+    @torch.no_grad()
+    def encode_image(self, first: Tensor, frames: int) -> Tensor:
+        """first b 3 H W in [-1, 1] -> latents b z t h w of `with_tail`'s clip of `frames` frames."""
+        return self.encode(with_tail(first, frames, self.cfg))
+
+    def reconstruct(self, latents: Tensor) -> Tensor:
+        """latents b z t h w, normalised -> b 3 T H W, not clamped. Differentiable: for training."""
+        return PatchSession(self)._decode(latents)
+
+    @torch.no_grad()
+    def decode(self, latents: Tensor) -> Tensor:
+        """latents b z t h w, normalised -> video b 3 T H W in [-1, 1]."""
+        return self.decoder().push(latents)
+
+    def encoder(self) -> PatchEncoderSession:
+        """A new stream of frames."""
+        return PatchEncoderSession(self)
+
+    def decoder(self) -> PatchSession:
+        """A new stream of latents: its own memory, nothing shared with other sessions but the weights."""
+        return PatchSession(self)
+
+
+class PatchEncoderSession:
+    """One stream of pixel frames. The first frame gives one latent frame, then every stride_t frames one."""
+
+    def __init__(self, vae: PatchVAE):
+        self._vae = vae
+        self._groups = FrameGroups(vae.cfg.stride_t)
+
+    @torch.no_grad()
+    def push(self, video: Tensor) -> Tensor:
+        """The next frames b 3 T H W in [-1, 1], any T -> latents b z t h w, normalised, of the groups they fill."""
+        vae = self._vae
+        check_sides(video, vae.cfg)
+        starts, frames = self._groups.take(video)
+        patches = fold(frames, vae.cfg, starts) - vae.centre[:, None, None, None]
+        return torch.einsum("pz,bpthw->bzthw", vae.basis / vae.std, patches)
+
+
+class PatchSession:
+    """One stream of latents. The first latent frame gives one pixel frame, each further one stride_t."""
+
+    def __init__(self, vae: PatchVAE):
+        self._vae = vae
+        self._memory: list[Tensor] | None = None
+
+    @torch.no_grad()
+    def push(self, latents: Tensor) -> Tensor:
+        """The next latents b z t h w, normalised, any t >= 1 -> their frames b 3 T' H W in [-1, 1]."""
+        return self._decode(latents).clamp(-1.0, 1.0)
+
+    def _decode(self, latents: Tensor) -> Tensor:
+        vae = self._vae
+        b, starts = latents.shape[0], self._memory is None
+        x = rearrange(vae.entry(rearrange(latents, "b z t h w -> (b t) z h w")), "(b t) c h w -> b c t h w", b=b)
+        memory = [torch.zeros_like(x[:, :, :1])] * vae.layers if self._memory is None else self._memory
+        kept = []
+        for block, before in zip(vae.blocks, memory, strict=True):
+            kept.append(x[:, :, -1:])
+            x = block(x, before)
+        self._memory = kept
+        detail = rearrange(vae.exit(F.gelu(rearrange(x, "b c t h w -> (b t) c h w"))), "(b t) p h w -> b p t h w", b=b)
+        linear = torch.einsum("pz,bzthw->bpthw", vae.basis * vae.std, latents) + vae.centre[:, None, None, None]
+        return unfold(linear + detail, vae.cfg, starts)

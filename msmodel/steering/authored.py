@@ -1,0 +1,75 @@
+"""Authored motions for scripts: pan, zoom, orbit and drag, of any length, made by the very Steering that serves hands.
+
+Legend: T frames, n slots. Shares of the frame, 0..1; clip pixels.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from msmodel.points import uniform_grid
+from msmodel.steering.controls import (
+    Camera,
+    Controls,
+    Hand,
+    Path,
+)
+from msmodel.steering.steering import Steering
+from msmodel.tracks import px_to_shares
+
+KINDS = ("pan", "zoom", "orbit", "drag")
+STEP = 6  # frames at a time: as often as the ground is filled up
+
+
+@dataclass(frozen=True)
+class Authored:
+    """pan: frame widths and heights a second that the content moves right and down. zoom: doublings a second. orbit: degrees a
+    second. drag: from `start` to `end` (shares), everything within `radius` (frame widths), the rest pinned, in `seconds`
+    (0: as long as the clip)."""
+
+    pan: tuple[float, float] = (0.15, 0.0)
+    zoom: float = 0.4
+    orbit: float = 12.0
+    start: tuple[float, float] = (0.5, 0.5)
+    end: tuple[float, float] = (0.7, 0.5)
+    radius: float = 0.15
+    seconds: float = 0.0
+
+
+def authored(
+    kind: str,
+    size: tuple[int, int],
+    frames: int,
+    fps: float,
+    grid: tuple[int, int],
+    max_tracks: int,
+    how: Authored,
+    depth: np.ndarray | None = None,
+) -> tuple[np.ndarray, np.ndarray]:
+    """xy_px T n 2 float32, visible T n, n = max_tracks. size: (height, width). grid: rows and columns of the training grid.
+    depth: as for Steering. ValueError for another kind."""
+    steering = Steering(size, fps, Hand(smooth_seconds=0, max_speed=0), max_tracks, grid, depth)
+    controls = _controls(kind, size, frames / fps, grid, how)
+    parts = [steering.tracks(controls, first, min(STEP, frames - first)) for first in range(0, frames, STEP)]
+    xy_px, visible = zip(*parts, strict=True)
+    return np.concatenate(xy_px), np.concatenate(visible)
+
+
+def _controls(kind: str, size: tuple[int, int], seconds: float, grid: tuple[int, int], how: Authored) -> Controls:
+    if kind == "pan":
+        return Controls(camera=Camera(pan_x=how.pan[0], pan_y=how.pan[1]))
+    if kind == "zoom":
+        return Controls(camera=Camera(zoom=how.zoom))
+    if kind == "orbit":
+        return Controls(camera=Camera(orbit=how.orbit))
+    if kind != "drag":
+        raise ValueError(f"no authored motion is called {kind!r}: one of {', '.join(KINDS)}")
+    places = px_to_shares(uniform_grid(*size, *grid), size)
+    away = (places - how.start) * [1.0, size[0] / size[1]]  # frame widths
+    members = places[np.linalg.norm(away, axis=-1) <= how.radius]
+    if not len(members):
+        members = np.array([how.start])
+    path = Path(0, members, np.array([how.start, how.end]), how.seconds or seconds)
+    return Controls(paths=(path,), camera=Camera())

@@ -1,0 +1,176 @@
+"""make bench-data: clips per second of the data stages, and their memory. Ratios of rounds run in turns, on one machine.
+
+Before every timing workers are up and have imported what they need: Ray takes some ten seconds for that, whatever the work.
+workers: TRACK with one and with two workers. graph: CUT, TRACK and ENCODE as one graph of two workers, against a plain loop
+over the same functions in one process that may use both cores. memory: `make data` over few and over many clips.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+
+from infra.codec import Codec
+from infra.context import ItemContext
+from infra.executor import Executor, Link, Work
+from infra.files import git_sha, write_atomic
+from infra.memory import peak_mb
+from infra.progress import SilentConsole
+from infra.ray_session import set_threads
+from infra.store import Store
+from msmodel.config import ClipConfig
+from pipelines import data
+from pipelines.run import (
+    RECORDS,
+    Run,
+)
+from stages.contracts import Reject
+from stages.data import ingest
+from stages.data.cut import CUT, Segment, segments
+from stages.data.encode import ENCODE
+from stages.data.files import write_mp4
+from stages.data.passing import to_encode, to_track
+from stages.data.sources import find_candidates
+from stages.data.track import track_stage
+from stages.records import Video
+
+STAGES: tuple[Any, ...] = ()
+CORES = 2
+CLIPS_A_FILM = 10
+FILM = (640, 400)  # px
+WARM_SECONDS = 2.0
+
+
+def bench_data(run: Run) -> dict[str, Any]:
+    """Leaves RUNS/PRESET/bench_data/bench_data.json and prints it."""
+    cfg = run.cfg.bench_data
+    with tempfile.TemporaryDirectory(prefix="bench-") as name:
+        folder = Path(name)
+        films = {n: write_films(folder / f"films-{n}", n, run.cfg.clip) for n in (cfg.clips, *cfg.memory_clips)}
+        parts = segments([_probe(run, film, folder) for film in sorted(films[cfg.clips].iterdir())], run.cfg.data)
+        bench = _Bench(run, folder)
+        bench.graph(parts)  # warm-up: Ray, its workers and their models
+        figures: dict[str, Any] = {"workers": bench.workers(parts), "graph": bench.against_loop(parts)}
+        run.executor.stop()
+        few, many = (_memory(run, films[n], folder / f"runs-{n}") for n in cfg.memory_clips)
+    counts = [str(n) for n in cfg.memory_clips]
+    figures["memory_mb"] = dict(zip(counts, (few, many), strict=True)) | {"ratio": round(many / few, 3)}
+    figures |= {"preset": run.cfg.preset, "git_sha": git_sha()}
+    text = json.dumps(figures, indent=1)
+    write_atomic(run.store.root / "bench_data" / "bench_data.json", text)
+    print(text)
+    return figures
+
+
+def write_films(folder: Path, clips: int, clip: ClipConfig) -> Path:
+    """Textures that pan, each its own, ten clips of the preset's length each."""
+    folder.mkdir()
+    for number in range(max(1, clips // CLIPS_A_FILM)):
+        noise = np.random.default_rng(number).integers(0, 256, (30, 60, 3)).astype(np.uint8)
+        texture = cv2.resize(noise, (FILM[0] * 2, FILM[1]), interpolation=cv2.INTER_CUBIC)
+        count = CLIPS_A_FILM * clip.frames + 1
+        turn = [round((1 - math.cos(2 * math.pi * t / 120)) * FILM[0] / 2) for t in range(count)]
+        write_mp4(folder / f"film-{number:03d}.mp4", np.stack([texture[:, s : s + FILM[0]] for s in turn]), clip.fps)
+    return folder
+
+
+def _probe(run: Run, film: Path, folder: Path) -> Video:
+    [candidate], _ = find_candidates(str(film))
+    return ingest.run(data.stage_configs(run).ingest, candidate, ItemContext(workdir=folder, seed=0, sources=folder))
+
+
+class _Bench:
+    """Every execution has a store of its own, so that nothing is found done; Ray stays up between them."""
+
+    def __init__(self, run: Run, folder: Path) -> None:
+        self.run, self.folder, self.count = run, folder, 0
+        stage = data.stage_configs(run)
+        self.cut = Link(CUT, stage.cut, tuple)
+        self.track = Link(track_stage(run.cfg.data.tracker), stage.track, partial(to_track, gates=None))
+        self.encode = Link(ENCODE, stage.encode, partial(to_encode, gates=None))
+
+    def workers(self, parts: Sequence[Segment]) -> dict[str, Any]:
+        """TRACK of the same clips with one and with two workers."""
+        groups = [g for part in parts for g in self.track.items_of(self.call(self.cut, part))]
+        return self.paired(
+            sum(len(g) for g in groups), lambda: self.tracked(groups, 1), lambda: self.tracked(groups, CORES)
+        )
+
+    def against_loop(self, parts: Sequence[Segment]) -> dict[str, Any]:
+        clips = self.loop(parts)  # warm-up of this process
+        return self.paired(clips, lambda: self.loop(parts), lambda: self.graph(parts))
+
+    def paired(self, clips: int, first: Callable[[], Any], second: Callable[[], Any]) -> dict[str, Any]:
+        """Both in turns. Clips, seconds of each round, and the median of the rounds' ratios: how many times the first's clips
+        per second the second has."""
+        rounds = []
+        for _ in range(self.run.cfg.bench_data.rounds):
+            rounds.append((self.seconds(first), self.seconds(second)))
+            self.run.say(f"{clips} clips: {rounds[-1][0]:.1f} s and {rounds[-1][1]:.1f} s")
+        ratio = statistics.median(a / b for a, b in rounds)
+        return {"clips": clips, "seconds": [[round(s, 2) for s in pair] for pair in rounds], "ratio": round(ratio, 3)}
+
+    def seconds(self, work: Callable[[], Any]) -> float:
+        """Ray ends workers that were idle for a second: those that are missing are started before the clock is."""
+        ray = self.run.executor.session.start()
+        ray.get([ray.remote(_import_all).remote() for _ in range(CORES)])
+        started = time.monotonic()
+        work()
+        return time.monotonic() - started
+
+    def executor(self, workers: int) -> Executor:
+        self.count += 1
+        root = self.folder / f"store-{self.count}" / self.run.cfg.preset
+        compute = replace(self.run.cfg.compute, item_workers=workers, threads=1)
+        executor = Executor(Store(root, Codec(RECORDS, root)), compute, SilentConsole(), Reject)
+        executor.session = self.run.executor.session
+        return executor
+
+    def graph(self, parts: Sequence[Segment]) -> None:
+        self.executor(CORES).stream((self.cut, self.track, self.encode), parts, 0)
+
+    def tracked(self, groups: Sequence[Any], workers: int) -> None:
+        executor, link = self.executor(workers), self.track
+        step = executor.store.step(link.stage.name, link.stage.version, link.config, groups, 0)
+        executor.run(Work(link.stage, link.config, groups, step, 0), None, {})
+
+    def loop(self, parts: Sequence[Segment]) -> int:
+        """The same functions one after the other in this process, which may use both cores. -> clips."""
+        set_threads(CORES)
+        made = 0
+        for part in parts:
+            for clips in self.track.items_of(self.call(self.cut, part)):
+                for tracked in self.encode.items_of(self.call(self.track, clips)):
+                    made += len(self.call(self.encode, tracked))
+        return made
+
+    def call(self, link: Link, item: Any) -> Any:
+        self.count += 1
+        work = self.folder / f"loop-{self.count}"
+        work.mkdir()
+        return link.stage.run(link.config, item, ItemContext(workdir=work, seed=0, sources=work / "sources"))
+
+
+def _import_all() -> None:
+    """This file's imports are what a worker needs for its first item. It stays a moment, so that its fellow is started too."""
+    set_threads(1)
+    time.sleep(WARM_SECONDS)
+
+
+def _memory(run: Run, films: Path, runs: Path) -> float:
+    """Peak MB of `make data` over these films, from the command line."""
+    words = [sys.executable, "-m", "pipelines", "data", "--preset", run.cfg.preset, "--src", str(films)]
+    settings = ["data.train_scenes=0", "data.heldout_scenes=0", "data.variants=[]"]
+    return peak_mb([*words, "--runs", str(runs), *settings])

@@ -1,0 +1,175 @@
+"""make export: trained models as others read them, each in RUNS/PRESET/export/<name>: a diffusers folder, one file in Wan's
+original names, averaged and raw weights, and a model card."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from configs.settings import Config
+from infra.codec import Codec
+from infra.files import read_json
+from msmodel.dit import WanDiT
+from msmodel.io.backbones import HEAD
+from msmodel.io.export import (
+    write_diffusers,
+    write_original,
+)
+from msmodel.io.weights import (
+    fit_state,
+    load_teacher,
+    read_config,
+)
+from pipelines.commands.model_card import (
+    Facts,
+    card,
+)
+from pipelines.run import (
+    RECORDS,
+    found_in,
+)
+from stages.contracts import Stage
+from stages.records import Checkpoint
+from stages.train.dmd import DMD, GENERATOR
+from stages.train.publish import weights_digest
+from stages.train.raw import raw_weights
+from stages.train.teacher import TEACHER
+
+LEARNERS = {"teacher": "dit", "student": GENERATOR}
+MODELS = ((TEACHER, "teacher"), (DMD, "student"))
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A checkpoint, and the manifest of the step that made it ({} for a folder from elsewhere)."""
+
+    checkpoint: Checkpoint
+    manifest: dict[str, Any]
+
+
+def export(cfg: Config, folder: str) -> list[Path]:
+    """Exports the checkpoint in `folder`, or for "" the run's newest teacher and student. Returns what was written.
+
+    Raises ValueError where there is nothing to export, or where the folder holds no transformer of ours.
+    """
+    made = published(cfg.root)
+    chosen = [named(Path(folder).expanduser(), made)] if folder else newest(made)
+    if not chosen:
+        raise ValueError(f"no trained teacher or student in {cfg.root}: `make teacher` and `make distill` make them")
+    out = []
+    for trained in chosen:
+        final = cfg.root / "export" / trained.checkpoint.name
+        with written_aside(final) as aside:
+            _write(trained, made, cfg, aside)
+        print(f"{trained.checkpoint.name}, step {trained.checkpoint.step}: {final}")
+        out.append(final)
+    return out
+
+
+def published(root: Path, products: Sequence[tuple[Stage, str]] = MODELS) -> list[Trained]:
+    """Checkpoints of a run, by (stage, name), oldest first: its teachers and students."""
+    codec, out = Codec(RECORDS, root), []
+    for stage, name in products:
+        manifests = [m for p in (root / stage.name).glob("*/manifest.json") if (m := read_json(p)) is not None]
+        for manifest in sorted(manifests, key=lambda m: m["provenance"]["finished"]):
+            records = found_in(codec.decode(manifest["records"]), Checkpoint)
+            out += [Trained(c, manifest) for c in records if c.name == name and Path(c.folder).is_dir()]
+    return out
+
+
+def newest(made: list[Trained]) -> list[Trained]:
+    """The last of each name."""
+    return list({trained.checkpoint.name: trained for trained in made}.values())
+
+
+def named(folder: Path, made: list[Trained]) -> Trained:
+    """The checkpoint in a folder, as the run knows it, or as its config.json describes it."""
+    for trained in made:
+        if Path(trained.checkpoint.folder).resolve() == folder.resolve():
+            return trained
+    config = read_config(folder)
+    if "model" not in config:
+        raise ValueError(
+            f"{folder}: config.json holds no model sizes, so this is no checkpoint of a transformer of ours"
+        )
+    meta = config.get("meta", {})
+    return Trained(
+        Checkpoint(meta.get("name", folder.name), str(folder), meta.get("step", 0), weights_digest(folder)), {}
+    )
+
+
+@contextmanager
+def written_aside(final: Path) -> Iterator[Path]:
+    """A folder to write into, which takes the place of `final` when all went well."""
+    aside, old = (final.with_name(f".{final.name}.{os.getpid()}.{what}") for what in ("writing", "old"))
+    shutil.rmtree(aside, ignore_errors=True)
+    aside.mkdir(parents=True)
+    try:
+        yield aside
+        if final.exists():
+            final.rename(old)
+        aside.rename(final)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def _write(trained: Trained, made: list[Trained], cfg: Config, folder: Path) -> None:
+    checkpoint = trained.checkpoint
+    source, name = Path(checkpoint.folder), checkpoint.name
+    model, meta = load_teacher(source), read_config(source)["meta"]
+    write_diffusers(model, folder, cfg.export.shard_gb)
+    write_original(model, folder / "wan" / f"{name}.safetensors")
+    raw = _write_raw(checkpoint, model, cfg, folder / "raw")
+    tracker = cfg.data.tracker
+    facts = Facts(
+        name=name,
+        preset=cfg.preset,
+        model=model.cfg,
+        digest=checkpoint.digest,
+        meta=meta,
+        licence=cfg.export.licence,
+        raw=raw,
+        tracker=f"{tracker.name} ({tracker.licence})",
+        head=any(name.startswith(HEAD) for name in model.state_dict()),
+        run=trained.manifest,
+        start=_start(checkpoint, meta, made),
+        figures=_figures(checkpoint, cfg.root / "report" / "report.json"),
+    )
+    (folder / "README.md").write_text(card(facts), encoding="utf-8")
+
+
+def _write_raw(checkpoint: Checkpoint, model: WanDiT, cfg: Config, folder: Path) -> str:
+    """Writes the weights before averaging, where the training's saves still have them. Returns what to say of them."""
+    try:
+        step, state = raw_weights(Path(checkpoint.folder).parent, LEARNERS.get(checkpoint.name, checkpoint.name))
+        model.to(next(iter(state.values())).dtype)
+        fit_state(model, state, "the training's newest save")
+    except ValueError as reason:
+        return f"not there: {reason}"
+    write_diffusers(model, folder, cfg.export.shard_gb)
+    write_original(model, folder / "wan" / f"{checkpoint.name}.safetensors")
+    return f"the same three of the weights before averaging, as saved after step {step}"
+
+
+def _start(checkpoint: Checkpoint, meta: dict[str, Any], made: list[Trained]) -> dict[str, Any]:
+    """The report on the weights that the teacher started from: the model's own, or its parent's."""
+    if "start" in meta:
+        return meta["start"]
+    parents = (t.checkpoint for t in made if t.checkpoint.digest in checkpoint.parents)
+    found = (read_config(parent.folder)["meta"].get("start") for parent in parents)
+    return next((start for start in found if start), {})
+
+
+def _figures(checkpoint: Checkpoint, path: Path) -> dict[str, Any]:
+    """Figures of report.json, if it is about these very weights."""
+    report = read_json(path)
+    judged = report["provenance"]["checkpoints"].get(checkpoint.name, {}) if report else {}
+    if judged.get("digest") != checkpoint.digest:
+        return {}
+    return {kind: report[kind].get(checkpoint.name) or {} for kind in ("real", "rendered")}

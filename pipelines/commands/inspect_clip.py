@@ -1,0 +1,129 @@
+"""make inspect CLIP=id: one clip of the newest finished data with its tracks over it, as mp4 and PNG, and its catalogue row."""
+
+from __future__ import annotations
+
+import difflib
+import tarfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+
+from configs.settings import Config
+from infra.codec import Codec
+from infra.files import read_json
+from pipelines.run import RECORDS
+from stages.data.contact_sheets import (
+    contact_sheet,
+    tracked,
+)
+from stages.data.files import write_mp4, write_png
+from stages.data.pack import PACK
+from stages.data.shards import arrays, decode_mp4
+from stages.records import ShardSet
+
+FILM_HEIGHT, STRIP_HEIGHT = 320, 160  # px: smaller clips are enlarged
+SHOWN = 5  # ids of a kind, or close matches
+
+
+def inspect(cfg: Config, clip_id: str) -> None:
+    """Prints and writes into RUNS/PRESET/inspect. Raises ValueError where there are no data, no such clip, or no such shard.
+
+    Without an id it lists some. For what was rejected it prints why.
+    """
+    sets = newest_data(cfg.root)
+    catalogue = sets[0].catalogue
+    if not clip_id:
+        _list_some(catalogue)
+        return
+    rows = pq.read_table(catalogue, filters=[("name", "=", clip_id)]).to_pylist()
+    if not rows:
+        raise ValueError(f"no clip {clip_id!r} in {catalogue}{_close(clip_id, catalogue)}")
+    for row in rows:
+        if row["status"] == "rejected":
+            print(f"{clip_id} was rejected by {row['stage']}: {row['reason']}")
+            continue
+        folder = next(s.folder for s in sets if s.split == row["split"])
+        film, strip = draw(Path(folder) / row["shard"], clip_id, cfg.root / "inspect", cfg.clip.fps)
+        width = max(len(name) for name in row)
+        print(
+            "\n".join(
+                f"{name.ljust(width)}  {_cell(value)}" for name, value in row.items() if value not in (None, "", [])
+            )
+        )
+        print(f"film:  {film}\nstrip: {strip}")
+
+
+def newest_data(root: Path) -> list[ShardSet]:
+    """The shard sets of the pack that finished last in a run's folder. Raises ValueError where none has."""
+    found = [m for path in (root / PACK.name).glob("*/manifest.json") if (m := read_json(path)) is not None]
+    if not found:
+        raise ValueError(f"no finished data in {root}: `make data` makes them")
+    newest = max(found, key=lambda m: m["provenance"]["finished"])
+    return [r for r in Codec(RECORDS, root).decode(newest["records"]) if isinstance(r, ShardSet)]
+
+
+def draw(shard: Path, clip_id: str, folder: Path, fps: float) -> tuple[Path, Path]:
+    """Writes folder/CLIP.mp4 and folder/CLIP.png from the clip's sample in the shard."""
+    members = read_sample(shard, clip_id)
+    tracks = arrays(members["tracks.npz"])
+    frames = arrays(members["frames.npz"])["frames"] if "frames.npz" in members else decode_mp4(members["mp4"])
+    folder.mkdir(parents=True, exist_ok=True)
+    film, strip = folder / f"{clip_id}.mp4", folder / f"{clip_id}.png"
+    write_mp4(film, _tracked(frames, tracks, FILM_HEIGHT), fps)
+    write_png(strip, contact_sheet([_tracked(frames, tracks, STRIP_HEIGHT)]))
+    return film, strip
+
+
+def _tracked(frames: np.ndarray, tracks: Mapping[str, np.ndarray], height: int) -> np.ndarray:
+    return tracked(frames, tracks["xy_px"], tracks["visible"], max(height, frames.shape[1]))
+
+
+def read_sample(shard: Path, clip_id: str) -> dict[str, bytes]:
+    """Ending -> content of one sample, without reading the others. Raises ValueError naming a shard that does not hold it."""
+    try:
+        with tarfile.open(shard) as tar:
+            mine = [m for m in tar if m.name.split(".", 1)[0] == clip_id]
+            read = {m.name.split(".", 1)[1]: f.read() for m in mine if (f := tar.extractfile(m)) is not None}
+    except (OSError, tarfile.TarError) as error:
+        raise ValueError(f"shard {shard} cannot be read ({error}): make the data again (`make data`)") from None
+    if not read:
+        raise ValueError(
+            f"shard {shard} does not hold {clip_id}, its catalogue says so: make the data again (`make data`)"
+        )
+    return read
+
+
+def _names(catalogue: str, **wanted: str) -> list[str]:
+    filters = [(column, "=", value) for column, value in wanted.items()]
+    return pq.read_table(catalogue, columns=["name"], filters=filters or None)["name"].to_pylist()
+
+
+def _list_some(catalogue: str) -> None:
+    """Ids of each kind, spread over all."""
+    print("make inspect CLIP=..., for example")
+    for kind in ("real", "generated", "rendered"):
+        names = _names(catalogue, kind=kind, status="kept")
+        if kind == "generated" and not names:
+            continue
+        print(f"{kind}: {len(names)} clips")
+        for i in np.linspace(0, len(names) - 1, min(SHOWN, len(names))).round().astype(int):
+            print(f"  {names[i]}")
+    rejected = _names(catalogue, status="rejected")
+    print(f"rejected: {len(rejected)}" + "".join(f"\n  {name}" for name in rejected[:SHOWN]))
+
+
+def _close(clip_id: str, catalogue: str) -> str:
+    """Names that hold what was asked for; where none does, names that are spelt much like it."""
+    names = _names(catalogue)
+    near: Sequence[str] = [n for n in names if clip_id.lower() in n.lower()][:SHOWN]
+    near = near or difflib.get_close_matches(clip_id, names, n=SHOWN, cutoff=0.5)
+    return "; did you mean" + "".join(f"\n  {name}" for name in near) if near else "; without CLIP some ids are listed"
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.5g}"
+    return ", ".join(value) if isinstance(value, list) else str(value)

@@ -1,0 +1,151 @@
+"""python -m pipelines.commands.jitter [--student] [--picture ID] [--at X,Y] [--radius R] [--out FOLDER] [--preset nano]
+[--runs runs]
+
+An imperfect hand, with and without its treatment: figures of the tracks alone over 20 scripted shaky drags, and with
+--student also of the video: how far the dragged points, tracked again, are from where they were meant to be, and a sheet.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from configs.settings import (
+    Config,
+    load,
+)
+from demo.playing.model_player import (
+    ModelPlayer,
+    load_player,
+)
+from demo.playing.player import Start
+from msmodel.points import uniform_grid
+from msmodel.steering.controls import Hand
+from msmodel.steering.steering import Steering
+from msmodel.tracks import px_to_shares, shares_to_px
+from stages.data.contact_sheets import contact_sheet
+from stages.data.files import write_png
+from stages.eval.epe import retrack
+from stages.play.jitter import (
+    MEANT,
+    RAW,
+    TAMED,
+    Script,
+    Shake,
+    figures,
+    streamed,
+    target,
+)
+from stages.play.video_writer import Trails
+from stages.trackers import make_tracker
+
+SEEDS = 20
+HANDS: dict[str, tuple[Hand, bool]] = {"raw": (RAW, False), "chunks only": (TAMED, False), "treated": (TAMED, True)}
+UNTIL = 2.4  # seconds of the script before the hand leaves the frame: what can be tracked again
+
+
+def of_tracks(cfg: Config, shake: Shake) -> dict[str, dict[str, float]]:
+    """Mean figures (stages.play.jitter.figures) of each way to treat a hand."""
+    clip, grid = cfg.model.clip, (cfg.data.grid_rows, cfg.data.grid_cols)
+    size, member = (clip.height, clip.width), MEANT[:1, 1:]
+    chunk = cfg.model.student.chunk * cfg.model.vae.stride_t
+    chunks = (chunk - cfg.model.vae.stride_t + 1, chunk)
+    out = {}
+    for name, (hand, steadied) in HANDS.items():
+        each = []
+        for seed in range(SEEDS):
+            script = Script(hand, steadied, member, shake, size[0] / size[1], seed)
+            steering = Steering(size, clip.fps, hand, 2 * grid[0] * grid[1], grid)
+            xy_px, _ = streamed(steering, script, clip.fps, chunks)
+            each.append(figures(xy_px[:, 0], size, clip.fps))
+        out[name] = {key: float(np.mean([f[key] for f in each])) for key in each[0]}
+    return out
+
+
+def of_video(
+    player: ModelPlayer, cfg: Config, picture: str, members: np.ndarray, shake: Shake, hand: Hand, steadied: bool
+) -> tuple[dict[str, float], np.ndarray]:
+    """One shaken drag played by the student. Mean distance, in percent of the width, of the dragged points, tracked again, to
+    where they were asked to be and to where they were meant to be (at the lag that fits best). And the frames with tracks."""
+    known = {p.id: p for p in player.pictures()}
+    if picture not in known:
+        raise ValueError(f"--picture: no picture {picture!r}; there are {', '.join(known)}")
+    about, frame = player.about, known[picture]
+    script = Script(hand, steadied, members, shake, about.height / about.width, 0)
+    performance = player.open(Start(frame.frame, frame.prompt, 0, hand), record=False)
+    made: list[Any] = []
+    while sum(len(p.frames) for p in made) / about.fps < MEANT[-1, 0]:
+        made.append(performance.next_chunk(script.controls(sum(len(p.frames) for p in made) / about.fps)))
+        performance.settle()
+    performance.close()
+    frames, size = np.concatenate([p.frames for p in made]), (about.height, about.width)
+    n, end = len(members), int(UNTIL * about.fps)
+    asked = np.concatenate([p.xy_px for p in made])[:, :n]
+    seen = np.concatenate([p.visible for p in made])[:, :n]
+    of_asked = figures(asked.mean(axis=1) + shares_to_px(MEANT[0, 1:] - members.mean(axis=0), size), size, about.fps)
+    wanted = shares_to_px(target(members, end, about.fps, of_asked["lag_ms"] / 1000), size).astype(np.float32)
+    raster, measure = cfg.eval.measure.raster, cfg.eval.measure
+    scale = measure.raster_height / about.height
+    tracker = make_tracker(replace(measure.tracker, max_back_px=measure.tracker.max_back_px * scale))
+
+    def follow(frames: np.ndarray, queries_xy_px: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        found = tracker.track(frames, queries_xy_px)
+        return found.xy_px, found.visible
+
+    out: dict[str, float] = {}
+    for name, xy in (("asked", asked[:end]), ("meant", wanted)):
+        error = retrack(frames[:end], xy, seen[:end], raster, follow, measure.moving_px)
+        out |= {f"to_{name}": 100 * error.epe / raster[1], f"seen_{name}": error.seen}
+        out[f"frozen_{name}"] = 100 * error.frozen / raster[1]
+    return {**out, **{f"tracks_{k}": v for k, v in of_asked.items()}}, Trails().draw(frames, asked, seen)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m pipelines.commands.jitter", description=__doc__)
+    parser.add_argument("--preset", default="nano")
+    parser.add_argument("--runs", default="runs")
+    parser.add_argument("--student", action="store_true", help="play it as well")
+    parser.add_argument("--picture", default="", help="id of one of the demo's pictures; the first if left out")
+    parser.add_argument("--at", default="0.5,0.5", help="the middle of what the hand holds, shares of the frame")
+    parser.add_argument("--radius", type=float, default=0.12, help="of what it holds, frame widths")
+    parser.add_argument("--out", default="", help="folder for the sheets")
+    parser.add_argument("overrides", nargs="*")
+    options = parser.parse_args(argv)
+    try:
+        cfg, shake = load(options.preset, options.overrides, runs=options.runs), Shake()
+        report: dict[str, Any] = {"shake": asdict(shake), "tracks": of_tracks(cfg, shake)}
+        if options.student:
+            report["video"] = played(cfg, options, shake)
+    except ValueError as error:
+        print(f"shaky: {error}", file=sys.stderr)
+        return 1
+    print(json.dumps(report, indent=1))
+    return 0
+
+
+def played(cfg: Config, options: argparse.Namespace, shake: Shake) -> dict[str, dict[str, float]]:
+    player = load_player(cfg, lambda words: print(words, file=sys.stderr))
+    about, at = player.about, np.array([float(x) for x in options.at.split(",")])
+    places = px_to_shares(uniform_grid(about.height, about.width, *about.grid), (about.height, about.width))
+    away = (places - at) * [1.0, about.height / about.width]
+    members = places[np.linalg.norm(away, axis=-1) <= options.radius]
+    out, sheets = {}, []
+    for name in HANDS:
+        picture = options.picture or player.pictures()[0].id
+        out[name], sheet = of_video(player, cfg, picture, members, shake, *HANDS[name])
+        sheets.append(sheet)
+    if options.out:
+        Path(options.out).mkdir(parents=True, exist_ok=True)
+        write_png(Path(options.out) / "shaky.png", contact_sheet(sheets, 12))
+    return out
+
+
+if __name__ == "__main__":
+    sys.exit(main())

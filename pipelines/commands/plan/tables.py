@@ -1,0 +1,233 @@
+"""The estimate for people."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from configs.plan import GPUS
+from configs.settings import load
+from infra.progress import duration
+from pipelines.commands.plan.advice import nearest
+from pipelines.commands.plan.loads import (
+    TRAININGS,
+    training,
+)
+from pipelines.commands.plan.memory import (
+    Layout,
+    Memory,
+    inference_memory,
+    layout,
+    training_memory,
+)
+from pipelines.commands.plan.pieces import parameters
+from pipelines.commands.plan.work import (
+    chunk_flops,
+    disk,
+    speed,
+    works,
+)
+
+COLUMNS = (
+    "weights",
+    "gradients",
+    "optimizer",
+    "ema",
+    "vae",
+    "inputs",
+    "cache",
+    "activations",
+    "buffers",
+    "gathered",
+    "update",
+    "observe",
+)
+TEACHERS = {
+    "shard": "a piece of the frozen teacher on each, with the weights at work beside it while it scores",
+    "offload": "the frozen teacher in CPU memory, on the device while it scores",
+}
+KINDS = {"ode_pairs": "teacher, sampling", "streaming": "student, streaming"}
+
+
+def describe(cfg: Any, ranks: int, gpu: bool) -> list[str]:
+    """Sizes; memory of a rank; work and time of the stages; disk; what to change where it does not fit. ranks: GPUs, or
+    processes on CPUs."""
+    where = layout(cfg, ranks, gpu)
+    memories = [training_memory(cfg, name, where) for name in TRAININGS] + inference_memory(cfg, where)
+    return [
+        *_sizes(cfg),
+        "",
+        *_memory(cfg, where, memories),
+        "",
+        *_work(cfg, ranks, gpu),
+        "",
+        *_disk(cfg, where, memories),
+        *_shards(cfg, ranks),
+        *(_warnings(cfg, where, memories) if gpu else []),
+    ]
+
+
+def _sizes(cfg: Any) -> list[str]:
+    model, own = cfg.model, cfg.student
+    count, _ = parameters(model)
+    return [
+        f"clip {cfg.clip.width}x{cfg.clip.height}, {cfg.clip.frames} frames at {cfg.clip.fps:g} fps = {model.latent_frames} "
+        f"latent frames, {model.tokens_per_frame} tokens a frame, {model.tokens} a clip, {model.chunks} chunks",
+        f"DiT {_count(count)} parameters, {model.in_channels} input channels; student "
+        f"c{own.chunk}s{own.sink}w{own.window}, {own.steps} steps a chunk",
+    ]
+
+
+def _memory(cfg: Any, where: Layout, memories: Sequence[Memory]) -> list[str]:
+    unit, size = ("GiB", 2**30) if where.gpu else ("MiB", 2**20)
+    rows = []
+    for m in memories:
+        values = [_amount(vars(m)[c] / size) for c in COLUMNS]
+        worst = max(m.moments, key=lambda k: m.moments[k])
+        rows.append(
+            [KINDS.get(m.name, m.name), *values, _amount(m.peak / size), f"in {worst}" if m.name in TRAININGS else ""]
+        )
+    title = f"memory in {unit} of one {'GPU' if where.gpu else 'process'}, {_layout(where)}:"
+    return [title, *_table(["", *COLUMNS, "peak", ""], rows), *_notes(cfg, where)]
+
+
+def _notes(cfg: Any, where: Layout) -> list[str]:
+    recomputed = [n for n in TRAININGS if vars(cfg)[n].checkpoint_layers]
+    lines = [
+        f"  layers recomputed in the backward pass: {', '.join(recomputed) or 'none'}. peak = weights to inputs, and the most "
+        "of: gradients + cache + activations + buffers + gathered (training); gradients + update (the optimizer's);",
+        "  observe + gathered - inputs (looking at held-out clips; at ZeRO 3's end with a whole model gathered)",
+    ]
+    if cfg.dmd.teacher != "device":
+        lines.append(f"  dmd.teacher={cfg.dmd.teacher}: {TEACHERS[cfg.dmd.teacher]}")
+    if where.gpu:
+        own, kind = cfg.plan, GPUS[cfg.plan.gpu]
+        lines.append(
+            f"  {kind.name}: {kind.memory / 2**30:.1f} GiB, of which {own.spare:.0%} (plan.spare) are left to CUDA, NCCL and "
+            f"fragmentation: {_limit(cfg) / 2**30:.1f} GiB to use. Nothing of this has been measured on a GPU"
+        )
+    return lines
+
+
+def _layout(where: Layout) -> str:
+    if where.engine == "torch":
+        return f"plain torch on {where.ranks}"
+    stage = max(where.zero_stage, int(where.gpu))
+    away = {"none": "nothing offloaded", "optimizer": "optimizer offloaded", "all": "optimizer and weights offloaded"}
+    return f"ZeRO {stage} on {where.ranks}, {away[where.offload]}, averages on the {'CPU' if where.ema == 'cpu' else 'device'}"
+
+
+def _work(cfg: Any, ranks: int, gpu: bool) -> list[str]:
+    pace = speed(cfg, ranks, gpu)
+    rows, whole = [], 0.0
+    for w in works(cfg, ranks, gpu):
+        whole += w.total / pace
+        rows.append(
+            [w.name, f"{w.steps:,}", f"{w.micro} = {w.clips}", f"{w.tokens:,.0f}", f"{w.flops:.3g}", f"{w.total:.3g}",
+             duration(w.flops / pace), duration(w.total / pace)]
+        )  # fmt: skip
+    head = ["", "steps", "clips a step", "tokens a step", "FLOP a step", "FLOP", "a step", "all"]
+    own = cfg.plan
+    if gpu:
+        assumed = (
+            f"{ranks} x {GPUS[own.gpu].name} at {own.mfu:.0%} (plan.mfu) of {GPUS[own.gpu].flops / 1e12:.0f} TFLOP/s"
+        )
+    else:
+        assumed = f"{cfg.compute.threads or 2} CPU threads a process at {own.cpu_gflops:g} GFLOP/s (plan.cpu_gflops)"
+    gpu_hours, tiny = f" = {ranks * whole / 3600:,.0f} GPU hours" if gpu else "", cfg.tiny_vae
+    readers = tiny.ranks(ranks)  # workers beyond its batch stand by
+    chunk = chunk_flops(cfg, gpu)
+    alone = speed(cfg, 1, gpu)
+    return [
+        f"work, and time on {assumed}; clips = batch x micro-steps x ranks, recomputation counts as work:",
+        *_table(head, rows),
+        f"  together {duration(whole)}{gpu_hours}; on top come data, evaluation, looking at held-out clips, and the tiny VAE, "
+        f"which decodes {tiny.total_steps * tiny.micro_steps(readers) * tiny.batch * readers:,} clips on the CPUs "
+        "(loader.workers)",
+        f"  student: {chunk:.3g} FLOP a chunk of {cfg.student.chunk * cfg.vae.stride_t} frames = {duration(chunk / alone)} "
+        f"on one {'GPU' if gpu else 'process'}, without decoding",
+    ]
+
+
+def _disk(cfg: Any, where: Layout, memories: Sequence[Memory]) -> list[str]:
+    found = disk(cfg)
+    saves = ", ".join(f"{n} {_bytes(v)}" for n, v in found.saves.items())
+    lines = [
+        f"disk: {_bytes(found.clip)} a clip in shards, without its video ({_bytes(1000 * found.clip)} a thousand clips); "
+        f"{_bytes(found.pairs)} of ODE pairs; three saved states at once: {saves}"
+    ]
+    host = {m.name: m.host for m in memories if m.host}
+    if host:
+        each = ", ".join(f"{n} {_bytes(v)}" for n, v in host.items())
+        together = min(where.ranks, cfg.plan.node_gpus)
+        lines.append(
+            f"CPU memory of a rank, loading models, or offloaded state and its part of a saved one: {each}; on a machine with "
+            f"{together} GPU{'s' if together > 1 else ''} up to {_bytes(together * max(host.values()))}"
+        )
+    return lines
+
+
+def _shards(cfg: Any, ranks: int) -> list[str]:
+    """What the loader asks of the number of shards (stages/data/shards.py), in clips."""
+    readers, each = ranks * max(cfg.loader.workers, 1), cfg.data.clips_per_shard
+    if readers == 1:
+        return []
+    whole = max(training(cfg, n).micro_steps(ranks) for n in TRAININGS) * ranks
+    return [
+        f"shards: trainings stop where there are fewer than {readers}, one a rank and loader worker. At "
+        f"data.clips_per_shard={each} that takes {each * (readers - 1) + 1:,} training clips; with fewer, set it lower. "
+        f"Best are {max(whole, readers)} shards, one a micro-batch of a step"
+    ]
+
+
+def _limit(cfg: Any) -> float:
+    return GPUS[cfg.plan.gpu].memory * (1 - cfg.plan.spare)
+
+
+def _warnings(cfg: Any, where: Layout, memories: Sequence[Memory]) -> list[str]:
+    """What does not fit, and what a user has to set to train on so many GPUs: GPUS= is the plan's alone."""
+    limit, lines = _limit(cfg), []
+    for m in memories:
+        too_large = [f"{moment} {size / 2**30:.1f}" for moment, size in m.moments.items() if size > limit]
+        if too_large:
+            name = KINDS.get(m.name, m.name)
+            lines.append(f"warning: {name} will not fit into {limit / 2**30:.1f} GiB: {', '.join(too_large)}")
+    usual = load(cfg.preset).compute.workers
+    settings = [] if cfg.compute.workers == usual else [f"compute.workers={where.ranks}"]
+    if not lines:
+        return [f'to train on them: ARGS="{settings[0]}"'] if settings else []
+    change = nearest(cfg, where.ranks, limit)
+    if change is not None:
+        return [*lines, f'  the nearest settings that fit: ARGS="{" ".join([*settings, *change.settings])}"']
+    mend = "take more of them (GPUS=), larger ones (plan.gpu), or shorter or smaller clips"
+    return [*lines, f"  no settings of ZeRO, offload, recomputation and batches fit on these GPUs: {mend}"]
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """Left-aligned names, right-aligned figures."""
+    lines = [list(head), *map(list, rows)]
+    widths = [max(len(line[i]) for line in lines) for i in range(len(head))]
+    return [
+        (
+            "  "
+            + "  ".join(
+                v.ljust(w) if i in (0,) else v.rjust(w) for i, (v, w) in enumerate(zip(line, widths, strict=True))
+            )
+        ).rstrip()
+        for line in lines
+    ]
+
+
+def _amount(value: float) -> str:
+    return "-" if not value else f"{value:.1f}" if value >= 0.05 else "<0.1"
+
+
+def _count(value: int) -> str:
+    return f"{value / 1e9:.2f} B" if value >= 1e9 else f"{value / 1e6:.1f} M"
+
+
+def _bytes(value: float) -> str:
+    for unit, size in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6)):
+        if value >= size:
+            return f"{value / size:.1f} {unit}"
+    return f"{value / 1e3:.1f} kB"

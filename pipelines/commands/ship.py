@@ -1,0 +1,75 @@
+"""python -m pipelines.commands.ship [--runs runs]: ships RUNS/nano's newest student, and first frames of its held-out clips, in
+msmodel/assets/nano, so that the demo plays seconds after a clone."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from configs.settings import (
+    Config,
+    load,
+)
+from demo.playing import pictures
+from demo.playing.student import SHIPPED_FOLDER
+from msmodel.io.weights import read_config
+from pipelines.commands.export import (
+    newest,
+    published,
+)
+from pipelines.commands.inspect_clip import newest_data
+from pipelines.nano_base import (
+    ASSETS,
+    ship,
+)
+from stages.train.dmd import DMD
+
+MOST_BYTES = 25_000_000  # of msmodel/assets together
+
+
+def ship_student(cfg: Config, folder: Path = SHIPPED_FOLDER) -> None:
+    """Copies the newest student with provenance.json beside it. ValueError where there is none, or the assets grow too
+    large."""
+    made = newest(published(cfg.root, ((DMD, "student"),)))
+    if not made:
+        raise ValueError(f"no trained student in {cfg.root}: `make distill` makes one")
+    checkpoint, manifest = made[0].checkpoint, made[0].manifest
+    ship(checkpoint, folder)
+    provenance = {
+        "preset": cfg.preset,
+        "digest": checkpoint.digest,
+        "step": checkpoint.step,
+        "parents": list(checkpoint.parents),
+        "seed": manifest["provenance"].get("seed", read_config(checkpoint.folder)["meta"].get("seed")),
+        "key": manifest["key"],
+        "git_sha": manifest["provenance"]["git_sha"],
+        "finished": manifest["provenance"]["finished"],
+        "data": {s.split: {"digest": s.digest, "clips": s.clips} for s in newest_data(cfg.root)},
+        "config": manifest["config"],
+    }
+    (folder / "provenance.json").write_text(json.dumps(provenance, indent=1) + "\n")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser("python -m pipelines.commands.ship", description=__doc__)
+    parser.add_argument("--runs", default="runs", help="where the nano run is (default: runs)")
+    cfg = load("nano", runs=parser.parse_args(arguments).runs)
+    try:
+        ship_student(cfg)
+        pictures.write(pictures.of_run(cfg), pictures.SHIPPED)
+    except (ValueError, OSError) as error:
+        print(error, file=sys.stderr)
+        return 1
+    size = sum(path.stat().st_size for path in ASSETS.rglob("*") if path.is_file())
+    print(f"shipped to {ASSETS / 'nano'}; the assets are {size / 1e6:.1f} MB together")
+    if size > MOST_BYTES:
+        print(f"that is more than {MOST_BYTES / 1e6:g} MB", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,296 @@
+"""The one place that joins stages and infra: a Run is what a pipeline calls its stages through."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, fields, is_dataclass
+from pathlib import Path
+from typing import Any
+
+from configs.settings import (
+    Config,
+    as_yaml,
+)
+from infra import progress, tracking
+from infra.codec import Codec
+from infra.executor import Executor, Link, Runnable, Work, item_tasks
+from infra.files import git_sha, lock_hash
+from infra.items import finished
+from infra.remote import RemoteFiles
+from infra.store import Failure, Manifest, Step, Store
+from stages import records
+from stages.contracts import (
+    Reject,
+    Stage,
+)
+from stages.data.cut import Segment
+from stages.data.scene import Plate, SceneItem
+from stages.data.shard import ShardFile, ShardPlan
+from stages.data.sources import Candidate, find_candidates, holds, listed
+from stages.eval import RECORDS as EVAL_RECORDS
+from stages.records import Checkpoint, Rejected, ShardSet
+from stages.trackers.bench import TrackerBench, TrackerFigures
+
+RECORDS = (
+    *(kind for kind in vars(records).values() if isinstance(kind, type) and is_dataclass(kind)),
+    *(Candidate, Segment, Plate, SceneItem, ShardPlan, ShardFile, TrackerBench, TrackerFigures),
+    *EVAL_RECORDS,
+)
+PRODUCTS = {"teacher": "motionstream-teacher", "student": "motionstream-student"}
+EXPERIMENT = "motionstream"
+
+
+class NotMade(Exception):
+    """In a dry run: this step has not been made, so what depends on it cannot be known."""
+
+    def __init__(self, line: Line) -> None:
+        self.line = line
+
+
+@dataclass(frozen=True)
+class Line:
+    """One step in the table at the end. state: cached, ran, or (dry run) would run."""
+
+    target: str
+    stage: str
+    state: str
+    seconds: float
+    folder: Path
+    note: str = ""
+
+
+@dataclass
+class Run:
+    """Steps of one command over one configuration. Every step that ran or was found is in `lines`."""
+
+    cfg: Config
+    store: Store
+    executor: Executor
+    tracking: tracking.Tracking
+    console: progress.Console
+    dry: bool = False
+    retry_failed: bool = False
+    target: str = ""
+    lines: list[Line] = field(default_factory=list)
+    rejected: list[Rejected] = field(default_factory=list)
+    remembered: dict[Any, Any] = field(default_factory=dict)
+
+    def once(self, name: Any, make: Callable[[], Any]) -> Any:
+        """What `make` gives, made at the first call of this command. name: hashable."""
+        if name not in self.remembered:
+            self.remembered[name] = make()
+        return self.remembered[name]
+
+    def step(self, stage: Stage, config: Any, inputs: Any, key_inputs: Any = None, label: str = "") -> Any:
+        """The stage's records, made now or before.
+
+        key_inputs: stands for `inputs` in the key, where these hold what must not make a result stale. label: tells steps
+        of one stage apart, in the table and in the tracker.
+        """
+        return self._manifest(stage, config, inputs, inputs if key_inputs is None else key_inputs, label).records
+
+    def items(
+        self, stage: Runnable, config: Any, items: Sequence[Any], label: str = ""
+    ) -> tuple[tuple[Any, ...], list[Rejected]]:
+        """A per-item stage over all items: (records in order, items that came to nothing). label: as for `step`."""
+        manifest = self._manifest(stage, config, tuple(items), tuple(items), label)
+        rejected = [_rejected(stage.name, failure) for failure in manifest.failures]
+        self.rejected += rejected
+        return manifest.records, rejected
+
+    def chain(
+        self, links: Sequence[Link], given: Sequence[Any], label: str
+    ) -> list[tuple[tuple[Any, ...], list[Rejected]]]:
+        """Per-item stages one after another: what `items` gives for each. They run at the same time: a later stage begins
+        with what an earlier one has made so far."""
+        if not self.dry:
+            self._stream(links, given)
+        out: list[tuple[tuple[Any, ...], list[Rejected]]] = []
+        for link in links:
+            given = link.items_of(out[-1][0]) if out else given
+            out.append(self.items(link.stage, link.config, given, label))
+        return out
+
+    def _stream(self, links: Sequence[Link], given: Sequence[Any]) -> None:
+        """Makes the items of all links that are not finished yet."""
+        for number, link in enumerate(links):
+            work = self._work(link.stage, link.config, tuple(given), tuple(given))
+            found = self._load(work.step)
+            if found is None:
+                self.say(f"== {' + '.join(other.stage.name for other in links[number:])}")
+                return self.executor.stream(links[number:], given, self.cfg.seed)
+            if number + 1 < len(links):
+                given = links[number + 1].items_of(found.records)
+        return None
+
+    @contextmanager
+    def making(self, target: str) -> Iterator[None]:
+        """Steps inside count for this target. A target that makes its missing inputs nests the other's block in its own."""
+        before, self.target = self.target, target
+        try:
+            yield
+        finally:
+            self.target = before
+
+    def say(self, line: str) -> None:
+        self.console.say(line)
+
+    def candidates(self, src: str | None = None) -> tuple[list[Candidate], list[Rejected]]:
+        """The files that SRC names, none fetched; the packaged clips where it is empty. Refuses a SRC that holds RUNS. src: in
+        its place."""
+        src, runs = self.cfg.src if src is None else src, self.store.root.parent
+        if holds(src, runs):
+            raise ValueError(f"SRC={src} holds RUNS={runs}: its videos would become sources; move one of them")
+        return find_candidates(src, self.cfg.data.videos_root, RemoteFiles())
+
+    def seconds(self) -> dict[str, float]:
+        """Seconds of work by target, those of steps made in earlier commands included."""
+        out: dict[str, float] = {}
+        for line in self.lines:
+            out[line.target] = round(out.get(line.target, 0.0) + line.seconds, 1)
+        return out
+
+    def finish(self, status: str) -> None:
+        """Closes the tracker's run and Ray."""
+        self.tracking.finish(status)
+        self.executor.stop()
+
+    def _manifest(self, stage: Runnable, config: Any, inputs: Any, key_inputs: Any, label: str = "") -> Manifest:
+        work = self._work(stage, config, inputs, key_inputs)
+        step = work.step
+        found = self._load(step)
+        if found is None and self.dry:
+            raise NotMade(Line(self.target, stage.name, "would run", 0.0, step.folder, self._progress(work)))
+        state = "cached"
+        if found is None:
+            with self.store.lock(step, self.say):
+                found = self._load(step)  # another command may have made it while this one waited
+                if found is None:
+                    found, state = self._execute(work, label), "ran"
+        if not any(line.folder == step.folder for line in self.lines):
+            note = ", ".join(filter(None, (label, f"{len(found.failures)} rejected" if found.failures else "")))
+            self.lines.append(Line(self.target, stage.name, state, found.seconds, step.folder, note))
+        return found
+
+    def _work(self, stage: Runnable, config: Any, inputs: Any, key_inputs: Any) -> Work:
+        step = self.store.step(stage.name, stage.version, config, key_inputs, self.cfg.seed)
+        return Work(stage, config, inputs, step, self.cfg.seed)
+
+    def _load(self, step: Step) -> Manifest | None:
+        found = self.store.load(step)
+        stale = self.retry_failed and found is not None and any(not f.expected for f in found.failures)
+        return None if stale else found
+
+    def _progress(self, work: Work) -> str:
+        if work.stage.how != "per_item":
+            return ""
+        tasks = item_tasks(self.store, work)
+        return f"{sum(finished(t, self.store.codec) is not None for t in tasks)} of {len(tasks)} items done"
+
+    def _execute(self, work: Work, label: str) -> Manifest:
+        name = f"{work.stage.name} {label}".strip()
+        self.say(f"== {name} ({work.step.name})")
+        tags = {"stage": work.stage.name, "step_key": work.step.key, "folder": str(work.step.folder)}
+        logger = self.tracking.stage(name, tags)
+        provenance = {"mlflow_run": logger.address.run_id if logger else "", "seed": work.seed}
+        status = "FAILED"
+        try:
+            if logger:
+                _log_inputs(logger, work.inputs)
+            made = self.executor.run(work, logger, provenance)
+            if logger:
+                _log_outputs(logger, made.records, work.inputs, products={} if self.target == "nano-base" else PRODUCTS)
+                logger.metrics(0, {"seconds": made.seconds})
+            status = "FINISHED"
+        except KeyboardInterrupt:
+            status = "KILLED"
+            raise
+        finally:
+            if logger:
+                logger.text(json.dumps(work.step.config, indent=1), "step_config.json")
+                logger.finish(status)
+        return made
+
+
+def open_run(cfg: Config, targets: Sequence[str], dry: bool = False, retry_failed: bool = False) -> Run:
+    """Everything a command needs. Nothing is started: Ray and MLflow come with the first stage that runs."""
+    console = progress.console()
+    store = Store(cfg.root, Codec(RECORDS, cfg.root))
+    executor = Executor(store, cfg.compute, console, Reject)
+    name = f"{cfg.preset}: {' '.join(targets)}"
+    tracker = tracking.Tracking(cfg.root.parent, EXPERIMENT, name, console.say)
+    about = {"git_sha": git_sha(), "lock_hash": lock_hash(), "preset": cfg.preset, "seed": str(cfg.seed)}
+    tracker.describe(about, {"config.yaml": as_yaml(cfg), "environment.json": json.dumps(about, indent=1)})
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    return Run(cfg, store, executor, tracker, console, dry, retry_failed)
+
+
+def _rejected(stage: str, failure: Failure) -> Rejected:
+    """A stage's own message names the item as the user knows it: "a.mp4: empty file"."""
+    if failure.expected and ": " in failure.reason:
+        return listed(stage, failure.reason)
+    return Rejected(failure.name, stage, failure.reason)
+
+
+def found_in(value: Any, kind: type) -> Iterator[Any]:
+    """Every record of a type inside records, containers and inputs."""
+    if isinstance(value, kind):
+        yield value
+    elif isinstance(value, Mapping):
+        for v in value.values():
+            yield from found_in(v, kind)
+    elif isinstance(value, (list, tuple)):
+        for v in value:
+            yield from found_in(v, kind)
+    elif is_dataclass(value) and not isinstance(value, type):
+        for f in fields(value):
+            yield from found_in(vars(value)[f.name], kind)
+
+
+def made_here(made: Any, inputs: Any, kind: type) -> list[Any]:
+    """Records of a type in a step's result that it was not given: results may mention what they were made from."""
+    given = {record.digest for record in found_in(inputs, kind)}
+    return [record for record in _unique(found_in(made, kind)) if record.digest not in given]
+
+
+def _unique(values: Iterable[Any]) -> list[Any]:
+    return list({v.digest: v for v in values}.values())
+
+
+def _log_inputs(logger: tracking.RunLogger, inputs: Any) -> None:
+    for shards in _unique(found_in(inputs, ShardSet)):
+        logger.dataset(shards.split, shards.folder, shards.digest, shards.split)
+
+
+def _log_outputs(logger: tracking.RunLogger, made: Any, inputs: Any, products: Mapping[str, str]) -> None:
+    """Shard sets as data sets, checkpoints as models linked to the data they were trained on; `products` are registered."""
+    for shards in made_here(made, inputs, ShardSet):
+        logger.dataset(shards.split, shards.folder, shards.digest, shards.split)
+    train = next((s for s in found_in(inputs, ShardSet) if s.split != "heldout"), None)
+    parents = {f"parent.{c.name}": c.digest for c in _unique(found_in(inputs, Checkpoint))}
+    for checkpoint in made_here(made, inputs, Checkpoint):
+        logger.checkpoint(
+            tracking.TrackedModel(
+                name=checkpoint.name,
+                folder=checkpoint.folder,
+                step=checkpoint.step,
+                digest=checkpoint.digest,
+                metrics=checkpoint.metrics,
+                tags=parents,
+                registered_as=products.get(checkpoint.name, ""),
+                dataset=train.split if train else "",
+                dataset_digest=train.digest if train else "",
+            )
+        )
+
+
+def without_student(cfg: Config, *kept: str) -> Any:
+    """The model with the student's settings back at their defaults but for `kept`: what does not see the student must
+    not be made again when only the student changes."""
+    mine = dataclasses.asdict(cfg.student)
+    student = type(cfg.student)(**{name: mine[name] for name in kept})
+    return dataclasses.replace(cfg.model, student=student)

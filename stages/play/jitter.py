@@ -1,0 +1,126 @@
+"""An imperfect hand, scripted: it trembles at 8 to 12 Hz, flicks too fast, leaves the frame and comes back. What a chunked
+stream makes of it, with and without the hand's treatment, against the path that was meant.
+
+Legend: m samples, T pixel frames, n points. Shares of the frame; distances in frame widths (isotropic).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.spatial import cKDTree
+
+from msmodel.steering.controls import (
+    Camera,
+    Controls,
+    Hand,
+)
+from msmodel.steering.smoothing import Steady
+from msmodel.steering.steering import Steering
+from msmodel.tracks import px_to_shares
+
+# seconds, x, y: at rest, a calm move, a flick, out of the frame, back, at rest
+MEANT = np.array(
+    [
+        [0.0, 0.30, 0.50],
+        [0.5, 0.30, 0.50],
+        [2.0, 0.20, 0.35],
+        [2.12, 0.85, 0.65],
+        [3.0, 1.20, 0.65],
+        [3.8, 0.80, 0.50],
+        [5.0, 0.50, 0.50],
+        [6.0, 0.50, 0.50],
+    ]
+)
+TAMED = Hand()
+RAW = Hand(smooth_seconds=0, max_speed=0)
+
+
+@dataclass(frozen=True)
+class Shake:
+    """tremor: its amplitude in frame widths (0.01 are 8 px of 832). events: snapshots a second, as a browser's
+    animation frames. ahead: seconds before its first frame is due that a chunk reads the controls."""
+
+    tremor: float = 0.01
+    hz: tuple[float, float] = (8.0, 12.0)
+    events: float = 60.0
+    ahead: float = 0.15
+
+
+def meant(seconds: np.ndarray) -> np.ndarray:
+    """The path that was meant, m 2 shares: minimum jerk from place to place (Flash and Hogan 1985)."""
+    at = np.clip(np.searchsorted(MEANT[:, 0], seconds, side="right") - 1, 0, len(MEANT) - 2)
+    start, end = MEANT[at], MEANT[at + 1]
+    s = np.clip((seconds - start[:, 0]) / (end[:, 0] - start[:, 0]), 0, 1)
+    s = s**3 * (10 - 15 * s + 6 * s * s)
+    return start[:, 1:] + s[:, None] * (end[:, 1:] - start[:, 1:])
+
+
+def shaken(seconds: np.ndarray, shake: Shake, aspect: float, generator: np.random.Generator) -> np.ndarray:
+    """The same with tremor: three sinusoids along each axis. aspect: height over width of the frame."""
+    hz, phase = generator.uniform(*shake.hz, (2, 3, 1)), generator.uniform(0, 2 * np.pi, (2, 3, 1))
+    tremor = shake.tremor * np.sqrt(2 / 3) * np.sin(2 * np.pi * hz * seconds + phase).sum(axis=1)
+    return meant(seconds) + (tremor / [[1], [aspect]]).T
+
+
+class Script:
+    """What the stream hears of a shaken drag. members: n 2 shares, points that the hand holds from the start, the rest of the
+    picture is held still. steadied: whether snapshots pass through msmodel.steering.smoothing.Steady with this hand."""
+
+    def __init__(self, hand: Hand, steadied: bool, members: np.ndarray, shake: Shake, aspect: float, seed: int) -> None:
+        self._times = np.arange(0, MEANT[-1, 0], 1 / shake.events)
+        self._places = shaken(self._times, shake, aspect, np.random.default_rng(seed))
+        self._members, self._ahead, self._heard = members, shake.ahead, 0
+        self._steady = Steady(hand, len(members)) if steadied else None
+        self._newest = Controls()
+
+    def controls(self, seconds: float) -> Controls:
+        """For a chunk whose first frame is due at `seconds`; chunk after chunk."""
+        now = max(seconds - self._ahead, 0.0)
+        while self._heard < len(self._times) and self._times[self._heard] <= now:
+            place = self._places[self._heard] - MEANT[0, 1:]
+            pinned = np.zeros(len(self._members), bool)
+            xy = (self._members + place).astype(np.float32)
+            self._newest = Controls(ids=np.arange(len(xy)), xy=xy, pinned=pinned, camera=Camera())
+            if self._steady:
+                self._steady.hear(self._newest, float(self._times[self._heard]))
+            self._heard += 1
+        return self._steady.read(now) if self._steady else self._newest
+
+
+def streamed(steering: Steering, script: Script, fps: float, chunks: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
+    """The script's tracks: xy_px T k 2, visible T k; the first are those that the hand holds. chunks: pixel frames of the
+    first and of later ones."""
+    parts, first = [], 0
+    while first / fps < MEANT[-1, 0]:
+        count = chunks[0] if first == 0 else chunks[1]
+        parts.append(steering.tracks(script.controls(first / fps), first, count))
+        first += count
+    xy, visible = zip(*parts, strict=True)
+    return np.concatenate(xy), np.concatenate(visible)
+
+
+def target(member: np.ndarray, frames: int, fps: float, lag: float) -> np.ndarray:
+    """Where points that the hand holds from the start (n 2 shares) were meant to be, `lag` seconds later: T n 2 shares."""
+    way = meant(np.maximum(np.arange(frames) / fps - lag, 0)) - MEANT[0, 1:]
+    return member + way[:, None]
+
+
+def figures(xy_px: np.ndarray, size: tuple[int, int], fps: float) -> dict[str, float]:
+    """Of one point's track T 2 against what was meant. path: mean distance to the path as a line, percent of the
+    width. lag_ms, timed: the delay that fits best and the mean distance at it, percent. jerk: root mean square,
+    widths a second cubed. fastest: widths a second."""
+    scale = np.array([1.0, size[0] / size[1]])
+    got, times = px_to_shares(xy_px, size) * scale, np.arange(len(xy_px)) / fps
+    line = meant(np.linspace(0, MEANT[-1, 0], 6000)) * scale
+    lags = np.arange(-0.1, 0.9, 0.01)
+    errors = [np.linalg.norm(got - meant(np.maximum(times - lag, 0)) * scale, axis=-1).mean() for lag in lags]
+    steps = np.diff(got, axis=0)
+    return {
+        "path": 100 * float(cKDTree(line).query(got)[0].mean()),
+        "lag_ms": 1000 * float(lags[int(np.argmin(errors))]),
+        "timed": 100 * float(min(errors)),
+        "jerk": float(np.sqrt((np.diff(steps, n=2, axis=0) ** 2).sum(axis=-1).mean()) * fps**3),
+        "fastest": float(np.linalg.norm(steps, axis=-1).max() * fps),
+    }

@@ -1,0 +1,157 @@
+"""`make plan` at full size: the tables, the warnings and settings that mend them, and mistakes."""
+
+from __future__ import annotations
+
+import pytest
+
+from configs.settings import (
+    ConfigError,
+    load,
+)
+from infra.files import CHECKOUT
+from pipelines.commands import cli
+from pipelines.commands.plan import (
+    check as plan_check,
+)
+from pipelines.commands.plan import (
+    dry_run as plan,
+)
+from pipelines.commands.plan.advice import nearest
+from pipelines.commands.plan.loads import TRAININGS
+from pipelines.commands.plan.memory import (
+    layout,
+    training_memory,
+)
+from pipelines.commands.plan.tables import describe
+from pipelines.commands.plan.work import (
+    disk,
+    speed,
+    works,
+)
+
+SHORT = "clip.frames=9"  # one chunk, which is traced soon
+
+
+def test_a_full_size_is_planned_without_a_gpu(tmp_path, capsys):
+    words = ["plan", "--preset", "wan21-1.3b", "--gpus", "8", "--runs", str(tmp_path), SHORT]
+    assert cli.main(words) == cli.OK
+    out = capsys.readouterr().out
+    for part in (
+        "of one GPU, ZeRO 2 on 8",
+        "DiT 1.42 B",
+        "teacher",
+        "adapt",
+        "dmd",
+        "student, streaming",
+        "x 8 = 128",
+        "x 8 = 64",
+        "GPU hours",
+        "fewer than 8, one a rank",
+        "takes 449 training clips",
+        "Best are 64 shards",
+    ):
+        assert part in out, part
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_is_advised_is_a_configuration_and_fits():
+    overrides = ["clip.frames=5", *(f"{name}.batch=8" for name in TRAININGS)]
+    cfg = load("debug", overrides, gpus="2")
+
+    def peak(cfg) -> float:
+        return max(training_memory(cfg, name, layout(cfg, 2, gpu=True)).peak for name in TRAININGS)
+
+    limit = 0.7 * peak(cfg)
+    change = nearest(cfg, 2, limit)
+    assert change is not None
+    assert change.settings
+    advised = load("debug", [*overrides, *change.settings], gpus="2")
+    assert advised == change.cfg
+    assert peak(advised) <= limit < peak(cfg)
+    assert nearest(advised, 2, limit).settings == ()  # type: ignore[union-attr]
+    assert nearest(cfg, 2, 1e6) is None  # bytes: weights alone are more
+
+
+def test_where_the_teacher_of_dmd_takes_too_much_it_is_spread():
+    """Sharded over several GPUs; on one, where nothing is shared, it is offloaded or something else is changed."""
+    cfg = load("wan21-1.3b", [SHORT, "dmd.heldout_clips=1", "dmd.picture_clips=0"], gpus="8")
+
+    def peak(cfg) -> float:
+        return training_memory(cfg, "dmd", layout(cfg, 8, gpu=True)).peak
+
+    limit = peak(cfg) - 1e9
+    change = nearest(cfg, 8, limit)
+    assert change is not None and "dmd.teacher=shard" in change.settings
+    assert peak(change.cfg) <= limit
+    alone = nearest(cfg, 1, 0.9 * training_memory(cfg, "dmd", layout(cfg, 1, gpu=True)).peak)
+    assert alone is None or "dmd.teacher=shard" not in alone.settings
+
+
+def test_what_does_not_fit_is_said_with_what_would():
+    few, none = (
+        "\n".join(plan.describe(load("debug", ["clip.frames=5", f"plan.spare={spare}"], gpus="2"), asked=True))
+        for spare in (0.0, 0.99999)
+    )
+    assert "warning" not in few
+    assert "warning: dmd will not fit into 0.0 GiB: training 0.9" in none  # GiB: the bucket of gradients
+    assert "no settings of ZeRO" in none
+    assert "GPU" not in "\n".join(plan.describe(load("debug", ["clip.frames=5"])))
+
+
+def test_every_mistake_of_a_plan_comes_in_one_message(capsys):
+    words = ["plan", "--preset", "wan21-1.3b", "--gpus", "x", "plan.gpu=h900", "plan.mfu=0", "teacher.batch=3"]
+    assert cli.main(words) == cli.BAD_CONFIG
+    said = capsys.readouterr().err
+    assert "4 problems" in said
+    for part in (
+        "GPUS=x: not a whole",
+        "plan.gpu: 'h900' is not one of a100-80",
+        "plan.mfu: 0",
+        "teacher.global_batch: 128",
+    ):
+        assert part in said
+    with pytest.raises(ConfigError, match="GPUS=0: not a whole number of at least 1"):
+        load("nano", gpus="0")
+
+
+def test_time_follows_from_work_and_gpus():
+    cfg = load("wan21-1.3b", [SHORT])
+    eight, sixteen = works(cfg, 8, True), works(cfg, 16, True)
+    for few, many in zip(eight, sixteen, strict=True):
+        assert few.total == pytest.approx(many.total, rel=0.02), few.name  # the same work, on more GPUs
+    assert speed(cfg, 16, True) == 2 * speed(cfg, 8, True) == 16 * 0.35 * 989e12
+    assert [w.steps for w in eight] == [5600, 127, 2000, 2000]
+
+
+def test_files_are_as_large_as_foretold(tmp_path):
+    """A pair of latents, an image, a text and tracks in float16 and float32."""
+    cfg = load("nano")
+    latents = 16 * 15 * 10 * 16
+    assert disk(cfg).clip == 2 * 2 * latents + 2 * 16 * 384 + 9 * 29 * 160
+    seeing = load("nano", ["dit.clip_dim=1280", "image_encoder.source=a/b"])
+    assert disk(seeing).clip - disk(cfg).clip == 2 * 257 * 1280
+    assert disk(seeing).pairs - disk(cfg).pairs == (cfg.ode.pairs + cfg.ode.heldout_pairs) * 2 * 257 * 1280
+
+
+def test_the_makefile_hands_the_number_of_gpus_on():
+    from tests.unit.pipelines.commands.test_cli import make
+
+    assert make("plan", "GPUS=8")[0].endswith(
+        "pipelines plan --gpus '8' --preset 'nano' --runs 'runs'".replace("  ", " ")
+    )
+    assert (CHECKOUT / "Makefile").read_text().count("plan-check") == 2
+
+
+def test_predicted_memory_is_what_a_training_takes(tmp_path):
+    """As `make plan-check`, at a size for CI and without DeepSpeed: every tensor of two steps of DMD's three models."""
+    cfg = load("debug", ["dmd.steps=2", "dmd.ratio=1", "compute.engine=torch"])
+    predicted = training_memory(cfg, "dmd", layout(cfg, 1, gpu=False)).peak
+    counter = plan_check.Counter()
+    with counter:
+        plan_check.train(cfg, "dmd", tmp_path)
+    assert predicted == pytest.approx(counter.peak, rel=plan_check.TOLERANCE)
+
+
+def test_workers_beyond_the_tiny_vaes_batch_stand_by():
+    """16 clips a step, on 8 of 32 GPUs."""
+    assert "3,200,000 clips" in "\n".join(describe(load("wan22-5b", ["compute.workers=32"]), 32, gpu=True))

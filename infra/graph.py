@@ -18,10 +18,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from .items import ItemJob, ItemTask, finished, flat, quiet_data, run_item
-from .progress import Console
+from .progress import Console, Counts, Tally
 from .ray_session import RaySession, set_threads
 from .store import Step, Store
-from .tally import Counts, Tally
 
 ItemsOf = Callable[[Sequence[Any]], Sequence[Any]]
 POLL_SECONDS = 0.5

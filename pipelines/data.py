@@ -19,11 +19,10 @@ from stages.data import sources
 from stages.data.configs import RunConfigs, run_configs
 from stages.data.cut import CUT, Segment, segments
 from stages.data.encode import ENCODE
-from stages.data.gates import GateConfig
+from stages.data.gates import GateConfig, to_encode, to_track, turned_away
 from stages.data.ingest import INGEST
 from stages.data.pack import PACK, PACK_PARTS, PackInputs, PartsInputs, require_splits
 from stages.data.page import DATA_PAGE
-from stages.data.passing import to_encode, to_track, turned_away
 from stages.data.render import RENDER
 from stages.data.scene import plan_scenes
 from stages.data.shard import SHARD, plan_shards

@@ -41,7 +41,7 @@ from stages.data import ingest
 from stages.data.cut import CUT, Segment, segments
 from stages.data.encode import ENCODE
 from stages.data.files import write_mp4
-from stages.data.passing import to_encode, to_track
+from stages.data.gates import to_encode, to_track
 from stages.data.sources import find_candidates
 from stages.data.track import track_stage
 from stages.records import Video

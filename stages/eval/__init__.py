@@ -43,8 +43,16 @@ from stages.eval.report import REPORT
 from stages.eval.select import SELECT, SelectInputs
 from stages.eval.speed import SPEED, SpeedInputs
 from stages.eval.summary import ReportInputs
-from stages.eval.sweep import SWEEP, SweepInputs, read_weights, sweep_run
-from stages.eval.sweep_report import SWEEP_REPORT, Guided, SweepReportInputs, SweepReportRun
+from stages.eval.sweep import (
+    SWEEP,
+    SWEEP_REPORT,
+    Guided,
+    SweepInputs,
+    SweepReportInputs,
+    SweepReportRun,
+    read_weights,
+    sweep_run,
+)
 from stages.play.replay import (
     REPLAY,
     ReplayInputs,

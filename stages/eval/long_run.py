@@ -9,6 +9,7 @@ Legend: T frames, n tracks.
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
@@ -17,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from msmodel.cache import AbsoluteCache
 from msmodel.causal import CausalDiT
 from msmodel.config import StudentConfig
 from msmodel.points import ping_pong
@@ -26,13 +28,12 @@ from stages.contracts import (
     Stage,
 )
 from stages.eval import perceptual
-from stages.eval.config import LongRunRun
+from stages.eval.config import LongRunRun, read_setting, setting_name
 from stages.eval.drift import Trend, picture_drift, trend, windows
 from stages.eval.epe import Tracker, finite_mean, retrack
 from stages.eval.generate import student_on, vae_on
 from stages.eval.items import CLIP_KINDS, EvalClip, Figures, Selection, folder_file, read_clip, read_tracks, seeded
 from stages.eval.measure import retracker
-from stages.eval.setting import read_setting, setting_name, with_positions
 from stages.eval.streaming import NoDecoder, chunks_of, clip_stream, filled_after, frames_in
 from stages.eval.timing import latency, latency_slope
 from stages.records import Checkpoint
@@ -93,6 +94,15 @@ def back_and_forth(clip: EvalClip, frames: int) -> np.ndarray:
     """The real clip played forward and backward: T h w 3 uint8 of so many frames."""
     target = read_clip(clip)["frames"]
     return target[ping_pong(len(target), frames)]
+
+
+def with_positions(student: CausalDiT, absolute: bool) -> CausalDiT:
+    """The student itself, or one that shares its weights and whose caches count absolute positions."""
+    if not absolute:
+        return student
+    other = copy.copy(student)
+    other.cache_type = AbsoluteCache
+    return other
 
 
 def long_video(

@@ -9,9 +9,10 @@ Three phases of flow matching:
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import ClassVar, Literal
+from itertools import islice
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -43,7 +44,6 @@ from stages.train.groups import GroupedConfig, frame_groups
 from stages.train.loop import train
 from stages.train.method import Draws, Learner, Loader, Loss, Observation, at_least, scheduled
 from stages.train.optim import make_optimizer
-from stages.train.phases import LoaderThenLoader
 from stages.train.publish import frozen_decoder, heldout_batch, initial_dit, open_loader, publish
 from stages.train.sampling import (
     Decode,
@@ -52,6 +52,39 @@ from stages.train.sampling import (
     flow_loss,
     sample_teacher,
 )
+
+
+class LoaderThenLoader:
+    """method.Loader: the batches of `first` for `steps` steps of micro_steps batches each, then those of `then`, for ever."""
+
+    def __init__(self, first: Loader, then: Loader, steps: int, micro_steps: int) -> None:
+        self.first, self.then, self.steps, self.micro_steps = first, then, steps, micro_steps
+        self._taken = 0  # batches yielded on this rank
+
+    def __iter__(self) -> Iterator[Any]:
+        for batches in (islice(self.first, max(0, self.steps * self.micro_steps - self._taken)), self.then):
+            for batch in batches:
+                self._taken += 1
+                yield batch
+
+    def metrics(self) -> dict[str, float]:
+        """Their sums."""
+        then = self.then.metrics()
+        return {name: value + then[name] for name, value in self.first.metrics().items()}
+
+    def state_dict(self) -> dict[str, Any]:
+        """At the end of a step; the same for any number of ranks."""
+        return {
+            "steps": self._taken // self.micro_steps,
+            "first": self.first.state_dict(),
+            "then": self.then.state_dict(),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self._taken = int(state["steps"]) * self.micro_steps
+        self.first.load_state_dict(state["first"])
+        self.then.load_state_dict(state["then"])
+
 
 Phase = Literal["groups", "clips", "masked"]
 PROBE_TIMES = (0.95, 0.8)

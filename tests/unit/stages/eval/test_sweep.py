@@ -12,11 +12,12 @@ import torch
 from msmodel.config import StudentConfig
 from msmodel.io.weights import load_student
 from msmodel.rollout import rollout
-from stages.eval import i3d, setting, sweep, sweep_report
+from stages.eval import i3d, sweep
 from stages.eval import select as selecting
-from stages.eval.config import GenerateRun, MeasureRun, SelectRun
+from stages.eval.config import GenerateRun, MeasureRun, SelectRun, read_setting
 from stages.eval.generate import run as generate
 from stages.eval.items import guided_items
+from stages.eval.long_run import with_positions
 from stages.eval.measure import run as measure
 from tests.unit.msmodel.models import conditioning, gaussian
 from tests.unit.stages.eval.world import (
@@ -53,8 +54,8 @@ def points(world):
 
 
 def test_names_say_the_whole_setting():
-    assert setting.read_setting("c3s1w1", OWN) == (OWN, False)
-    assert setting.read_setting("c1s0w6ak2", OWN) == (StudentConfig(chunk=1, sink=0, window=6, steps=2), True)
+    assert read_setting("c3s1w1", OWN) == (OWN, False)
+    assert read_setting("c1s0w6ak2", OWN) == (StudentConfig(chunk=1, sink=0, window=6, steps=2), True)
 
 
 def test_bad_names_are_all_listed():
@@ -72,7 +73,7 @@ def test_absolute_positions_matter_exactly_where_there_is_a_sink_and_the_cache_r
     """Attention sees differences of positions only: without a sink they are the same, with one they grow for ever."""
     model, _, _, _, checkpoint, _ = world
     student = load_student(checkpoint.folder).double()
-    absolute = setting.with_positions(student, True)
+    absolute = with_positions(student, True)
     cond, noise = conditioning(model, 1, 8, dtype=torch.float64), gaussian(model, 1, 8, dtype=torch.float64)
     for sink, first_other in ((0, 8), (1, 3)):
         cfg = replace(model.student, chunk=1, sink=sink, window=1)
@@ -112,9 +113,9 @@ def test_report_holds_every_setting_once(world, points, monkeypatch):
     for item in items:
         made = generate(GenerateRun(model, setting), item, ctx.within("g-" + item.name))
         measured.append(measure(MeasureRun(model, cfg.measure), made, ctx.within("m-" + item.name)))
-    page = sweep_report.SweepReportRun("debug", cfg.generate.steps, CFG.horizons, cfg.measure.raster)
-    inputs = sweep_report.SweepReportInputs(points, (sweep_report.Guided("3/1.5", tuple(measured)),), "abc")
-    out = sweep_report.run(page, inputs, ctx.within("report"))
+    page = sweep.SweepReportRun("debug", cfg.generate.steps, CFG.horizons, cfg.measure.raster)
+    inputs = sweep.SweepReportInputs(points, (sweep.Guided("3/1.5", tuple(measured)),), "abc")
+    out = sweep.run_report(page, inputs, ctx.within("report"))
     report = json.loads(Path(out.json).read_text())
     assert list(report["students"]) == list(CFG.settings) and list(report["guidance"]) == ["3/1.5"]
     assert report["guidance"]["3/1.5"]["real_epe"] > 0

@@ -1,7 +1,6 @@
 """What goes on from CUT to TRACK to ENCODE: gated, and the same whatever else there is."""
 
-from stages.data.gates import GateConfig, picture_gates
-from stages.data.passing import to_encode, to_track, turned_away
+from stages.data.gates import GateConfig, picture_gates, to_encode, to_track, turned_away
 from stages.records import Clip, Rejected
 
 GATES = GateConfig(min_brightness=0.1, min_visible_share=0.3)

@@ -104,10 +104,10 @@ lint: $(STAMP)  ## ruff, mypy, import contracts
 	.venv/bin/lint-imports
 
 # Most tests run two at a time, a file in one process, each process on one thread: two that share two cores with two threads
-# each spend their time waiting for each other. What starts Ray, a gang or a browser, or measures time, follows by itself: two
+# each spend their time waiting for each other. What starts Ray, a distributed job or a browser, or measures time, follows by itself: two
 # Rays on two cores run into their time limits. But for the kill test, which is long and mostly waits.
 ALONE := tests/browser $(addprefix tests/smoke/test_,data.py pipeline.py slurm.py team.py) \
-	$(addprefix tests/unit/infra/test_,cluster.py executor.py gang.py) tests/unit/demo tests/unit/stages/train/test_gang.py
+	$(addprefix tests/unit/infra/test_,cluster.py executor.py distributed.py) tests/unit/demo tests/unit/stages/train/test_distributed.py
 test: lint  ## lint and all tests
 	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive $(PY) -m pytest tests -n 2 --dist loadfile --no-loadscope-reorder --durations 10 $(addprefix --ignore=,$(ALONE))
 	$(PY) -m pytest --durations 20 $(ALONE)

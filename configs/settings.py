@@ -98,13 +98,13 @@ class Config:
         return Path(self.runs).expanduser().resolve() / self.preset
 
     def ranks(self, stage: Stage) -> int:
-        """How many processes run a gang stage."""
+        """How many processes run a distributed stage."""
         workers = 1 if self.compute.executor == "local" else self.compute.workers or stage.resources.workers
         training = vars(self).get(stage.name)
         return training.ranks(workers) if isinstance(training, LoopConfig) else workers
 
     def sized(self, stage: Stage) -> Stage:
-        """A gang stage that takes no more processes than that."""
+        """A distributed stage that takes no more processes than that."""
         return replace(stage, resources=replace(stage.resources, most=self.ranks(stage)))
 
     def problems(self) -> list[str]:

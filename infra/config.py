@@ -16,13 +16,15 @@ ZERO_STAGES = (0, 1, 2, 3)
 class ComputeConfig:
     """executor: "ray" (Ray Data and Ray Train) or "local" (everything in this process, for debuggers).
 
-    workers: processes of a gang; 0 takes what the stage declares. threads: torch threads of a worker without a GPU; 0
+    workers: processes of a distributed job; 0 takes what the stage declares. threads: torch threads of a worker without a
+    GPU; 0
     takes what the stage declares. item_workers: most workers of a stage that goes item by item; 0 takes as many as fit.
     item_gpus: share of a GPU that each of them takes where it uses one (0.5: two to a GPU). pool: "auto" keeps workers with
     loaded models (Ray actors) where they have a GPU, "actors" everywhere. zero_stage: DeepSpeed ZeRO: 1 shards the
     optimizer's state over the ranks, 2 also the gradients, 3 also the weights. offload: "optimizer" keeps that state in CPU
     memory, "all" the weights too. ema: where the float32 average of the weights lies, "device" or "cpu"; it is sharded like
-    the optimizer's state. max_failures: how often a gang is restarted after a dead worker, on fewer workers where the
+    the optimizer's state. max_failures: how often a distributed job is restarted after a dead worker, on fewer workers
+    where the
     cluster has lost some. checkpoints: address of a folder (s3://..., file://...) to which saved training states are copied,
     and from which a machine without any takes them up; "" keeps them in the step's folder only.
     max_failed_share: share of a stage's items that may break (not: be rejected) without stopping it; what broke is tried

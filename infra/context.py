@@ -24,7 +24,7 @@ from .tracking import RunLogger
 
 @dataclass
 class RunContext:
-    """For once and gang stages. logger: None where nothing is tracked, and on ranks other than 0.
+    """For once and distributed stages. logger: None where nothing is tracked, and on ranks other than 0.
 
     sources: RUNS/sources, where files behind addresses are kept for all steps; None where no stage asks for one.
     """
@@ -53,8 +53,8 @@ class RunContext:
         if self.logger is not None:
             self.logger.artifact(path, folder)
 
-    def say(self, line: str) -> None:
-        self.console.say(line)
+    def log(self, line: str) -> None:
+        self.console.log(line)
 
     def fetch(self, address: str) -> Path:
         """FileNotFoundError or PermissionError where the source is gone or forbidden; another OSError may pass."""
@@ -71,7 +71,7 @@ class RunContext:
     def engine(
         self, module: nn.Module, optimizer: torch.optim.Optimizer, clip_norm: float, accumulate: int = 1
     ) -> TorchEngine | DeepSpeedEngine:
-        """DeepSpeed where a process group is up (gangs), plain torch elsewhere or where the config says so."""
+        """DeepSpeed where a process group is up (distributed jobs), plain torch elsewhere or where the config says so."""
         if self.compute.engine == "torch" or not torch.distributed.is_initialized():
             engine: TorchEngine | DeepSpeedEngine = TorchEngine(module, optimizer, clip_norm, accumulate)
         else:
@@ -99,7 +99,7 @@ class RunContext:
         try:
             keep(folder, self._address(folder.parent.name))
         except OSError as error:
-            self.say(
+            self.log(
                 f"the save {folder.name} could not be copied to compute.checkpoints={self.compute.checkpoints}: {error}"
             )
 
@@ -107,7 +107,7 @@ class RunContext:
         """One rank brings it: on a cluster the step's folder is shared. ValueError where the storage cannot be read."""
         if self.compute.checkpoints and self.rank == 0:
             try:
-                recall(self._address(parent), self.workdir / parent, self.say)
+                recall(self._address(parent), self.workdir / parent, self.log)
             except OSError as error:
                 where = f"compute.checkpoints={self.compute.checkpoints}"
                 raise ValueError(f"{where} cannot be read: {error}: check network and credentials") from error
@@ -145,7 +145,7 @@ class ItemContext(RunContext):
     def artifact(self, path: Path, folder: str = "") -> None:
         """An item's files lie in its folder already."""
 
-    def say(self, line: str) -> None:
+    def log(self, line: str) -> None:
         with open(self.workdir / "log.txt", "a", encoding="utf-8") as f:
             f.write(json.dumps(line)[1:-1] + "\n")
 

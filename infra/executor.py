@@ -1,4 +1,4 @@
-"""Runs a stage the way it asks to be run: once here, per item over Ray Data, or as a gang under Ray Train."""
+"""Runs a stage the way it asks to be run: once here, per item over Ray Data, or as a distributed job under Ray Train."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from . import gang, items
+from . import distributed, items
 from .config import ComputeConfig
 from .context import RunContext, about, free_device
 from .graph import ItemsOf, Operator, run_graph
@@ -24,7 +24,7 @@ PICTURES_LOGGED = 16  # of a per-item stage
 
 class Needs(Protocol):
     """stages.contracts.Resources. gpus and cpus are of one worker; workers of a per-item stage: at most so many, 1 = as fit.
-    most: of a gang, 0 = as many as it is offered."""
+    most: of a distributed job, 0 = as many as it is offered."""
 
     @property
     def workers(self) -> int: ...
@@ -78,20 +78,20 @@ class Executor:
 
     def __init__(self, store: Store, compute: ComputeConfig, console: Console, reject: type[Exception]) -> None:
         self.store, self.compute, self.console, self.reject = store, compute, console, reject
-        self.session = RaySession(compute, console.say, store.root.parent)
+        self.session = RaySession(compute, console.log, store.root.parent)
         self.streamed: dict[
             str, float
         ] = {}  # seconds of stages that a graph has been through and whose own run is to come
 
     def run(self, work: Work, logger: RunLogger | None, provenance: dict[str, Any]) -> Manifest:
-        """Does the work, or the rest of it, and publishes. Raises ValueError (user) or gang.StageFailed."""
+        """Does the work, or the rest of it, and publishes. Raises ValueError (user) or distributed.StageFailed."""
         work.step.folder.mkdir(parents=True, exist_ok=True)
         started = time.monotonic()
         attempt = uuid.uuid4().hex[:8]
         if work.stage.how == "per_item":
             records, failures, seconds = self._per_item(work, logger, attempt)
         else:
-            one = self._gang if work.stage.how == "gang" else self._once
+            one = self._distributed if work.stage.how == "distributed" else self._once
             records, failures, seconds = one(work, logger, attempt), (), time.monotonic() - started
         return self.store.publish(work.step, records, seconds, failures, provenance)
 
@@ -154,10 +154,10 @@ class Executor:
             trace = work.step.folder / "error.txt"
             trace.write_text(traceback.format_exc())
             message = f"stage {work.stage.name} failed: {type(error).__name__}: {error} (traceback: {trace})"
-            raise gang.StageFailed(message) from error
+            raise distributed.StageFailed(message) from error
 
-    def _gang(self, work: Work, logger: RunLogger | None, attempt: str) -> Any:
-        job = gang.GangJob(
+    def _distributed(self, work: Work, logger: RunLogger | None, attempt: str) -> Any:
+        job = distributed.DistributedJob(
             run=work.stage.run,
             config=work.config,
             inputs=work.inputs,
@@ -169,7 +169,7 @@ class Executor:
             attempt=attempt,
             address=logger.address if logger else None,
         )
-        done, records = gang.read_result(job)
+        done, records = distributed.read_result(job)
         if done:
             return records  # killed between the last step and the commit
         if self.compute.executor == "local":
@@ -184,7 +184,7 @@ class Executor:
                 f"stage {work.stage.name}: {workers} workers of {want_cpus:g} CPUs and {want_gpus:g} GPUs do not fit "
                 f"this cluster ({cpus:g} CPUs, {gpus:g} GPUs): lower compute.workers"
             )
-        records = gang.over_ray(job, self.session, workers, want_cpus, want_gpus, self.console)
+        records = distributed.over_ray(job, self.session, workers, want_cpus, want_gpus, self.console)
         shutil.rmtree(work.step.folder / "ray", ignore_errors=True)
         return records
 
@@ -196,7 +196,7 @@ class Executor:
         before = [items.finished(t, codec) for t in tasks]
         todo = [t for t, r in zip(tasks, before, strict=True) if r is None]
         if len(todo) < len(tasks):
-            self.console.say(f"{work.stage.name}: {len(tasks) - len(todo)} of {len(tasks)} items are done already")
+            self.console.log(f"{work.stage.name}: {len(tasks) - len(todo)} of {len(tasks)} items are done already")
         job = items.ItemJob(
             work.stage.run, work.config, codec, self.reject, self._threads(work), attempt, work.stage.resources.gpus > 0
         )
@@ -206,9 +206,11 @@ class Executor:
         failures += [Failure(t.label, reason, expected=False) for t, reason in unexpected]
         missing = sum(r is None for r in results) - len(unexpected)
         if missing:
-            raise gang.StageFailed(f"stage {work.stage.name}: {missing} items are unfinished; run the command again")
+            raise distributed.StageFailed(
+                f"stage {work.stage.name}: {missing} items are unfinished; run the command again"
+            )
         if len(unexpected) > self.compute.max_failed_share * len(tasks):
-            raise gang.StageFailed(_broken(work.stage.name, unexpected, len(tasks)))
+            raise distributed.StageFailed(_broken(work.stage.name, unexpected, len(tasks)))
         kept = [r for r in results if r is not None]
         _log_items(logger, kept, len(failures))
         records = tuple(record for r in kept if r.failure is None for record in items.flat(r.records))

@@ -21,7 +21,7 @@ class Meter(Protocol):
 
 
 class Console(Protocol):
-    def say(self, line: str) -> None: ...
+    def log(self, line: str) -> None: ...
     def progress(self, what: str, total: int) -> contextlib.AbstractContextManager[Meter]: ...
 
 
@@ -71,7 +71,7 @@ class PlainConsole:
     def __init__(self, stream: TextIO | None = None, every: float = 15.0) -> None:
         self.stream, self.every = stream, every
 
-    def say(self, line: str) -> None:
+    def log(self, line: str) -> None:
         print(line, file=self.stream or sys.stdout, flush=True)
 
     @contextlib.contextmanager
@@ -85,11 +85,11 @@ class PlainConsole:
                 count.add(done, failed, note)
                 if count.clock() - self.said >= console.every:
                     self.said = count.clock()
-                    console.say(count.line())
+                    console.log(count.line())
 
         yield Lines()
         if count.done + count.failed:
-            console.say(count.line() + f", {duration(count.clock() - count.started)}")
+            console.log(count.line() + f", {duration(count.clock() - count.started)}")
 
 
 class TerminalConsole:
@@ -100,7 +100,7 @@ class TerminalConsole:
 
         self.rich = RichConsole(highlight=False)
 
-    def say(self, line: str) -> None:
+    def log(self, line: str) -> None:
         self.rich.print(line, markup=False)
 
     @contextlib.contextmanager
@@ -135,8 +135,8 @@ class EventFile:
         with self._lock, open(self.path, "a", encoding="utf-8") as f:
             f.write(json.dumps(event) + "\n")
 
-    def say(self, line: str) -> None:
-        self._write({"say": line})
+    def log(self, line: str) -> None:
+        self._write({"log": line})
 
     @contextlib.contextmanager
     def progress(self, what: str, total: int) -> Iterator[Meter]:
@@ -170,7 +170,7 @@ class EventFile:
 class SilentConsole:
     """Nowhere: for ranks other than 0 and for tests."""
 
-    def say(self, line: str) -> None:
+    def log(self, line: str) -> None:
         """Drops the line."""
 
     @contextlib.contextmanager
@@ -219,8 +219,8 @@ class Replay:
             self._show(json.loads(line))
 
     def _show(self, event: dict[str, Any]) -> None:
-        if "say" in event:
-            self.console.say(event["say"])
+        if "log" in event:
+            self.console.log(event["log"])
         elif "begin" in event:
             self._close(event["begin"])  # a restarted worker begins again
             stack = contextlib.ExitStack()

@@ -16,8 +16,8 @@ from .shared import last_line, require_shared, runtime_env
 class RaySession:
     """One connection for the whole command. runs: the folder that all nodes must share."""
 
-    def __init__(self, compute: ComputeConfig, say: Callable[[str], None], runs: Path) -> None:
-        self.compute, self.say, self.runs = compute, say, runs
+    def __init__(self, compute: ComputeConfig, log: Callable[[str], None], runs: Path) -> None:
+        self.compute, self.log, self.runs = compute, log, runs
         self._ray: Any = None
 
     @property
@@ -41,7 +41,7 @@ class RaySession:
                 "include_dashboard": False,
                 "object_store_memory": self.compute.object_store_mb * 2**20,
             }
-        self.say(f"starting Ray ({os.environ['RAY_ADDRESS'] if self.remote else 'on this machine'})")
+        self.log(f"starting Ray ({os.environ['RAY_ADDRESS'] if self.remote else 'on this machine'})")
         try:
             ray.init(**options)
             if self.remote:
@@ -58,7 +58,7 @@ class RaySession:
 
     def _warn_of_sqlite(self, ray: Any) -> None:
         if not os.environ.get("MLFLOW_TRACKING_URI") and sum(node["Alive"] for node in ray.nodes()) > 1:
-            self.say(
+            self.log(
                 f"note: several nodes write to {self.runs}/mlflow.db, which not every shared file system bears: set "
                 f"MLFLOW_TRACKING_URI to a server (docs/GPU.md)"
             )

@@ -30,7 +30,7 @@ def keep(folder: Path, address: str) -> None:
         translated(fs.rm, f"{root}/{old}", recursive=True)
 
 
-def recall(address: str, folder: Path, say: Callable[[str], None]) -> None:
+def recall(address: str, folder: Path, log: Callable[[str], None]) -> None:
     """Copies the newest save into `folder`, unless that holds one. Raises OSError where the storage cannot be read, or a file
     of the save is not whole."""
     if any(p.is_dir() for p in folder.glob("step-*")):
@@ -48,7 +48,7 @@ def recall(address: str, folder: Path, say: Callable[[str], None]) -> None:
         if (aside / file).stat().st_size != size:
             raise OSError(f"{address}/{name}/{file} has not the {size} bytes that were written")
     aside.rename(folder / name)
-    say(f"took the save {name} from {address}")
+    log(f"took the save {name} from {address}")
 
 
 def _kept(fs: Any, root: str) -> list[str]:

@@ -111,8 +111,8 @@ class Store:
             raise RuntimeError(f"{step.name}: the stage's records name files that do not exist: {missing[:3]}")
         return published
 
-    def lock(self, step: Step, say: Callable[[str], None]) -> FolderLock:
-        return FolderLock(step.folder, lambda owner: say(f"{step.name}: waiting for {owner}, which is working on it"))
+    def lock(self, step: Step, log: Callable[[str], None]) -> FolderLock:
+        return FolderLock(step.folder, lambda owner: log(f"{step.name}: waiting for {owner}, which is working on it"))
 
 
 def item_label(item: Any) -> str:

@@ -30,7 +30,7 @@ BATCH = 1000  # points of one request: MLflow takes no more
 KEPT_METRICS = 100_000  # while MLflow does not answer: some 20 MB
 REST = 9  # a failed call is followed by so many times its length without any
 # MLflow's own (7 and 120) keep one call waiting for 4 minutes where nobody listens, for 20 where nobody answers: longer than
-# the ranks of a gang wait for each other. These: half a minute, enough for a server's restart, and 6 minutes.
+# the ranks of a distributed job wait for each other. These: half a minute, enough for a server's restart, and 6 minutes.
 PATIENCE = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "4", "MLFLOW_HTTP_REQUEST_TIMEOUT": "60"}
 DIGEST_LENGTH = 36  # MLflow allows no more
 CHILD_RUN = "mlflow.parentRunId"
@@ -111,8 +111,8 @@ class Guard:
     """Runs tracking calls. A failure is said once and counted; the work goes on, and what can wait or be missed is not
     tried while `resting`, so that a tracker that is gone takes a tenth of a training's time at most."""
 
-    def __init__(self, say: Callable[[str], None]) -> None:
-        self.say = say
+    def __init__(self, log: Callable[[str], None]) -> None:
+        self.log = log
         self.failures = 0
         self._rests_until = 0.0
 
@@ -130,7 +130,7 @@ class Guard:
             self._rests_until = now + REST * (now - started)
             self.failures += 1
             if self.failures == 1:
-                self.say(f"MLflow: {what} failed ({type(error).__name__}: {str(error)[:300]}); the work goes on")
+                self.log(f"MLflow: {what} failed ({type(error).__name__}: {str(error)[:300]}); the work goes on")
 
 
 def _client(uri: str) -> Any:
@@ -194,9 +194,9 @@ class RunLogger:
     """Logs to one run, buffered. Points at or before the last step of a metric that the run already holds are dropped,
     so a resumed worker logs no step twice. Points that cannot be sent are kept and sent later."""
 
-    def __init__(self, address: RunAddress, say: Callable[[str], None]) -> None:
+    def __init__(self, address: RunAddress, log: Callable[[str], None]) -> None:
         self.address = address
-        self.guard = Guard(say)
+        self.guard = Guard(log)
         self._buffer: list[tuple[str, float, int, int]] = []  # key, value, time in ms, step
         self._last: dict[str, int] = {}
         self._flushed = time.monotonic()
@@ -323,7 +323,7 @@ class RunLogger:
         """The last of a worker: sends what is buffered, and says what is lost."""
         self.flush()
         if self._buffer:
-            self.guard.say(f"MLflow: {len(self._buffer)} points of curves could not be logged")
+            self.guard.log(f"MLflow: {len(self._buffer)} points of curves could not be logged")
             self._buffer.clear()
 
     def finish(self, status: str = "FINISHED") -> None:
@@ -335,10 +335,10 @@ class RunLogger:
 class Tracking:
     """The parent run of one command, made when the first stage runs, so that a command with nothing to do leaves none."""
 
-    def __init__(self, runs: Path, experiment: str, run_name: str, say: Callable[[str], None]) -> None:
-        self.runs, self.experiment, self.run_name, self.say = runs, experiment, run_name, say
+    def __init__(self, runs: Path, experiment: str, run_name: str, log: Callable[[str], None]) -> None:
+        self.runs, self.experiment, self.run_name, self.log = runs, experiment, run_name, log
         self.uri = tracking_uri(runs)
-        self.guard = Guard(say)
+        self.guard = Guard(log)
         self.parent: RunLogger | None = None
         self._tried = False
         self._about: tuple[dict[str, str], dict[str, str]] = ({}, {})
@@ -356,7 +356,7 @@ class Tracking:
             experiment = parent.client.get_run(parent.address.run_id).info.experiment_id
             all_tags = {CHILD_RUN: parent.address.run_id, **_mine(), **tags}
             run = parent.client.create_run(experiment, tags=all_tags, run_name=name)
-            return RunLogger(RunAddress(self.uri, run.info.run_id), self.say)
+            return RunLogger(RunAddress(self.uri, run.info.run_id), self.log)
         return None
 
     def _parent(self) -> RunLogger | None:
@@ -368,7 +368,7 @@ class Tracking:
                 experiment = self._experiment(client)
                 close_abandoned(client, experiment)
                 run = client.create_run(experiment, run_name=self.run_name, tags=_mine())
-                self.parent = RunLogger(RunAddress(self.uri, run.info.run_id), self.say)
+                self.parent = RunLogger(RunAddress(self.uri, run.info.run_id), self.log)
                 tags, texts = self._about
                 self.parent.tags(tags)
                 for file, text in texts.items():

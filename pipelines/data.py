@@ -96,7 +96,7 @@ def _data(run: Run) -> Dataset:
         require_splits(clips)
         made = _pack(run, PackInputs(clips, (*odd, *unusable, *real.rejected, *refused), real.dropped, ()))
         if made.synthetic is None and "synthetic" in (run.cfg.data.phase2_clips, run.cfg.data.distill_clips):
-            run.say(NOT_APART)
+            run.log(NOT_APART)
         return made
 
 
@@ -122,7 +122,7 @@ def real_clips(run: Run, videos: list[Video], generated: Sequence[Video] = ()) -
     if generated:
         with _called_synthetic():
             sources.require_usable(synthetic, rejected, cfg.data.synthetic)
-    encoded_clips = (*settle_splits(filmed, run.say), *marked(synthetic))
+    encoded_clips = (*settle_splits(filmed, run.log), *marked(synthetic))
     return Real(marked(_clips(cut[0])), encoded_clips, marked(dropped), rejected)
 
 
@@ -136,7 +136,7 @@ def rendered_clips(run: Run, real: Real) -> tuple[tuple[Clip, ...], list[Rejecte
         Link(track_stage(cfg.data.tracker), stage.track, partial(to_track, gates=None)),
         Link(ENCODE, stage.encode, partial(to_encode, gates=None)),
     )
-    *_, (records, refused) = run.chain(links, plan_scenes(cfg.data, stills, cfg.seed, run.say), "rendered")
+    *_, (records, refused) = run.chain(links, plan_scenes(cfg.data, stills, cfg.seed, run.log), "rendered")
     return _clips(records), [*refused, *_rejected(records)]
 
 

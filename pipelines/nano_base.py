@@ -51,7 +51,7 @@ def nano_base(run: Run) -> None:
         parts = {"nano/vae": vae, "nano/dit": dit, "nano-phase1/dit": taught, "nano/tiny_vae": tiny}
         for part, checkpoint in parts.items():
             ship(checkpoint, ASSETS / part)
-            run.say(f"shipped {checkpoint.name} to {ASSETS / part}")
+            run.log(f"shipped {checkpoint.name} to {ASSETS / part}")
 
 
 def ship(checkpoint: Checkpoint, folder: Path) -> None:

@@ -121,7 +121,7 @@ class Run:
             work = self._work(link.stage, link.config, tuple(given), tuple(given))
             found = self._load(work.step)
             if found is None:
-                self.say(f"== {' + '.join(other.stage.name for other in links[number:])}")
+                self.log(f"== {' + '.join(other.stage.name for other in links[number:])}")
                 return self.executor.stream(links[number:], given, self.cfg.seed)
             if number + 1 < len(links):
                 given = links[number + 1].items_of(found.records)
@@ -136,8 +136,8 @@ class Run:
         finally:
             self.target = before
 
-    def say(self, line: str) -> None:
-        self.console.say(line)
+    def log(self, line: str) -> None:
+        self.console.log(line)
 
     def candidates(self, src: str | None = None) -> tuple[list[Candidate], list[Rejected]]:
         """The files that SRC names, none fetched; the packaged clips where it is empty. Refuses a SRC that holds RUNS. src: in
@@ -167,7 +167,7 @@ class Run:
             raise NotMade(Line(self.target, stage.name, "would run", 0.0, step.folder, self._progress(work)))
         state = "cached"
         if found is None:
-            with self.store.lock(step, self.say):
+            with self.store.lock(step, self.log):
                 found = self._load(step)  # another command may have made it while this one waited
                 if found is None:
                     found, state = self._execute(work, label), "ran"
@@ -193,7 +193,7 @@ class Run:
 
     def _execute(self, work: Work, label: str) -> Manifest:
         name = f"{work.stage.name} {label}".strip()
-        self.say(f"== {name} ({work.step.name})")
+        self.log(f"== {name} ({work.step.name})")
         tags = {"stage": work.stage.name, "step_key": work.step.key, "folder": str(work.step.folder)}
         logger = self.tracking.stage(name, tags)
         provenance = {"mlflow_run": logger.address.run_id if logger else "", "seed": work.seed}
@@ -222,7 +222,7 @@ def open_run(cfg: Config, targets: Sequence[str], dry: bool = False, retry_faile
     store = Store(cfg.root, Codec(RECORDS, cfg.root))
     executor = Executor(store, cfg.compute, console, Reject)
     name = f"{cfg.preset}: {' '.join(targets)}"
-    tracker = tracking.Tracking(cfg.root.parent, EXPERIMENT, name, console.say)
+    tracker = tracking.Tracking(cfg.root.parent, EXPERIMENT, name, console.log)
     about = {"git_sha": git_sha(), "lock_hash": lock_hash(), "preset": cfg.preset, "seed": str(cfg.seed)}
     tracker.describe(about, {"config.yaml": as_yaml(cfg), "environment.json": json.dumps(about, indent=1)})
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")

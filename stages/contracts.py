@@ -85,7 +85,7 @@ class Context(Protocol):
         ...
 
     def artifact(self, path: Path, folder: str = "") -> None: ...
-    def say(self, line: str) -> None: ...
+    def log(self, line: str) -> None: ...
     def fetch(self, address: str) -> Path:
         """A local path of a source file: itself, or for an address (s3://...) a copy that all steps of the run share.
         OSError where it cannot be had: other than a Reject, that is tried again by the next command."""
@@ -121,7 +121,8 @@ class Context(Protocol):
 
 @dataclass(frozen=True)
 class Resources:
-    """What one worker of a stage needs. threads: torch threads on CPU. gpus may be fractional. most: workers that a gang takes
+    """What one worker of a stage needs. threads: torch threads on CPU. gpus may be fractional. most: workers that a
+    distributed job takes
     of those that it is offered; 0 takes all."""
 
     workers: int = 1
@@ -136,11 +137,11 @@ class Stage:
     """A function of (config, input records, context) -> records, and how it wants to run.
 
     once: one process. per_item: `run(cfg, item, ctx)` for each item, in parallel, resumable item by item; Reject lists
-    the item. gang: the same call on every rank of a torch.distributed group (Ray Train); rank 0's records count.
+    the item. distributed: the same call on every rank of a torch.distributed group (Ray Train); rank 0's records count.
     """
 
     name: str
     version: int
-    how: Literal["once", "per_item", "gang"]
+    how: Literal["once", "per_item", "distributed"]
     run: Callable[..., Any]
     resources: Resources = field(default_factory=Resources)

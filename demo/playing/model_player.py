@@ -249,13 +249,13 @@ class ModelPerformance:
         return Recorder(setting.root, begun, start.frame, setting.minutes)
 
 
-def load_player(cfg: Config, say: Callable[[str], None] = print) -> ModelPlayer:
+def load_player(cfg: Config, log: Callable[[str], None] = print) -> ModelPlayer:
     """The student that cfg chooses. ValueError where there is none, or its weights cannot be read."""
-    chosen, device = choose(cfg, say), free_device()
+    chosen, device = choose(cfg, log), free_device()
     points = min(ID_RANGE, SLOTS_A_CELL * cfg.data.grid_rows * cfg.data.grid_cols)
     playable = load_playable(chosen.student, chosen.tiny_vae, cfg.demo.decoder, points, device)
     player = make_player(cfg, playable, chosen)
-    clear_abandoned(player.setting.root, say)
+    clear_abandoned(player.setting.root, log)
     return player
 
 

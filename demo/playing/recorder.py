@@ -183,12 +183,12 @@ class Recorder:
         shutil.rmtree(self._folder, ignore_errors=True)
 
 
-def clear_abandoned(root: Path, say: Callable[[str], None]) -> None:
+def clear_abandoned(root: Path, log: Callable[[str], None]) -> None:
     """Removes what killed processes were recording."""
     for folder in root.glob(".*"):
         owner = PLAYING.fullmatch(folder.name)
         if owner and not Path(f"/proc/{owner[1]}").exists():
-            say(f"removed {folder}: its process was killed while it recorded")
+            log(f"removed {folder}: its process was killed while it recorded")
             shutil.rmtree(folder, ignore_errors=True)
 
 

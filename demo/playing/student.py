@@ -31,7 +31,7 @@ class Chosen:
     tiny_vae: Checkpoint | None
 
 
-def choose(cfg: Config, say: Callable[[str], None]) -> Chosen:
+def choose(cfg: Config, log: Callable[[str], None]) -> Chosen:
     """By `demo.student`, else the run's newest, else the shipped one. ValueError where there is none, or no student in
     a folder."""
     if cfg.demo.student == SHIPPED:
@@ -45,7 +45,7 @@ def choose(cfg: Config, say: Callable[[str], None]) -> Chosen:
         raise ValueError(
             f"no student in {cfg.root}: `make distill PRESET={cfg.preset}` makes one, or name a folder: demo.student=FOLDER"
         )
-    say(f"no student in {cfg.root} yet: playing the one that ships ({SHIPPED})")
+    log(f"no student in {cfg.root} yet: playing the one that ships ({SHIPPED})")
     return shipped()
 
 

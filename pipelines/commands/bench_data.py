@@ -118,7 +118,7 @@ class _Bench:
         rounds = []
         for _ in range(self.run.cfg.bench_data.rounds):
             rounds.append((self.seconds(first), self.seconds(second)))
-            self.run.say(f"{clips} clips: {rounds[-1][0]:.1f} s and {rounds[-1][1]:.1f} s")
+            self.run.log(f"{clips} clips: {rounds[-1][0]:.1f} s and {rounds[-1][1]:.1f} s")
         ratio = statistics.median(a / b for a, b in rounds)
         return {"clips": clips, "seconds": [[round(s, 2) for s in pair] for pair in rounds], "ratio": round(ratio, 3)}
 

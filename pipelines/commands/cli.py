@@ -111,7 +111,7 @@ def _dispatch(cfg: Any, names: list[str], options: argparse.Namespace) -> int:
         from demo.server.serve import serve
 
         return serve(cfg)
-    from infra.gang import StageFailed
+    from infra.distributed import StageFailed
     from pipelines.run import open_run
 
     targets = _targets()

@@ -88,17 +88,17 @@ class Job:
             raise ValueError("generate:" + "".join(f"\n  {line}" for line in wrong))
 
 
-def generate(cfg: Config, job: Job, say: Callable[[str], None] = print) -> list[Path]:
+def generate(cfg: Config, job: Job, log: Callable[[str], None] = print) -> list[Path]:
     """Writes the films and the strip: their paths. ValueError for what cannot be read or asked for, OSError for a full disk."""
     job.check()
     if job.motion:
         motion_of(job.motion)  # a mistake is said before a model is loaded
-    player = load_player(cfg, say)
+    player = load_player(cfg, log)
     about = player.about
     frames = max(1, round(job.seconds * about.fps))
     cut, caption = first_frame(job.image, player, cfg.demo.max_megapixels)
     motion = asked_tracks(job, about, player.playable.points, cut, frames)
-    return film(player, Start(cut.frame, job.prompt or caption, job.seed), motion, frames, Path(job.out), say)
+    return film(player, Start(cut.frame, job.prompt or caption, job.seed), motion, frames, Path(job.out), log)
 
 
 def film(
@@ -107,7 +107,7 @@ def film(
     motion: tuple[np.ndarray, np.ndarray],
     wanted: int,
     out: Path,
-    say: Callable[[str], None],
+    log: Callable[[str], None],
 ) -> list[Path]:
     """motion: tracks T n 2, T n; a shorter one than the film is played forward and backward. wanted: frames."""
     out = out.expanduser().resolve()
@@ -117,7 +117,7 @@ def film(
     strip: list[np.ndarray] = []
     at = set(np.linspace(0, wanted - 1, STRIP).round().astype(int).tolist())
     try:
-        for first, frames, xy_px, visible in chunks(player, start, motion, wanted, say):
+        for first, frames, xy_px, visible in chunks(player, start, motion, wanted, log):
             pictures = trails.draw(frames, xy_px, visible)
             drawn.push(pictures)
             undrawn.push(enlarged(frames))
@@ -130,7 +130,7 @@ def film(
     sheet = out.with_name(f"{out.stem}-strip.png")  # not FILE.png, which may be the picture
     write_png(sheet, contact_sheet([np.stack(strip)], len(strip)))
     made = [out, plain, sheet]
-    say("\n".join(str(path) for path in made))
+    log("\n".join(str(path) for path in made))
     return made
 
 
@@ -139,7 +139,7 @@ def chunks(
     start: Start,
     motion: tuple[np.ndarray, np.ndarray],
     wanted: int,
-    say: Callable[[str], None],
+    log: Callable[[str], None],
 ) -> Iterator[tuple[int, np.ndarray, np.ndarray, np.ndarray]]:
     """(first frame, frames, xy_px, visible) of every chunk; the last one is cut at `wanted` frames in all."""
     performance = player.open(start, record=False)
@@ -155,7 +155,7 @@ def chunks(
             done, seconds = done + n, seconds + played.seconds_dit + played.seconds_decode
             if done * 10 // wanted > told or done == wanted:
                 told = done * 10 // wanted
-                say(f"{done} of {wanted} frames, {done / seconds:.0f} a second")
+                log(f"{done} of {wanted} frames, {done / seconds:.0f} a second")
     finally:
         performance.close()
 

@@ -36,5 +36,5 @@ def replay(run: Run) -> ev.Figures:
     line = f"{recording.id}: {what}, {found['chunks']} chunks; {figures.file}"
     if not found["identical"] and same:
         raise ValueError(line)
-    run.say(line)
+    run.log(line)
     return figures

@@ -170,14 +170,14 @@ class SampleLoader:
         collate: Callable[[Sequence[Any]], Any],
         cfg: LoaderConfig = IN_PROCESS,
         kind: str = "",
-        say: Callable[[str], None] = print,
+        log: Callable[[str], None] = print,
         micro_steps: int = 1,
         lanes: int = 0,
     ) -> None:
         if kind not in ("", "real", "rendered"):
             raise ValueError(f"kind {kind!r} is not one of real, rendered, or empty for both")
         self.batch, self.cfg = batch, cfg
-        self._item, self._collate, self._say = item, collate, say
+        self._item, self._collate, self._log = item, collate, log
         self._shards = [s for shard_set in shard_sets for s in read_index(shard_set) if _places(s, kind)]
         self._digest = "+".join(s.digest for s in shard_sets) + kind
         where = ", ".join(s.folder for s in shard_sets)
@@ -254,7 +254,7 @@ class SampleLoader:
             return
         deals = (replace(self._deal[0], lane=lane, lanes=lanes) for lane in range(lanes))
         self._epoch, self._taken = min(Order(d, self._epoch).epoch(batches // lanes * batch) for d in deals), 0
-        self._say(
+        self._log(
             f"a step was {before} micro-batches of {batch} clips, now it is {self._a_step} of {self.batch}: the data goes on "
             f"at the start of epoch {self._epoch}"
         )
@@ -262,7 +262,7 @@ class SampleLoader:
     def _note(self, skipped: Mapping[str, str]) -> None:
         for path, why in skipped.items():
             if path not in self._skipped:
-                self._say(f"left out (loader.on_corrupt=skip): {why}")
+                self._log(f"left out (loader.on_corrupt=skip): {why}")
         self._skipped |= skipped
 
 
@@ -279,13 +279,13 @@ class Loader(SampleLoader):
         world_size: int = 1,
         cfg: LoaderConfig = IN_PROCESS,
         kind: str = "",
-        say: Callable[[str], None] = print,
+        log: Callable[[str], None] = print,
         micro_steps: int = 1,
         lanes: int = 0,
     ) -> None:
         tracks = max(s.tracks for shard_set in shard_sets for s in read_index(shard_set))
         collate = partial(_collate, tracks)
-        super().__init__(shard_sets, batch, seed, rank, world_size, _clip, collate, cfg, kind, say, micro_steps, lanes)
+        super().__init__(shard_sets, batch, seed, rank, world_size, _clip, collate, cfg, kind, log, micro_steps, lanes)
 
 
 @dataclass(frozen=True)

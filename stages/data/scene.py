@@ -105,14 +105,14 @@ def plates_of(clips: Sequence[Clip], split: str) -> list[Plate]:
     return [Plate(str(p), c.source, c.licence, c.caption) for c, p in paths]
 
 
-def plan_scenes(cfg: DataConfig, clips: Sequence[Clip], seed: int, say: Callable[[str], None]) -> list[SceneItem]:
+def plan_scenes(cfg: DataConfig, clips: Sequence[Clip], seed: int, log: Callable[[str], None]) -> list[SceneItem]:
     """What to render, decided from `seed`: each split cuts from its own real clips only.
 
     With no held-out real clip, the stills divide: the middle frames serve the held-out scenes, and that is said.
     """
     plates = {split: plates_of(clips, split) for split in ("train", "heldout")}
     if not plates["heldout"] and cfg.heldout_scenes:
-        say(
+        log(
             "no held-out real clip: held-out scenes are cut from the middle frames of the clips, training scenes from the first"
         )
         plates = {"train": plates["train"][0::2], "heldout": plates["train"][1::2]}

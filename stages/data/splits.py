@@ -12,7 +12,7 @@ from stages.records import Clip
 TIME_HELDOUT_SHARE = 0.15  # of the clips, where only one source is left and the split must go by time
 
 
-def settle_splits(clips: Sequence[Clip], say: Callable[[str], None]) -> list[Clip]:
+def settle_splits(clips: Sequence[Clip], log: Callable[[str], None]) -> list[Clip]:
     """Makes sure that both splits hold real clips: where one source is left, the split goes by shot and time, and is said so.
 
     Variants of held-out clips, and training clips that overlap one in time, are dropped. Raises StageError without clips.
@@ -22,13 +22,13 @@ def settle_splits(clips: Sequence[Clip], say: Callable[[str], None]) -> list[Cli
     if len({c.split for c in clips}) == 2:
         return list(clips)
     if len({c.source for c in clips}) > 1:
-        return _by_source(clips, say)
+        return _by_source(clips, log)
     plain = sorted((c for c in clips if not c.recipe), key=lambda c: (c.source, c.start_seconds))
     if len(plain) < 2:
-        say(f"one real clip only ({plain[0].clip_id}): it trains; held-out scenes are cut from its middle frame")
+        log(f"one real clip only ({plain[0].clip_id}): it trains; held-out scenes are cut from its middle frame")
         return [replace(c, split="train") for c in clips]
     held = plain[-max(1, round(len(plain) * TIME_HELDOUT_SHARE)) :]
-    say(f"one usable source only: its last {len(held)} of {len(plain)} clips are held out by time, not by source")
+    log(f"one usable source only: its last {len(held)} of {len(plain)} clips are held out by time, not by source")
     out = [replace(c, split="heldout") for c in held]
     taken = {c.clip_id for c in held}
     for clip in clips:
@@ -38,14 +38,14 @@ def settle_splits(clips: Sequence[Clip], say: Callable[[str], None]) -> list[Cli
     return sorted(out, key=lambda c: c.clip_id)
 
 
-def _by_source(clips: Sequence[Clip], say: Callable[[str], None]) -> list[Clip]:
+def _by_source(clips: Sequence[Clip], log: Callable[[str], None]) -> list[Clip]:
     """All clips fell to one split, as the sources meant for the other gave none: one whole source changes sides.
 
     To the held-out side the one with the fewest clips, its variants dropped; to the training side all but that one.
     """
     counts = Counter(c.source for c in clips)
     held = min(counts, key=lambda source: (counts[source], source))
-    say(f"the sources chosen for one split gave no clip: {held} is held out, the other {len(counts) - 1} train")
+    log(f"the sources chosen for one split gave no clip: {held} is held out, the other {len(counts) - 1} train")
     kept = [c for c in clips if c.source != held or not c.recipe]
     return [replace(c, split="heldout" if c.source == held else "train") for c in kept]
 

@@ -40,7 +40,7 @@ def run(cfg: TrackRun, item: Sequence[Clip], ctx: Context) -> tuple[Clip, ...]:
     for note in dict.fromkeys(
         n for before, after in zip(item, done, strict=True) for n in after.notes[len(before.notes) :]
     ):
-        ctx.say(f"track: {note}")
+        ctx.log(f"track: {note}")
     return done
 
 

@@ -95,9 +95,9 @@ def run(cfg: BenchRun, inputs: None, ctx: Context) -> Figures:
         out["parts"] = {name: alone(work, cfg.bench.rounds, ctx.device) for name, work in bench.parts().items()}
         progress.advance()
     for name, pair in out["pairs"].items():
-        ctx.say(f"{name}: {pair['a_ms']:.1f} / {pair['b_ms']:.1f} ms = {pair['ratio']:.2f}")
+        ctx.log(f"{name}: {pair['a_ms']:.1f} / {pair['b_ms']:.1f} ms = {pair['ratio']:.2f}")
     for name, ms in out["parts"].items():
-        ctx.say(f"{name}: {ms:.1f} ms")
+        ctx.log(f"{name}: {ms:.1f} ms")
     ctx.emit(0, {name: pair["ratio"] for name, pair in out["pairs"].items()})
     ctx.emit(0, {f"{name}_ms": ms for name, ms in out["parts"].items()})
     file = folder_file(ctx.workdir, "bench.json")

@@ -57,7 +57,7 @@ def retracker(cfg: MeasureConfig, clip_height: int, ctx: Context) -> Tracker:
     def follow(frames: np.ndarray, queries_xy_px: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         found = tracker.track(frames, queries_xy_px)
         for note in found.notes:
-            ctx.say(note)
+            ctx.log(note)
         return found.xy_px, found.visible
 
     return follow

@@ -41,7 +41,7 @@ def select(cfg: SelectRun, samples: Sequence[Sample], digest: str, ctx: Context)
     for kind in CLIP_KINDS:
         chosen, spare = choose([s for s in samples if kind_of(s) == kind], cfg.select)
         if len(chosen) < cfg.select.clips:
-            ctx.say(f"evaluation: {len(chosen)} held-out {kind} clips, {cfg.select.clips} were asked for")
+            ctx.log(f"evaluation: {len(chosen)} held-out {kind} clips, {cfg.select.clips} were asked for")
         clips += _write_kind(chosen, kind, cfg, ctx)
         clips += [replace(_write_clip(s, kind, cfg.select, ctx), spare=True) for s in spare]
     return Selection(str(ctx.workdir), tuple(clips), digest)

@@ -170,7 +170,7 @@ def replay_digest(folder: Path) -> str:
     return total.hexdigest()
 
 
-def found(root: Path, say: Callable[[str], None]) -> Sequence[Recording]:
+def found(root: Path, log: Callable[[str], None]) -> Sequence[Recording]:
     """The readable recordings of a folder, newest first; what is damaged is left out, and said."""
     out = []
     for path in root.glob(f"*/{ABOUT}"):
@@ -179,5 +179,5 @@ def found(root: Path, say: Callable[[str], None]) -> Sequence[Recording]:
         try:
             out.append(read_recording(path.parent))
         except ValueError as error:
-            say(f"left out of the recordings: {error}")
+            log(f"left out of the recordings: {error}")
     return sorted(out, key=lambda r: r.saved, reverse=True)

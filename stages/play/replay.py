@@ -87,11 +87,11 @@ def run(cfg: ReplayRun, inputs: ReplayInputs, ctx: Context) -> Figures:
         out = compared(cfg, recording, played(playable, recording, folder), ctx)
     out |= about(recording, ctx)
     if not out["identical"]:
-        ctx.say(
+        ctx.log(
             f"replay: chunk {out['first_difference']} is the first of {out['chunks']} that differs" + elsewhere(out)
         )
     else:
-        ctx.say(f"replay: all {out['chunks']} chunks are identical, bit for bit")
+        ctx.log(f"replay: all {out['chunks']} chunks are identical, bit for bit")
     ctx.emit(0, {name: float(out[name]) for name in ("identical", "fps", "frames") if out[name] is not None})
     if out["epe"]["epe"] is not None:
         ctx.emit(0, {"epe": out["epe"]["epe"]})

@@ -127,7 +127,7 @@ def run(cfg: TrackerBenchRun, item: Sequence[Clip], ctx: Context) -> TrackerBenc
     done = {name: _summary(tracker, rows[name]) for name, tracker in trackers.items()}
     figures = tuple((done | missing)[name] for name in cfg.bench.trackers)
     for one in figures:
-        ctx.say(f"{one.tracker}: " + (one.reason or f"delta_avg {one.delta_avg:.3f}, OA {one.oa:.3f}, AJ {one.aj:.3f}"))
+        ctx.log(f"{one.tracker}: " + (one.reason or f"delta_avg {one.delta_avg:.3f}, OA {one.oa:.3f}, AJ {one.aj:.3f}"))
     ctx.workdir.mkdir(parents=True, exist_ok=True)
     json_file, table_file = ctx.workdir / "trackers.json", ctx.workdir / "trackers.md"
     settings = {"clips": [c.clip_id for c in clips], "tracker": asdict(cfg.tracker)}

@@ -9,7 +9,8 @@
     DMD        DmdRun(model, dmd, guidance)    DmdInputs(train, heldout, teacher, adapted) Checkpoint "student"
     TINY_VAE   TinyVAERun(model, tiny_vae)     TinyVAEInputs(train, heldout)               Checkpoint "tiny_vae"
 
-All are gangs that work with any number of ranks; train and heldout are ShardSets (of VAE: videos). Each stage lies in the
+All are distributed jobs that work with any number of ranks; train and heldout are ShardSets (of VAE: videos). Each stage
+lies in the
 module of its lower-case name, with its config (BaseConfig, TeacherConfig...); Guidance lies in sampling.py. Without a base
 checkpoint the teacher starts from teacher.init. The seed is the context's. A stage resumes by itself from ctx.workdir/saves and
 leaves its weights in ctx.workdir/NAME (safetensors and config.json); after a non-finite loss the batch is in

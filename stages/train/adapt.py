@@ -153,7 +153,7 @@ def fit(
     method = AdaptMethod(student, cfg.model, cfg.adapt, heldout.to(ctx.device), decode, ctx.seed)
     metrics = train(method, loader, cfg.adapt, ctx.seed, ctx)
     if cfg.adapt.gate and metrics["heldout/ode"] > cfg.adapt.gate:
-        ctx.say(
+        ctx.log(
             f"adapt: held-out regression loss {metrics['heldout/ode']:.4f} is above the gate {cfg.adapt.gate}: "
             f"DMD is likely to fail from here; train longer (adapt.steps) or make more pairs (ode.pairs)"
         )
@@ -172,4 +172,4 @@ def run(cfg: AdaptRun, inputs: AdaptInputs, ctx: Context) -> Checkpoint:
     )
 
 
-ADAPT = Stage(name="adapt", version=1, how="gang", run=run, resources=Resources(threads=2))
+ADAPT = Stage(name="adapt", version=1, how="distributed", run=run, resources=Resources(threads=2))

@@ -152,4 +152,4 @@ def run(cfg: BaseRun, inputs: ClipInputs, ctx: Context) -> Checkpoint:
     return publish("base", backbone(dit), cfg.base.total_steps, ctx, metrics=metrics)
 
 
-BASE = Stage(name="base", version=2, how="gang", run=run, resources=Resources(threads=2))
+BASE = Stage(name="base", version=2, how="distributed", run=run, resources=Resources(threads=2))

@@ -265,4 +265,4 @@ def run(cfg: DmdRun, inputs: DmdInputs, ctx: Context) -> Checkpoint:
     return publish("student", generator, cfg.dmd.total_steps, ctx, parents, metrics, inputs.train)
 
 
-DMD = Stage(name="dmd", version=2, how="gang", run=run, resources=Resources(threads=2))
+DMD = Stage(name="dmd", version=2, how="distributed", run=run, resources=Resources(threads=2))

@@ -58,11 +58,11 @@ class FrameLoader(SampleLoader):
         rank: int,
         world_size: int,
         cfg: LoaderConfig = IN_PROCESS,
-        say: Callable[[str], None] = print,
+        log: Callable[[str], None] = print,
         micro_steps: int = 1,
     ) -> None:
         super().__init__(
-            shard_sets, batch, seed, rank, world_size, _item, _collate, cfg, say=say, micro_steps=micro_steps
+            shard_sets, batch, seed, rank, world_size, _item, _collate, cfg, log=log, micro_steps=micro_steps
         )
 
 

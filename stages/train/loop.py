@@ -78,7 +78,7 @@ def _train(method: Method, loader: Loader, cfg: LoopConfig, seed: int, ctx: Cont
     for name, learner in learners.items():
         assert engines[name].module is learner.module, f"the engine of {name} wraps another module than the method uses"
     for name in sorted({_attention(x.module, ctx) for x in learners.values() if isinstance(x.module, WanDiT)}):
-        ctx.say(f"attention: {name}")
+        ctx.log(f"attention: {name}")
     training = Training(learners, engines, emas, loader)
     done = resume(training, ctx)
     saved_at, window = time.monotonic(), _Window()
@@ -120,7 +120,7 @@ def observe(method: Method, step: int, ctx: Context) -> dict[str, float]:
     for key, picture in seen.pictures.items():
         ctx.image(key, picture, step)
     for warning in seen.warnings:
-        ctx.say(f"step {step}: {warning}")
+        ctx.log(f"step {step}: {warning}")
     return dict(seen.metrics)
 
 
@@ -169,7 +169,7 @@ def _measure(window: _Window, learner: str, loss: Loss) -> None:
 
 def _check(loss: Loss, learner: str, batch: Any, step: int, ctx: Context) -> None:
     for warning in loss.warnings:
-        ctx.say(f"step {step + 1}: {warning}")
+        ctx.log(f"step {step + 1}: {warning}")
     if not bool(torch.isfinite(loss.value.detach()).all()):
         _alarm(f"loss of {learner}", learner, batch, step, ctx)
 

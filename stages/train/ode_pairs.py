@@ -250,4 +250,4 @@ def run(cfg: OdeRun, inputs: OdeInputs, ctx: Context) -> OdePairs:
     return OdePairs(str(ctx.workdir), cfg.ode.pairs, timesteps, weights_digest(ctx.workdir))
 
 
-ODE_PAIRS = Stage(name="ode_pairs", version=2, how="gang", run=run, resources=Resources(threads=2))
+ODE_PAIRS = Stage(name="ode_pairs", version=2, how="distributed", run=run, resources=Resources(threads=2))

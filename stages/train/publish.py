@@ -39,7 +39,7 @@ def open_loader(
 ) -> Loader:
     """This rank's endless loader of training batches (see stages.data.loader.SampleLoader)."""
     return Loader(
-        shard_sets, batch, ctx.seed, ctx.rank, ctx.world_size, cfg, say=ctx.say, micro_steps=micro_steps, lanes=lanes
+        shard_sets, batch, ctx.seed, ctx.rank, ctx.world_size, cfg, log=ctx.log, micro_steps=micro_steps, lanes=lanes
     )
 
 

@@ -123,7 +123,7 @@ def resume(training: Training, ctx: Context) -> int:
     random = folder / f"random-{ctx.rank:05d}.pt"
     if random.exists():  # not where there are more ranks now
         _restore_random(torch.load(random, map_location="cpu", weights_only=True))
-    ctx.say(f"resumed after step {about['step']} from {folder}")
+    ctx.log(f"resumed after step {about['step']} from {folder}")
     return int(about["step"])
 
 

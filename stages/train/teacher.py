@@ -297,7 +297,7 @@ def run(cfg: TeacherRun, inputs: TeacherInputs, ctx: Context) -> Checkpoint:
     """Checkpoint "teacher": averaged weights, with the held-out loss gaps as metrics."""
     dit, start = initial_dit(cfg.model, cfg.teacher.init, inputs.base, ctx.seed, cfg.teacher.strict_init)
     for line in start.lines() if start else ():
-        ctx.say(line)
+        ctx.log(line)
     if cfg.teacher.track_init == "matching":
         match_tracks(dit, torch.Generator().manual_seed(ctx.seed))
     dit = dit.to(ctx.device)
@@ -317,7 +317,7 @@ def open_phases(cfg: TeacherConfig, inputs: TeacherInputs, ctx: Context) -> Load
     if not isinstance(inputs, TwoSetInputs):
         return loader
     sets = (inputs.train, inputs.phase2)
-    ctx.say(
+    ctx.log(
         "; ".join(
             f"{name} trains on {s.clips} clips, {s.split}" for name, s in zip(("phase 1", "phase 2"), sets, strict=True)
         )
@@ -326,4 +326,4 @@ def open_phases(cfg: TeacherConfig, inputs: TeacherInputs, ctx: Context) -> Load
     return LoaderThenLoader(loader, phase2, cfg.total_steps - cfg.phase2_steps, micro_steps)
 
 
-TEACHER = Stage(name="teacher", version=2, how="gang", run=run, resources=Resources(threads=2))
+TEACHER = Stage(name="teacher", version=2, how="distributed", run=run, resources=Resources(threads=2))

@@ -210,9 +210,9 @@ def run(cfg: TinyVAERun, inputs: TinyVAEInputs, ctx: Context) -> Checkpoint:
     tiny = cfg.tiny_vae
     decoder = initial_decoder(cfg, some_frames(inputs.train, max(tiny.fit_clips, 1)), ctx.seed).to(ctx.device)
     micro_steps, place = tiny.micro_steps(ctx.world_size), (ctx.rank, ctx.world_size)
-    loader = FrameLoader((inputs.train,), tiny.batch, ctx.seed, *place, inputs.loader, ctx.say, micro_steps)
+    loader = FrameLoader((inputs.train,), tiny.batch, ctx.seed, *place, inputs.loader, ctx.log, micro_steps)
     metrics = fit(cfg, decoder, loader, some_frames(inputs.heldout, tiny.heldout_clips), ctx)
     return publish("tiny_vae", decoder, tiny.total_steps, ctx, metrics=metrics)
 
 
-TINY_VAE = Stage(name="tiny_vae", version=2, how="gang", run=run, resources=Resources(threads=2))
+TINY_VAE = Stage(name="tiny_vae", version=2, how="distributed", run=run, resources=Resources(threads=2))

@@ -200,7 +200,7 @@ def decode_all(videos: Sequence[Video], cfg: VAETrainConfig, ctx: Context) -> li
         try:
             clips.append(decode_small(video, cfg.short_side, cfg.max_frames))
         except ValueError as e:
-            ctx.say(f"{video.path}: left out: {e}")
+            ctx.log(f"{video.path}: left out: {e}")
     if not clips:
         raise StageError(f"vae: none of {len(videos)} videos could be decoded; check the paths of the sources")
     return clips
@@ -210,4 +210,4 @@ def _charbonnier(error: Tensor) -> Tensor:
     return (error.square() + 1e-6).sqrt()
 
 
-VAE = Stage(name="vae", version=3, how="gang", run=run, resources=Resources(threads=2))
+VAE = Stage(name="vae", version=3, how="distributed", run=run, resources=Resources(threads=2))

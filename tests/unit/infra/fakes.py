@@ -64,7 +64,8 @@ def square(cfg: FakeConfig, item: Item, ctx) -> Item:
 
 
 def steps(cfg: FakeConfig, inputs: object, ctx) -> Checkpoint:
-    """Ten "training" steps, each saved; a step done twice would show in done.txt. On a gang it dies once at step 5."""
+    """Ten "training" steps, each saved; a step done twice would show in done.txt. On a distributed job it dies once at
+    step 5."""
     if cfg.fatal:
         raise StageError(cfg.fatal)
     state = ctx.workdir / "state.json"
@@ -86,7 +87,7 @@ def steps(cfg: FakeConfig, inputs: object, ctx) -> Checkpoint:
     engine = ctx.engine(module, torch.optim.AdamW(module.parameters()), 1.0)
     engine.backward(engine.module(torch.ones(1, 2)).sum())
     engine.step()
-    ctx.say(f"engine {type(engine).__name__}, threads {torch.get_num_threads()}")
+    ctx.log(f"engine {type(engine).__name__}, threads {torch.get_num_threads()}")
     return Checkpoint("fake", str(ctx.workdir), step, "d", metrics={"value": value})
 
 
@@ -105,7 +106,7 @@ HALVES = Stage("halves", 1, "per_item", halves)
 SQUARE = Stage("square", 1, "per_item", square)
 ONCE = Stage("once", 1, "once", steps)
 TIMED = Stage("timed", 1, "once", steps, Resources(cpus=2))
-GANG = Stage("gang", 1, "gang", steps, Resources(threads=2))
+DISTRIBUTED = Stage("distributed", 1, "distributed", steps, Resources(threads=2))
 
 
 def items(count: int) -> list[Item]:
@@ -130,6 +131,6 @@ def drive(root: Path, stage: Stage, cfg: FakeConfig, inputs: object, executor: s
 
 
 if __name__ == "__main__":
-    chosen = {"square": SQUARE, "once": ONCE, "gang": GANG}[sys.argv[2]]
+    chosen = {"square": SQUARE, "once": ONCE, "distributed": DISTRIBUTED}[sys.argv[2]]
     given = items(30) if chosen is SQUARE else ()
     print(drive(Path(sys.argv[1]), chosen, SLOW, given, sys.argv[3]).records)

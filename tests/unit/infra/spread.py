@@ -78,4 +78,4 @@ def seen_by_a_worker() -> dict[str, object]:
 
 
 ITEMS = Stage("spread_items", 1, "per_item", item)
-GANG = Stage("spread_gang", 1, "gang", march, Resources(workers=2))
+DISTRIBUTED = Stage("spread_job", 1, "distributed", march, Resources(workers=2))

@@ -1,4 +1,5 @@
-"""Two Ray nodes on this machine: what workers are given, work on both, and the loss of a node in the middle of a gang."""
+"""Two Ray nodes on this machine: what workers are given, work on both, and the loss of a node in the middle of a
+distributed job."""
 
 from __future__ import annotations
 
@@ -30,7 +31,9 @@ def cluster():
         patch.setenv("RAY_AUTH_MODE", "disabled")  # all on this machine's loopback
         patch.setenv("PYTHONPATH", str(CHECKOUT))  # for the fakes: tests are not shipped
         patch.setenv("MLFLOW_TRACKING_USERNAME", "ada")
-        patch.setenv("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "40")  # how long a gang waits for a node that is lost
+        patch.setenv(
+            "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "40"
+        )  # how long a distributed job waits for a node that is lost
         ray_session._set_environment()
         from ray.cluster_utils import Cluster
 
@@ -66,10 +69,10 @@ def test_workers_are_given_the_packages_and_the_environment_and_items_go_to_both
 
 
 @pytest.mark.slow
-def test_a_gang_over_two_nodes_survives_the_loss_of_one(cluster, world):
+def test_a_job_over_two_nodes_survives_the_loss_of_one(cluster, world):
     """From the last save, on the node that is left."""
     store, runner = world
-    work = fakes.work(store, spread.GANG, fakes.FakeConfig(seconds=0.05), ())
+    work = fakes.work(store, spread.DISTRIBUTED, fakes.FakeConfig(seconds=0.05), ())
     done = work.step.folder / "done.txt"
 
     def lose_a_node() -> None:

@@ -16,9 +16,9 @@ from pathlib import Path
 
 import pytest
 
+from infra.distributed import StageFailed
 from infra.executor import Link, item_tasks
 from infra.files import CHECKOUT
-from infra.gang import StageFailed
 from infra.items import ItemJob, run_item
 from stages.contracts import (
     Reject,
@@ -126,7 +126,8 @@ def test_an_item_that_kills_its_worker_again_and_again_is_given_up(tmp_path):
 
 @pytest.mark.slow
 def test_through_ray(tmp_path):
-    """Ray Data with a worker that dies, and Ray Train with DeepSpeed: a rank that dies. (A user's mistake: test_gang.py.)"""
+    """Ray Data with a worker that dies, and Ray Train with DeepSpeed: a rank that dies. (A user's mistake:
+    test_distributed.py.)"""
     said = io.StringIO()
     store, runner = fakes.world(tmp_path, "ray", said)
     given = [*fakes.items(3), fakes.Item("die", 5), fakes.Item("empty", 0)]
@@ -136,11 +137,11 @@ def test_through_ray(tmp_path):
         reasons = {f.name: f.reason for f in manifest.failures}
         assert reasons == {"empty": "holds nothing"}
 
-        dying = runner.run(fakes.work(store, fakes.GANG, fakes.FakeConfig(scale=2.0), ()), None, {})
-        assert list(tmp_path.glob("gang/*/died"))
+        dying = runner.run(fakes.work(store, fakes.DISTRIBUTED, fakes.FakeConfig(scale=2.0), ()), None, {})
+        assert list(tmp_path.glob("distributed/*/died"))
         whole = fakes.drive(tmp_path / "whole", fakes.ONCE, fakes.FakeConfig(scale=2.5), ())
         assert dying.records.metrics["value"] / 2.0 == pytest.approx(whole.records.metrics["value"] / 2.5)
-        steps = next(tmp_path.glob("gang/*/done.txt")).read_text().split()
+        steps = next(tmp_path.glob("distributed/*/done.txt")).read_text().split()
         assert [int(s) for s in steps] == list(range(1, 11))
         assert "engine DeepSpeedEngine, threads 2" in said.getvalue()
         assert "steps: 10/10" in said.getvalue() or "steps: 6/10" in said.getvalue()
@@ -226,8 +227,8 @@ def test_a_gang_takes_no_more_workers_than_it_has_work_for(tmp_path, monkeypatch
     store, runner = fakes.world(tmp_path, "ray", workers=64)
     monkeypatch.setattr(runner.session, "resources", lambda: (64.0, 64.0))
     asked = []
-    monkeypatch.setattr("infra.gang.over_ray", lambda job, session, workers, *_: asked.append(workers))
+    monkeypatch.setattr("infra.distributed.over_ray", lambda job, session, workers, *_: asked.append(workers))
     for most in (0, 8, 100):
-        stage = replace(fakes.GANG, resources=Resources(most=most))
+        stage = replace(fakes.DISTRIBUTED, resources=Resources(most=most))
         runner.run(fakes.work(store, stage, fakes.FakeConfig(), most), None, {})
     assert asked == [64, 8, 64]

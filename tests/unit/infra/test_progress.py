@@ -31,10 +31,10 @@ def test_plain_console_says_little_and_ends_with_the_total():
 
 def test_a_workers_events_are_shown_once_and_a_restart_begins_anew(tmp_path):
     stream, path = io.StringIO(), tmp_path / "events.jsonl"
-    EventFile(path).say("from an earlier attempt")
+    EventFile(path).log("from an earlier attempt")
     with Replay(path, PlainConsole(stream, every=0), every=0.05):
         worker = EventFile(path)
-        worker.say("hello")
+        worker.log("hello")
         meter = worker.progress("steps", 4)
         meter.__enter__().advance(2)  # dies here
         with EventFile(path).progress("steps", 4) as progress:
@@ -50,7 +50,7 @@ def test_a_workers_events_are_shown_once_and_a_restart_begins_anew(tmp_path):
 def test_half_a_line_waits_for_its_end(tmp_path):
     stream, path = io.StringIO(), tmp_path / "events.jsonl"
     replay = Replay(path, PlainConsole(stream))
-    path.write_text('{"say": "ä"}\n{"say": "b')
+    path.write_text('{"log": "ä"}\n{"log": "b')
     replay._show_new()
     assert stream.getvalue() == "ä\n"
     with open(path, "a") as f:

@@ -92,9 +92,14 @@ def test_only_packages_are_shipped_whatever_lies_in_the_checkout():
     shipped = PathSpec.from_lines("gitwildmatch", runtime_env({})["excludes"])
     for path in ("runs-mine/nano/pack/a.tar", "docs/img/overview.png", "README.md", ".venv/bin/python", "my [runs]/x"):
         assert shipped.match_file(path), path
-    for path in ("infra", "infra/gang.py", "msmodel/assets/nano/dit/model.safetensors", "configs/preset/nano.yaml"):
+    for path in (
+        "infra",
+        "infra/distributed.py",
+        "msmodel/assets/nano/dit/model.safetensors",
+        "configs/preset/nano.yaml",
+    ):
         assert not shipped.match_file(path), path
-    assert shipped.match_file("infra/__pycache__/gang.cpython-311.pyc")
+    assert shipped.match_file("infra/__pycache__/distributed.cpython-311.pyc")
 
 
 def test_what_is_shipped_is_small_enough_for_ray():

@@ -11,8 +11,8 @@ import pytest
 
 from configs.settings import load
 from infra.codec import Codec
+from infra.distributed import StageFailed
 from infra.executor import Executor, Link
-from infra.gang import StageFailed
 from infra.progress import PlainConsole
 from infra.store import Store
 from pipelines import summary

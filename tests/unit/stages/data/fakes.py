@@ -50,7 +50,7 @@ class FakeContext:
     def artifact(self, path: Path, folder: str = "") -> None:
         assert path.is_file()
 
-    def say(self, line: str) -> None:
+    def log(self, line: str) -> None:
         self.said.append(line)
 
     def fetch(self, address: str) -> Path:

@@ -170,7 +170,7 @@ def test_other_ranks_go_on_at_the_start_of_the_epoch(sets):
     said: list[str] = []
     before = Loader((sets[0],), 2, seed=5, rank=0, world_size=2)
     ids(before, 5)  # 10 clips of some 7 an epoch: both ranks are in the second
-    after = Loader((sets[0],), 2, seed=5, say=said.append)
+    after = Loader((sets[0],), 2, seed=5, log=said.append)
     after.load_state_dict(before.state_dict())
     fresh = flat(ids(Loader((sets[0],), 2, seed=5), 14))
     assert flat(ids(after, 7)) == fresh[CLIPS:]
@@ -202,7 +202,7 @@ def test_a_skipped_shard_is_counted_said_once_and_never_seen(clips, tmp_path):
     lost = inside(train, 1)
     spoil(train, 1)
     said: list[str] = []
-    loader = Loader((train,), 2, seed=1, cfg=SKIP, say=said.append)
+    loader = Loader((train,), 2, seed=1, cfg=SKIP, log=said.append)
     assert loader.metrics() == {"loader/skipped_shards": 0}
     seen = ids(loader, 14)
     assert loader.metrics() == {"loader/skipped_shards": 1}
@@ -212,18 +212,18 @@ def test_a_skipped_shard_is_counted_said_once_and_never_seen(clips, tmp_path):
         assert len(set(epoch)) == CLIPS - len(lost)
         assert not lost & set(epoch)
     for stop in (1, 6, 9):
-        before, after = (Loader((train,), 2, seed=1, cfg=SKIP, say=said.append) for _ in range(2))
+        before, after = (Loader((train,), 2, seed=1, cfg=SKIP, log=said.append) for _ in range(2))
         ids(before, stop)
         after.load_state_dict(before.state_dict())
         assert ids(after, 14 - stop) == seen[stop:]
-    assert ids(Loader((train,), 2, seed=1, cfg=LoaderConfig(2, on_corrupt="skip"), say=said.append), 14) == seen
+    assert ids(Loader((train,), 2, seed=1, cfg=LoaderConfig(2, on_corrupt="skip"), log=said.append), 14) == seen
 
 
 def test_when_every_shard_is_bad_skipping_is_an_error(clips, tmp_path):
     train, _ = packed(clips, tmp_path / "x")
     spoil(train, *range(len(train.shards)))
     with pytest.raises(ValueError, match=r"none of the 5 shards can be read; the last: shard .*\.tar has"):
-        ids(Loader((train,), 2, 0, cfg=SKIP, say=[].append), 1)
+        ids(Loader((train,), 2, 0, cfg=SKIP, log=[].append), 1)
 
 
 def test_a_shard_damaged_after_it_was_verified_is_named(clips, tmp_path):

@@ -159,7 +159,7 @@ class FakeContext:
         assert path.exists()
         self.artifacts.append(path)
 
-    def say(self, line: str) -> None:
+    def log(self, line: str) -> None:
         self.lines.append(line)
 
     @contextmanager

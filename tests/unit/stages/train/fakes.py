@@ -132,7 +132,7 @@ class FakeContext:
 
     def artifact(self, path: Path, folder: str = "") -> None: ...
 
-    def say(self, line: str) -> None:
+    def log(self, line: str) -> None:
         self.said.append(line)
 
     @contextmanager

@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.unit.stages.train.gang import (
+from tests.unit.stages.train.ranks import (
     Task,
     perform,
     prepare,
@@ -46,7 +46,7 @@ def save_of(root: Path, of: str, step: int) -> str:
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("gang")
+    folder = tmp_path_factory.mktemp("distributed")
     prepare(folder)
     return folder
 

@@ -1,4 +1,5 @@
-"""Gangs: the same stage call on every rank of a torch.distributed group, under Ray Train, restarted after a dead worker: on as
+"""Distributed jobs: the same stage call on every rank of a torch.distributed group, under Ray Train, restarted after a
+dead worker: on as
 many workers as before, or fewer where the cluster has lost some.
 
 Checkpoints are the stage's own, in its folder. Rank 0 leaves result.json; errors come back as error.json, so that the user
@@ -35,7 +36,7 @@ class StageFailed(RuntimeError):
 
 
 @dataclass(frozen=True)
-class GangJob:
+class DistributedJob:
     """All that a rank needs. attempt: names one execution of the stage, over its restarts."""
 
     run: Callable[[Any, Any, Any], Any]
@@ -62,7 +63,7 @@ class GangJob:
         return self.step.folder / "events.jsonl"
 
 
-def read_result(job: GangJob) -> tuple[bool, Any]:
+def read_result(job: DistributedJob) -> tuple[bool, Any]:
     """(whether rank 0 has finished this key, its records)."""
     data = read_json(job.result_path)
     if data is None or data["key"] != job.step.key:
@@ -70,20 +71,20 @@ def read_result(job: GangJob) -> tuple[bool, Any]:
     return True, job.codec.decode(data["records"])
 
 
-def run_rank(job: GangJob, rank: int, world_size: int) -> None:
+def run_rank(job: DistributedJob, rank: int, world_size: int) -> None:
     """One rank, in its own process with its process group up. Raises what a restart may mend, notes what it cannot."""
     if _noted(job) is not None:
         return  # another rank has failed for good; this is a restart
     set_threads(job.threads)
-    say = EventFile(job.events_path) if rank == 0 else SilentConsole()
-    logger = RunLogger(job.address, say.say) if rank == 0 and job.address else None
+    log = EventFile(job.events_path) if rank == 0 else SilentConsole()
+    logger = RunLogger(job.address, log.log) if rank == 0 and job.address else None
     ctx = RunContext(
         workdir=job.step.folder,
         seed=job.seed,
         rank=rank,
         world_size=world_size,
         device=free_device(),
-        console=say,
+        console=log,
         logger=logger,
         compute=job.compute,
         about=about(job.step, job.seed),
@@ -112,7 +113,7 @@ def _for_the_user(error: Exception, ctx: RunContext) -> Exception:
     return ValueError(f"the GPU's memory is too small ({error}); these settings take less: {'; '.join(ctx.lighter())}")
 
 
-def _note_error(job: GangJob, error: Exception, rank: int) -> None:
+def _note_error(job: DistributedJob, error: Exception, rank: int) -> None:
     trace = job.step.folder / "error.txt"
     trace.write_text(traceback.format_exc())
     note = {
@@ -130,7 +131,7 @@ def _train_worker(config: dict[str, Any]) -> None:
     import ray.train
     import torch.distributed as dist
 
-    job: GangJob = config["job"]
+    job: DistributedJob = config["job"]
     world = ray.train.get_context()
     rank, size = world.get_world_rank(), world.get_world_size()
     for name, value in (("RANK", rank), ("WORLD_SIZE", size), ("LOCAL_RANK", world.get_local_rank())):
@@ -144,8 +145,8 @@ def _train_worker(config: dict[str, Any]) -> None:
         dist.barrier()
 
 
-def over_ray(job: GangJob, session: RaySession, workers: int, cpus: float, gpus: float, console: Console) -> Any:
-    """Runs the gang; returns rank 0's records. ValueError: the user's mistake. StageFailed: anything else."""
+def over_ray(job: DistributedJob, session: RaySession, workers: int, cpus: float, gpus: float, console: Console) -> Any:
+    """Runs the distributed job; returns rank 0's records. ValueError: the user's mistake. StageFailed: anything else."""
     session.start()
     failed: Exception | None = None
     now = workers
@@ -161,7 +162,7 @@ def over_ray(job: GangJob, session: RaySession, workers: int, cpus: float, gpus:
                 break
             before, now = now, workers_left(workers, cpus, gpus, *session.resources())
             if now != before:
-                console.say(f"{job.step.stage}: the cluster changed; {now} workers instead of {before} go on")
+                console.log(f"{job.step.stage}: the cluster changed; {now} workers instead of {before} go on")
     done, records = read_result(job)
     if done:
         return records
@@ -180,8 +181,8 @@ def workers_left(wanted: int, cpus: float, gpus: float, all_cpus: float, all_gpu
     return max((n for n in range(1, wanted + 1) if wanted % n == 0 and n <= fit), default=wanted)
 
 
-def _trainer(job: GangJob, workers: int, cpus: float, gpus: float, start: int) -> Any:
-    """Ray Train's trainer of the gang. start: how often it was begun before in this execution."""
+def _trainer(job: DistributedJob, workers: int, cpus: float, gpus: float, start: int) -> Any:
+    """Ray Train's trainer of the distributed job. start: how often it was begun before in this execution."""
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 
@@ -203,12 +204,12 @@ def _trainer(job: GangJob, workers: int, cpus: float, gpus: float, start: int) -
     )
 
 
-def _noted(job: GangJob) -> Any:
+def _noted(job: DistributedJob) -> Any:
     note = read_json(job.error_path)
     return note if note is not None and note["attempt"] == job.attempt else None
 
 
-def raise_noted(job: GangJob) -> None:
+def raise_noted(job: DistributedJob) -> None:
     """Raises the error that a rank has noted in this execution, if there is one."""
     note = _noted(job)
     if note is None:

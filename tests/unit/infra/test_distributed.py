@@ -1,4 +1,4 @@
-"""A gang that loses a worker: the same weights in the end; on fewer workers where the cluster has lost some."""
+"""A distributed job that loses a worker: the same weights in the end; on fewer workers where the cluster has lost some."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from infra import gang
+from infra import distributed
 from infra.config import ComputeConfig
 from infra.context import RunContext
 from infra.progress import PlainConsole
@@ -27,7 +27,7 @@ from stages.contracts import (
 from stages.records import Checkpoint
 from stages.train.publish import publish
 from tests.unit.infra import fakes
-from tests.unit.stages.train.gang import Task, prepare, run, train_teacher
+from tests.unit.stages.train.ranks import Task, prepare, run, train_teacher
 
 SEED, STEPS, ZERO = 3, 12, {"zero_stage": 2}
 TASK = Task("teacher", "teacher", STEPS, save_steps=2, compute=ZERO)
@@ -58,7 +58,7 @@ def train(cfg: Given, inputs: object, ctx: RunContext) -> Checkpoint:
     return publish("dit", trained["dit"], STEPS, ctx)
 
 
-TRAIN = Stage("teacher", 1, "gang", train, Resources(workers=2))
+TRAIN = Stage("teacher", 1, "distributed", train, Resources(workers=2))
 
 
 @pytest.mark.slow
@@ -80,11 +80,11 @@ def test_a_killed_worker_changes_no_weight(tmp_path):
     assert all(torch.equal(mine[n], w) for n, w in undisturbed.items())
 
 
-def job_in(tmp_path, run=train) -> gang.GangJob:
+def job_in(tmp_path, run=train) -> distributed.DistributedJob:
     store, _ = fakes.world(tmp_path)
     work = fakes.work(store, TRAIN, Given(""), ())
     work.step.folder.mkdir(parents=True)
-    return gang.GangJob(run, work.config, (), work.step, 0, store.codec, ComputeConfig(), 1, "now", None)
+    return distributed.DistributedJob(run, work.config, (), work.step, 0, store.codec, ComputeConfig(), 1, "now", None)
 
 
 def test_what_the_cluster_has_left_goes_on(tmp_path, monkeypatch):
@@ -107,10 +107,10 @@ def test_what_the_cluster_has_left_goes_on(tmp_path, monkeypatch):
         def resources(self):
             return {1: (3.0, 0.0), 2: (0.0, 0.0)}[len(began)]
 
-    monkeypatch.setattr(gang, "_trainer", Trainer)
+    monkeypatch.setattr(distributed, "_trainer", Trainer)
     said = io.StringIO()
     session = Session(job.compute, print, tmp_path)
-    assert gang.over_ray(job, session, 4, 1.0, 0.0, PlainConsole(said)) == ()
+    assert distributed.over_ray(job, session, 4, 1.0, 0.0, PlainConsole(said)) == ()
     assert began == [(4, 0), (2, 1), (4, 2)]  # with none left, as many as were asked for are waited for
     assert "2 workers instead of 4 go on" in said.getvalue()
 
@@ -129,21 +129,21 @@ def test_users_mistake_arrives_as_it_was_said_and_is_not_tried_again(tmp_path, m
             began.append(start)
 
         def fit(self):
-            gang.run_rank(job, world - 1, world)
+            distributed.run_rank(job, world - 1, world)
 
     class Session(RaySession):
         def start(self):
             return None
 
-    monkeypatch.setattr(gang, "_trainer", Trainer)
+    monkeypatch.setattr(distributed, "_trainer", Trainer)
     with pytest.raises(ValueError, match=r"^your clip is too short$"):
-        gang.over_ray(job, Session(job.compute, print, tmp_path), world, 1.0, 0.0, PlainConsole(io.StringIO()))
+        distributed.over_ray(job, Session(job.compute, print, tmp_path), world, 1.0, 0.0, PlainConsole(io.StringIO()))
     assert began == [0]
 
 
 @pytest.mark.parametrize(("cluster", "left"), [((8, 8), 8), ((16, 7), 4), ((3, 8), 2), ((8, 0.5), 8), ((8, 1), 1)])
 def test_what_goes_on_divides_the_step_as_before(cluster, left):
-    assert gang.workers_left(8, 1.0, 1.0, *cluster) == left
+    assert distributed.workers_left(8, 1.0, 1.0, *cluster) == left
 
 
 def test_too_small_a_gpu_is_no_reason_to_start_again(tmp_path):
@@ -151,6 +151,6 @@ def test_too_small_a_gpu_is_no_reason_to_start_again(tmp_path):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     job = job_in(tmp_path, too_large)
-    gang.run_rank(job, 0, 1)
+    distributed.run_rank(job, 0, 1)
     with pytest.raises(ValueError, match=r"memory is too small.*compute\.zero_stage=2; compute\.zero_stage=3"):
-        gang.raise_noted(job)
+        distributed.raise_noted(job)

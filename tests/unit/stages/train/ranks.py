@@ -1,4 +1,5 @@
-"""The real methods on real shards in one process or in a gang of several: python -m tests.unit.stages.train.gang TASKS RANK."""
+"""The real methods on real shards in one process or in a distributed job of several: python -m
+tests.unit.stages.train.ranks TASKS RANK."""
 
 from __future__ import annotations
 
@@ -163,10 +164,10 @@ def data(root: Path) -> ShardSet:
 
 
 def run(tasks: Sequence[Task], root: Path, world: int) -> dict[str, list[tuple[int, dict[str, float]]]]:
-    """Performs the tasks one after another in one gang; every task's losses by name."""
+    """Performs the tasks one after another in one distributed job; every task's losses by name."""
     (root / "tasks.json").write_text(json.dumps([asdict(t) for t in tasks]))
     (root / "store").unlink(missing_ok=True)
-    command = [sys.executable, "-W", "ignore", "-m", "tests.unit.stages.train.gang", str(root), str(world)]
+    command = [sys.executable, "-W", "ignore", "-m", "tests.unit.stages.train.ranks", str(root), str(world)]
     logs = [root / f"rank-{rank}.log" for rank in range(world)]
     ranks = [
         subprocess.Popen([*command, str(rank)], cwd=CHECKOUT, stderr=log.open("w")) for rank, log in enumerate(logs)

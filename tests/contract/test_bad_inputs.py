@@ -16,7 +16,8 @@ from stages.data.cut import CutRun
 from stages.data.ingest import IngestRun
 from stages.data.sources import drop_duplicates, find_candidates, listed, require_usable
 from stages.records import Clip, Rejected
-from tests.unit.stages.data.fakes import CLIP, FakeContext, ffmpeg, make_video
+from tests.fakes import FakeContext
+from tests.unit.stages.data.fakes import CLIP, ffmpeg, make_video
 
 REASONS = {
     "empty.mp4": "empty file",

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from tests.unit.stages.train.fakes import FakeContext
+from tests.fakes import FakeContext
 from tests.unit.stages.train.methods import METHODS, small
 
 FILE = Path(__file__).with_suffix(".json")

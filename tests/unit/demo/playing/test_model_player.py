@@ -45,6 +45,7 @@ from stages.play.replay import (
 )
 from stages.records import Checkpoint
 from stages.trackers import TrackerConfig
+from tests.fakes import FakeContext
 from tests.unit.msmodel.models import randomise
 from tests.unit.stages.eval import world
 from tests.unit.stages.play import players
@@ -97,7 +98,7 @@ def session(player: ModelPlayer) -> Path:
 
 
 def replay(folder, checkpoint, tmp_path, model):
-    ctx = world.FakeContext(tmp_path).within("replay")
+    ctx = FakeContext(tmp_path).within("replay")
     figures = run(ReplayRun(model, MEASURE), ReplayInputs(str(folder), replay_digest(folder), checkpoint), ctx)
     return json.loads(Path(figures.file).read_text()), ctx
 
@@ -174,7 +175,7 @@ def test_a_replay_is_bit_for_bit_and_a_changed_recording_is_found(player, studen
         about.write_text(json.dumps(values | change))
         found, ctx = replay(folder, checkpoint, tmp_path / f"b{first}{len(change)}", model)
         assert (found["identical"], found["first_difference"]) == (False, first), change
-        assert any(f"chunk {first} is the first" in line for line in ctx.lines)
+        assert any(f"chunk {first} is the first" in line for line in ctx.logged)
 
 
 def test_the_epe_of_a_replay_is_that_of_what_was_asked(player, student, tmp_path):
@@ -268,7 +269,7 @@ def test_a_tiny_vae_decodes_where_it_is_asked_for_and_is_recorded(player, studen
     recording = read_recording(folder)
     assert (recording.decoder, recording.decoder_digest) == ("tiny", tiny.digest)
     assert recording.frames_sha256 != read_recording(session(player)).frames_sha256
-    run_cfg, ctx = ReplayRun(model, MEASURE), world.FakeContext(tmp_path).within("replay")
+    run_cfg, ctx = ReplayRun(model, MEASURE), FakeContext(tmp_path).within("replay")
     inputs = ReplayInputs(str(folder), replay_digest(folder), checkpoint, tiny)
     assert json.loads(Path(run(run_cfg, inputs, ctx).file).read_text())["identical"]
     with pytest.raises(StageError, match=r"tiny VAE tttttttttttt, and this run's is none"):

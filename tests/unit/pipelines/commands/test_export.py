@@ -33,8 +33,8 @@ from stages.train.publish import initial_dit, publish
 from stages.train.sampling import Guidance
 from stages.train.state import SavedTensors
 from stages.train.teacher import TEACHER, TeacherRun
+from tests.fakes import FakeContext
 from tests.unit.pipelines.commands.test_cli import make
-from tests.unit.stages.train.fakes import FakeContext
 from tests.unit.stages.train.methods import (
     alive,
     dmd_config,

@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import subprocess
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 
 import cv2
 import imageio_ffmpeg
 import numpy as np
-import torch
 
 from msmodel.config import ClipConfig
 from stages.data import pack, shard
@@ -23,48 +20,9 @@ from stages.data.pack import PackInputs, PackRun
 from stages.data.scene import Plate, SceneItem
 from stages.data.shard import ShardRun, plan_shards
 from stages.records import Clip, Rejected, ShardSet
+from tests.fakes import FakeContext
 
 CLIP = ClipConfig(height=32, width=48, frames=9, fps=24.0)
-
-
-@dataclass
-class FakeContext:
-    """Keeps what a stage says, emits and pictures."""
-
-    workdir: Path
-    seed: int = 0
-    rank: int = 0
-    world_size: int = 1
-    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
-    emitted: dict[str, float] = field(default_factory=dict)
-    pictures: dict[str, np.ndarray] = field(default_factory=dict)
-    said: list[str] = field(default_factory=list)
-
-    def emit(self, step: int, metrics: Mapping[str, float]) -> None:
-        self.emitted |= metrics
-
-    def image(self, key: str, picture: np.ndarray, step: int = 0) -> None:
-        assert picture.dtype == np.uint8
-        self.pictures[key] = picture
-
-    def artifact(self, path: Path, folder: str = "") -> None:
-        assert path.is_file()
-
-    def log(self, line: str) -> None:
-        self.said.append(line)
-
-    def fetch(self, address: str) -> Path:
-        return Path(address)
-
-    def shared(self, name: str) -> Path:
-        return self.workdir.parent / name
-
-    @contextmanager
-    def progress(self, what: str, total: int) -> Iterator[None]:
-        yield None
-
-    def barrier(self) -> None:
-        pass
 
 
 def ffmpeg(*arguments: str) -> None:

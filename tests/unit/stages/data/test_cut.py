@@ -23,7 +23,8 @@ from stages.data.sources import Candidate
 from stages.data.splits import settle_splits
 from stages.data.video import read_container, read_frames, read_timestamps
 from stages.records import Clip, Rejected, Video
-from tests.unit.stages.data.fakes import CLIP, FakeContext, ffmpeg, make_video
+from tests.fakes import FakeContext
+from tests.unit.stages.data.fakes import CLIP, ffmpeg, make_video
 
 INGEST = ingest.IngestRun(CLIP, 16, 8192, 0.2, 5.0)
 RUN = CutRun(CLIP, 0.0, (), 3.0, 15.0, 0.2)

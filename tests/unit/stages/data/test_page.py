@@ -17,7 +17,8 @@ from stages.data.contact_sheets import (
 from stages.data.gates import GateConfig
 from stages.data.page import DataPageRun
 from stages.records import Rejected, ShardSet
-from tests.unit.stages.data.fakes import CLIP, FakeContext, finished_clip
+from tests.fakes import FakeContext
+from tests.unit.stages.data.fakes import CLIP, finished_clip
 
 RUN = DataPageRun(CLIP, GateConfig())
 SETS = tuple(ShardSet("", s, ("shard-000000.tar",), 1, 1, 0, 2 * "abcdef", "") for s in ("train", "heldout"))
@@ -55,10 +56,10 @@ def test_the_page_shows_counts_figures_clips_and_reasons(clips, tmp_path):
     assert text.count("film strips of") == 2
     assert "HDR (PQ)" in text
     assert cv2.imread(record.picture) is not None
-    assert ctx.emitted["data/real"] == 4
-    assert ctx.emitted["data/rejected"] == 2
-    assert ctx.emitted["data/dropped/min_brightness"] == 1
-    assert ctx.emitted["data/median/sharpness"] == pytest.approx(350)
+    assert ctx.metrics["data/real"] == 4
+    assert ctx.metrics["data/rejected"] == 2
+    assert ctx.metrics["data/dropped/min_brightness"] == 1
+    assert ctx.metrics["data/median/sharpness"] == pytest.approx(350)
     assert "data/clips" in ctx.pictures
 
 
@@ -80,7 +81,7 @@ def test_a_large_set_makes_a_small_page_in_seconds(clips, tmp_path):
     _, text, ctx = made([*many, *bad], tmp_path)
     assert time.monotonic() - began < 30
     assert len(text) < 4e6  # frames of noise: the largest there are
-    assert ctx.emitted["data/real"] == 50_000
+    assert ctx.metrics["data/real"] == 50_000
     assert "49960 others" in text
 
 

@@ -18,7 +18,8 @@ from stages.data.motion import Path as MotionPath
 from stages.data.render import RenderRun
 from stages.records import Clip
 from stages.trackers.ground_truth import read_tracks
-from tests.unit.stages.data.fakes import FakeContext, noise_picture, scene_item
+from tests.fakes import FakeContext
+from tests.unit.stages.data.fakes import noise_picture, scene_item
 
 CLIP = ClipConfig(48, 80, 13, 24.0)
 RUN = RenderRun(CLIP, motions=4, supersampling=2, grid_rows=6, grid_cols=10, object_points=12)

@@ -13,7 +13,8 @@ from stages.data.gates import GateConfig
 from stages.data.pack import PackRun, PartsInputs
 from stages.data.shard import ShardFile, ShardRun, plan_shards
 from stages.data.shards import read_index, read_samples
-from tests.unit.stages.data.fakes import CLIP, FakeContext, finished_clip, packed
+from tests.fakes import FakeContext
+from tests.unit.stages.data.fakes import CLIP, finished_clip, packed
 
 
 @contextmanager

@@ -14,8 +14,9 @@ from stages.data.track import TrackRun, group_clips, path_px, stored, track_figu
 from stages.records import Clip, Rejected
 from stages.trackers import TrackerConfig, Tracks
 from stages.trackers.ground_truth import read_tracks
+from tests.fakes import FakeContext
 from tests.unit.msmodel.clip import TOKENS, WIDTH, save_clip
-from tests.unit.stages.data.fakes import CLIP, FakeContext, noise_picture, scene_item
+from tests.unit.stages.data.fakes import CLIP, noise_picture, scene_item
 from tests.unit.stages.trackers.cotracker_hub import weights, write_hub
 
 TEXT = TextConfig("test", dim=8, length=4)
@@ -109,7 +110,7 @@ def test_cotracker_leaves_its_confidence_and_every_reader_finds_the_rest(tmp_pat
     assert out.quality["sharpness"] == 7.0
     assert (out.quality["moving_share"], out.quality["moving_px"]) == (0.0, 0.0)
     assert "back_px" not in out.quality
-    assert (out.notes, ctx.said) == (("HDR",), [])
+    assert (out.notes, ctx.logged) == (("HDR",), [])
     assert out.tracker.endswith(" (CC-BY-NC-4.0), min_visibility=0.9")
     xy, visible = read_tracks(out.folder)
     assert xy.shape == (9, 12, 2) and visible.all()
@@ -121,7 +122,7 @@ def test_a_halved_batch_is_said_once_an_item_and_written_on_every_clip(tmp_path)
     ctx = FakeContext(tmp_path / "out")
     note = "cotracker3_offline ran out of memory: 6 points a call, not 12"
     assert [c.notes for c in track.run(run, clips, ctx)] == [("HDR", note)] * 2
-    assert ctx.said == [f"track: {note}"]
+    assert ctx.logged == [f"track: {note}"]
 
 
 def test_figures_of_tracks():

@@ -12,8 +12,8 @@ from msmodel.cache import ChunkCache
 from msmodel.causal import CausalDiT
 from msmodel.rollout import rollout
 from stages.eval import bench
+from tests.fakes import FakeContext
 from tests.unit.msmodel.models import conditioning, gaussian, randomise, tiny_config
-from tests.unit.stages.eval.world import FakeContext
 
 
 @pytest.mark.parametrize("image", ["channels", "first_latent"])
@@ -25,7 +25,7 @@ def test_every_pair_and_part_is_timed(image, tmp_path):
     assert all(v > 0 for pair in found["pairs"].values() for v in pair.values())
     assert all(v > 0 for v in found["parts"].values())
     assert ctx.metrics.keys() == found["pairs"].keys() | {f"{name}_ms" for name in found["parts"]}
-    assert any(line.startswith("recomputed_over_cached: ") for line in ctx.lines)
+    assert any(line.startswith("recomputed_over_cached: ") for line in ctx.logged)
 
 
 def test_a_ratio_is_of_the_first_to_the_second():

@@ -39,15 +39,8 @@ from stages.eval.items import Generated, Measured, Selection, read_tracks, read_
 from stages.eval.report import flat
 from stages.eval.streaming import NoDecoder, clip_stream
 from stages.records import Checkpoint, ShardSet
-from tests.unit.stages.eval.world import (
-    FakeContext,
-    FakeI3D,
-    eval_config,
-    make_checkpoint,
-    make_vae,
-    model_config,
-    samples,
-)
+from tests.fakes import FakeContext
+from tests.unit.stages.eval.world import FakeI3D, eval_config, make_checkpoint, make_vae, model_config, samples
 
 MODEL_FIELDS = {
     "epe", "epe_no_tracks", "epe_counterfactual", "psnr", "ssim", "perceptual", "fvd_i3d", "kvd_i3d", "fps", "steps",

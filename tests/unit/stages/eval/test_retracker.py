@@ -4,7 +4,7 @@ import torch
 from stages.eval.config import MeasureConfig
 from stages.eval.measure import retracker
 from stages.trackers import TrackerConfig, uniform_grid
-from tests.unit.stages.data.fakes import FakeContext
+from tests.fakes import FakeContext
 from tests.unit.stages.trackers.cotracker_hub import weights, write_hub
 
 
@@ -16,4 +16,4 @@ def test_what_the_tracker_did_otherwise_than_configured_is_said(tmp_path):
     follow = retracker(MeasureConfig(tracker=tracker), 48, ctx)
     xy_px, visible = follow(np.full((4, 48, 80, 3), 200, np.uint8), uniform_grid(48, 80, 2, 3))
     assert xy_px.shape == (4, 6, 2) and visible.all()
-    assert ctx.said == [f"{name} ran out of memory: 3 points a call, not 6"]
+    assert ctx.logged == [f"{name} ran out of memory: 3 points a call, not 6"]

@@ -19,16 +19,9 @@ from stages.eval.generate import run as generate
 from stages.eval.items import guided_items
 from stages.eval.long_run import with_positions
 from stages.eval.measure import run as measure
+from tests.fakes import FakeContext
 from tests.unit.msmodel.models import conditioning, gaussian
-from tests.unit.stages.eval.world import (
-    FakeContext,
-    FakeI3D,
-    eval_config,
-    make_checkpoint,
-    make_vae,
-    model_config,
-    samples,
-)
+from tests.unit.stages.eval.world import FakeI3D, eval_config, make_checkpoint, make_vae, model_config, samples
 
 OWN = StudentConfig(chunk=3, sink=1, window=1, steps=3)
 CFG = sweep.SweepConfig(settings=("c1s1w1", "c1s0w2ak1"), guidance=("3/1.5",), clips=1, horizons=2, chunks=4)

@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -133,50 +129,3 @@ class FakeI3D(nn.Module):
 
     def forward(self, video: torch.Tensor) -> torch.Tensor:
         return nn.functional.adaptive_avg_pool3d(video, (3, 8, 8)).flatten(1) @ self.weight.T
-
-
-@dataclass
-class FakeContext:
-    """Records what a stage says and emits."""
-
-    workdir: Path
-    seed: int = 7
-    rank: int = 0
-    world_size: int = 1
-    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
-    lines: list[str] = field(default_factory=list)
-    metrics: dict[str, float] = field(default_factory=dict)
-    pictures: dict[str, np.ndarray] = field(default_factory=dict)
-    artifacts: list[Path] = field(default_factory=list)
-
-    def emit(self, step: int, metrics: Mapping[str, float]) -> None:
-        self.metrics |= metrics
-
-    def image(self, key: str, picture: np.ndarray, step: int = 0) -> None:
-        self.pictures[key] = picture
-
-    def artifact(self, path: Path, folder: str = "") -> None:
-        assert path.exists()
-        self.artifacts.append(path)
-
-    def log(self, line: str) -> None:
-        self.lines.append(line)
-
-    @contextmanager
-    def progress(self, what: str, total: int) -> Iterator[Any]:
-        yield self
-
-    def advance(self, done: int = 1, failed: int = 0, note: str = "") -> None:
-        self.lines.append(note)
-
-    def engine(self, module: nn.Module, optimizer: Any, clip_norm: float, accumulate: int = 1) -> Any:
-        raise AssertionError("an evaluation trains nothing")
-
-    def barrier(self) -> None:
-        raise AssertionError("an evaluation runs in one process")
-
-    def within(self, name: str) -> FakeContext:
-        """The context of another step."""
-        folder = self.workdir / name
-        folder.mkdir(parents=True, exist_ok=True)
-        return replace(self, workdir=folder)

@@ -17,6 +17,7 @@ from stages.eval.items import EvalClip, EvalItem
 from stages.eval.streaming import clip_stream
 from stages.play.playing import load_playable
 from stages.records import Checkpoint
+from tests.fakes import FakeContext
 from tests.unit.msmodel.clip import TOKENS, WIDTH, save_clip
 from tests.unit.stages.eval import world
 from tests.unit.stages.play import players
@@ -43,7 +44,7 @@ def tokens(seed: int) -> torch.Tensor:
 
 
 def selected(model: ModelConfig, samples: list[Sample], folder) -> list[EvalClip]:
-    ctx = world.FakeContext(folder)
+    ctx = FakeContext(folder)
     return list(selecting.select(SelectRun(model, world.eval_config().select), samples, "held-out", ctx).clips)
 
 
@@ -57,7 +58,7 @@ def test_an_evaluation_gives_each_clip_the_tokens_of_its_own_first_frame(model, 
     assert torch.equal(generate.one_of(cond, 1).clip, cond.clip[1:])
     assert torch.equal(clip_stream(generate.student_on(checkpoint, CPU), clips[1], model, 0, CPU).clip, cond.clip[1:])
 
-    ctx = world.FakeContext(tmp_path)
+    ctx = FakeContext(tmp_path)
     cfg = generate.GenerateRun(model, world.eval_config().generate)
     zeros = selected(model, [replace(s, clip=0 * tokens(0)) for s in two], tmp_path / "zeros")
     for name in ("teacher", "student"):

@@ -13,7 +13,7 @@ from stages.records import Clip
 from stages.trackers import TrackerConfig, bench
 from stages.trackers.base import Tracks
 from stages.trackers.bench import TrackerBenchConfig, TrackerBenchRun, tapvid
-from tests.unit.stages.data.fakes import FakeContext
+from tests.fakes import FakeContext
 
 SHARED = TrackerConfig("lucas_kanade", hub="no/such-folder", checkpoint="no-such-weights.pth")
 

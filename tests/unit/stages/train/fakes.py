@@ -3,16 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from infra.engine import TorchEngine
 from msmodel.batch import Batch
 from msmodel.config import CLIP_TOKENS, ClipConfig, DiTConfig, ModelConfig, StudentConfig, TextConfig, VAEConfig
 from stages.train.frames import FrameBatch
@@ -92,74 +87,6 @@ class FakeFrames(FakeLoader):
         while True:
             self.taken += 1
             yield frame_batch(self.model, self.batch, self.taken)
-
-
-class PlainEngine(TorchEngine):
-    """stages.contracts.Engine in plain torch, which counts its steps."""
-
-    steps = 0
-
-    def step(self) -> float:
-        norm = super().step()
-        self.steps += self._micro % self.accumulate == 0
-        return norm
-
-
-class Bar:
-    def advance(self, done: int = 1, failed: int = 0, note: str = "") -> None: ...
-
-
-@dataclass
-class FakeContext:
-    """stages.contracts.Context for one process; keeps everything it is told."""
-
-    workdir: Path
-    seed: int = 3
-    rank: int = 0
-    world_size: int = 1
-    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
-    emitted: list[tuple[int, dict[str, float]]] = field(default_factory=list)
-    images: dict[tuple[str, int], np.ndarray] = field(default_factory=dict)
-    said: list[str] = field(default_factory=list)
-    engines: list[PlainEngine] = field(default_factory=list)
-    about: dict[str, Any] = field(default_factory=dict)
-
-    def emit(self, step: int, metrics: Mapping[str, float]) -> None:
-        self.emitted.append((step, dict(metrics)))
-
-    def image(self, key: str, picture: np.ndarray, step: int = 0) -> None:
-        self.images[key, step] = picture
-
-    def artifact(self, path: Path, folder: str = "") -> None: ...
-
-    def log(self, line: str) -> None:
-        self.said.append(line)
-
-    @contextmanager
-    def progress(self, what: str, total: int) -> Iterator[Bar]:
-        yield Bar()
-
-    def engine(
-        self, module: nn.Module, optimizer: torch.optim.Optimizer, clip_norm: float, accumulate: int = 1
-    ) -> PlainEngine:
-        self.engines.append(PlainEngine(module, optimizer, clip_norm, accumulate))
-        return self.engines[-1]
-
-    def sharded(self, module: nn.Module) -> nn.Module:
-        return module
-
-    def barrier(self) -> None: ...
-
-    def keep(self, folder: Path) -> None: ...
-
-    def recall(self, parent: str) -> None: ...
-
-    def lighter(self) -> list[str]:
-        return ["compute.zero_stage=2"]
-
-    def series(self, name: str) -> list[float]:
-        """Every emitted value of one metric."""
-        return [m[name] for _, m in self.emitted if name in m]
 
 
 def decode(latents: Tensor) -> Tensor:

@@ -29,15 +29,8 @@ from stages.train.ode_pairs import (
 )
 from stages.train.publish import fresh
 from stages.train.vae_footage import Footage
-from tests.unit.stages.train.fakes import (
-    FakeContext,
-    FakeFrames,
-    FakeLoader,
-    clips,
-    decode,
-    frame_batch,
-    tiny_model,
-)
+from tests.fakes import FakeContext
+from tests.unit.stages.train.fakes import FakeFrames, FakeLoader, clips, decode, frame_batch, tiny_model
 
 AUGMENT = Augment(tracks_low=4, tracks_high=12, text_dropout=0.2, track_dropout=0.2, mask=0.5)
 QUICK = {"batch": 2, "log_steps": 1, "lr": 1e-3, "observe_steps": 2, "picture_clips": 1}

@@ -11,10 +11,8 @@ from msmodel.causal import CausalDiT
 from stages.train import adapt
 from stages.train.adapt import AdaptConfig, AdaptMethod
 from stages.train.ode_pairs import heldout_pairs
-from tests.unit.stages.train.fakes import (
-    FakeContext,
-    decode,
-)
+from tests.fakes import FakeContext
+from tests.unit.stages.train.fakes import decode
 from tests.unit.stages.train.methods import (
     alive,
     pairs_in,
@@ -75,7 +73,7 @@ def test_gate_warns_and_passes(tmp_path):
     for gate, warns in ((1e-6, True), (1e6, False)):
         ctx = FakeContext(tmp_path / str(gate))
         train_adapt(ctx, small(), steps=1, gate=gate)
-        assert any("above the gate" in line for line in ctx.said) == warns
+        assert any("above the gate" in line for line in ctx.logged) == warns
         assert len(ctx.series("heldout/ode")) == 2  # at the start and at the end
 
 

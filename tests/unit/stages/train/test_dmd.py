@@ -14,11 +14,8 @@ from msmodel.dit import WanDiT
 from stages.train import dmd
 from stages.train.conditioning import condition, draw_tracks
 from stages.train.method import Draws
-from tests.unit.stages.train.fakes import (
-    FakeContext,
-    clips,
-    decode,
-)
+from tests.fakes import FakeContext
+from tests.unit.stages.train.fakes import clips, decode
 from tests.unit.stages.train.methods import (
     alive,
     dmd_config,

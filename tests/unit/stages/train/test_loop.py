@@ -16,11 +16,8 @@ from stages.train import loop
 from stages.train.method import Draws, Learner, LoopConfig, Loss, Observation, scheduled
 from stages.train.optim import make_optimizer
 from stages.train.raw import raw_weights
-from tests.unit.stages.train.fakes import (
-    FakeContext,
-    FakeLoader,
-    tiny_model,
-)
+from tests.fakes import FakeContext
+from tests.unit.stages.train.fakes import FakeLoader, tiny_model
 from tests.unit.stages.train.methods import (
     METHODS,
     small,
@@ -127,7 +124,7 @@ def test_observing_every_so_often_and_at_the_end(tmp_path):
 def test_warnings_are_said_with_their_step(tmp_path):
     ctx = FakeContext(tmp_path)
     loop.train(OneWeight(), Numbers(), QUICK, 0, ctx)
-    assert ctx.said == ["step 2: look"]
+    assert ctx.logged == ["step 2: look"]
 
 
 def test_the_share_of_time_spent_waiting_for_batches_is_logged(tmp_path):
@@ -203,7 +200,7 @@ def test_too_small_a_gpu_is_told_with_what_would_take_less_and_the_state_is_kept
     assert ".batch=2; .checkpoint_layers=true; compute.zero_stage=2" in str(error.value)
     again = FakeContext(tmp_path)
     loop.train(OneWeight(), Numbers(), cfg, 0, again)
-    assert again.said[0].startswith("resumed after step 1")
+    assert again.logged[0].startswith("resumed after step 1")
 
 
 @pytest.mark.parametrize("ranks", [1, 8, 32, 64])

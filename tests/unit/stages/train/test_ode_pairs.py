@@ -15,11 +15,8 @@ from stages.train.conditioning import condition, draw_tracks
 from stages.train.method import Draws
 from stages.train.ode_pairs import TRAIN, PairLoader, make_pairs, pair_path, read_pairs, trajectories
 from stages.train.sampling import Guidance, sample_teacher
-from tests.unit.stages.train.fakes import (
-    FakeContext,
-    FakeLoader,
-    clips,
-)
+from tests.fakes import FakeContext
+from tests.unit.stages.train.fakes import FakeLoader, clips
 from tests.unit.stages.train.methods import (
     alive,
     frozen,

@@ -8,7 +8,7 @@ import torch
 from infra.config import ComputeConfig
 from infra.context import RunContext
 from stages.contracts import StageError
-from tests.unit.stages.train.fakes import FakeContext
+from tests.fakes import FakeContext
 from tests.unit.stages.train.methods import (
     METHODS,
     small,
@@ -40,7 +40,7 @@ def test_four_steps_equal_two_and_two(name, tmp_path):
     again = FakeContext(tmp_path / "parts")
     parts = train(again, model, save_steps=2)
 
-    assert any("resumed after step 2" in line for line in again.said)
+    assert any("resumed after step 2" in line for line in again.logged)
     for (key, a), b in zip(whole.state_dict().items(), parts.state_dict().values(), strict=True):
         assert torch.equal(a, b), key
     for loss in (k for k in whole_ctx.emitted[-2][1] if k.startswith("loss/")):
@@ -96,7 +96,7 @@ def test_what_changes_no_result_may_differ(tmp_path):
     METHODS["base"](FakeContext(tmp_path, about=ABOUT), small(), save_steps=2)
     again = FakeContext(tmp_path, about=changed(log_steps=5, save_minutes=1.0))
     METHODS["base"](again, small())
-    assert again.said[-1] == f"resumed after step 4 from {tmp_path / 'saves' / 'step-00000004'}"
+    assert again.logged[-1] == f"resumed after step 4 from {tmp_path / 'saves' / 'step-00000004'}"
 
 
 def test_a_save_that_lost_a_part_says_so(tmp_path):

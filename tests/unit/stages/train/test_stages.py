@@ -15,10 +15,8 @@ from msmodel.io.weights import (
 from msmodel.tiny_vae import load_tiny_vae
 from stages.records import Checkpoint
 from stages.train import adapt, base, dmd, ode_pairs, publish, teacher, tiny_vae
-from tests.unit.stages.train.fakes import (
-    FakeContext,
-    decode,
-)
+from tests.fakes import FakeContext
+from tests.unit.stages.train.fakes import decode
 from tests.unit.stages.train.methods import (
     dmd_config,
     ode_run,

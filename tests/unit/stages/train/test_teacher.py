@@ -19,12 +19,8 @@ from stages.train.conditioning import without_any_tracks
 from stages.train.method import Draws
 from stages.train.publish import fresh, initial_dit, open_loader
 from stages.train.teacher import LoaderThenLoader
-from tests.unit.stages.train.fakes import (
-    FakeContext,
-    FakeLoader,
-    clips,
-    decode,
-)
+from tests.fakes import FakeContext
+from tests.unit.stages.train.fakes import FakeLoader, clips, decode
 from tests.unit.stages.train.methods import (
     AUGMENT,
     alive,
@@ -205,7 +201,7 @@ def test_a_teacher_that_ignores_tracks_is_said_from_the_middle_on(tmp_path):
     heldout = clips(model, 2, 99)
     cfg = teacher.TeacherRun(model, teacher_config(picture_clips=0, lr=0.0, steps=2, group_steps=0, phase2_steps=0))
     teacher.fit(cfg, deaf, FakeLoader(model), heldout, decode, ctx)
-    assert any("ignores them" in line for line in ctx.said)
+    assert any("ignores them" in line for line in ctx.logged)
 
 
 def test_a_share_of_the_steps_sees_clean_context_and_groups_do_not(monkeypatch):
@@ -291,7 +287,7 @@ def test_four_steps_equal_two_and_two_across_the_phases(inputs, tmp_path, steps)
         trained(DyingContext(tmp_path / "parts"))
     again = FakeContext(tmp_path / "parts")
     parts = trained(again)
-    assert any("resumed after step 2" in line for line in again.said)
+    assert any("resumed after step 2" in line for line in again.logged)
     assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), parts.parameters(), strict=True))
 
 

@@ -8,11 +8,8 @@ import torch
 from stages.train import tiny_vae
 from stages.train.frames import FrameLoader
 from stages.train.method import Draws
-from tests.unit.stages.train.fakes import (
-    FakeContext,
-    FakeFrames,
-    frame_batch,
-)
+from tests.fakes import FakeContext
+from tests.unit.stages.train.fakes import FakeFrames, frame_batch
 from tests.unit.stages.train.methods import (
     small,
     tiny_config,

@@ -15,12 +15,8 @@ from stages.train.conditioning import Augment, condition, draw_tracks, training_
 from stages.train.method import Draws
 from stages.train.ode_pairs import TRAIN, make_pairs, pair_path, read_pairs
 from stages.train.publish import fresh
-from tests.unit.stages.train.fakes import (
-    FakeContext,
-    FakeLoader,
-    clips,
-    decode,
-)
+from tests.fakes import FakeContext
+from tests.unit.stages.train.fakes import FakeLoader, clips, decode
 from tests.unit.stages.train.methods import (
     alive,
     dmd_config,

@@ -49,6 +49,8 @@ from stages.train.vae import VAETrainConfig
 PRESETS = Path(__file__).resolve().parents[1] / "configs" / "preset"
 TRAININGS = (BASE, TEACHER, ADAPT, DMD, TINY_VAE)  # each reads the group of its name
 FROM_COMMAND_LINE = ("preset", "runs", "src")  # set by --preset, --runs, --src
+# Old name of a setting or group -> its present name. An old name is refused with the new one.
+RENAMED: dict[str, str] = {}
 
 
 @dataclass(frozen=True)
@@ -269,7 +271,9 @@ def _set(tree: DictConfig, origin: str, key: str, value: Any, problems: list[str
     """Sets one key, or adds what is wrong to `problems`."""
     where = origin if origin.startswith(key) else f"{origin}: {key}"
     known = dict(_known(Config, ""))
-    if key not in known:
+    if renamed := _renamed(key):
+        problems.append(f"{origin}: {key} is now called {renamed}")
+    elif key not in known:
         problems.append(f"{where}: unknown key{_meant(key, list(known))}")
     elif known[key] and isinstance(value, Mapping):
         for inner, part in _leaves(value, f"{key}."):
@@ -283,6 +287,15 @@ def _set(tree: DictConfig, origin: str, key: str, value: Any, problems: list[str
             OmegaConf.update(tree, key, value)
         except OmegaConfBaseException as error:
             problems.append(f"{where}: {str(error).splitlines()[0]}")
+
+
+def _renamed(key: str) -> str:
+    """Returns the present name of a setting that was renamed, itself or with its group; "" for any other key."""
+    parts = key.split(".")
+    for end in range(len(parts), 0, -1):
+        if new := RENAMED.get(".".join(parts[:end])):
+            return ".".join([new, *parts[end:]])
+    return ""
 
 
 def _known(kind: type, prefix: str) -> Iterator[tuple[str, bool]]:

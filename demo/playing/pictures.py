@@ -15,13 +15,10 @@ import pyarrow.parquet as pq
 from configs.settings import Config
 from demo.playing.player import Picture
 from infra.files import CHECKOUT
-from pipelines.commands.inspect_clip import (
-    newest_data,
-    read_sample,
-)
+from pipelines.results import newest_data
 from stages.data.files import write_png
 from stages.data.pack import PACK
-from stages.data.shards import arrays, decode_mp4
+from stages.data.shards import arrays, decode_mp4, read_sample
 from stages.records import ShardSet
 
 SHIPPED = CHECKOUT / "msmodel" / "assets" / "nano" / "pictures"

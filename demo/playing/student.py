@@ -8,15 +8,11 @@ from pathlib import Path
 
 from configs.settings import Config
 from infra.files import CHECKOUT
+from infra.results import published
 from msmodel.io.weights import read_config
-from pipelines.commands.export import (
-    newest,
-    published,
-)
+from pipelines.results import students
 from stages.records import Checkpoint
-from stages.train.dmd import DMD
 from stages.train.publish import weights_digest
-from stages.train.tiny_vae import TINY_VAE
 
 SHIPPED = "embedded:nano-student"
 SHIPPED_FOLDER = CHECKOUT / "msmodel" / "assets" / "nano" / "student"
@@ -38,9 +34,9 @@ def choose(cfg: Config, log: Callable[[str], None]) -> Chosen:
         return shipped()
     if cfg.demo.student:
         return from_folder(Path(cfg.demo.student).expanduser().resolve(), cfg)
-    made = newest(published(cfg.root, ((DMD, "student"),)))
+    made = students(cfg.root)
     if made:
-        return from_folder(Path(made[0].checkpoint.folder), cfg)
+        return from_folder(Path(made[-1].record.folder), cfg)
     if cfg.preset != "nano":
         raise ValueError(
             f"no student in {cfg.root}: `make distill PRESET={cfg.preset}` makes one, or name a folder: demo.student=FOLDER"
@@ -52,7 +48,7 @@ def choose(cfg: Config, log: Callable[[str], None]) -> Chosen:
 def by_digest(cfg: Config, digest: str, recorded: str) -> Chosen:
     """The student with these weights: of the run, the shipped one, or in the folder that a recording names. ValueError
     names both what was asked for and what there is."""
-    trained = [t.checkpoint for t in published(cfg.root, ((DMD, "student"),))]
+    trained = [t.record for t in students(cfg.root)]
     folders = [Path(c.folder) for c in trained] + [SHIPPED_FOLDER]
     if recorded != SHIPPED:
         folders.append(Path(recorded))
@@ -69,9 +65,9 @@ def by_digest(cfg: Config, digest: str, recorded: str) -> Chosen:
 def from_folder(folder: Path, cfg: Config) -> Chosen:
     if read_config(folder).get("class") != "CausalDiT":
         raise ValueError(f"demo.student: {folder} holds no student (its config.json names another class)")
-    tiny = newest(published(cfg.root, ((TINY_VAE, "tiny_vae"),)))
+    tiny = [p.record for p in published(cfg.root, Checkpoint) if p.record.name == "tiny_vae"]
     student = Checkpoint("student", str(folder), 0, weights_digest(folder))
-    return Chosen(student, str(folder), tiny[0].checkpoint if tiny else None)
+    return Chosen(student, str(folder), tiny[-1] if tiny else None)
 
 
 def shipped() -> Chosen:

@@ -5,14 +5,12 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from configs.settings import Config
-from infra.codec import Codec
 from infra.files import read_json
 from msmodel.dit import WanDiT
 from msmodel.io.backbones import HEAD
@@ -29,27 +27,12 @@ from pipelines.commands.model_card import (
     Facts,
     card,
 )
-from pipelines.run import (
-    RECORDS,
-    found_in,
-)
-from stages.contracts import Stage
+from pipelines.results import Trained, checkpoint_in, students, teachers
 from stages.records import Checkpoint
-from stages.train.dmd import DMD, GENERATOR
-from stages.train.publish import weights_digest
+from stages.train.dmd import GENERATOR
 from stages.train.raw import raw_weights
-from stages.train.teacher import TEACHER
 
 LEARNERS = {"teacher": "dit", "student": GENERATOR}
-MODELS = ((TEACHER, "teacher"), (DMD, "student"))
-
-
-@dataclass(frozen=True)
-class Trained:
-    """A checkpoint, and the manifest of the step that made it ({} for a folder from elsewhere)."""
-
-    checkpoint: Checkpoint
-    manifest: dict[str, Any]
 
 
 def export(cfg: Config, folder: str) -> list[Path]:
@@ -57,50 +40,20 @@ def export(cfg: Config, folder: str) -> list[Path]:
 
     Raises ValueError where there is nothing to export, or where the folder holds no transformer of ours.
     """
-    made = published(cfg.root)
-    chosen = [named(Path(folder).expanduser(), made)] if folder else newest(made)
+    teaching, streaming = teachers(cfg.root), students(cfg.root)
+    made = [*teaching, *streaming]
+    newest = [*teaching[-1:], *streaming[-1:]]
+    chosen = [checkpoint_in(Path(folder).expanduser(), made)] if folder else newest
     if not chosen:
         raise ValueError(f"no trained teacher or student in {cfg.root}: `make teacher` and `make distill` make them")
     out = []
     for trained in chosen:
-        final = cfg.root / "export" / trained.checkpoint.name
+        final = cfg.root / "export" / trained.record.name
         with written_aside(final) as aside:
             _write(trained, made, cfg, aside)
-        print(f"{trained.checkpoint.name}, step {trained.checkpoint.step}: {final}")
+        print(f"{trained.record.name}, step {trained.record.step}: {final}")
         out.append(final)
     return out
-
-
-def published(root: Path, products: Sequence[tuple[Stage, str]] = MODELS) -> list[Trained]:
-    """Checkpoints of a run, by (stage, name), oldest first: its teachers and students."""
-    codec, out = Codec(RECORDS, root), []
-    for stage, name in products:
-        manifests = [m for p in (root / stage.name).glob("*/manifest.json") if (m := read_json(p)) is not None]
-        for manifest in sorted(manifests, key=lambda m: m["provenance"]["finished"]):
-            records = found_in(codec.decode(manifest["records"]), Checkpoint)
-            out += [Trained(c, manifest) for c in records if c.name == name and Path(c.folder).is_dir()]
-    return out
-
-
-def newest(made: list[Trained]) -> list[Trained]:
-    """The last of each name."""
-    return list({trained.checkpoint.name: trained for trained in made}.values())
-
-
-def named(folder: Path, made: list[Trained]) -> Trained:
-    """The checkpoint in a folder, as the run knows it, or as its config.json describes it."""
-    for trained in made:
-        if Path(trained.checkpoint.folder).resolve() == folder.resolve():
-            return trained
-    config = read_config(folder)
-    if "model" not in config:
-        raise ValueError(
-            f"{folder}: config.json holds no model sizes, so this is no checkpoint of a transformer of ours"
-        )
-    meta = config.get("meta", {})
-    return Trained(
-        Checkpoint(meta.get("name", folder.name), str(folder), meta.get("step", 0), weights_digest(folder)), {}
-    )
 
 
 @contextmanager
@@ -120,7 +73,7 @@ def written_aside(final: Path) -> Iterator[Path]:
 
 
 def _write(trained: Trained, made: list[Trained], cfg: Config, folder: Path) -> None:
-    checkpoint = trained.checkpoint
+    checkpoint = trained.record
     source, name = Path(checkpoint.folder), checkpoint.name
     model, meta = load_teacher(source), read_config(source)["meta"]
     write_diffusers(model, folder, cfg.export.shard_gb)
@@ -161,7 +114,7 @@ def _start(checkpoint: Checkpoint, meta: dict[str, Any], made: list[Trained]) ->
     """The report on the weights that the teacher started from: the model's own, or its parent's."""
     if "start" in meta:
         return meta["start"]
-    parents = (t.checkpoint for t in made if t.checkpoint.digest in checkpoint.parents)
+    parents = (t.record for t in made if t.record.digest in checkpoint.parents)
     found = (read_config(parent.folder)["meta"].get("start") for parent in parents)
     return next((start for start in found if start), {})
 

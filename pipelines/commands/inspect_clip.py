@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import tarfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,17 +11,13 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from configs.settings import Config
-from infra.codec import Codec
-from infra.files import read_json
-from pipelines.run import RECORDS
+from pipelines.results import newest_data
 from stages.data.contact_sheets import (
     contact_sheet,
     tracked,
 )
 from stages.data.files import write_mp4, write_png
-from stages.data.pack import PACK
-from stages.data.shards import arrays, decode_mp4
-from stages.records import ShardSet
+from stages.data.shards import arrays, decode_mp4, read_sample
 
 FILM_HEIGHT, STRIP_HEIGHT = 320, 160  # px: smaller clips are enlarged
 SHOWN = 5  # ids of a kind, or close matches
@@ -56,15 +51,6 @@ def inspect(cfg: Config, clip_id: str) -> None:
         print(f"film:  {film}\nstrip: {strip}")
 
 
-def newest_data(root: Path) -> list[ShardSet]:
-    """The shard sets of the pack that finished last in a run's folder. Raises ValueError where none has."""
-    found = [m for path in (root / PACK.name).glob("*/manifest.json") if (m := read_json(path)) is not None]
-    if not found:
-        raise ValueError(f"no finished data in {root}: `make data` makes them")
-    newest = max(found, key=lambda m: m["provenance"]["finished"])
-    return [r for r in Codec(RECORDS, root).decode(newest["records"]) if isinstance(r, ShardSet)]
-
-
 def draw(shard: Path, clip_id: str, folder: Path, fps: float) -> tuple[Path, Path]:
     """Writes folder/CLIP.mp4 and folder/CLIP.png from the clip's sample in the shard."""
     members = read_sample(shard, clip_id)
@@ -79,21 +65,6 @@ def draw(shard: Path, clip_id: str, folder: Path, fps: float) -> tuple[Path, Pat
 
 def _tracked(frames: np.ndarray, tracks: Mapping[str, np.ndarray], height: int) -> np.ndarray:
     return tracked(frames, tracks["xy_px"], tracks["visible"], max(height, frames.shape[1]))
-
-
-def read_sample(shard: Path, clip_id: str) -> dict[str, bytes]:
-    """Ending -> content of one sample, without reading the others. Raises ValueError naming a shard that does not hold it."""
-    try:
-        with tarfile.open(shard) as tar:
-            mine = [m for m in tar if m.name.split(".", 1)[0] == clip_id]
-            read = {m.name.split(".", 1)[1]: f.read() for m in mine if (f := tar.extractfile(m)) is not None}
-    except (OSError, tarfile.TarError) as error:
-        raise ValueError(f"shard {shard} cannot be read ({error}): make the data again (`make data`)") from None
-    if not read:
-        raise ValueError(
-            f"shard {shard} does not hold {clip_id}, its catalogue says so: make the data again (`make data`)"
-        )
-    return read
 
 
 def _names(catalogue: str, **wanted: str) -> list[str]:

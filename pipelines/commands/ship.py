@@ -16,16 +16,11 @@ from configs.settings import (
 from demo.playing import pictures
 from demo.playing.student import SHIPPED_FOLDER
 from msmodel.io.weights import read_config
-from pipelines.commands.export import (
-    newest,
-    published,
-)
-from pipelines.commands.inspect_clip import newest_data
 from pipelines.nano_base import (
     ASSETS,
     ship,
 )
-from stages.train.dmd import DMD
+from pipelines.results import newest_data, students
 
 MOST_BYTES = 25_000_000  # of msmodel/assets together
 
@@ -33,10 +28,10 @@ MOST_BYTES = 25_000_000  # of msmodel/assets together
 def ship_student(cfg: Config, folder: Path = SHIPPED_FOLDER) -> None:
     """Copies the newest student with provenance.json beside it. ValueError where there is none, or the assets grow too
     large."""
-    made = newest(published(cfg.root, ((DMD, "student"),)))
+    made = students(cfg.root)
     if not made:
         raise ValueError(f"no trained student in {cfg.root}: `make distill` makes one")
-    checkpoint, manifest = made[0].checkpoint, made[0].manifest
+    checkpoint, manifest = made[-1].record, made[-1].manifest
     ship(checkpoint, folder)
     provenance = {
         "preset": cfg.preset,

@@ -151,6 +151,24 @@ def read_samples(shard_set: ShardSet) -> list[Sample]:
     return sorted(samples, key=lambda s: s.key)
 
 
+def read_sample(shard: Path, clip_id: str) -> dict[str, bytes]:
+    """Returns {ending: content} of one sample of a shard, without reading the others.
+
+    Raises ValueError naming a shard that cannot be read or does not hold the sample.
+    """
+    try:
+        with tarfile.open(shard) as tar:
+            mine = [m for m in tar if m.name.split(".", 1)[0] == clip_id]
+            read = {m.name.split(".", 1)[1]: f.read() for m in mine if (f := tar.extractfile(m)) is not None}
+    except (OSError, tarfile.TarError) as error:
+        raise ValueError(f"shard {shard} cannot be read ({error}): make the data again (`make data`)") from None
+    if not read:
+        raise ValueError(
+            f"shard {shard} does not hold {clip_id}, its catalogue says so: make the data again (`make data`)"
+        )
+    return read
+
+
 def _sample(members: Members) -> Sample:
     tracks, latents = arrays(members["tracks.npz"]), arrays(members["latents.npz"])
     frames = arrays(members["frames.npz"])["frames"] if "frames.npz" in members else decode_mp4(members["mp4"])

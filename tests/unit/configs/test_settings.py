@@ -8,6 +8,7 @@ import typing
 import pytest
 
 from configs.settings import (
+    RENAMED,
     Config,
     ConfigError,
     _known,
@@ -84,6 +85,28 @@ def test_a_key_that_a_preset_file_misspells_is_found(tmp_path, monkeypatch):
         load("mine")
     assert "configs/preset/mine.yaml: teacher.lrr: unknown key; did you mean teacher.lr" in str(error.value)
     assert "configs/preset/mine.yaml: clip.frames: Value '1.5'" in str(error.value)
+
+
+def test_an_old_name_is_refused_with_the_new_one(tmp_path, monkeypatch):
+    monkeypatch.setattr("configs.settings.RENAMED", {"teacher.turns": "teacher.steps", "learner": "teacher"})
+    (tmp_path / "mine.yaml").write_text("teacher: {turns: 7}\nlearner: {lr: 1}\n")
+    monkeypatch.setattr("configs.settings.PRESETS", tmp_path)
+    with pytest.raises(ConfigError) as error:
+        load("mine", ["teacher.turns=3", "learner.batch=2", "learner={batch: 2}", "teacher.stps=1"])
+    assert error.value.problems == [
+        "configs/preset/mine.yaml: teacher.turns is now called teacher.steps",
+        "configs/preset/mine.yaml: learner.lr is now called teacher.lr",
+        "teacher.turns=3: teacher.turns is now called teacher.steps",
+        "learner.batch=2: learner.batch is now called teacher.batch",
+        "learner={batch: 2}: learner is now called teacher",
+        error.value.problems[-1],
+    ]
+    assert "teacher.stps=1: unknown key" in error.value.problems[-1]
+
+
+def test_new_names_are_known_and_old_ones_are_not():
+    known = dict(_known(Config, ""))
+    assert all(new in known and old not in known for old, new in RENAMED.items())
 
 
 def test_muon_and_sharded_weights_exclude_each_other_before_anything_starts():

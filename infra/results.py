@@ -1,0 +1,64 @@
+"""Finds finished results in a run's folder by what they are, whichever stage made them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Generic, Protocol, TypeVar
+
+from infra.codec import Codec
+from infra.files import read_json
+
+
+class InFolder(Protocol):
+    """A record of something that lies in a folder."""
+
+    @property
+    def folder(self) -> str: ...
+
+
+T = TypeVar("T", bound=InFolder)
+
+
+@dataclass(frozen=True)
+class Published(Generic[T]):
+    """A record and the manifest (decoded JSON) of the step that made it; {} for a record from outside the run."""
+
+    record: T
+    manifest: dict[str, Any]
+
+
+def published(root: Path, kind: type[T]) -> list[Published[T]]:
+    """Returns every record of type `kind` that a finished step made in the run's folder, oldest first.
+
+    root: RUNS/PRESET. kind: a record type with a `folder`. A record counts where it was made: one that a later step only
+    mentions does not count again, nor does one whose folder is gone. Raises ValueError for a damaged manifest.
+    """
+    codec = Codec((kind,), root)
+    finished = []
+    for path in sorted(root.glob("*/*/manifest.json")):
+        manifest = read_json(path)
+        if manifest is not None:
+            finished.append((manifest["provenance"]["finished"], path.parent, manifest))
+    found: list[Published[T]] = []
+    for _, folder, manifest in sorted(finished, key=lambda entry: entry[0]):
+        for data in _records(manifest["records"], kind.__name__):
+            record = codec.decode(data)
+            place = Path(record.folder)
+            if place.is_relative_to(folder) and place.is_dir():
+                found.append(Published(record, manifest))
+    return found
+
+
+def _records(data: Any, name: str) -> Iterator[dict[str, Any]]:
+    """Yields every encoded record of the named type in the JSON of a manifest."""
+    if isinstance(data, dict):
+        if data.get("@") == name:
+            yield data
+        else:
+            for value in data.values():
+                yield from _records(value, name)
+    elif isinstance(data, list):
+        for value in data:
+            yield from _records(value, name)

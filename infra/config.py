@@ -87,7 +87,7 @@ class ComputeConfig:
             f"what would be moved"
         ]
 
-    def lighter(self) -> list[str]:
+    def settings_that_save_memory(self) -> list[str]:
         """Settings that would lower a GPU's memory in training, beyond the present ones."""
         out = [f"compute.zero_stage={stage}" for stage in (2, 3) if stage > self.zero_stage]
         if self.ema == "device":

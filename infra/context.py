@@ -117,8 +117,8 @@ class RunContext:
         """checkpoints/<preset>/<stage>/<key>/<parent>: as the step's folder lies under RUNS."""
         return "/".join([self.compute.checkpoints.rstrip("/"), *self.workdir.parts[-3:], parent])
 
-    def lighter(self) -> list[str]:
-        return self.compute.lighter()
+    def settings_that_save_memory(self) -> list[str]:
+        return self.compute.settings_that_save_memory()
 
 
 @dataclass

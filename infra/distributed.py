@@ -110,7 +110,8 @@ def _for_the_user(error: Exception, ctx: RunContext) -> Exception:
     """What to tell of an error: that a GPU is too small is the user's to mend, and no restart does it."""
     if not isinstance(error, torch.OutOfMemoryError):
         return error
-    return ValueError(f"the GPU's memory is too small ({error}); these settings take less: {'; '.join(ctx.lighter())}")
+    savings = "; ".join(ctx.settings_that_save_memory())
+    return ValueError(f"the GPU's memory is too small ({error}); these settings take less: {savings}")
 
 
 def _note_error(job: DistributedJob, error: Exception, rank: int) -> None:

@@ -33,16 +33,18 @@ class Fragment:
     start: int = 0
     count: int = 0
 
-    def of(self, tensor: Tensor) -> Tensor:
-        """The part in `owner`, or in a tensor of its size, as a view."""
+    def view(self, tensor: Tensor) -> Tensor:
+        """Returns the part in `owner`, or in a tensor of its size, as a view."""
         return tensor if self.owner is self.parameter else tensor.detach().narrow(0, self.offset, self.count)
 
-    def cut(self, whole: Tensor) -> Tensor:
-        """The part of a whole tensor of the weight's shape."""
-        return whole if self.owner is self.parameter else whole.reshape(-1).narrow(0, self.start, self.count)
+    def shard(self, full: Tensor) -> Tensor:
+        """Returns the part of a full tensor, which has the weight's shape."""
+        return full if self.owner is self.parameter else full.reshape(-1).narrow(0, self.start, self.count)
 
-    def gathered(self, part: Tensor, device: torch.device) -> Tensor:
-        """All ranks' parts put together, on `device`; every rank calls it. Exact: each element is one rank's, plus zeros."""
+    def gather(self, part: Tensor, device: torch.device) -> Tensor:
+        """Returns the full tensor, on `device`, from all ranks' parts; every rank calls it. The sum is exact: each element
+        is one
+        rank's, plus zeros."""
         flat = torch.zeros(self.shape.numel(), dtype=torch.float32, device=device)
         flat[self.start : self.start + self.count] = part.to(device)
         dist.all_reduce(flat)
@@ -100,9 +102,9 @@ def gradient_norm(module: nn.Module) -> float:
 
 
 class _Engine(ABC):
-    """What both kinds share: the trained weights and what the optimizer remembers of them, by name, whole or in pieces.
+    """What both kinds share: the trained weights and what the optimizer remembers of them, by name, in full or as shards.
 
-    sharded: whether a rank holds only a piece of each. average_device: where an average of the weights is to lie.
+    sharded: whether a rank holds only a shard of each. average_device: where an average of the weights is to lie.
     """
 
     module: nn.Module
@@ -116,20 +118,19 @@ class _Engine(ABC):
     @abstractmethod
     def _optimizer(self) -> torch.optim.Optimizer: ...
 
-    def masters(self) -> dict[str, Tensor]:
-        """The trained weights by name as the optimizer steps them, in float32: this rank's pieces where they are sharded
-        (possibly empty ones), else the weights."""
-        return {name: f.of(f.owner).detach() for name, f in self._fragments().items()}
+    def master_weights(self) -> dict[str, Tensor]:
+        """Returns the trained weights by name as the optimizer steps them, in float32: this rank's shards where they are
+        sharded (some may be empty), else the weights."""
+        return {name: f.view(f.owner).detach() for name, f in self._fragments().items()}
 
-    def whole(self, name: str, piece: Tensor) -> Tensor:
-        """A piece like masters()[name] put together with those of the other ranks, which all call this. On every rank."""
-        if not self.sharded:
-            return piece
-        return self._fragments()[name].gathered(piece, self.module_device)
+    def gather(self, name: str, shard: Tensor) -> Tensor:
+        """Returns the full tensor from the ranks' shards, each like master_weights()[name]. All ranks call this together, and
+        each gets the result."""
+        return self._fragments()[name].gather(shard, self.module_device) if self.sharded else shard
 
-    def piece(self, name: str, whole: Tensor) -> Tensor:
-        """The inverse of `whole`: what of it this rank holds."""
-        return self._fragments()[name].cut(whole)
+    def shard(self, name: str, full: Tensor) -> Tensor:
+        """Returns what this rank holds of a full tensor: the inverse of `gather`."""
+        return self._fragments()[name].shard(full)
 
     @torch.no_grad()
     def state(self) -> Iterator[tuple[str, Tensor]]:
@@ -139,9 +140,9 @@ class _Engine(ABC):
         """
         remembered = self._optimizer().state
         for name, f in self._fragments().items():
-            yield f"weight/{name}", self._gathered(f, f.owner)
+            yield f"weight/{name}", self._gather(f, f.owner)
             for kind, value in remembered.get(f.owner, {}).items():
-                yield f"{kind}/{name}", value if value.ndim == 0 else self._gathered(f, value)
+                yield f"{kind}/{name}", value if value.ndim == 0 else self._gather(f, value)
         for name, tensor in self._fixed().items():
             yield f"fixed/{name}", self._read(tensor)
 
@@ -163,20 +164,20 @@ class _Engine(ABC):
                 if kind != "weight":
                     _remember(self._optimizer().state[f.owner], kind, value, f)
                     continue
-                f.of(f.owner).copy_(f.cut(value))
+                f.view(f.owner).copy_(f.shard(value))
                 if f.owner is not f.parameter:
                     self._write(f.parameter, value)
         for name, tensor in fixed.items():
             self._write(tensor, saved[f"fixed/{name}"])
 
     @torch.no_grad()
-    def finish(self, pieces: Mapping[str, Tensor]) -> None:
-        """Ends the training: the module is a plain one with whole weights, those of `pieces` (by name, like masters())."""
+    def finish(self, shards: Mapping[str, Tensor]) -> None:
+        """Ends the training: the module becomes a plain one with full weights, those of `shards` (like master_weights())."""
         for name, f in self._fragments().items():
-            self._write(f.parameter, self.whole(name, pieces[name]))
+            self._write(f.parameter, self.gather(name, shards[name]))
 
-    def _gathered(self, f: Fragment, tensor: Tensor) -> Tensor:
-        return f.gathered(f.of(tensor), self.module_device) if self.sharded else tensor.detach()
+    def _gather(self, f: Fragment, tensor: Tensor) -> Tensor:
+        return f.gather(f.view(tensor), self.module_device) if self.sharded else tensor.detach()
 
     def _fixed(self) -> dict[str, Tensor]:
         """Frozen parameters and buffers."""
@@ -196,7 +197,7 @@ def _remember(own: dict[str, Tensor], kind: str, value: Tensor, f: Fragment) -> 
         return
     if kind not in own:
         own[kind] = torch.zeros_like(f.owner, memory_format=torch.preserve_format)
-    f.of(own[kind]).copy_(f.cut(value))
+    f.view(own[kind]).copy_(f.shard(value))
 
 
 def _require_names(saved: Mapping[str, Tensor], fragments: Mapping[str, Any], fixed: Mapping[str, Any]) -> None:
@@ -253,7 +254,7 @@ class TorchEngine(_Engine):
 @dataclass(frozen=True)
 class Sharding:
     """zero_stage: DeepSpeed ZeRO 0 to 3. offload: "none", "optimizer" or "all" (infra.config.ComputeConfig). bf16: weights
-    in bfloat16 with float32 masters, which needs at least ZeRO 1."""
+    in bfloat16 with float32 master weights, which needs at least ZeRO 1."""
 
     zero_stage: int = 0
     offload: str = "none"
@@ -277,8 +278,8 @@ class Sharding:
 
 
 class DeepSpeedEngine(_Engine):
-    """DeepSpeed ZeRO 0 to 3: fp32 on a CPU, bf16 weights with fp32 masters on a GPU. Needs an initialised torch.distributed
-    group. Under ZeRO 3 the module's weights are whole only while a module that holds them is called."""
+    """DeepSpeed ZeRO 0 to 3: fp32 on a CPU, bf16 weights with fp32 master weights on a GPU. Needs an initialised
+    torch.distributed group. Under ZeRO 3 the module's weights are whole only while a module that holds them is called."""
 
     def __init__(
         self,
@@ -339,19 +340,19 @@ class DeepSpeedEngine(_Engine):
         return self._norm
 
     @torch.no_grad()
-    def finish(self, pieces: Mapping[str, Tensor]) -> None:
+    def finish(self, shards: Mapping[str, Tensor]) -> None:
         if self.sharding.stage < 3:
-            super().finish(pieces)
+            super().finish(shards)
             return
         own = {n: p.dtype for n, p in self.module.named_parameters()}
-        whole = {n: self.whole(n, pieces[n]).to(own[n]) for n in self._fragments()}
-        whole |= {n: self._read(t).clone() for n, t in self._fixed().items()}
+        full = {n: self.gather(n, shards[n]).to(own[n]) for n in self._fragments()}
+        full |= {n: self._read(t).clone() for n, t in self._fixed().items()}
         frozen = {n for n, p in self.module.named_parameters() if not p.requires_grad}
         self.engine.destroy()
         for prefix, module in self.module.named_modules():
             names = {n: f"{prefix}.{n}" if prefix else n for n in module._parameters}
             module._parameters = {
-                n: nn.Parameter(whole[full], requires_grad=full not in frozen) for n, full in names.items()
+                n: nn.Parameter(full[name], requires_grad=name not in frozen) for n, name in names.items()
             }
 
     def _fragments(self) -> dict[str, Fragment]:

@@ -42,28 +42,28 @@ class Engine(Protocol):
         """Clips, steps at an accumulation boundary, zeroes gradients; returns the gradient's norm before clipping."""
         ...
 
-    def masters(self) -> dict[str, torch.Tensor]:
-        """The trained weights by name, in float32, as far as this rank holds them."""
+    def master_weights(self) -> dict[str, torch.Tensor]:
+        """Returns the trained weights by name, in float32: this rank's shards where they are sharded."""
         ...
 
-    def whole(self, name: str, piece: torch.Tensor) -> torch.Tensor:
-        """A piece shaped like masters()[name], put together with those of the other ranks."""
+    def gather(self, name: str, shard: torch.Tensor) -> torch.Tensor:
+        """Returns the full tensor from all ranks' shards, each shaped like master_weights()[name]."""
         ...
 
-    def piece(self, name: str, whole: torch.Tensor) -> torch.Tensor:
-        """The inverse of `whole`: what of it this rank holds."""
+    def shard(self, name: str, full: torch.Tensor) -> torch.Tensor:
+        """Returns what this rank holds of a full tensor: the inverse of `gather`."""
         ...
 
     def state(self) -> Iterator[tuple[str, torch.Tensor]]:
-        """Everything that training changes, whole, tensor by tensor; on every rank the same."""
+        """Yields everything that training changes, tensor by tensor, each in full and the same on every rank."""
         ...
 
     def load(self, saved: Mapping[str, torch.Tensor]) -> None:
-        """Takes up what `state` gave, on any number of ranks. ValueError where it is another module's."""
+        """Restores what `state` gave, on any number of ranks. Raises ValueError where it belongs to another module."""
         ...
 
-    def finish(self, pieces: Mapping[str, torch.Tensor]) -> None:
-        """Ends the training: the module is a plain one, with the whole weights of `pieces` (like masters())."""
+    def finish(self, shards: Mapping[str, torch.Tensor]) -> None:
+        """Ends the training: the module becomes a plain one with the full weights of `shards` (like master_weights())."""
         ...
 
 
@@ -114,7 +114,7 @@ class Context(Protocol):
         """Brings the newest kept save back into workdir/parent, where that holds none."""
         ...
 
-    def lighter(self) -> list[str]:
+    def settings_that_save_memory(self) -> list[str]:
         """Settings, as on the command line, with which a training would take less memory."""
         ...
 

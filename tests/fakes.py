@@ -93,7 +93,7 @@ class FakeContext:
 
     def recall(self, parent: str) -> None: ...
 
-    def lighter(self) -> list[str]:
+    def settings_that_save_memory(self) -> list[str]:
         return ["compute.zero_stage=2"]
 
     @property

@@ -79,10 +79,10 @@ class DmdConfig(LoopConfig):
     heldout_clips: int = 4
     picture_clips: int = 2
 
-    def lighter(self, ranks: int) -> list[str]:
+    def settings_that_save_memory(self, ranks: int) -> list[str]:
         places = TEACHER_PLACES[TEACHER_PLACES.index(self.teacher) + 1 :]
         elsewhere = [f"{self.group}.teacher={place}" for place in places if place != "shard" or ranks > 1]
-        return super().lighter(ranks) + elsewhere
+        return super().settings_that_save_memory(ranks) + elsewhere
 
     def checks(self) -> list[str]:
         least = {"ratio": 1, "critic_lr": 0, "heldout_clips": 1, "picture_clips": 0}

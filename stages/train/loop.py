@@ -73,7 +73,9 @@ def _train(method: Method, loader: Loader, cfg: LoopConfig, seed: int, ctx: Cont
     learners, micro_steps = method.learners(), cfg.micro_steps(ctx.world_size)
     engines = {n: ctx.engine(x.module, x.optimizer, cfg.clip_norm, micro_steps) for n, x in learners.items()}
     emas = {
-        n: Ema(engines[n].masters(), cfg.ema_decay, engines[n].average_device) for n, x in learners.items() if x.ema
+        n: Ema(engines[n].master_weights(), cfg.ema_decay, engines[n].average_device)
+        for n, x in learners.items()
+        if x.ema
     }
     for name, learner in learners.items():
         assert engines[name].module is learner.module, f"the engine of {name} wraps another module than the method uses"
@@ -157,7 +159,7 @@ def _step(
                     _alarm(f"gradient of {name}", name, batch, step, ctx)
     for name in turns:
         if name in training.emas:
-            training.emas[name].update(training.engines[name].masters())
+            training.emas[name].update(training.engines[name].master_weights())
     window.stepped += time.perf_counter() - began
 
 
@@ -196,10 +198,10 @@ def save_batch(batch: Any, path: Path) -> None:
 
 
 def _too_large(cfg: LoopConfig, ctx: Context) -> str:
-    lighter = cfg.lighter(ctx.world_size) + ctx.lighter()
+    savings = cfg.settings_that_save_memory(ctx.world_size) + ctx.settings_that_save_memory()
     return (
         f"the GPU's memory is too small for {cfg.group}.batch={cfg.batch}. These take less, the first ones at the least cost: "
-        f"{'; '.join(lighter)}. The training resumes from its last save where only compute.* changes"
+        f"{'; '.join(savings)}. The training resumes from its last save where only compute.* changes"
     )
 
 

@@ -27,7 +27,7 @@ class LoopConfig:
     """
 
     group: ClassVar[str] = ""  # the name under which a preset sets these fields
-    spares: ClassVar[bool] = False  # whether workers beyond global_batch / batch stand by; else they are an error
+    spares: ClassVar[bool] = False  # whether workers beyond global_batch / batch are idle; else they are an error
 
     steps: int = 1000
     batch: int = 8
@@ -78,7 +78,7 @@ class LoopConfig:
             f"these would fit: {' or '.join(mend) or 'another global_batch'}"
         ]
 
-    def lighter(self, ranks: int) -> list[str]:
+    def settings_that_save_memory(self, ranks: int) -> list[str]:
         """Settings of its own, as on the command line, that take less of a GPU's memory; the first ones at the least cost."""
         out = [f"{self.group}.batch={self.batch // 2}"] if self.batch > 1 else []
         return out if self.checkpoint_layers else [*out, f"{self.group}.checkpoint_layers=true"]

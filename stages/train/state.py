@@ -79,7 +79,7 @@ def save(training: Training, step: int, ctx: Context) -> Path:
     for name, engine in training.engines.items():
         _write_share(engine.state(), aside / f"{name}.state", ctx)
     for name, ema in training.emas.items():
-        whole = ((n, training.engines[name].whole(n, piece)) for n, piece in ema.shadow.items())
+        whole = ((n, training.engines[name].gather(n, shard)) for n, shard in ema.shadow.items())
         _write_share(whole, aside / f"{name}.ema", ctx)
     torch.save(_random(ctx.device), aside / f"random-{ctx.rank:05d}.pt")
     if ctx.rank == 0:
@@ -144,7 +144,7 @@ def _load_average(ema: Ema, engine: Engine, saved: Mapping[str, Tensor], updates
         odd = sorted(saved.keys() ^ ema.shadow.keys())[:3]
         raise ValueError(f"the saved average is another module's ({', '.join(odd)}...)")
     for name in ema.shadow:
-        ema.shadow[name].copy_(engine.piece(name, saved[name]))
+        ema.shadow[name].copy_(engine.shard(name, saved[name]))
     ema.updates = updates
 
 

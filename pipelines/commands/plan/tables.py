@@ -135,7 +135,7 @@ def _work(cfg: Any, ranks: int, gpu: bool) -> list[str]:
     else:
         assumed = f"{cfg.compute.threads or 2} CPU threads a process at {own.cpu_gflops:g} GFLOP/s (plan.cpu_gflops)"
     gpu_hours, tiny = f" = {ranks * whole / 3600:,.0f} GPU hours" if gpu else "", cfg.tiny_vae
-    readers = tiny.ranks(ranks)  # workers beyond its batch stand by
+    readers = tiny.ranks(ranks)  # workers beyond its batch are idle
     chunk = chunk_flops(cfg, gpu)
     alone = speed(cfg, 1, gpu)
     return [

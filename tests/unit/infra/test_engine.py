@@ -108,8 +108,8 @@ def test_another_modules_state_is_refused():
 def test_a_finished_module_is_plain_and_has_the_weights_it_was_given(kind):
     engine = build(kind)
     train(engine, 1)
-    pieces = {name: master + 1 for name, master in engine.masters().items()}
-    expected = {name: engine.whole(name, piece) for name, piece in pieces.items()}
+    pieces = {name: master + 1 for name, master in engine.master_weights().items()}
+    expected = {name: engine.gather(name, piece) for name, piece in pieces.items()}
     fixed = saved_state(engine)["fixed/0.bias"]
     engine.finish(pieces)
     own = dict(engine.module.named_parameters())

@@ -196,9 +196,12 @@ def test_config_problems():
 
 def test_a_teacher_elsewhere_takes_less():
     settings = dmd_config(batch=2, checkpoint_layers=True)
-    assert settings.lighter(8) == ["dmd.batch=1", "dmd.teacher=shard", "dmd.teacher=offload"]
-    assert dmd_config(batch=1, teacher="device").lighter(1) == ["dmd.checkpoint_layers=true", "dmd.teacher=offload"]
-    assert dmd_config(batch=1, checkpoint_layers=True, teacher="offload").lighter(8) == []
+    assert settings.settings_that_save_memory(8) == ["dmd.batch=1", "dmd.teacher=shard", "dmd.teacher=offload"]
+    assert dmd_config(batch=1, teacher="device").settings_that_save_memory(1) == [
+        "dmd.checkpoint_layers=true",
+        "dmd.teacher=offload",
+    ]
+    assert dmd_config(batch=1, checkpoint_layers=True, teacher="offload").settings_that_save_memory(8) == []
 
 
 @pytest.mark.parametrize(("teacher", "moves"), [("device", []), ("shard", []), ("offload", ["cpu", "cpu"])])

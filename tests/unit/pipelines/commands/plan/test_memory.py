@@ -37,7 +37,7 @@ def billions(where: Layout, load: Load = DMD) -> tuple[float, ...]:
 @pytest.mark.parametrize(
     ("changes", "expected"),
     [
-        ({"zero_stage": 0}, (6, 4, 3, 0.5, 8)),  # bfloat16 needs masters, hence ZeRO 1
+        ({"zero_stage": 0}, (6, 4, 3, 0.5, 8)),  # bfloat16 needs master weights, hence ZeRO 1
         ({"zero_stage": 1}, (6, 4, 3, 0.5, 8)),
         ({"zero_stage": 2}, (6, 0.5, 3, 0.5, 8)),
         ({"zero_stage": 3}, (2.5, 0.5, 3, 0.5, 8)),

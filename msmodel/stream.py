@@ -83,7 +83,7 @@ class StreamingSession:
     """One endless clip. Memory, and work per chunk, do not grow.
 
     vae: makes the decoder. text (1 l c), image (1 c t h w): as in Conditioning, the image for the horizon; beyond it
-    the last frame is repeated (the causal VAE's latents of an unchanging clip converge). phi (1 n d): the ids of
+    the last frame is repeated (the causal VAE's latents of an unchanging clip converge). track_id_embedding (1 n d): the ids of
     `track_encoding.clip_ids`, kept for the whole session; controls may return fewer than n tracks. generator draws all noise.
     noise (1 z t h w): optional starting noise of the first t latent frames. student_cfg: sink and window, if not the model's.
     track_vae: encodes the tracks' canvas where dit.track_encoding is "rgb_vae"; the model's own VAE if None. clip (1 m c): as
@@ -98,7 +98,7 @@ class StreamingSession:
         *,
         text: Tensor,
         image: Tensor,
-        phi: Tensor,
+        track_id_embedding: Tensor,
         timesteps: Sequence[float],
         generator: torch.Generator,
         noise: Tensor | None = None,
@@ -107,9 +107,9 @@ class StreamingSession:
         clip: Tensor | None = None,
     ):
         self.student, self.vae, self.controls = student, vae, controls
-        self.image, self.phi, self.timesteps, self.generator, self.noise = (
+        self.image, self.track_id_embedding, self.timesteps, self.generator, self.noise = (
             image,
-            phi,
+            track_id_embedding,
             tuple(timesteps),
             generator,
             noise,
@@ -122,9 +122,10 @@ class StreamingSession:
         self.reset()
 
     def _check(self) -> None:
-        if self.image.shape[0] != 1 or self.phi.shape[0] != 1:
+        if self.image.shape[0] != 1 or self.track_id_embedding.shape[0] != 1:
             raise ValueError(
-                f"a session streams one clip; got image {tuple(self.image.shape)}, phi {tuple(self.phi.shape)}"
+                f"a session streams one clip; got image {tuple(self.image.shape)} and track_id_embedding "
+                f"{tuple(self.track_id_embedding.shape)}"
             )
         if not self.timesteps or self.timesteps[0] != 1:
             raise ValueError(f"timesteps {self.timesteps} must start at 1 (pure noise)")
@@ -247,13 +248,13 @@ class StreamingSession:
         wanted = 1 + (stop - 1) * stride - first_pixel
         xy_px, visible = self.controls(self.index, first_pixel, wanted)
         n = visible.shape[-1]
-        if xy_px.shape != (wanted, n, 2) or visible.shape != (wanted, n) or n > self.phi.shape[1]:
+        if xy_px.shape != (wanted, n, 2) or visible.shape != (wanted, n) or n > self.track_id_embedding.shape[1]:
             raise ValueError(
                 f"controls gave xy_px {tuple(xy_px.shape)}, visible {tuple(visible.shape)} for {wanted} pixel frames; "
-                f"expected (T n 2) and (T n) with at most {self.phi.shape[1]} tracks"
+                f"expected (T n 2) and (T n) with at most {self.track_id_embedding.shape[1]} tracks"
             )
         xy_px, visible = xy_px.to(self.image.device), visible.to(self.image.device)
-        tracks = self._tracks.push(xy_px[None], visible[None], self.phi[:, :n])
+        tracks = self._tracks.push(xy_px[None], visible[None], self.track_id_embedding[:, :n])
         last = self.image.shape[2] - 1
         image = self.image[:, :, [min(f, last) for f in range(first, stop)]]
         return Conditioning(self._text, image, tracks.to(image.dtype), self._clip)

@@ -104,13 +104,13 @@ class TrackEncoder:
             self._session = self._vae.encoder()
 
     @torch.no_grad()
-    def push(self, xy_px: Tensor, visible: Tensor, phi: Tensor) -> Tensor:
+    def push(self, xy_px: Tensor, visible: Tensor, track_id_embedding: Tensor) -> Tensor:
         """The next frames' tracks (b T n 2), (b T n) with the ids (b n d) of `clip_ids` -> (b c t h w)."""
         starts, self._started = not self._started, True
         if self._session is None:
-            return track_map(xy_px, visible, phi, self._cfg, starts)
+            return track_map(xy_px, visible, track_id_embedding, self._cfg, starts)
         pieces = zip(xy_px.split(FRAMES_A_DRAWING, 1), visible.split(FRAMES_A_DRAWING, 1), strict=True)
-        latents = [self._session.push(canvas(xy, seen, phi, self._cfg)) for xy, seen in pieces]
+        latents = [self._session.push(canvas(xy, seen, track_id_embedding, self._cfg)) for xy, seen in pieces]
         return torch.cat(latents, dim=2)
 
     def fork(self) -> TrackEncoder:
@@ -120,14 +120,14 @@ class TrackEncoder:
 
 
 def encode_tracks(
-    xy_px: Tensor, visible: Tensor, phi: Tensor, cfg: ModelConfig, vae: EncoderMaker | None = None
+    xy_px: Tensor, visible: Tensor, track_id_embedding: Tensor, cfg: ModelConfig, vae: EncoderMaker | None = None
 ) -> Tensor:
     """`Conditioning.tracks` of whole clips: (b T n 2), (b T n), ids (b n d) of `clip_ids` -> (b c t h w).
 
     vae: as for TrackEncoder. Canvases are encoded clip by clip, which bounds the memory.
     """
     each = 1 if cfg.dit.track_encoding == "rgb_vae" else max(xy_px.shape[0], 1)
-    clips = zip(xy_px.split(each), visible.split(each), phi.split(each), strict=True)
+    clips = zip(xy_px.split(each), visible.split(each), track_id_embedding.split(each), strict=True)
     return torch.cat([TrackEncoder(cfg, xy_px.device, vae).push(*clip) for clip in clips])
 
 

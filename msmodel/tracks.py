@@ -21,7 +21,8 @@ ID_RANGE = 10_000  # random integer ids are drawn below this; also the sinusoid'
 
 
 def encode_ids(ids: Tensor, dim: int) -> Tensor:
-    """Sinusoidal encoding phi of integer ids: (... ) int64 -> (... dim) float32, cosines then sines, values in [-1, 1]."""
+    """Returns the sinusoidal embedding of integer ids: (...) int64 -> (... dim) float32, cosines then sines, values
+    in [-1, 1]."""
     if dim % 2:
         raise ValueError(f"dit.track_id_dim: {dim} must be even")
     exponents = torch.arange(dim // 2, dtype=torch.float64, device=ids.device) / (dim // 2)
@@ -44,10 +45,11 @@ def draw_ids(batch: int, tracks: int, generator: torch.Generator) -> Tensor:
     return torch.stack([torch.randperm(ID_RANGE, generator=generator)[:tracks] for _ in range(batch)])
 
 
-def rasterise(xy_px: Tensor, visible: Tensor, phi: Tensor, cfg: ModelConfig) -> Tensor:
+def rasterise(xy_px: Tensor, visible: Tensor, track_id_embedding: Tensor, cfg: ModelConfig) -> Tensor:
     """Track map c_m: phi_n at cell (floor(y / s), floor(x / s)) of every frame in which track n is visible, zero elsewhere.
 
-    xy_px (b T n 2), visible (b T n), phi (b n d) -> (b T h w d). Where two tracks fall in one cell the one with the higher
+    xy_px (b T n 2), visible (b T n), track_id_embedding (b n d) -> (b T h w d). Where two tracks fall in one cell the one
+    with the higher
     index stands. Points outside the frame, or not finite, are not drawn. With dit.track_offsets two more channels tell where
     in its cell the track lies, from -1 to 1 (an addition of ours; docs/adr/0006).
     """
@@ -62,9 +64,9 @@ def rasterise(xy_px: Tensor, visible: Tensor, phi: Tensor, cfg: ModelConfig) -> 
     order = repeat(torch.arange(1, n + 1, device=xy_px.device), "n -> b T n", b=b, T=frames)
     winner = torch.zeros(b, frames, h * w + 1, dtype=torch.long, device=xy_px.device)
     winner = winner.scatter_reduce(2, index, order, reduce="amax")[..., : h * w]
-    table = torch.cat([torch.zeros_like(phi[:, :1]), phi], dim=1)  # row 0: no track
+    table = torch.cat([torch.zeros_like(track_id_embedding[:, :1]), track_id_embedding], dim=1)  # row 0: no track
     rows = rearrange(winner, "b T c -> b (T c)")
-    drawn = torch.gather(table, 1, repeat(rows, "b r -> b r d", d=phi.shape[-1]))
+    drawn = torch.gather(table, 1, repeat(rows, "b r -> b r d", d=track_id_embedding.shape[-1]))
     drawn = rearrange(drawn, "b (T h w) d -> b T h w d", T=frames, h=h, w=w)
     if not cfg.dit.track_offsets:
         return drawn
@@ -86,9 +88,11 @@ def pack(c_m: Tensor, stride_t: int, starts_clip: bool = True) -> Tensor:
     return rearrange(c_m, "b (t s) h w d -> b (s d) t h w", s=stride_t)
 
 
-def track_map(xy_px: Tensor, visible: Tensor, phi: Tensor, cfg: ModelConfig, starts_clip: bool = True) -> Tensor:
+def track_map(
+    xy_px: Tensor, visible: Tensor, track_id_embedding: Tensor, cfg: ModelConfig, starts_clip: bool = True
+) -> Tensor:
     """Packed track map for `Conditioning.tracks`: (b T n 2), (b T n), (b n d) -> (b c t h w)."""
-    return pack(rasterise(xy_px, visible, phi, cfg), cfg.vae.stride_t, starts_clip)
+    return pack(rasterise(xy_px, visible, track_id_embedding, cfg), cfg.vae.stride_t, starts_clip)
 
 
 def sample_tracks(

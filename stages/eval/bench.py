@@ -220,14 +220,14 @@ class Bench:
 
         def by(encoding: str) -> Work:
             model = replace(m, dit=replace(m.dit, track_encoding=encoding, track_offsets=False))
-            phi = clip_ids(1, n, model, self.generator).to(self.device)
+            track_id_embedding = clip_ids(1, n, model, self.generator).to(self.device)
             head = fresh(WanDiT, replace(model, dit=replace(model.dit, layers=1)), 0).track_head.to(
                 self.device, self.dtype
             )
 
             @torch.no_grad()
             def work() -> None:
-                head(encode_tracks(xy_px, visible, phi, model, vae).to(self.dtype))
+                head(encode_tracks(xy_px, visible, track_id_embedding, model, vae).to(self.dtype))
 
             return work
 

@@ -114,9 +114,9 @@ def clip_tokens(arrays: Sequence[Mapping[str, np.ndarray]], model: ModelConfig, 
 def tracks_of(clip: EvalClip, variant: str, model: ModelConfig, seed: int, device: torch.device) -> Tensor:
     """Conditioning.tracks of one clip: 1 c t h w."""
     xy_px, visible = read_tracks(clip.track_file(variant))
-    phi = clip_ids(clip, xy_px.shape[1], model, seed).to(device)
+    track_id_embedding = clip_ids(clip, xy_px.shape[1], model, seed).to(device)
     given = (torch.from_numpy(xy_px)[None].to(device), torch.from_numpy(visible)[None].to(device))
-    return track_encoding.encode_tracks(*given, phi, model)
+    return track_encoding.encode_tracks(*given, track_id_embedding, model)
 
 
 def clip_ids(clip: EvalClip, tracks: int, model: ModelConfig, seed: int) -> Tensor:

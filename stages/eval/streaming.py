@@ -35,12 +35,12 @@ class NoDecoder:
 
 @dataclass(frozen=True)
 class ClipStream:
-    """All that a stream of one clip needs, read once. image: 1 c t h w, clip: as in Conditioning. phi: 1 n d."""
+    """All that a stream of one clip needs, read once. image: 1 c t h w, clip: as in Conditioning. track_id_embedding: 1 n d."""
 
     student: CausalDiT
     text: Tensor
     image: Tensor
-    phi: Tensor
+    track_id_embedding: Tensor
     xy_px: Tensor
     visible: Tensor
     clip: Tensor | None = None
@@ -58,7 +58,7 @@ class ClipStream:
             text=self.text,
             image=self.image,
             clip=self.clip,
-            phi=self.phi,
+            track_id_embedding=self.track_id_embedding,
             timesteps=times,
             generator=generator,
             student_cfg=cfg,

@@ -69,7 +69,7 @@ class Playable:
             text=self.text(prompt),
             image=image_conditioning(self.vae.encode_image(pixels, model.clip.frames), model),
             clip=self.look(pixels) if self.look else None,
-            phi=clip_ids(1, self.points, model, generator).to(self.device),
+            track_id_embedding=clip_ids(1, self.points, model, generator).to(self.device),
             timesteps=flow.student_timesteps(model.student.steps, model.dit.shift),
             generator=generator,
         )

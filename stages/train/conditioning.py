@@ -47,15 +47,15 @@ class ClipTracks:
 
     xy_px: Tensor
     visible: Tensor
-    phi: Tensor
+    track_id_embedding: Tensor
 
     def map(self, model: ModelConfig) -> Tensor:
         """Conditioning.tracks: b c t h w."""
-        return encode_tracks(self.xy_px, self.visible, self.phi, model)
+        return encode_tracks(self.xy_px, self.visible, self.track_id_embedding, model)
 
     def to(self, device: torch.device) -> ClipTracks:
         """A copy on `device`."""
-        return ClipTracks(self.xy_px.to(device), self.visible.to(device), self.phi.to(device))
+        return ClipTracks(self.xy_px.to(device), self.visible.to(device), self.track_id_embedding.to(device))
 
 
 def draw_tracks(batch: Batch, augment: Augment, model: ModelConfig, draws: Draws) -> ClipTracks:
@@ -64,8 +64,8 @@ def draw_tracks(batch: Batch, augment: Augment, model: ModelConfig, draws: Draws
     xy_px, visible = tracks.sample_tracks(
         batch.xy_px, batch.visible, augment.tracks_low, augment.tracks_high, generator
     )
-    phi = clip_ids(xy_px.shape[0], xy_px.shape[2], model, generator)
-    return ClipTracks(xy_px, visible, phi.to(xy_px.device))
+    track_id_embedding = clip_ids(xy_px.shape[0], xy_px.shape[2], model, generator)
+    return ClipTracks(xy_px, visible, track_id_embedding.to(xy_px.device))
 
 
 def image_conditioning(image: Tensor, model: ModelConfig) -> Tensor:

@@ -154,7 +154,7 @@ def _write(path: Path, states: Tensor, endpoint: Tensor, clip_tracks: ClipTracks
         "image": batch.image[item].half(),
         "xy_px": clip_tracks.xy_px[item],
         "visible": clip_tracks.visible[item],
-        "phi": clip_tracks.phi[item].half(),
+        "phi": clip_tracks.track_id_embedding[item].half(),
     }
     if batch.clip is not None:
         tensors["clip"] = batch.clip[item].half()

@@ -163,7 +163,7 @@ def student_speed(
         controls,
         text=batch.text,
         image=image_conditioning(batch.image, model),
-        phi=clip_ids(1, n, model, torch.Generator().manual_seed(4)).to(device),
+        track_id_embedding=clip_ids(1, n, model, torch.Generator().manual_seed(4)).to(device),
         timesteps=student_timesteps(model.student.steps, model.dit.shift),
         generator=torch.Generator().manual_seed(0),
     )

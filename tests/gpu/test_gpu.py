@@ -75,13 +75,13 @@ class BlackDecoder:
 def streaming(vae) -> StreamingSession:
     cfg = tiny_config(chunks=3)
     student, cond = randomise(CausalDiT(cfg)).to(GPU, torch.bfloat16), conditioning(cfg).to(GPU)
-    phi = track_ids(1, 4, cfg.dit.track_id_dim, torch.Generator().manual_seed(4)).to(GPU)
+    track_id_embedding = track_ids(1, 4, cfg.dit.track_id_dim, torch.Generator().manual_seed(4)).to(GPU)
 
     def controls(index, first, count):
         return torch.full((count, 4, 2), 7.0), torch.ones(count, 4, dtype=torch.bool)
 
     return StreamingSession(
-        student, vae, controls, text=cond.text, image=cond.image, phi=phi, timesteps=TIMES,
+        student, vae, controls, text=cond.text, image=cond.image, track_id_embedding=track_id_embedding, timesteps=TIMES,
         generator=torch.Generator().manual_seed(0),
     )  # fmt: skip
 

@@ -67,7 +67,7 @@ class Scene:
         self.prefix = int(self.cfg.image_alone)
         self.frames = self.prefix + chunks * self.cfg.student.chunk
         self.vae = FakeVAE(self.cfg.vae.stride_t, self.events)
-        self.phi = track_ids(1, TRACKS, self.cfg.dit.track_id_dim, torch.Generator().manual_seed(4))
+        self.track_id_embedding = track_ids(1, TRACKS, self.cfg.dit.track_id_dim, torch.Generator().manual_seed(4))
         cond = conditioning(self.cfg)
         self.text, self.image = cond.text, cond.image
         self.noise = gaussian(self.cfg, 1, self.frames)
@@ -93,7 +93,7 @@ class Scene:
             controls or self.controls,
             text=self.text,
             image=self.image,
-            phi=self.phi,
+            track_id_embedding=self.track_id_embedding,
             timesteps=TIMES,
             generator=torch.Generator().manual_seed(11),
             noise=self.noise if noise is None else noise,
@@ -106,7 +106,7 @@ class Scene:
         return Conditioning(
             text=self.text,
             image=torch.cat((self.image, tail), dim=2),
-            tracks=track_map(xy[None], visible[None], self.phi, self.cfg),
+            tracks=track_map(xy[None], visible[None], self.track_id_embedding, self.cfg),
         )
 
 

@@ -79,9 +79,11 @@ def test_a_disc_is_the_pixels_whose_centres_it_covers():
 def test_the_head_is_given_the_track_map():
     cfg = tiny_config()
     xy, visible = wandering(cfg, 2)
-    phi = clip_ids(2, 6, cfg, torch.Generator().manual_seed(1))
-    assert phi.shape == (2, 6, cfg.dit.track_id_dim)
-    assert torch.equal(encode_tracks(xy, visible, phi, cfg), track_map(xy, visible, phi, cfg))
+    track_id_embedding = clip_ids(2, 6, cfg, torch.Generator().manual_seed(1))
+    assert track_id_embedding.shape == (2, 6, cfg.dit.track_id_dim)
+    assert torch.equal(
+        encode_tracks(xy, visible, track_id_embedding, cfg), track_map(xy, visible, track_id_embedding, cfg)
+    )
 
 
 @pytest.mark.parametrize("layout", ["wan21", "wan22", "patch", "head"])
@@ -92,13 +94,13 @@ def test_pieces_of_a_clip_are_slices_of_the_whole(layout: str):
     s, frames, n = cfg.vae.stride_t, cfg.clip.frames, 6
     streams = []
     for seed in (1, 2):
-        phi = clip_ids(1, n, cfg, torch.Generator().manual_seed(seed))
-        streams.append((*wandering(cfg, 1, n, seed), phi, TrackEncoder(cfg, CPU, vae), []))
+        track_id_embedding = clip_ids(1, n, cfg, torch.Generator().manual_seed(seed))
+        streams.append((*wandering(cfg, 1, n, seed), track_id_embedding, TrackEncoder(cfg, CPU, vae), []))
     for start, stop in ((0, 1 + s), (1 + s, 1 + 3 * s), (1 + 3 * s, frames)):
-        for xy, visible, phi, encoder, parts in streams:
-            parts.append(encoder.push(xy[:, start:stop], visible[:, start:stop], phi))
-    for xy, visible, phi, _, parts in streams:
-        whole = encode_tracks(xy, visible, phi, cfg, vae)
+        for xy, visible, track_id_embedding, encoder, parts in streams:
+            parts.append(encoder.push(xy[:, start:stop], visible[:, start:stop], track_id_embedding))
+    for xy, visible, track_id_embedding, _, parts in streams:
+        whole = encode_tracks(xy, visible, track_id_embedding, cfg, vae)
         assert whole.shape == (1, cfg.track_feature_channels, cfg.latent_frames, cfg.latent_height, cfg.latent_width)
         assert whole.std() > 0.01
         torch.testing.assert_close(torch.cat(parts, dim=2), whole, atol=1e-5, rtol=0)
@@ -106,17 +108,22 @@ def test_pieces_of_a_clip_are_slices_of_the_whole(layout: str):
 
 def test_clips_do_not_mix_and_a_fork_goes_its_own_way():
     cfg, vae = model_for("wan21", frames=9), wan_vae("wan21")
-    (xy, visible), phi = wandering(cfg, 2), clip_ids(2, 6, model_for("wan21"), torch.Generator().manual_seed(1))
-    both = encode_tracks(xy, visible, phi, cfg, vae)
+    (xy, visible), track_id_embedding = (
+        wandering(cfg, 2),
+        clip_ids(2, 6, model_for("wan21"), torch.Generator().manual_seed(1)),
+    )
+    both = encode_tracks(xy, visible, track_id_embedding, cfg, vae)
     for i in range(2):
-        alone = encode_tracks(xy[i, None], visible[i, None], phi[i, None], cfg, vae)
+        alone = encode_tracks(xy[i, None], visible[i, None], track_id_embedding[i, None], cfg, vae)
         torch.testing.assert_close(both[i, None], alone, atol=1e-5, rtol=0)
     encoder = TrackEncoder(cfg, CPU, vae)
-    encoder.push(xy[:1, :5], visible[:1, :5], phi[:1])
+    encoder.push(xy[:1, :5], visible[:1, :5], track_id_embedding[:1])
     fork = encoder.fork()
-    fork.push(xy[1:, 5:], visible[1:, 5:], phi[1:])
+    fork.push(xy[1:, 5:], visible[1:, 5:], track_id_embedding[1:])
     assert fork._vae is vae
-    torch.testing.assert_close(encoder.push(xy[:1, 5:], visible[:1, 5:], phi[:1]), both[:1, :, 2:], atol=1e-5, rtol=0)
+    torch.testing.assert_close(
+        encoder.push(xy[:1, 5:], visible[:1, 5:], track_id_embedding[:1]), both[:1, :, 2:], atol=1e-5, rtol=0
+    )
 
 
 @pytest.mark.parametrize("image", ["channels", "first_latent"])
@@ -152,17 +159,18 @@ def test_a_stream_equals_the_rollout(image: str):
     frames = 1 + 4 * (cfg.latent_frames - 1)
     cfg = replace(cfg, vae=vae.cfg, clip=ClipConfig(height=16, width=32, frames=frames, fps=8.0))
     student, cond, noise = randomise(CausalDiT(cfg)), conditioning(cfg), gaussian(cfg)
-    (xy, visible), phi = wandering(cfg, 1, n), clip_ids(1, n, cfg, torch.Generator().manual_seed(4))
+    (xy, visible), track_id_embedding = wandering(cfg, 1, n), clip_ids(1, n, cfg, torch.Generator().manual_seed(4))
     times = student_timesteps(cfg.student.steps, cfg.dit.shift)
     session = StreamingSession(
         student, NoDecoder(), lambda index, first, count: (xy[0, first : first + count], visible[0, first : first + count]),
-        text=cond.text, image=cond.image, phi=phi, timesteps=times, generator=torch.Generator().manual_seed(0), noise=noise,
+        text=cond.text, image=cond.image, track_id_embedding=track_id_embedding, timesteps=times,
+        generator=torch.Generator().manual_seed(0), noise=noise,
         track_vae=vae,
     )  # fmt: skip
     first = session.next_chunk()
     fork = session.fork()
     streamed = [first, *islice(session.stream(), cfg.chunks - 1)]
-    given = replace(cond, tracks=encode_tracks(xy, visible, phi, cfg, vae))
+    given = replace(cond, tracks=encode_tracks(xy, visible, track_id_embedding, cfg, vae))
     expected = rollout(student, given, noise, times, cfg.student, torch.Generator().manual_seed(0))
     torch.testing.assert_close(torch.cat([c.latents for c in streamed], dim=2), expected, atol=1e-5, rtol=1e-4)
     blind = rollout(student, given.without_tracks(), noise, times, cfg.student, torch.Generator().manual_seed(0))

@@ -23,10 +23,10 @@ def clip_of_tracks(n=5, seed=0):
 
 def test_visible_track_is_drawn_in_its_cell_and_nowhere_else():
     xy = torch.tensor([23.9, 4.0]).expand(1, 9, 1, 2)
-    phi = tracks.encode_ids(torch.tensor([[7]]), 8)
-    c_m = tracks.rasterise(xy, torch.ones(1, 9, 1, dtype=torch.bool), phi, CFG)
+    track_id_embedding = tracks.encode_ids(torch.tensor([[7]]), 8)
+    c_m = tracks.rasterise(xy, torch.ones(1, 9, 1, dtype=torch.bool), track_id_embedding, CFG)
     assert c_m.shape == (1, 9, 4, 6, 8)
-    torch.testing.assert_close(c_m[0, 3, 1, 5], phi[0, 0])
+    torch.testing.assert_close(c_m[0, 3, 1, 5], track_id_embedding[0, 0])
     assert c_m.abs().sum(-1).count_nonzero() == 9
 
 
@@ -38,9 +38,9 @@ def test_points_outside_the_frame_are_not_drawn(point):
 
 def test_invisible_points_are_not_drawn_and_collisions_keep_the_last_track():
     xy = torch.full((1, 9, 3, 2), 5.0)
-    phi = torch.stack([torch.full((8,), float(i)) for i in (1, 2, 3)])[None]
+    track_id_embedding = torch.stack([torch.full((8,), float(i)) for i in (1, 2, 3)])[None]
     seen = torch.tensor([True, True, False]).expand(1, 9, 3)
-    assert tracks.rasterise(xy, seen, phi, CFG)[0, 0, 1, 1].tolist() == [2.0] * 8
+    assert tracks.rasterise(xy, seen, track_id_embedding, CFG)[0, 0, 1, 1].tolist() == [2.0] * 8
 
 
 WITH_OFFSETS = dataclasses.replace(CFG, dit=dataclasses.replace(CFG.dit, track_offsets=True))
@@ -56,16 +56,20 @@ def test_offsets_tell_where_in_its_cell_a_track_lies():
 
 
 def test_offsets_are_those_of_the_track_that_stands_and_leave_the_ids_alone():
-    xy, seen, phi = clip_of_tracks(30)
-    c_m = tracks.rasterise(xy, seen, phi, WITH_OFFSETS)
-    assert torch.equal(c_m[..., :8], tracks.rasterise(xy, seen, phi, CFG))
+    xy, seen, track_id_embedding = clip_of_tracks(30)
+    c_m = tracks.rasterise(xy, seen, track_id_embedding, WITH_OFFSETS)
+    assert torch.equal(c_m[..., :8], tracks.rasterise(xy, seen, track_id_embedding, CFG))
     for b, t, n in torch.nonzero(seen).tolist():
         x, y = xy[b, t, n].tolist()
         cell = c_m[b, t, int(y // 4), int(x // 4)]
         later = [m for m in range(n + 1, 30) if seen[b, t, m] and (xy[b, t, m] // 4 == xy[b, t, n] // 4).all()]
         if not later:
             torch.testing.assert_close(cell[8:], torch.tensor([x % 4 / 2 - 1, y % 4 / 2 - 1]), atol=1e-5, rtol=0)
-    assert tracks.track_map(xy, seen, phi, WITH_OFFSETS).shape[1] == WITH_OFFSETS.track_feature_channels == 20
+    assert (
+        tracks.track_map(xy, seen, track_id_embedding, WITH_OFFSETS).shape[1]
+        == WITH_OFFSETS.track_feature_channels
+        == 20
+    )
 
 
 def test_an_invisible_track_that_is_nowhere_spoils_no_offset():
@@ -76,11 +80,11 @@ def test_an_invisible_track_that_is_nowhere_spoils_no_offset():
 
 @pytest.mark.parametrize("cfg", [CFG, WITH_OFFSETS])
 def test_pieces_packed_one_by_one_equal_slices_of_the_whole(cfg):
-    xy, seen, phi = clip_of_tracks()
-    whole = tracks.track_map(xy, seen, phi, cfg)
+    xy, seen, track_id_embedding = clip_of_tracks()
+    whole = tracks.track_map(xy, seen, track_id_embedding, cfg)
     assert whole.shape == (2, cfg.track_feature_channels, cfg.latent_frames, 4, 6)
-    first = tracks.track_map(xy[:, :5], seen[:, :5], phi, cfg)
-    later = tracks.track_map(xy[:, 5:], seen[:, 5:], phi, cfg, starts_clip=False)
+    first = tracks.track_map(xy[:, :5], seen[:, :5], track_id_embedding, cfg)
+    later = tracks.track_map(xy[:, 5:], seen[:, 5:], track_id_embedding, cfg, starts_clip=False)
     assert torch.equal(torch.cat([first, later], dim=2), whole)
     assert [list(tracks.latent_to_pixel_frames(i, 2)) for i in range(3)] == [[0], [1, 2], [3, 4]]
 
@@ -91,9 +95,9 @@ def test_ragged_groups_are_refused():
 
 
 def test_ids_are_distinct_reproducible_and_tell_tracks_apart():
-    phi = tracks.track_ids(1, 100, 64, torch.Generator().manual_seed(3))
-    assert torch.equal(phi, tracks.track_ids(1, 100, 64, torch.Generator().manual_seed(3)))
-    distance = torch.cdist(phi[0], phi[0]) + 10 * torch.eye(100)
+    track_id_embedding = tracks.track_ids(1, 100, 64, torch.Generator().manual_seed(3))
+    assert torch.equal(track_id_embedding, tracks.track_ids(1, 100, 64, torch.Generator().manual_seed(3)))
+    distance = torch.cdist(track_id_embedding[0], track_id_embedding[0]) + 10 * torch.eye(100)
     assert distance.min() > 0.1
 
 

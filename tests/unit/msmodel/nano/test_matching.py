@@ -42,8 +42,8 @@ def one_moving_track(cfg: ModelConfig = CFG) -> tuple[Conditioning, torch.Tensor
     g = torch.Generator().manual_seed(0)
     xy = torch.tensor([[4.0, 4.0], [60.0, 20.0], [12.0, 36.0], [44.0, 12.0]]).repeat(1, 3, 1, 1)
     xy[:, 1:, 0] = torch.tensor([28.0, 36.0])
-    phi = tracks.track_ids(1, 4, 64, g)
-    c_m = tracks.track_map(xy, torch.ones(1, 3, 4, dtype=torch.bool), phi, cfg)
+    track_id_embedding = tracks.track_ids(1, 4, 64, g)
+    c_m = tracks.track_map(xy, torch.ones(1, 3, 4, dtype=torch.bool), track_id_embedding, cfg)
     image = torch.randn(1, 8, 1, 12, 20, generator=g).expand(-1, -1, 2, -1, -1)
     mask = torch.zeros(1, 2, 2, 12, 20)
     mask[:, :, 0] = 1

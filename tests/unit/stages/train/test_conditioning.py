@@ -36,10 +36,10 @@ def test_ids_are_drawn_once_per_clip_and_kept():
     batch, draws = clips(model, 2), Draws(0, 7)
     one, same = (draw_tracks(batch, WHOLE, model, draws) for _ in range(2))
     other = draw_tracks(batch, WHOLE, model, Draws(0, 8))
-    assert torch.equal(one.phi, same.phi)
-    assert not torch.equal(one.phi, other.phi)
-    assert not torch.equal(one.phi[0], one.phi[1])
-    assert one.phi.shape == (2, 20, model.dit.track_id_dim)  # no time axis: the same id in all frames
+    assert torch.equal(one.track_id_embedding, same.track_id_embedding)
+    assert not torch.equal(one.track_id_embedding, other.track_id_embedding)
+    assert not torch.equal(one.track_id_embedding[0], one.track_id_embedding[1])
+    assert one.track_id_embedding.shape == (2, 20, model.dit.track_id_dim)  # no time axis: the same id in all frames
 
 
 def test_number_of_tracks_stays_in_its_range():

@@ -24,7 +24,7 @@ def test_groups_take_frame_0_and_later_ones_with_their_own_tracks():
     frames = group_frames(12, model.latent_frames, 2, torch.Generator().manual_seed(0))
     assert latents.shape[:3] == (12, 16, 3)
     assert short.tracks.shape[2] == short.image.shape[2] == 3
-    whole = track_map(drawn.xy_px, drawn.visible, drawn.phi, model)
+    whole = track_map(drawn.xy_px, drawn.visible, drawn.track_id_embedding, model)
     for k in range(12):
         assert torch.equal(latents[k], batch.latents[k % 3][:, frames[k]])
         assert torch.equal(short.tracks[k], whole[k % 3][:, frames[k]])

@@ -47,7 +47,7 @@ def test_ids_are_colours_and_dropped_or_masked_tracks_are_zeros():
     whole = Augment(tracks_low=20, tracks_high=20, text_dropout=0.0, track_dropout=0.0, mask=1.0)
     batch, draws = clips(model, 4), Draws(0, 0, 0)
     drawn = draw_tracks(batch, whole, model, draws)
-    assert drawn.phi.shape == (4, 20, 3)
+    assert drawn.track_id_embedding.shape == (4, 20, 3)
     cond = condition(batch, drawn, model)
     assert cond.tracks.shape == batch.latents.shape
     masked = training_conditioning(batch, whole, model, draws, masked=True).tracks

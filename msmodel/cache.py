@@ -141,8 +141,8 @@ class ChunkCache:
 
     def _rotated(self, kv: KV, position: int, frames: int) -> KV:
         first = kv.layers[0].key
-        table = rotation(range(position, position + frames), *self.grid, first.shape[-1], first)
-        return KV(tuple(LayerKV(rotate(layer.key, table), layer.value) for layer in kv.layers))
+        rope_freqs = rotation(range(position, position + frames), *self.grid, first.shape[-1], first)
+        return KV(tuple(LayerKV(rotate(layer.key, rope_freqs), layer.value) for layer in kv.layers))
 
 
 class AbsoluteCache(ChunkCache):

@@ -56,10 +56,10 @@ class CausalDiT(WanDiT):
         noisy: b z t h w. cond: that of the chunk's frames. context: `ChunkCache.context(i)`, which also says where
         the chunk sits. text: `text_keys_values(cond.text, cond.clip)` if computed before.
         """
-        x, embedding, time, table, said = self._prepare(noisy, t, cond, context, text)
+        x, embedding, time, rope_freqs, text_kv = self._prepare(noisy, t, cond, context, text)
         kept = []
         for index, layer in enumerate(self.layers):
-            x, own = self._run(layer, x, said[index], time, table, context.layer(index))
+            x, own = self._run(layer, x, text_kv[index], time, rope_freqs, context.layer(index))
             kept.append(own)
         return self.unpatch(x, embedding, noisy), KV(tuple(kept))
 
@@ -70,12 +70,12 @@ class CausalDiT(WanDiT):
         The last layer stops at its keys and values, as nothing after them is needed.
         """
         t = times(clean, 0.0)
-        x, _, time, table, said = self._prepare(clean, t, cond, context, text)
+        x, _, time, rope_freqs, text_kv = self._prepare(clean, t, cond, context, text)
         kept = []
         layers = self.layers
         for index, layer in enumerate(layers):
             last = layer is layers[-1]
-            x, own = layer(x, said[index], time, table, context.layer(index), keys_only=last)
+            x, own = layer(x, text_kv[index], time, rope_freqs, context.layer(index), keys_only=last)
             kept.append(own)
         return KV(tuple(kept))
 
@@ -84,6 +84,6 @@ class CausalDiT(WanDiT):
     ) -> tuple[Tensor, Tensor, Tensor, Tensor, TextKV | list[tuple[Tensor, ...]]]:
         x = self.embed_patches(latents, cond)
         embedding, time = self.embed_time(t)
-        table = self.rotation(range(context.position, context.position + latents.shape[2]), latents)
-        said = text if text is not None else [self.embed_prompt(cond.text, cond.clip)] * len(self.blocks)
-        return x, embedding, time, table, said
+        rope_freqs = self.rotation(range(context.position, context.position + latents.shape[2]), latents)
+        text_kv = text if text is not None else [self.embed_prompt(cond.text, cond.clip)] * len(self.blocks)
+        return x, embedding, time, rope_freqs, text_kv

@@ -21,14 +21,9 @@ from torch.utils.checkpoint import checkpoint
 from msmodel.attention import Attention, CrossAttention, LayerKV
 from msmodel.batch import Conditioning
 from msmodel.config import ModelConfig
-from msmodel.rope import rotate, rotation
+from msmodel.rope import rotate, rotation, upcast
 
 TIME_SCALE = 1000.0  # Wan's time embedding counts t in 0..1000
-
-
-def _wide(x: Tensor) -> Tensor:
-    """x in float32, or float64 if it is that already."""
-    return x if x.dtype in (torch.float32, torch.float64) else x.float()
 
 
 def _without_autocast(device: str) -> AbstractContextManager[None]:
@@ -36,16 +31,16 @@ def _without_autocast(device: str) -> AbstractContextManager[None]:
     return torch.autocast(device, enabled=False) if torch.amp.is_autocast_available(device) else nullcontext()
 
 
-class WideLinear(nn.Linear):
+class UpcastLinear(nn.Linear):
     """A linear layer computed in float32 whatever the type of its weights, also under autocast."""
 
     def forward(self, x: Tensor) -> Tensor:
         with _without_autocast(x.device.type):
-            weight = _wide(self.weight)
+            weight = upcast(self.weight)
             return F.linear(x.to(weight.dtype), weight, None if self.bias is None else self.bias.to(weight.dtype))
 
 
-class WideLayerNorm(nn.LayerNorm):
+class UpcastLayerNorm(nn.LayerNorm):
     """LayerNorm computed in the type of its input (the float32 residual stream), whatever the type of its weights."""
 
     def forward(self, x: Tensor) -> Tensor:
@@ -80,16 +75,16 @@ class ConditionEmbedder(nn.Module):
         super().__init__()
         dim = cfg.dit.dim
         self.freq_dim = cfg.dit.freq_dim
-        self.time_embedder = Embedder(self.freq_dim, dim, nn.SiLU(), WideLinear)
-        self.time_proj = WideLinear(dim, 6 * dim)
+        self.time_embedder = Embedder(self.freq_dim, dim, nn.SiLU(), UpcastLinear)
+        self.time_proj = UpcastLinear(dim, 6 * dim)
         self.text_embedder = Embedder(cfg.text.dim, dim, nn.GELU(approximate="tanh"))
         if cfg.dit.clip_dim:
             self.image_embedder = ImageEmbedder(cfg.dit.clip_dim, dim)
 
     def time(self, t: Tensor) -> tuple[Tensor, Tensor]:
         """t (b f) in [0, 1] -> embedding (b f 1 c) for the head and modulation (b f 6 c) for the layers."""
-        wide = _wide(self.time_embedder.linear_1.weight)  # an empty conversion unless the weights are half precision
-        embedding = self.time_embedder(sinusoid(TIME_SCALE * _wide(t), self.freq_dim).to(wide.dtype))
+        weight = upcast(self.time_embedder.linear_1.weight)  # an empty conversion unless the weights are half precision
+        embedding = self.time_embedder(sinusoid(TIME_SCALE * upcast(t), self.freq_dim).to(weight.dtype))
         modulation = self.time_proj(F.silu(embedding))
         return rearrange(embedding, "b f c -> b f 1 c"), rearrange(modulation, "b f (six c) -> b f six c", six=6)
 
@@ -113,13 +108,13 @@ class ImageEmbedder(nn.Module):
 
     def __init__(self, clip_dim: int, dim: int):
         super().__init__()
-        self.norm1 = WideLayerNorm(clip_dim)
+        self.norm1 = UpcastLayerNorm(clip_dim)
         self.ff = FeedForward(clip_dim, clip_dim, dim, approximate="none")
-        self.norm2 = WideLayerNorm(dim)
+        self.norm2 = UpcastLayerNorm(dim)
 
     def forward(self, clip: Tensor) -> Tensor:
         dtype = self.norm1.weight.dtype
-        return self.norm2(_wide(self.ff(self.norm1(_wide(clip)).to(dtype)))).to(dtype)
+        return self.norm2(upcast(self.ff(self.norm1(upcast(clip)).to(dtype)))).to(dtype)
 
 
 def _modulate(x: Tensor, shift: Tensor, scale: Tensor, eps: float) -> Tensor:
@@ -127,7 +122,7 @@ def _modulate(x: Tensor, shift: Tensor, scale: Tensor, eps: float) -> Tensor:
     return torch.addcmul(shift, F.layer_norm(x, x.shape[-1:], eps=eps), 1 + scale)
 
 
-class Layer(nn.Module):
+class TransformerLayer(nn.Module):
     """One Wan transformer layer: self-attention, cross-attention to the text, feed-forward."""
 
     def __init__(self, cfg: ModelConfig):
@@ -136,7 +131,7 @@ class Layer(nn.Module):
         self.eps = d.eps
         self.attn1 = Attention(d.dim, d.heads, d.eps)
         self.attn2 = CrossAttention(d.dim, d.heads, d.eps, clip=d.clip_dim > 0)
-        self.norm2 = WideLayerNorm(d.dim, eps=d.eps)  # before cross-attention; the other two norms have no weights
+        self.norm2 = UpcastLayerNorm(d.dim, eps=d.eps)  # before cross-attention; the other two norms have no weights
         self.ffn = FeedForward(d.dim, d.ffn_dim, d.dim)
         self.scale_shift_table = nn.Parameter(torch.randn(1, 6, d.dim) / d.dim**0.5)
 
@@ -148,31 +143,31 @@ class Layer(nn.Module):
         x: Tensor,
         prompt: tuple[Tensor, ...] | tuple[LayerKV, ...],
         time: Tensor,
-        table: Tensor,
+        rope_freqs: Tensor,
         context: LayerKV | None = None,
         keys_only: bool = False,
     ) -> tuple[Tensor, LayerKV]:
-        """x (b t n c), prompt: `embed_prompt` or its keys and values, time (b f 6 c), table: rotation of x's tokens.
+        """x (b t n c), prompt: `embed_prompt` or its keys and values, time (b f 6 c), rope_freqs: rotation of x's tokens.
 
         context: keys (rotated) and values attended to besides x's own. Returns x and its own *unrotated* keys and
         values. keys_only: stop there and return x as it came (the last layer of a pass that only fills the cache).
         """
-        modulation = (time + _wide(self.scale_shift_table)).split(1, dim=2)  # each (b f 1 c)
+        modulation = (time + upcast(self.scale_shift_table)).split(1, dim=2)  # each (b f 1 c)
         shift, scale, gate, ffn_shift, ffn_scale, ffn_gate = modulation
         shape = {"t": x.shape[1], "n": x.shape[2]}
         y = self._tokens(_modulate(x, shift, scale, self.eps))
         own = self.attn1.keys_values(y)
         if keys_only:
             return x, own
-        seen = LayerKV(rotate(own.key, table), own.value)
+        seen = LayerKV(rotate(own.key, rope_freqs), own.value)
         if context is not None:
             seen = LayerKV(torch.cat((context.key, seen.key), 1), torch.cat((context.value, seen.value), 1))
-        y = self.attn1(rotate(self.attn1.query(y), table), seen)
+        y = self.attn1(rotate(self.attn1.query(y), rope_freqs), seen)
         x = torch.addcmul(x, rearrange(y, "b (t n) c -> b t n c", **shape).to(x.dtype), gate)
 
         y = self._tokens(self.norm2(x))
-        said = prompt if isinstance(prompt[0], LayerKV) else self.attn2.read(prompt)  # type: ignore[arg-type]
-        y = self.attn2(self.attn2.query(y), *said)
+        text_kv = prompt if isinstance(prompt[0], LayerKV) else self.attn2.read(prompt)  # type: ignore[arg-type]
+        y = self.attn2(self.attn2.query(y), *text_kv)
         x = x + rearrange(y, "b (t n) c -> b t n c", **shape)
 
         y = self.ffn(self._tokens(_modulate(x, ffn_shift, ffn_scale, self.eps)))
@@ -197,7 +192,7 @@ class WanDiT(nn.Module):
         self.track_head = nn.Conv3d(cfg.track_feature_channels, d.track_channels, 1) if head else nn.Identity()
         self.patch_embedding = nn.Conv3d(cfg.in_channels, d.dim, d.patch, d.patch)
         self.condition_embedder = ConditionEmbedder(cfg)
-        self.blocks = nn.ModuleList(Layer(cfg) for _ in range(d.layers))
+        self.blocks = nn.ModuleList(TransformerLayer(cfg) for _ in range(d.layers))
         self.proj_out = nn.Linear(d.dim, cfg.vae.z_channels * math.prod(d.patch))
         self.scale_shift_table = nn.Parameter(torch.randn(1, 2, d.dim) / d.dim**0.5)
         self.checkpoint_layers = False  # recompute each layer in the backward pass, to save memory
@@ -224,7 +219,7 @@ class WanDiT(nn.Module):
         nn.init.zeros_(self.track_slice)
 
     @property
-    def layers(self) -> list[Layer]:
+    def layers(self) -> list[TransformerLayer]:
         """The transformer layers, first to last."""
         return list(self.blocks)  # type: ignore[arg-type]
 
@@ -245,10 +240,10 @@ class WanDiT(nn.Module):
             t = torch.cat((torch.zeros_like(per_frame[:, :1]), per_frame[:, 1:]), dim=1)
         x = self.embed_patches(noisy, cond)
         embedding, time = self.embed_time(t)
-        table = self.rotation(range(noisy.shape[2]), noisy)
+        rope_freqs = self.rotation(range(noisy.shape[2]), noisy)
         prompt = self.embed_prompt(cond.text, cond.clip)
         for layer in self.layers:
-            x, _ = self._run(layer, x, prompt, time, table, None)
+            x, _ = self._run(layer, x, prompt, time, rope_freqs, None)
         return self.unpatch(x, embedding, noisy)
 
     def _run(self, layer: nn.Module, *inputs: Tensor | tuple[Any, ...] | None) -> tuple[Tensor, LayerKV]:
@@ -263,7 +258,7 @@ class WanDiT(nn.Module):
         if not self.cfg.image_alone:
             parts.append(cond.image.to(dtype))
         parts.append(self.track_head(cond.tracks.to(dtype)))
-        return rearrange(_wide(self.patch_embedding(torch.cat(parts, dim=1))), "b c t h w -> b t (h w) c").contiguous()
+        return rearrange(upcast(self.patch_embedding(torch.cat(parts, dim=1))), "b c t h w -> b t (h w) c").contiguous()
 
     def embed_time(self, t: Tensor) -> tuple[Tensor, Tensor]:
         """t (b) or (b t) -> embedding (b f 1 c) and modulation (b f 6 c), where f is 1 or t."""
@@ -291,7 +286,7 @@ class WanDiT(nn.Module):
         return latents.shape[3] // p, latents.shape[4] // q
 
     def rotation(self, frames: range, latents: Tensor) -> Tensor:
-        """Rotation table for the tokens of latents (b c t h w), whose frames sit at positions `frames`."""
+        """Rotations for the tokens of latents (b c t h w), whose frames sit at positions `frames`."""
         head_dim = self.cfg.dit.dim // self.cfg.dit.heads
         return rotation(frames, *self.token_grid(latents), head_dim, self.patch_embedding.weight)
 
@@ -299,6 +294,6 @@ class WanDiT(nn.Module):
         """Tokens x (b t n c) through the output head, to (b z t h w) shaped and typed as `like`."""
         _, p, q = self.cfg.dit.patch
         rows, _ = self.token_grid(like)
-        shift, scale = (embedding + _wide(self.scale_shift_table)).split(1, dim=2)
+        shift, scale = (embedding + upcast(self.scale_shift_table)).split(1, dim=2)
         y = self.proj_out(_modulate(x, shift, scale, self.cfg.dit.eps).to(self.proj_out.weight.dtype))
         return rearrange(y, "b t (h w) (p q z) -> b z t (h p) (w q)", h=rows, p=p, q=q).to(like.dtype)

@@ -29,7 +29,7 @@ def ping_pong(frames: int, total: int, first: int = 0) -> np.ndarray:
     return np.minimum(at, 2 * (frames - 1) - at)
 
 
-def crowded(places: np.ndarray, rank: np.ndarray, reach: float) -> np.ndarray:
+def too_close(places: np.ndarray, rank: np.ndarray, reach: float) -> np.ndarray:
     """Which of n points (n 2, finite) to leave out so that no two lie nearer than `reach` to each other: n bool. Of
     two the one with the higher rank goes."""
     out = np.zeros(len(places), bool)

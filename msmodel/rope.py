@@ -19,6 +19,11 @@ from torch import Tensor
 THETA = 10_000.0
 
 
+def upcast(x: Tensor) -> Tensor:
+    """Returns x in float32, or float64 if it is that already."""
+    return x if x.dtype in (torch.float32, torch.float64) else x.float()
+
+
 def axis_channels(head_dim: int) -> tuple[int, int, int]:
     """How a head's channels are shared by (frame, row, column); Wan's 128 gives 44, 42, 42."""
     space = 2 * (head_dim // 6)
@@ -42,8 +47,8 @@ def _rotation(
         for grid, channels in zip(grids, axis_channels(head_dim), strict=True):
             parts.append(_axis_angles(grid.reshape(-1), channels))
         angles = torch.cat(parts, dim=-1)
-        table = torch.polar(torch.ones_like(angles), angles)
-        return rearrange(table, "l d -> l 1 d").to(device=device, dtype=dtype)
+        rope_freqs = torch.polar(torch.ones_like(angles), angles)
+        return rearrange(rope_freqs, "l d -> l 1 d").to(device=device, dtype=dtype)
 
 
 def rotation(frames: Sequence[int], rows: int, columns: int, head_dim: int, like: Tensor) -> Tensor:
@@ -55,8 +60,7 @@ def rotation(frames: Sequence[int], rows: int, columns: int, head_dim: int, like
     return _rotation(tuple(frames), rows, columns, head_dim, dtype, like.device)
 
 
-def rotate(x: Tensor, table: Tensor) -> Tensor:
-    """Queries or keys x (b l a d) turned by `table` (l 1 d/2), in at least float32; returned in the type of x."""
-    wide = x if x.dtype in (torch.float32, torch.float64) else x.float()
-    pairs = torch.view_as_complex(rearrange(wide, "b l a (d two) -> b l a d two", two=2))
-    return rearrange(torch.view_as_real(pairs * table), "b l a d two -> b l a (d two)").to(x.dtype)
+def rotate(x: Tensor, rope_freqs: Tensor) -> Tensor:
+    """Queries or keys x (b l a d) turned by `rope_freqs` (l 1 d/2), in at least float32; returned in the type of x."""
+    pairs = torch.view_as_complex(rearrange(upcast(x), "b l a (d two) -> b l a d two", two=2))
+    return rearrange(torch.view_as_real(pairs * rope_freqs), "b l a d two -> b l a (d two)").to(x.dtype)

@@ -84,9 +84,9 @@ def canvas(xy_px: Tensor, visible: Tensor, colour: Tensor, cfg: ModelConfig) -> 
         on = on & (j >= 0) & (j < width) & (i >= 0) & (i < height)
         index = torch.where(on, i * width + j, height * width)  # a spare pixel for what is not drawn
         winner.scatter_reduce_(2, index, order, reduce="amax")
-    table = torch.cat([torch.full_like(colour[:, :1], BLACK), colour], dim=1)  # row 0: no track
+    palette = torch.cat([torch.full_like(colour[:, :1], BLACK), colour], dim=1)  # row 0: no track
     rows = rearrange(winner[..., :-1].long(), "b T p -> b (T p)")
-    drawn = torch.gather(table, 1, repeat(rows, "b r -> b r rgb", rgb=3))
+    drawn = torch.gather(palette, 1, repeat(rows, "b r -> b r rgb", rgb=3))
     return rearrange(drawn, "b (T H W) rgb -> b rgb T H W", T=frames, H=height, W=width)
 
 

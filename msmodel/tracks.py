@@ -64,9 +64,9 @@ def rasterise(xy_px: Tensor, visible: Tensor, track_id_embedding: Tensor, cfg: M
     order = repeat(torch.arange(1, n + 1, device=xy_px.device), "n -> b T n", b=b, T=frames)
     winner = torch.zeros(b, frames, h * w + 1, dtype=torch.long, device=xy_px.device)
     winner = winner.scatter_reduce(2, index, order, reduce="amax")[..., : h * w]
-    table = torch.cat([torch.zeros_like(track_id_embedding[:, :1]), track_id_embedding], dim=1)  # row 0: no track
+    embeddings = torch.cat([torch.zeros_like(track_id_embedding[:, :1]), track_id_embedding], dim=1)  # row 0: no track
     rows = rearrange(winner, "b T c -> b (T c)")
-    drawn = torch.gather(table, 1, repeat(rows, "b r -> b r d", d=track_id_embedding.shape[-1]))
+    drawn = torch.gather(embeddings, 1, repeat(rows, "b r -> b r d", d=track_id_embedding.shape[-1]))
     drawn = rearrange(drawn, "b (T h w) d -> b T h w d", T=frames, h=h, w=w)
     if not cfg.dit.track_offsets:
         return drawn

@@ -148,9 +148,9 @@ def _index(folder: Path) -> dict[str, str]:
 def _check_index(folder: Path, files: Mapping[str, Path]) -> None:
     if not folder.is_dir():
         return
-    astray = {n for n, file in _index(folder).items() if files.get(n) != folder / file}
-    if astray:
-        raise ValueError(f"{folder}: the index names {some(astray)}, which its shards do not hold; copy them again")
+    lost = {n for n, file in _index(folder).items() if files.get(n) != folder / file}
+    if lost:
+        raise ValueError(f"{folder}: the index names {some(lost)}, which its shards do not hold; copy them again")
 
 
 def read_json(path: Path) -> Any:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import numpy as np
 from scipy.spatial import cKDTree
 
-from msmodel.points import crowded, inside, uniform_grid
+from msmodel.points import inside, too_close, uniform_grid
 from msmodel.steering.camera import (
     Z_CLOSE,
     Pose,
@@ -26,10 +26,8 @@ from msmodel.steering.camera import (
 )
 from msmodel.steering.controls import Camera
 
-EMPTY, CROWDED = (
-    0.75,
-    0.7,
-)  # grid steps to the nearest point from which a cell is filled, below which the later point goes
+FILL_BEYOND = 0.75  # grid steps to the nearest point from which a cell is filled
+DROP_BELOW = 0.7  # grid steps between two points, below which the later one is dropped
 DEEP = 50.0  # depths beyond this many middles are the horizon of a tilted plane: no points
 
 
@@ -92,8 +90,8 @@ class Ground:
             places, depths = self._centres, np.full(len(self._centres), self._middle)
         else:
             away, nearest = cKDTree(xy / self._step).query(self._candidates / self._step)
-            free = np.flatnonzero(away > EMPTY)
-            free = free[~crowded(self._candidates[free] / self._step, _ranks(away[free]), EMPTY)]
+            free = np.flatnonzero(away > FILL_BEYOND)
+            free = free[~too_close(self._candidates[free] / self._step, _ranks(away[free]), FILL_BEYOND)]
             places, depths = self._candidates[free], z[nearest[free]]
         if self._depth is None:
             depths = self._depths_on_plane(places)
@@ -105,7 +103,7 @@ class Ground:
         xy, z = project(self._x, self._k, self._pose)
         shown = np.flatnonzero(self._in_front(xy, z))
         keep = np.ones(len(z), bool)
-        keep[shown] = ~crowded(xy[shown] / self._step, self._names[shown], CROWDED)
+        keep[shown] = ~too_close(xy[shown] / self._step, self._names[shown], DROP_BELOW)
         self._keep(keep)
 
     def _in_front(self, xy: np.ndarray, z: np.ndarray) -> np.ndarray:

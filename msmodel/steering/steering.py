@@ -41,7 +41,7 @@ Key = tuple[str, int, int]  # layer, number, member
 
 
 @dataclass
-class Layer:
+class TrackLayer:
     """Points of one kind during one chunk. keys: k. xy T k 2, visible T k. begins k 2: where they are when it begins, if
     not in its first frame."""
 
@@ -131,7 +131,7 @@ class Steering:
         self._cover(layers)
         return self._in_slots(layers, count)
 
-    def _points(self, controls: Controls, count: int) -> tuple[Layer, Layer, Layer]:
+    def _points(self, controls: Controls, count: int) -> tuple[TrackLayer, TrackLayer, TrackLayer]:
         """Points that were let go and are held, pinned ones, dragged ones."""
         keys: list[Key] = [("point", int(i), 0) for i in controls.ids]
         named = set(keys)
@@ -153,7 +153,7 @@ class Steering:
             self._layer([k for k in keys if not self._pinned[k]], xy[:, ~controls.pinned], origin[~controls.pinned]),
         )
 
-    def _paths(self, paths: Sequence[Path], first: int, count: int) -> Layer:
+    def _paths(self, paths: Sequence[Path], first: int, count: int) -> TrackLayer:
         self._begun = {p.id: self._begun.get(p.id, first) for p in paths}
         keys: list[Key] = []
         parts = [np.zeros((count, 0, 2))]
@@ -164,7 +164,7 @@ class Steering:
             parts.append(shares_to_px(path.members, self.size) + shift[:, None])
         return self._layer(keys, np.concatenate(parts, axis=1))
 
-    def _motion(self, name: str, first: int, count: int) -> Layer:
+    def _motion(self, name: str, first: int, count: int) -> TrackLayer:
         """Tracks of the motion that is transferred, if any."""
         if name not in ("", WEBCAM, *self._motions):
             known = ", ".join(self._motions) or "none yet"
@@ -185,7 +185,7 @@ class Steering:
         layer.visible &= visible[at]
         return layer
 
-    def _camera(self, camera: Camera | None, user: list[Layer], count: int) -> Layer:
+    def _camera(self, camera: Camera | None, user: list[TrackLayer], count: int) -> TrackLayer:
         """The ground, less what the user's points lay on when they were placed or let go."""
         last, self._last = self._last, {k: p for u in user for k, p in zip(u.keys, u.xy[-1], strict=True)}
         if camera is None:
@@ -198,12 +198,12 @@ class Steering:
         let_go = [p for k, p in last.items() if k not in self._last]
         self._ground.take(np.array([*placed, *let_go]).reshape(-1, 2))
         names, xy, visible = self._ground.frames(camera, count)
-        return Layer([("ground", name, 0) for name in names], xy, visible)
+        return TrackLayer([("ground", name, 0) for name in names], xy, visible)
 
-    def _layer(self, keys: list[Key], xy: np.ndarray, begins: np.ndarray | None = None) -> Layer:
-        return Layer(keys, xy, inside(xy, *self.size), begins)
+    def _layer(self, keys: list[Key], xy: np.ndarray, begins: np.ndarray | None = None) -> TrackLayer:
+        return TrackLayer(keys, xy, inside(xy, *self.size), begins)
 
-    def _cover(self, layers: list[Layer]) -> None:
+    def _cover(self, layers: list[TrackLayer]) -> None:
         """Hides what lies under points of a higher layer."""
         for t in range(len(layers[0].xy)):
             above = np.zeros((0, 2))
@@ -211,7 +211,7 @@ class Steering:
                 layer.visible[t] &= ~near(layer.xy[t], above, self._step)
                 above = np.concatenate([above, layer.xy[t][layer.visible[t]]])
 
-    def _in_slots(self, layers: list[Layer], count: int) -> tuple[np.ndarray, np.ndarray]:
+    def _in_slots(self, layers: list[TrackLayer], count: int) -> tuple[np.ndarray, np.ndarray]:
         keys = [key for layer in reversed(layers) for key in layer.keys]
         xy = np.concatenate([layer.xy for layer in reversed(layers)], axis=1)
         seen = np.concatenate([layer.visible for layer in reversed(layers)], axis=1)

@@ -10,13 +10,13 @@ from __future__ import annotations
 import numpy as np
 
 from msmodel.config import ClipConfig
-from msmodel.points import crowded, inside, uniform_grid
+from msmodel.points import inside, too_close, uniform_grid
 from msmodel.tracks import resize_px
 from stages.data.cut import crop_box
 from stages.trackers.base import TrackerConfig
 from stages.trackers.matching import Video, match, resized
 
-CROWDED = 0.5  # grid steps below which the later of two points is given up
+DROP_BELOW = 0.5  # grid steps below which the later of two points is given up
 
 
 class LiveTracker:
@@ -62,7 +62,7 @@ class LiveTracker:
         """Gives up points that crowd others, and begins one in every cell that holds none."""
         rows, cols = self._grid
         step = np.array([video.size[0] / cols, video.size[1] / rows])
-        kept = ~crowded(self._xy / step, self._names, CROWDED)
+        kept = ~too_close(self._xy / step, self._names, DROP_BELOW)
         self._names, self._xy = self._names[kept], self._xy[kept]
         cell = np.floor((self._xy + 0.5) / step).astype(int)
         cell = np.clip(cell, 0, [cols - 1, rows - 1])

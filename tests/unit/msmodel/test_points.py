@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from msmodel.points import crowded, ping_pong
+from msmodel.points import ping_pong, too_close
 
 
 def test_ping_pong_never_jumps():
@@ -18,6 +18,6 @@ def test_a_piece_of_ping_pong_is_the_slice_of_the_whole():
 
 def test_of_two_points_that_crowd_the_lower_rank_stays_and_who_has_gone_crowds_nobody():
     places = np.array([[0.0, 0], [0.4, 0], [0.8, 0], [5, 5]])
-    assert crowded(places, np.array([0, 1, 2, 3]), 0.5).tolist() == [False, True, False, False]
-    assert crowded(places, np.array([2, 0, 1, 3]), 0.5).tolist() == [True, False, True, False]
-    assert crowded(places[:1], np.zeros(1), 0.5).tolist() == [False]
+    assert too_close(places, np.array([0, 1, 2, 3]), 0.5).tolist() == [False, True, False, False]
+    assert too_close(places, np.array([2, 0, 1, 3]), 0.5).tolist() == [True, False, True, False]
+    assert too_close(places[:1], np.zeros(1), 0.5).tolist() == [False]

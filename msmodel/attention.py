@@ -139,17 +139,19 @@ class CrossAttention(Attention):
     """Attention to the prompt: text, and where clip_dim is not 0 also CLIP's image tokens, with keys and values of their
     own (Wan 2.1 image-to-video; diffusers' add_k_proj, add_v_proj, norm_added_k)."""
 
-    def __init__(self, dim: int, heads: int, eps: float, clip: bool):
+    def __init__(self, dim: int, heads: int, eps: float, image_branch: bool):
         super().__init__(dim, heads, eps)
-        if clip:
+        if image_branch:
             self.add_k_proj = nn.Linear(dim, dim)
             self.add_v_proj = nn.Linear(dim, dim)
             self.norm_added_k = nn.RMSNorm(dim, eps=eps)
 
     def read(self, prompt: tuple[Tensor, ...]) -> tuple[LayerKV, ...]:
         """Keys and values of embedded text (b m c), and of embedded CLIP tokens (b m c) if there are any."""
-        return tuple(self.keys_values(x) if place == 0 else self._clip(x) for place, x in enumerate(prompt))
+        return tuple(
+            self.keys_values(x) if place == 0 else self._image_keys_values(x) for place, x in enumerate(prompt)
+        )
 
-    def _clip(self, x: Tensor) -> LayerKV:
+    def _image_keys_values(self, x: Tensor) -> LayerKV:
         key = rearrange(self.norm_added_k(self.add_k_proj(x)), "b m (a d) -> b m a d", a=self.heads)
         return LayerKV(key, rearrange(self.add_v_proj(x), "b m (a d) -> b m a d", a=self.heads))

@@ -29,14 +29,15 @@ class Conditioning(_Movable):
     text: b l c, zero past the prompt. image: b c t h w, mask channels then image latents (or the clean first latent
     padded with zeros for "first_latent"). tracks: b c t h w, packed track map c_m *before* the track head
     (stride_t * track_id_dim channels, and stride_t * 2 more with dit.track_offsets), or a canvas's latents ("rgb_vae").
-    clip: b 257 dit.clip_dim, CLIP's tokens of the image, for models that have the branch; None stands for tokens that are
+    image_tokens: b 257 dit.clip_dim, CLIP's tokens of the image, for models that have the branch; None stands for tokens
+    that are
     zero (dropped).
     """
 
     text: Tensor
     image: Tensor
     tracks: Tensor
-    clip: Tensor | None = None
+    image_tokens: Tensor | None = None
 
     def without_text(self) -> Conditioning:
         return replace(self, text=torch.zeros_like(self.text))
@@ -55,7 +56,7 @@ class Batch(_Movable):
 
     latents: b c t h w, normalised, clean. image: b c t h w, normalised VAE([first frame, grey, grey...]) over the whole
     clip. text: b l c. xy_px: b T n 2 float32. visible: b T n bool. clip_ids: one per item. real: b bool, False for
-    rendered clips. clip: b m c, CLIP's tokens of the first frame, None where the data has none.
+    rendered clips. image_tokens: b m c, CLIP's tokens of the first frame, None where the data has none.
     """
 
     latents: Tensor
@@ -65,4 +66,4 @@ class Batch(_Movable):
     visible: Tensor
     real: Tensor
     clip_ids: tuple[str, ...] = ()
-    clip: Tensor | None = None
+    image_tokens: Tensor | None = None

@@ -36,9 +36,9 @@ class CausalDiT(WanDiT):
         """An empty cache with the sink and window of `student`, for latents (b c t h w) of this size."""
         return self.cache_type(student, self.token_grid(latents), prefix=int(self.cfg.image_alone))
 
-    def text_keys_values(self, text: Tensor, clip: Tensor | None = None) -> TextKV:
+    def text_keys_values(self, text: Tensor, image_tokens: Tensor | None = None) -> TextKV:
         """Cross-attention keys and values of text (b l c) and CLIP tokens, to be reused by every pass without gradient."""
-        prompt = self.embed_prompt(text, clip)
+        prompt = self.embed_prompt(text, image_tokens)
         return tuple(layer.attn2.read(prompt) for layer in self.layers)
 
     def forward(  # type: ignore[override]
@@ -54,7 +54,7 @@ class CausalDiT(WanDiT):
         """Velocity (b z t h w) of one chunk at time t (b), and the chunk's own unrotated keys and values.
 
         noisy: b z t h w. cond: that of the chunk's frames. context: `ChunkCache.context(i)`, which also says where
-        the chunk sits. text: `text_keys_values(cond.text, cond.clip)` if computed before.
+        the chunk sits. text: `text_keys_values(cond.text, cond.image_tokens)` if computed before.
         """
         x, embedding, time, rope_freqs, text_kv = self._prepare(noisy, t, cond, context, text)
         kept = []
@@ -85,5 +85,5 @@ class CausalDiT(WanDiT):
         x = self.embed_patches(latents, cond)
         embedding, time = self.embed_time(t)
         rope_freqs = self.rotation(range(context.position, context.position + latents.shape[2]), latents)
-        text_kv = text if text is not None else [self.embed_prompt(cond.text, cond.clip)] * len(self.blocks)
+        text_kv = text if text is not None else [self.embed_prompt(cond.text, cond.image_tokens)] * len(self.blocks)
         return x, embedding, time, rope_freqs, text_kv

@@ -112,9 +112,9 @@ class ImageEmbedder(nn.Module):
         self.ff = FeedForward(clip_dim, clip_dim, dim, approximate="none")
         self.norm2 = UpcastLayerNorm(dim)
 
-    def forward(self, clip: Tensor) -> Tensor:
+    def forward(self, image_tokens: Tensor) -> Tensor:
         dtype = self.norm1.weight.dtype
-        return self.norm2(upcast(self.ff(self.norm1(upcast(clip)).to(dtype)))).to(dtype)
+        return self.norm2(upcast(self.ff(self.norm1(upcast(image_tokens)).to(dtype)))).to(dtype)
 
 
 def _modulate(x: Tensor, shift: Tensor, scale: Tensor, eps: float) -> Tensor:
@@ -130,7 +130,7 @@ class TransformerLayer(nn.Module):
         d = cfg.dit
         self.eps = d.eps
         self.attn1 = Attention(d.dim, d.heads, d.eps)
-        self.attn2 = CrossAttention(d.dim, d.heads, d.eps, clip=d.clip_dim > 0)
+        self.attn2 = CrossAttention(d.dim, d.heads, d.eps, image_branch=d.clip_dim > 0)
         self.norm2 = UpcastLayerNorm(d.dim, eps=d.eps)  # before cross-attention; the other two norms have no weights
         self.ffn = FeedForward(d.dim, d.ffn_dim, d.dim)
         self.scale_shift_table = nn.Parameter(torch.randn(1, 6, d.dim) / d.dim**0.5)
@@ -241,7 +241,7 @@ class WanDiT(nn.Module):
         x = self.embed_patches(noisy, cond)
         embedding, time = self.embed_time(t)
         rope_freqs = self.rotation(range(noisy.shape[2]), noisy)
-        prompt = self.embed_prompt(cond.text, cond.clip)
+        prompt = self.embed_prompt(cond.text, cond.image_tokens)
         for layer in self.layers:
             x, _ = self._run(layer, x, prompt, time, rope_freqs, None)
         return self.unpatch(x, embedding, noisy)
@@ -269,15 +269,16 @@ class WanDiT(nn.Module):
         embedder = self.condition_embedder.text_embedder
         return embedder(text.to(embedder.linear_1.weight.dtype))
 
-    def embed_prompt(self, text: Tensor, clip: Tensor | None = None) -> tuple[Tensor, ...]:
-        """text (b l c) -> (b l dim), and with dit.clip_dim also clip (b m clip_dim) -> (b m dim).
+    def embed_prompt(self, text: Tensor, image_tokens: Tensor | None = None) -> tuple[Tensor, ...]:
+        """text (b l c) -> (b l dim), and with dit.clip_dim also image_tokens (b m clip_dim) -> (b m dim).
 
-        clip None: zeros, which Wan 2.1's Fun models are given where there is no image (and in a tenth of their training).
+        image_tokens None: zeros, which Wan 2.1's Fun models are given where there is no image (and in a tenth of their
+        training).
         Equal tokens are attended to as one, so one stands for all 257.
         """
         if not self.cfg.dit.clip_dim:
             return (self.embed_text(text),)
-        tokens = text.new_zeros(text.shape[0], 1, self.cfg.dit.clip_dim) if clip is None else clip
+        tokens = text.new_zeros(text.shape[0], 1, self.cfg.dit.clip_dim) if image_tokens is None else image_tokens
         return self.embed_text(text), self.condition_embedder.image_embedder(tokens)
 
     def token_grid(self, latents: Tensor) -> tuple[int, int]:

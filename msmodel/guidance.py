@@ -35,7 +35,7 @@ def joint(model: Velocity, noisy: Tensor, t: Tensor, cond: Conditioning, w_text:
         text=torch.cat([c.text for c in branches]),
         image=torch.cat([c.image for c in branches]),
         tracks=torch.cat([c.tracks for c in branches]),
-        clip=None if cond.clip is None else torch.cat([cond.clip] * len(branches)),
+        image_tokens=None if cond.image_tokens is None else torch.cat([cond.image_tokens] * len(branches)),
     )
     v = model(torch.cat([noisy] * len(branches)), torch.cat([t] * len(branches)), stacked)
     full, *others = rearrange(v, "(k b) ... -> k b ...", b=noisy.shape[0])

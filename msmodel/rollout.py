@@ -102,7 +102,7 @@ def rollout(
     of the student's own output. Where the image stands alone, frame 0 is returned as given in cond.image.
     """
     with torch.no_grad():
-        text = student.text_keys_values(cond.text, cond.clip)
+        text = student.text_keys_values(cond.text, cond.image_tokens)
     cache = start(student, cond, cfg, text)
     done = [cond.image[:, :, : cache.prefix].to(noise.dtype)] if cache.prefix else []
     spans = chunk_spans(noise.shape[2], cfg, cache.prefix)
@@ -124,7 +124,7 @@ def teacher_forced_contexts(
 ) -> Iterator[tuple[int, int, Context]]:
     """(start, stop, context) of every chunk of the clean latents (b z t h w), the cache being fed from them."""
     with torch.no_grad():
-        text = student.text_keys_values(cond.text, cond.clip)
+        text = student.text_keys_values(cond.text, cond.image_tokens)
     cache = start(student, cond, cfg, text)
     spans = chunk_spans(clean.shape[2], cfg, cache.prefix)
     for i, (first, stop) in enumerate(spans):

@@ -86,7 +86,8 @@ class StreamingSession:
     the last frame is repeated (the causal VAE's latents of an unchanging clip converge). track_id_embedding (1 n d): the ids of
     `track_encoding.clip_ids`, kept for the whole session; controls may return fewer than n tracks. generator draws all noise.
     noise (1 z t h w): optional starting noise of the first t latent frames. student_cfg: sink and window, if not the model's.
-    track_vae: encodes the tracks' canvas where dit.track_encoding is "rgb_vae"; the model's own VAE if None. clip (1 m c): as
+    track_vae: encodes the tracks' canvas where dit.track_encoding is "rgb_vae"; the model's own VAE if None. image_tokens
+    (1 m c): as
     in Conditioning, kept for the whole session.
     """
 
@@ -104,7 +105,7 @@ class StreamingSession:
         noise: Tensor | None = None,
         student_cfg: StudentConfig | None = None,
         track_vae: EncoderMaker | None = None,
-        clip: Tensor | None = None,
+        image_tokens: Tensor | None = None,
     ):
         self.student, self.vae, self.controls = student, vae, controls
         self.image, self.track_id_embedding, self.timesteps, self.generator, self.noise = (
@@ -117,7 +118,7 @@ class StreamingSession:
         self.cfg = student_cfg or student.cfg.student
         self._check()
         self._first_state, self._track_vae = generator.get_state(), track_vae
-        self._text, self._clip = text, clip
+        self._text, self._image_tokens = text, image_tokens
         self._beside: torch.cuda.Stream | None = None
         self.reset()
 
@@ -145,7 +146,7 @@ class StreamingSession:
     def set_text(self, text: Tensor) -> None:
         """Another prompt (1 l c), from the next chunk on. What is cached was made under the old one and stays."""
         self._text = text
-        self._text_kv = self.student.text_keys_values(text, self._clip)
+        self._text_kv = self.student.text_keys_values(text, self._image_tokens)
 
     @torch.no_grad()
     def refresh_sink(self) -> None:
@@ -257,7 +258,7 @@ class StreamingSession:
         tracks = self._tracks.push(xy_px[None], visible[None], self.track_id_embedding[:, :n])
         last = self.image.shape[2] - 1
         image = self.image[:, :, [min(f, last) for f in range(first, stop)]]
-        return Conditioning(self._text, image, tracks.to(image.dtype), self._clip)
+        return Conditioning(self._text, image, tracks.to(image.dtype), self._image_tokens)
 
     def _noise(self, first: int, stop: int) -> Tensor:
         if self.noise is not None and stop <= self.noise.shape[2]:

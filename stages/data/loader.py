@@ -323,7 +323,7 @@ def _collate(tracks: int, items: Sequence[_Clip]) -> Batch:
         visible=torch.from_numpy(np.stack([visible for _, visible in fitted])),
         real=torch.tensor([i.real for i in items]),
         clip_ids=tuple(i.clip_id for i in items),
-        clip=None if any(i.clip is None for i in items) else stack("clip"),
+        image_tokens=None if any(i.clip is None for i in items) else stack("clip"),
     )
 
 

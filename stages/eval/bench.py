@@ -152,8 +152,8 @@ class Bench:
         m, size = self.model, (frames, self.model.latent_height, self.model.latent_width)
         image = self.normal(1, m.mask_channels + m.image_channels or m.vae.z_channels, *size)
         text, tracks = self.normal(1, m.text.length, m.text.dim), self.normal(1, m.track_feature_channels, *size)
-        clip = self.normal(1, CLIP_TOKENS, m.dit.clip_dim) if m.dit.clip_dim else None
-        return Conditioning(text, image, tracks, clip)
+        image_tokens = self.normal(1, CLIP_TOKENS, m.dit.clip_dim) if m.dit.clip_dim else None
+        return Conditioning(text, image, tracks, image_tokens)
 
     def chunk_with(self, cache_type: type[ChunkCache]) -> Work:
         """One steady chunk: its denoising steps, the clean pass, and the write."""
@@ -161,7 +161,7 @@ class Bench:
         cond, noise = self.conditioning(own.chunk + int(self.model.image_alone)), self.latents(own.chunk)
         cond_of_chunk = cond.frames(cond.image.shape[2] - own.chunk, cond.image.shape[2])
         with torch.no_grad():
-            text = student.text_keys_values(cond.text, cond.clip)
+            text = student.text_keys_values(cond.text, cond.image_tokens)
             student.cache_type = cache_type
             cache = start(student, cond, own, text)
             student.cache_type = ChunkCache
@@ -241,7 +241,7 @@ class Bench:
         t = torch.full((1,), 0.7, device=self.device)
         given = torch.cat([noisy, *([] if self.model.image_alone else [cond.image])], dim=1).to(self.dtype)
         text, tracks = cond.text.to(self.dtype), cond.tracks.to(self.dtype)
-        clip = None if cond.clip is None else cond.clip.to(self.dtype)
+        image_tokens = None if cond.image_tokens is None else cond.image_tokens.to(self.dtype)
 
         def through(forward: Callable[[], Tensor]) -> Work:
             def work() -> None:
@@ -253,7 +253,7 @@ class Bench:
             return work
 
         def diffusers() -> Tensor:
-            return theirs(torch.cat([given, ours.track_head(tracks)], dim=1), 1000 * t, text, clip).sample
+            return theirs(torch.cat([given, ours.track_head(tracks)], dim=1), 1000 * t, text, image_tokens).sample
 
         return through(diffusers), through(lambda: ours(noisy, t, cond))
 

@@ -73,8 +73,8 @@ def latents_of(cfg: GenerateRun, item: EvalItem, ctx: Context) -> Tensor:
 
 def one_of(cond: Conditioning, i: int) -> Conditioning:
     """The i-th item of a batch of conditionings, as a batch of one."""
-    clip = None if cond.clip is None else cond.clip[i, None]
-    return Conditioning(cond.text[i, None], cond.image[i, None], cond.tracks[i, None], clip)
+    image_tokens = None if cond.image_tokens is None else cond.image_tokens[i, None]
+    return Conditioning(cond.text[i, None], cond.image[i, None], cond.tracks[i, None], image_tokens)
 
 
 def student_rollout(
@@ -100,8 +100,8 @@ def conditioning(
     arrays = [read_clip(c) for c in clips]
     image = image_conditioning(stacked([a["image"] for a in arrays], device), model)
     maps = [tracks_of(c, variant, model, seed, device) for c in clips]
-    text, clip = stacked([a["text"] for a in arrays], device), clip_tokens(arrays, model, device)
-    cond = Conditioning(text, image, torch.cat(maps), clip)
+    text, image_tokens = stacked([a["text"] for a in arrays], device), clip_tokens(arrays, model, device)
+    cond = Conditioning(text, image, torch.cat(maps), image_tokens)
     return cond.without_tracks() if variant == "no_tracks" else cond
 
 

@@ -35,7 +35,8 @@ class NoDecoder:
 
 @dataclass(frozen=True)
 class ClipStream:
-    """All that a stream of one clip needs, read once. image: 1 c t h w, clip: as in Conditioning. track_id_embedding: 1 n d."""
+    """All that a stream of one clip needs, read once. image: 1 c t h w, image_tokens: as in Conditioning.
+    track_id_embedding: 1 n d."""
 
     student: CausalDiT
     text: Tensor
@@ -43,7 +44,7 @@ class ClipStream:
     track_id_embedding: Tensor
     xy_px: Tensor
     visible: Tensor
-    clip: Tensor | None = None
+    image_tokens: Tensor | None = None
 
     def session(
         self, vae: DecoderMaker, generator: torch.Generator, setting: StudentConfig | None = None
@@ -57,7 +58,7 @@ class ClipStream:
             self.controls,
             text=self.text,
             image=self.image,
-            clip=self.clip,
+            image_tokens=self.image_tokens,
             track_id_embedding=self.track_id_embedding,
             timesteps=times,
             generator=generator,

@@ -68,7 +68,7 @@ class Playable:
             controls,
             text=self.text(prompt),
             image=image_conditioning(self.vae.encode_image(pixels, model.clip.frames), model),
-            clip=self.look(pixels) if self.look else None,
+            image_tokens=self.look(pixels) if self.look else None,
             track_id_embedding=clip_ids(1, self.points, model, generator).to(self.device),
             timesteps=flow.student_timesteps(model.student.steps, model.dit.shift),
             generator=generator,

@@ -81,8 +81,9 @@ def image_conditioning(image: Tensor, model: ModelConfig) -> Tensor:
     return torch.cat([known.expand(-1, model.mask_channels, -1, -1, -1), image], dim=1)
 
 
-def image_tokens(clip: Tensor | None, model: ModelConfig) -> Tensor | None:
-    """Conditioning.clip from what was made of the first frames (b m c), None for a model that does not read it. The image is
+def image_tokens(tokens: Tensor | None, model: ModelConfig) -> Tensor | None:
+    """Conditioning.image_tokens from what was made of the first frames (b m c), None for a model that does not read it.
+    The image is
     given in every branch of guidance and in every training step, so these tokens are never dropped.
 
     Raises ValueError where a model that reads them has none, or those of another encoder.
@@ -90,19 +91,19 @@ def image_tokens(clip: Tensor | None, model: ModelConfig) -> Tensor | None:
     width = model.dit.clip_dim
     if width == 0:
         return None
-    if clip is None or clip.shape[-1] != width:
-        has = "no CLIP tokens of the first frames" if clip is None else f"CLIP tokens of {clip.shape[-1]} channels"
+    if tokens is None or tokens.shape[-1] != width:
+        has = "no CLIP tokens of the first frames" if tokens is None else f"CLIP tokens of {tokens.shape[-1]} channels"
         raise ValueError(
             f"dit.clip_dim={width}, but this data holds {has}: it was made with other settings; make it again with these "
-            f"(`make data`), or set dit.clip_dim={0 if clip is None else clip.shape[-1]}"
+            f"(`make data`), or set dit.clip_dim={0 if tokens is None else tokens.shape[-1]}"
         )
-    return clip
+    return tokens
 
 
 def condition(batch: Batch, clip_tracks: ClipTracks, model: ModelConfig) -> Conditioning:
     """Full conditioning: nothing dropped, nothing masked."""
-    image, clip = image_conditioning(batch.image, model), image_tokens(batch.clip, model)
-    return Conditioning(batch.text, image, clip_tracks.map(model), clip)
+    image, tokens = image_conditioning(batch.image, model), image_tokens(batch.image_tokens, model)
+    return Conditioning(batch.text, image, clip_tracks.map(model), tokens)
 
 
 def training_conditioning(
@@ -122,7 +123,9 @@ def without_any_tracks(batch: Batch, model: ModelConfig) -> Conditioning:
     """Conditioning of the base model, which knows no tracks: text and image, c_m = 0."""
     b, _, t, h, w = batch.image.shape
     c_m = batch.image.new_zeros(b, model.track_feature_channels, t, h, w)
-    return Conditioning(batch.text, image_conditioning(batch.image, model), c_m, image_tokens(batch.clip, model))
+    return Conditioning(
+        batch.text, image_conditioning(batch.image, model), c_m, image_tokens(batch.image_tokens, model)
+    )
 
 
 def pick_frames(x: Tensor, index: Tensor) -> Tensor:

@@ -64,5 +64,5 @@ def frame_groups(
         return repeat(x, "b ... -> (k b) ...", k=per_clip)
 
     image, c_m = pick_frames(many(cond.image), frames), pick_frames(many(cond.tracks), frames)
-    clip = None if cond.clip is None else many(cond.clip)
-    return pick_frames(many(latents), frames), Conditioning(many(cond.text), image, c_m, clip)
+    image_tokens = None if cond.image_tokens is None else many(cond.image_tokens)
+    return pick_frames(many(latents), frames), Conditioning(many(cond.text), image, c_m, image_tokens)

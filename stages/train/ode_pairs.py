@@ -142,7 +142,7 @@ def make_pairs(dit: nn.Module, loader: Loader, split: str, count: int, folder: P
             if not bool(torch.isfinite(endpoint).all()):
                 raise StageError(f"the teacher's trajectory for {paths[0]} is not finite: is the teacher trained?")
             for j, path in paths.items():
-                _write(path, states[j], endpoint[j], clip_tracks, replace(batch, clip=cond.clip), j)
+                _write(path, states[j], endpoint[j], clip_tracks, replace(batch, image_tokens=cond.image_tokens), j)
             progress.advance(len(paths))
 
 
@@ -156,8 +156,8 @@ def _write(path: Path, states: Tensor, endpoint: Tensor, clip_tracks: ClipTracks
         "visible": clip_tracks.visible[item],
         "phi": clip_tracks.track_id_embedding[item].half(),
     }
-    if batch.clip is not None:
-        tensors["clip"] = batch.clip[item].half()
+    if batch.image_tokens is not None:
+        tensors["clip"] = batch.image_tokens[item].half()
     aside = path.with_suffix(".writing")
     save_file({n: v.cpu().contiguous() for n, v in tensors.items()}, aside)
     aside.rename(path)
@@ -178,8 +178,8 @@ def read_pairs(paths: Sequence[Path], model: ModelConfig, device: torch.device =
 
     clip_tracks = ClipTracks(stacked("xy_px", 1), stacked("visible", 1), stacked("phi", 0).float())
     image = image_conditioning(stacked("image").float(), model)
-    clip = image_tokens(stacked("clip").float() if "clip" in items[0] else None, model)
-    cond = Conditioning(stacked("text").float(), image, clip_tracks.to(device).map(model), clip)
+    tokens = image_tokens(stacked("clip").float() if "clip" in items[0] else None, model)
+    cond = Conditioning(stacked("text").float(), image, clip_tracks.to(device).map(model), tokens)
     return PairBatch(stacked("states").float(), stacked("endpoint").float(), cond).to(device)
 
 

@@ -84,8 +84,8 @@ def sample_teacher(
 
 def first_conditions(cond: Conditioning, clips: int) -> Conditioning:
     """The first `clips` items of a conditioning."""
-    clip = None if cond.clip is None else cond.clip[:clips]
-    return Conditioning(cond.text[:clips], cond.image[:clips], cond.tracks[:clips], clip)
+    image_tokens = None if cond.image_tokens is None else cond.image_tokens[:clips]
+    return Conditioning(cond.text[:clips], cond.image[:clips], cond.tracks[:clips], image_tokens)
 
 
 def contact_sheet(rows: Mapping[str, Tensor], decode: Decode, columns: int = 6) -> np.ndarray:

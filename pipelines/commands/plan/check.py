@@ -84,7 +84,7 @@ class RandomClips:
             visible=torch.ones(count, model.clip.frames, tracks, dtype=torch.bool),
             real=torch.ones(count, dtype=torch.bool),
             clip_ids=tuple(f"random{i}" for i in range(count)),
-            clip=torch.randn(count, CLIP_TOKENS, model.dit.clip_dim, generator=generator)
+            image_tokens=torch.randn(count, CLIP_TOKENS, model.dit.clip_dim, generator=generator)
             if model.dit.clip_dim
             else None,
         )

@@ -67,9 +67,9 @@ class Pieces:
         m, t = self.model, frames or self.model.latent_frames
         size = (t, m.latent_height, m.latent_width)
         image = self.empty(m.mask_channels + m.image_channels or m.vae.z_channels, *size)
-        clip = self.empty(CLIP_TOKENS, m.dit.clip_dim) if m.dit.clip_dim else None
+        image_tokens = self.empty(CLIP_TOKENS, m.dit.clip_dim) if m.dit.clip_dim else None
         text, tracks = self.empty(m.text.length, m.text.dim), self.empty(m.track_feature_channels, *size)
-        return Conditioning(text, image, tracks, clip)
+        return Conditioning(text, image, tracks, image_tokens)
 
     def flow_step(self, frames: int = 0) -> None:
         """Teacher: flow matching on clips of so many latent frames (0: whole clips)."""
@@ -142,7 +142,7 @@ class Pieces:
         """The first `chunks` chunks of a stream, every one settled into the cache."""
         m, own = self.model, self.model.student
         first = self.cond(own.chunk + int(m.image_alone))
-        text = self.dit.text_keys_values(first.text, first.clip)
+        text = self.dit.text_keys_values(first.text, first.image_tokens)
         cache = start(self.dit, first, own, text)
         for i in range(chunks):
             cond, context = self.cond(own.chunk), cache.context(i)

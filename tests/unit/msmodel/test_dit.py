@@ -71,11 +71,11 @@ def test_the_clip_branch_equals_diffusers():
     cfg = with_clip(tiny_config())
     model = randomise(WanDiT(cfg))
     clip = clip_tokens(cfg, 2)
-    cond, noisy, t = replace(conditioning(cfg, 2), clip=clip), gaussian(cfg, 2), torch.tensor([0.9371, 0.2])
+    cond, noisy, t = replace(conditioning(cfg, 2), image_tokens=clip), gaussian(cfg, 2), torch.tensor([0.9371, 0.2])
     expected = oracle_for(model)(oracle_inputs(model, noisy, cond), 1000 * t, cond.text, clip).sample
     got = model(noisy, t, cond)
     torch.testing.assert_close(got, expected, atol=1e-5, rtol=1e-5)
-    other = model(noisy, t, replace(cond, clip=clip.roll(1, -1)))
+    other = model(noisy, t, replace(cond, image_tokens=clip.roll(1, -1)))
     assert (other - got).abs().max() > 1e-3
 
 
@@ -89,26 +89,26 @@ def test_without_clip_tokens_the_branch_sees_what_dropped_ones_are_zeros():
     expected = oracle_for(model)(oracle_inputs(model, noisy, cond), 1000 * t, cond.text, zeros).sample
     got = model(noisy, t, cond)
     torch.testing.assert_close(got, expected, atol=1e-5, rtol=1e-5)
-    torch.testing.assert_close(model(noisy, t, replace(cond, clip=zeros)), got, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(model(noisy, t, replace(cond, image_tokens=zeros)), got, atol=1e-5, rtol=1e-5)
 
 
 @torch.no_grad()
 def test_a_rollout_reads_clip_tokens_at_every_chunk():
     cfg = with_clip(tiny_config())
     student = randomise(CausalDiT(cfg))
-    cond, noise = replace(conditioning(cfg), clip=clip_tokens(cfg, 1)), gaussian(cfg)
+    cond, noise = replace(conditioning(cfg), image_tokens=clip_tokens(cfg, 1)), gaussian(cfg)
 
     def generated(given):
         return rollout(student, given, noise, (1.0, 0.5), cfg.student, torch.Generator().manual_seed(0))
 
     own = generated(cond)
     assert torch.equal(own, generated(cond))
-    apart = (own - generated(replace(cond, clip=None))).abs().amax(dim=(0, 1, 3, 4))
+    apart = (own - generated(replace(cond, image_tokens=None))).abs().amax(dim=(0, 1, 3, 4))
     assert (apart > 1e-4).all()
     cache = student.new_cache(noise, cfg.student)
     first, context = cond.frames(0, cfg.student.chunk), cache.context(0)
     chunk, t = noise[:, :, : cfg.student.chunk], times(noise, 0.7)
-    kept = student.text_keys_values(cond.text, cond.clip)
+    kept = student.text_keys_values(cond.text, cond.image_tokens)
     with_kept = student.forward_chunk(chunk, t, first, context, kept)[0]
     assert torch.equal(with_kept, student.forward_chunk(chunk, t, first, context)[0])
     torch.testing.assert_close(with_kept, student(chunk, t, first), atol=1e-5, rtol=1e-5)
@@ -120,7 +120,7 @@ def test_a_fresh_clip_branch_adds_nothing():
     model = WanDiT(cfg)
     torch.nn.init.normal_(model.proj_out.weight)
     cond, noisy, t = conditioning(cfg), gaussian(cfg), torch.tensor([0.5])
-    assert torch.equal(model(noisy, t, replace(cond, clip=clip_tokens(cfg, 1))), model(noisy, t, cond))
+    assert torch.equal(model(noisy, t, replace(cond, image_tokens=clip_tokens(cfg, 1))), model(noisy, t, cond))
 
 
 @torch.no_grad()

@@ -34,7 +34,7 @@ def test_image_tokens_are_in_every_branch():
     seen = []
 
     def model(x, time, c):
-        seen.append(c.clip)
+        seen.append(c.image_tokens)
         return x
 
     guidance.joint(model, image, torch.tensor([0.4, 0.7]), Conditioning(text, image, image, clip), 3.0, 1.5)

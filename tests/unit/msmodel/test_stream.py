@@ -133,15 +133,15 @@ def test_a_stream_reads_image_tokens_at_every_chunk_and_keeps_them():
     scene.student.events = scene.events
     scene.text = conditioning(cfg).text
     clip = torch.randn(1, 5, cfg.dit.clip_dim, generator=torch.Generator().manual_seed(5))
-    session = scene.session(clip=clip)
+    session = scene.session(image_tokens=clip)
     chunks = take(session, 6)
-    whole = replace(scene.whole_clip(), clip=clip)
+    whole = replace(scene.whole_clip(), image_tokens=clip)
     expected = rollout(scene.student, whole, scene.noise, TIMES, cfg.student, torch.Generator().manual_seed(11))
     torch.testing.assert_close(torch.cat([c.latents for c in chunks], dim=2), expected, atol=1e-5, rtol=1e-5)
     for seen, unseen in zip(chunks, take(scene.session(), 6), strict=True):
         assert not torch.allclose(seen.latents, unseen.latents, atol=1e-4)
     session.reset()
-    same = [session, session.fork(), scene.session(clip=clip)]
+    same = [session, session.fork(), scene.session(image_tokens=clip)]
     assert all(torch.equal(take(one, 1)[0].latents, chunks[0].latents) for one in same)
     for one in (*same, blind := scene.session()):
         one.set_text(scene.text.flip(1))

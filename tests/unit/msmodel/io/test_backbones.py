@@ -189,7 +189,7 @@ def test_a_clip_branch_is_kept_where_the_model_has_one(tmp_path):
     noisy, cond = inputs(cfg)
     clip = torch.randn(2, 257, 20)
     expected = base(torch.cat([noisy, cond.image], 1), 1000 * T, cond.text, clip).sample
-    torch.testing.assert_close(model(noisy, T, replace(cond, clip=clip)), expected, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(model(noisy, T, replace(cond, image_tokens=clip)), expected, atol=1e-5, rtol=1e-5)
     assert not report.folded and accounted(report, model, base.state_dict())
 
 

@@ -62,7 +62,7 @@ def test_diffusers_loads_the_folder_and_gives_the_same_velocity(kind, tmp_path):
         times[:, : cfg.tokens_per_frame] = 0
     if cfg.dit.clip_dim:
         more["encoder_hidden_states_image"] = torch.randn(2, 257, cfg.dit.clip_dim)
-        cond = replace(cond, clip=more["encoder_hidden_states_image"])
+        cond = replace(cond, image_tokens=more["encoder_hidden_states_image"])
     expected = loaded.eval()(torch.cat(parts, dim=1), times, cond.text, **more).sample
     torch.testing.assert_close(model(noisy, t, cond), expected, atol=1e-5, rtol=1e-5)
 

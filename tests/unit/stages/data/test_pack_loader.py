@@ -173,8 +173,8 @@ def test_image_tokens_come_with_batches_and_samples(sets, tmp_path):
     train, heldout = packed(seeing, tmp_path / "seeing")
     batch = next(iter(Loader((train,), 2, seed=0)))
     tokens = {c.clip_id: load_npz(Path(c.folder) / "latents.npz")["clip"] for c in seeing}
-    assert batch.clip is not None and batch.clip.dtype == torch.float32
-    assert torch.equal(batch.clip, torch.from_numpy(np.stack([tokens[i] for i in batch.clip_ids])).float())
+    assert batch.image_tokens is not None and batch.image_tokens.dtype == torch.float32
+    assert torch.equal(batch.image_tokens, torch.from_numpy(np.stack([tokens[i] for i in batch.clip_ids])).float())
     (sample,) = read_samples(heldout)
     assert sample.clip is not None
     assert np.array_equal(sample.clip.half().numpy(), tokens[sample.key])

@@ -54,9 +54,11 @@ def test_an_evaluation_gives_each_clip_the_tokens_of_its_own_first_frame(model, 
     names = [s.key for s in two]
     for variant in ("tracks", "no_tracks"):
         cond = generate.conditioning(clips, variant, model, 0, CPU)
-        assert torch.equal(cond.clip, torch.stack([tokens(names.index(c.clip_id)) for c in clips]))
-    assert torch.equal(generate.one_of(cond, 1).clip, cond.clip[1:])
-    assert torch.equal(clip_stream(generate.student_on(checkpoint, CPU), clips[1], model, 0, CPU).clip, cond.clip[1:])
+        assert torch.equal(cond.image_tokens, torch.stack([tokens(names.index(c.clip_id)) for c in clips]))
+    assert torch.equal(generate.one_of(cond, 1).image_tokens, cond.image_tokens[1:])
+    assert torch.equal(
+        clip_stream(generate.student_on(checkpoint, CPU), clips[1], model, 0, CPU).image_tokens, cond.image_tokens[1:]
+    )
 
     ctx = FakeContext(tmp_path)
     cfg = generate.GenerateRun(model, world.eval_config().generate)

@@ -40,7 +40,7 @@ def clips(model: ModelConfig, count: int, seed: int = 0, tracks: int = 20) -> Ba
         visible=torch.rand(count, model.clip.frames, tracks, generator=g) > 0.2,
         real=torch.ones(count, dtype=torch.bool),
         clip_ids=tuple(f"clip{i}" for i in range(count)),
-        clip=torch.randn(count, CLIP_TOKENS, model.dit.clip_dim, generator=g) if model.dit.clip_dim else None,
+        image_tokens=torch.randn(count, CLIP_TOKENS, model.dit.clip_dim, generator=g) if model.dit.clip_dim else None,
     )
 
 

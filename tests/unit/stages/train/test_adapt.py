@@ -105,7 +105,7 @@ def test_the_context_is_shared_by_all_ranks_and_times_are_not(tmp_path, monkeypa
 def test_the_regression_reads_image_tokens(tmp_path):
     m = method(tmp_path, model=seeing())
     cond = m.heldout.cond
-    assert cond.clip is not None
-    blind = replace(m.heldout, cond=replace(cond, clip=torch.zeros_like(cond.clip)))
+    assert cond.image_tokens is not None
+    blind = replace(m.heldout, cond=replace(cond, image_tokens=torch.zeros_like(cond.image_tokens)))
     values = {float(m.regression(b, m.model.student, torch.Generator().manual_seed(0))) for b in (m.heldout, blind)}
     assert len(values) == 2

@@ -124,12 +124,12 @@ def test_augment_problems():
 def test_image_tokens_stay_whatever_is_dropped():
     model = seeing()
     batch = clips(model, 2)
-    assert batch.clip is not None and batch.clip.shape == (2, 257, 20)
+    assert batch.image_tokens is not None and batch.image_tokens.shape == (2, 257, 20)
     nothing = replace(WHOLE, text_dropout=1.0, track_dropout=1.0)
     cond = training_conditioning(batch, nothing, model, Draws(0, 0), masked=True)
     assert not cond.text.any() and not cond.tracks.any()
     for one in (cond, cond.without_text(), cond.without_tracks(), cond.frames(0, 1), without_any_tracks(batch, model)):
-        assert one.clip is batch.clip
+        assert one.image_tokens is batch.image_tokens
 
 
 def test_a_model_without_the_branch_is_given_no_image_tokens():

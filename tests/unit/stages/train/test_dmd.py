@@ -218,8 +218,8 @@ def test_an_offloaded_teacher_goes_back_after_it_has_scored(teacher, moves, monk
 def test_rollouts_and_scores_read_image_tokens():
     m = method(model=seeing())
     cond = conditioning(m)
-    assert cond.clip is not None
-    blind = replace(cond, clip=torch.zeros_like(cond.clip))
+    assert cond.image_tokens is not None
+    blind = replace(cond, image_tokens=torch.zeros_like(cond.image_tokens))
     rolled, unseen = (m.rolled(c, Draws(0, 0), "critic", grad=False) for c in (cond, blind))
     assert not torch.allclose(rolled, unseen, atol=1e-5)
     noisy, t = torch.randn_like(rolled), torch.tensor([0.5, 0.8])

@@ -161,12 +161,12 @@ def test_a_file_gives_back_image_tokens_and_one_without_them_is_a_clear_error(tm
     make_pairs(dit, FakeLoader(model), TRAIN, 2, tmp_path, cfg, FakeContext(tmp_path))
     paths = [pair_path(tmp_path, TRAIN, i) for i in range(2)]
     back = read_pairs(paths, model)
-    assert back.cond.clip is not None and batch.clip is not None
-    assert torch.equal(back.cond.clip, batch.clip.half().float())
-    blind = replace(batch, clip=torch.zeros_like(batch.clip))
+    assert back.cond.image_tokens is not None and batch.image_tokens is not None
+    assert torch.equal(back.cond.image_tokens, batch.image_tokens.half().float())
+    blind = replace(batch, image_tokens=torch.zeros_like(batch.image_tokens))
     ends = [trajectories(dit, b, cfg, Draws(3, 0))[1] for b in (batch, blind)]
     assert torch.allclose(back.endpoint, ends[0], atol=5e-3) and not torch.allclose(ends[0], ends[1], atol=5e-3)
-    assert read_pairs(paths, small()).cond.clip is None
+    assert read_pairs(paths, small()).cond.image_tokens is None
     (tmp_path / "blind").mkdir()
     make_pairs(frozen(alive(WanDiT, small())), FakeLoader(small()), TRAIN, 1, tmp_path / "blind", ode_run(small()),
                FakeContext(tmp_path))  # fmt: skip

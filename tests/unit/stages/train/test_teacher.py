@@ -222,10 +222,10 @@ def test_every_phase_reads_image_tokens(context_share):
     cfg = teacher_config(group_steps=1, steps=1, phase2_steps=1, context_share=context_share)
     dit, batch = alive(WanDiT, model), clips(model, 2)
     method = teacher.TeacherMethod(dit, model, cfg, teacher.Probe(clips(model, 2, 9), model, cfg.augment, decode, 0))
-    assert batch.clip is not None
+    assert batch.image_tokens is not None
     for step in range(3):
-        given = [batch.clip, torch.zeros_like(batch.clip), batch.clip.flip(0)]
-        values = {method.loss("dit", replace(batch, clip=c), Draws(0, step)).value.item() for c in given}
+        given = [batch.image_tokens, torch.zeros_like(batch.image_tokens), batch.image_tokens.flip(0)]
+        values = {method.loss("dit", replace(batch, image_tokens=c), Draws(0, step)).value.item() for c in given}
         assert len(values) == 3
     method.loss("dit", batch, Draws(0, 1)).value.backward()
     assert dit.condition_embedder.image_embedder.norm2.weight.grad.any()

@@ -11,7 +11,7 @@ import numpy as np
 
 from msmodel.steering.steering import (
     Controls,
-    Hand,
+    InputSmoothing,
 )
 
 
@@ -55,7 +55,7 @@ class Start:
     frame: np.ndarray
     prompt: str = ""
     seed: int = 0
-    hand: Hand = field(default_factory=Hand)
+    hand: InputSmoothing = field(default_factory=InputSmoothing)
     depth: np.ndarray | None = None
 
 

@@ -49,7 +49,7 @@ Name = Annotated[str, Field(max_length=200)]
 
 
 class Hand(Message):
-    """How imperfect input is treated: steering.Hand."""
+    """How imperfect input is treated: steering.InputSmoothing."""
 
     smooth_seconds: float = Field(ge=0, le=10)
     max_speed: float = Field(ge=0, le=1000)
@@ -57,7 +57,7 @@ class Hand(Message):
 
 
 class Path(Message):
-    """A drawn path that moves a group: steering.Path."""
+    """A drawn path that moves a group: steering.DrawnPath."""
 
     id: Annotated[int, Field(ge=0, lt=LARGEST_ID)]
     members: tuple[Share, ...] = Field(min_length=1)
@@ -307,7 +307,7 @@ def controls_of(message: Controls, payload: bytes, max_points: int) -> steering.
     if len({p.id for p in message.paths}) != len(message.paths):
         raise ProtocolError("field", "Controls.paths: two paths have the same id")
     camera = None if message.camera is None else steering.Camera(**message.camera.model_dump())
-    paths = tuple(steering.Path(p.id, _shares(p.members), _shares(p.line), p.seconds) for p in message.paths)
+    paths = tuple(steering.DrawnPath(p.id, _shares(p.members), _shares(p.line), p.seconds) for p in message.paths)
     return steering.Controls(
         revision=message.revision,
         ids=ids.astype(np.int64),

@@ -72,9 +72,9 @@ class Session:
         self._seq = -1
         self._unacknowledged: int | None = None
         self._sent_at = 0.0
-        self._listen_anew(steering.Hand())
+        self._listen_anew(steering.InputSmoothing())
 
-    def _listen_anew(self, hand: steering.Hand) -> None:
+    def _listen_anew(self, hand: steering.InputSmoothing) -> None:
         self._controls, self._heard = steering.Controls(), 0.0
         self._steady = Steady(hand, self._about.max_points)
         self._arrivals: deque[tuple[int, float]] = deque(maxlen=REMEMBERED_CONTROLS)
@@ -94,7 +94,7 @@ class Session:
             raise wire.ProtocolError("too_many", f"{WAITING_REQUESTS} requests wait already; send one at a time")
         else:
             if isinstance(message, wire.Start):
-                self._listen_anew(steering.Hand(**message.hand.model_dump()))
+                self._listen_anew(steering.InputSmoothing(**message.hand.model_dump()))
             self._requests.append(message)
         self._wake.set()
 
@@ -228,7 +228,7 @@ class Session:
         depth = self._studio.depths.get(message.depth)
         if message.depth and depth is None:
             raise Refused("depth", f"Start.depth: no depth map {message.depth!r}; upload it again")
-        start = Start(frame, message.prompt, message.seed, steering.Hand(**message.hand.model_dump()), depth)
+        start = Start(frame, message.prompt, message.seed, steering.InputSmoothing(**message.hand.model_dump()), depth)
 
         def opening() -> None:  # keeps it even where nobody waits any more, so that `close` finds it
             self._performance = self._studio.player.open(start)

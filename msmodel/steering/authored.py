@@ -13,8 +13,8 @@ from msmodel.points import uniform_grid
 from msmodel.steering.controls import (
     Camera,
     Controls,
-    Hand,
-    Path,
+    DrawnPath,
+    InputSmoothing,
 )
 from msmodel.steering.steering import Steering
 from msmodel.tracks import px_to_shares
@@ -50,7 +50,7 @@ def authored(
 ) -> tuple[np.ndarray, np.ndarray]:
     """xy_px T n 2 float32, visible T n, n = max_tracks. size: (height, width). grid: rows and columns of the training grid.
     depth: as for Steering. ValueError for another kind."""
-    steering = Steering(size, fps, Hand(smooth_seconds=0, max_speed=0), max_tracks, grid, depth)
+    steering = Steering(size, fps, InputSmoothing(smooth_seconds=0, max_speed=0), max_tracks, grid, depth)
     controls = _controls(kind, size, frames / fps, grid, how)
     parts = [steering.tracks(controls, first, min(STEP, frames - first)) for first in range(0, frames, STEP)]
     xy_px, visible = zip(*parts, strict=True)
@@ -71,5 +71,5 @@ def _controls(kind: str, size: tuple[int, int], seconds: float, grid: tuple[int,
     members = places[np.linalg.norm(away, axis=-1) <= how.radius]
     if not len(members):
         members = np.array([how.start])
-    path = Path(0, members, np.array([how.start, how.end]), how.seconds or seconds)
+    path = DrawnPath(0, members, np.array([how.start, how.end]), how.seconds or seconds)
     return Controls(paths=(path,), camera=Camera())

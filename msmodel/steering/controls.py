@@ -14,7 +14,7 @@ RELEASES = ("free", "pin")
 
 
 @dataclass(frozen=True)
-class Path:
+class DrawnPath:
     """A drawn path that moves a group. members: n 2 shares, where its points start. line: m 2 shares, the path's
     corners; every member moves by line(t) - line(0), at constant speed over `seconds`, and then stays. It starts with
     the first chunk that sees it."""
@@ -50,14 +50,14 @@ class Controls:
     ids: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
     xy: np.ndarray = field(default_factory=lambda: np.zeros((0, 2), np.float32))
     pinned: np.ndarray = field(default_factory=lambda: np.zeros(0, bool))
-    paths: tuple[Path, ...] = ()
+    paths: tuple[DrawnPath, ...] = ()
     camera: Camera | None = None
     transfer: str = ""
     origin: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
-class Hand:
+class InputSmoothing:
     """What is done to imperfect input. smooth_seconds: time constant of the smoothing, 0 for none. max_speed: frame
     widths a second a dragged point may move, 0 for no limit. release: what a dragged point does when it is let go:
     "free" (no longer specified: the object stays or goes on as the model thinks) or "pin" (stays specified where it

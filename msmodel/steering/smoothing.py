@@ -18,7 +18,7 @@ import numpy as np
 
 from msmodel.steering.controls import (
     Controls,
-    Hand,
+    InputSmoothing,
 )
 
 
@@ -31,10 +31,10 @@ class Follower:
     its origin in its first frame.
     """
 
-    def __init__(self, hand: Hand, fps: float, width: int) -> None:
-        tau = hand.smooth_seconds
+    def __init__(self, smoothing: InputSmoothing, fps: float, width: int) -> None:
+        tau = smoothing.smooth_seconds
         self._gain = 1 - math.exp(-1 / (fps * tau)) if tau else 1.0
-        self._reach = hand.max_speed * width / fps if hand.max_speed else math.inf
+        self._reach = smoothing.max_speed * width / fps if smoothing.max_speed else math.inf
         self._points: dict[Hashable, np.ndarray] = {}  # x, y; x, y of the last target
 
     def follow(self, keys: Sequence[Hashable], origin: np.ndarray, target: np.ndarray, frames: int) -> np.ndarray:
@@ -84,10 +84,10 @@ class Steady:
     """Snapshots as they arrive in, the snapshot that a chunk sees out. Dragged points go through an exponential filter in real
     time, which lags by the time constant; what is pinned is not touched. One for each stream."""
 
-    def __init__(self, hand: Hand, most: int) -> None:
+    def __init__(self, smoothing: InputSmoothing, most: int) -> None:
         """most: points of a snapshot, members of paths included; one that was let go is handed out once more as far as there is
         room."""
-        self._tau, self._most = hand.smooth_seconds, most
+        self._tau, self._most = smoothing.smooth_seconds, most
         self._newest = Controls()
         self._points: dict[int, _Held] = {}
         self._heard = 0.0

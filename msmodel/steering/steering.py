@@ -22,15 +22,15 @@ from msmodel.points import inside, ping_pong
 from msmodel.steering.controls import (
     Camera,
     Controls,
-    Hand,
-    Path,
+    DrawnPath,
+    InputSmoothing,
 )
 from msmodel.steering.ground import Ground
 from msmodel.steering.slots import Slots
 from msmodel.steering.smoothing import Follower
 from msmodel.tracks import shares_to_px
 
-__all__ = ["WEBCAM", "Camera", "Controls", "Hand", "Path", "Steering"]
+__all__ = ["WEBCAM", "Camera", "Controls", "DrawnPath", "InputSmoothing", "Steering"]
 
 WEBCAM = "webcam"  # the motion that `Steering.see` feeds
 COVERED = (
@@ -64,14 +64,14 @@ class Steering:
         self,
         size: tuple[int, int],
         fps: float,
-        hand: Hand,
+        smoothing: InputSmoothing,
         max_tracks: int,
         grid: tuple[int, int],
         depth: np.ndarray | None = None,
     ) -> None:
-        if problems := hand.problems():
+        if problems := smoothing.problems():
             raise ValueError("; ".join(problems))
-        self.size, self.fps, self.hand, self.max_tracks = size, fps, hand, max_tracks
+        self.size, self.fps, self.smoothing, self.max_tracks = size, fps, smoothing, max_tracks
         self._grid, self._depth = grid, depth
         self._step = np.array([size[1] / grid[1], size[0] / grid[0]])
         self._motions: dict[str, tuple[np.ndarray, np.ndarray]] = {}
@@ -82,7 +82,7 @@ class Steering:
         """Back to frame 0 without a point. Motions stay."""
         self._next = 0
         self._slots = Slots(self.max_tracks)
-        self._follower = Follower(self.hand, self.fps, self.size[1])
+        self._follower = Follower(self.smoothing, self.fps, self.size[1])
         self._pinned: dict[Key, bool] = {}  # the user's points that live
         self._held: dict[Key, None] = {}  # let go and pinned, the oldest first
         self._begun: dict[int, int] = {}  # path -> its first frame
@@ -136,7 +136,7 @@ class Steering:
         keys: list[Key] = [("point", int(i), 0) for i in controls.ids]
         named = set(keys)
         for key in [k for k in self._pinned if k not in named]:
-            if not self._pinned.pop(key) and self.hand.release == "pin":
+            if not self._pinned.pop(key) and self.smoothing.release == "pin":
                 self._held[key] = None
             else:
                 self._follower.forget([key])
@@ -153,7 +153,7 @@ class Steering:
             self._layer([k for k in keys if not self._pinned[k]], xy[:, ~controls.pinned], origin[~controls.pinned]),
         )
 
-    def _paths(self, paths: Sequence[Path], first: int, count: int) -> TrackLayer:
+    def _paths(self, paths: Sequence[DrawnPath], first: int, count: int) -> TrackLayer:
         self._begun = {p.id: self._begun.get(p.id, first) for p in paths}
         keys: list[Key] = []
         parts = [np.zeros((count, 0, 2))]

@@ -27,7 +27,7 @@ from demo.playing.model_player import (
 )
 from demo.playing.player import Start
 from msmodel.points import uniform_grid
-from msmodel.steering.controls import Hand
+from msmodel.steering.controls import InputSmoothing
 from msmodel.steering.steering import Steering
 from msmodel.tracks import px_to_shares, shares_to_px
 from stages.data.contact_sheets import contact_sheet
@@ -47,7 +47,11 @@ from stages.play.video_writer import Trails
 from stages.trackers import make_tracker
 
 SEEDS = 20
-HANDS: dict[str, tuple[Hand, bool]] = {"raw": (RAW, False), "chunks only": (TAMED, False), "treated": (TAMED, True)}
+HANDS: dict[str, tuple[InputSmoothing, bool]] = {
+    "raw": (RAW, False),
+    "chunks only": (TAMED, False),
+    "treated": (TAMED, True),
+}
 UNTIL = 2.4  # seconds of the script before the hand leaves the frame: what can be tracked again
 
 
@@ -70,7 +74,13 @@ def of_tracks(cfg: Config, shake: Shake) -> dict[str, dict[str, float]]:
 
 
 def of_video(
-    player: ModelPlayer, cfg: Config, picture: str, members: np.ndarray, shake: Shake, hand: Hand, steadied: bool
+    player: ModelPlayer,
+    cfg: Config,
+    picture: str,
+    members: np.ndarray,
+    shake: Shake,
+    hand: InputSmoothing,
+    steadied: bool,
 ) -> tuple[dict[str, float], np.ndarray]:
     """One shaken drag played by the student. Mean distance, in percent of the width, of the dragged points, tracked again, to
     where they were asked to be and to where they were meant to be (at the lag that fits best). And the frames with tracks."""

@@ -14,7 +14,7 @@ from scipy.spatial import cKDTree
 from msmodel.steering.controls import (
     Camera,
     Controls,
-    Hand,
+    InputSmoothing,
 )
 from msmodel.steering.smoothing import Steady
 from msmodel.steering.steering import Steering
@@ -33,8 +33,8 @@ MEANT = np.array(
         [6.0, 0.50, 0.50],
     ]
 )
-TAMED = Hand()
-RAW = Hand(smooth_seconds=0, max_speed=0)
+TAMED = InputSmoothing()
+RAW = InputSmoothing(smooth_seconds=0, max_speed=0)
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,9 @@ class Script:
     """What the stream hears of a shaken drag. members: n 2 shares, points that the hand holds from the start, the rest of the
     picture is held still. steadied: whether snapshots pass through msmodel.steering.smoothing.Steady with this hand."""
 
-    def __init__(self, hand: Hand, steadied: bool, members: np.ndarray, shake: Shake, aspect: float, seed: int) -> None:
+    def __init__(
+        self, hand: InputSmoothing, steadied: bool, members: np.ndarray, shake: Shake, aspect: float, seed: int
+    ) -> None:
         self._times = np.arange(0, MEANT[-1, 0], 1 / shake.events)
         self._places = shaken(self._times, shake, aspect, np.random.default_rng(seed))
         self._members, self._ahead, self._heard = members, shake.ahead, 0

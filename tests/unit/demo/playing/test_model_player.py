@@ -28,7 +28,7 @@ from msmodel.io.weights import save_weights
 from msmodel.steering.steering import (
     Camera,
     Controls,
-    Hand,
+    InputSmoothing,
 )
 from msmodel.tiny_vae import TinyDecoder
 from stages.contracts import StageError
@@ -87,7 +87,7 @@ def play(performance, chunks: range):
 
 def session(player: ModelPlayer) -> Path:
     """A recording with two prompts and a refreshed sink."""
-    performance = player.open(Start(players.picture(), "a hall", 5, Hand()))
+    performance = player.open(Start(players.picture(), "a hall", 5, InputSmoothing()))
     play(performance, range(4))
     performance.set_prompt("a door")
     performance.refresh_sink()

@@ -4,8 +4,8 @@ from msmodel.points import inside, uniform_grid
 from msmodel.steering.controls import (
     Camera,
     Controls,
-    Hand,
-    Path,
+    DrawnPath,
+    InputSmoothing,
 )
 from msmodel.steering.ground import Ground
 from msmodel.steering.steering import Steering
@@ -95,7 +95,7 @@ def test_far_points_are_hidden_where_near_ones_pass_over_them():
 
 
 def steering() -> Steering:
-    return Steering(SIZE, FPS, Hand(0, 0), 320, GRID)
+    return Steering(SIZE, FPS, InputSmoothing(0, 0), 320, GRID)
 
 
 def drag(x: float, y: float, camera: Camera | None = None, **more) -> Controls:
@@ -132,7 +132,7 @@ def test_a_camera_that_ends_and_begins_anew_starts_from_the_picture_as_it_is():
 
 def test_a_path_stands_above_the_ground():
     s = steering()
-    path = Path(1, np.array([[0.5, 0.45]]), np.array([[0.0, 0.0], [0.25, 0.0]]), 1.0)
+    path = DrawnPath(1, np.array([[0.5, 0.45]]), np.array([[0.0, 0.0], [0.25, 0.0]]), 1.0)
     xy, seen = s.tracks(Controls(paths=(path,), camera=Camera()), 0, 5)
     ground = xy[4, 1:][seen[4, 1:]]
     away = np.abs(ground - xy[4, 0]).max(axis=-1)

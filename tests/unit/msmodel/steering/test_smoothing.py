@@ -3,7 +3,7 @@ import pytest
 
 from msmodel.steering.controls import (
     Controls,
-    Hand,
+    InputSmoothing,
 )
 from msmodel.steering.smoothing import Steady
 
@@ -18,7 +18,7 @@ def snapshot(*rows: tuple[int, float, float], pinned: tuple[int, ...] = (), revi
 
 
 def test_a_step_is_followed_exponentially_in_real_time():
-    steady = Steady(Hand(smooth_seconds=0.1), 9)
+    steady = Steady(InputSmoothing(smooth_seconds=0.1), 9)
     steady.hear(snapshot((1, 0.2, 0.5)), 0.0)
     steady.hear(snapshot((1, 0.6, 0.5)), 1.0)
     assert steady.read(1.1).xy[0, 0] == pytest.approx(0.6 - 0.4 * np.exp(-1), abs=1e-6)
@@ -26,7 +26,7 @@ def test_a_step_is_followed_exponentially_in_real_time():
 
 
 def test_tremor_of_ten_hertz_is_a_fifth_of_what_it_was():
-    steady = Steady(Hand(smooth_seconds=0.08), 9)
+    steady = Steady(InputSmoothing(smooth_seconds=0.08), 9)
     seen = []
     for i in range(240):
         steady.hear(snapshot((1, 0.5 + 0.01 * np.sin(2 * np.pi * 10 * i / 60), 0.5)), i / 60)
@@ -36,7 +36,7 @@ def test_tremor_of_ten_hertz_is_a_fifth_of_what_it_was():
 
 
 def test_origin_is_where_a_point_was_first_heard_of_until_a_chunk_saw_it():
-    steady = Steady(Hand(smooth_seconds=0), 9)
+    steady = Steady(InputSmoothing(smooth_seconds=0), 9)
     steady.hear(snapshot((1, 0.2, 0.5)), 0.0)
     steady.hear(snapshot((1, 0.3, 0.5), revision=7), 0.1)
     read = steady.read(0.2)
@@ -47,7 +47,7 @@ def test_origin_is_where_a_point_was_first_heard_of_until_a_chunk_saw_it():
 
 
 def test_a_point_let_go_between_chunks_is_seen_once_more_where_it_was_let_go():
-    steady = Steady(Hand(), 9)
+    steady = Steady(InputSmoothing(), 9)
     steady.hear(snapshot((1, 0.2, 0.5), (2, 0.8, 0.8), pinned=(2,)), 0.0)
     steady.read(0.1)
     steady.hear(snapshot((1, 0.5, 0.5), (2, 0.8, 0.8), pinned=(2,)), 0.2)
@@ -63,7 +63,7 @@ def test_a_point_let_go_between_chunks_is_seen_once_more_where_it_was_let_go():
 
 
 def test_a_drag_between_two_chunks_is_not_lost():
-    steady = Steady(Hand(), 9)
+    steady = Steady(InputSmoothing(), 9)
     steady.read(0.0)
     steady.hear(snapshot((1, 0.2, 0.5)), 0.1)
     steady.hear(snapshot((1, 0.6, 0.5)), 0.15)
@@ -74,7 +74,7 @@ def test_a_drag_between_two_chunks_is_not_lost():
 
 
 def test_pins_are_not_smoothed():
-    steady = Steady(Hand(smooth_seconds=1.0), 9)
+    steady = Steady(InputSmoothing(smooth_seconds=1.0), 9)
     steady.hear(snapshot((1, 0.2, 0.5)), 0.0)
     steady.hear(snapshot((1, 0.6, 0.5), pinned=(1,)), 0.1)
     read = steady.read(0.1)
@@ -82,7 +82,7 @@ def test_pins_are_not_smoothed():
 
 
 def test_points_let_go_are_left_out_where_there_is_no_room():
-    steady = Steady(Hand(), 3)
+    steady = Steady(InputSmoothing(), 3)
     for i in range(9):
         steady.hear(snapshot((i, 0.1, 0.5)), 0.02 * i)
         steady.hear(snapshot((i, 0.2, 0.5)), 0.02 * i + 0.01)

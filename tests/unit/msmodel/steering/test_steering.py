@@ -3,8 +3,8 @@ import pytest
 
 from msmodel.steering.controls import (
     Controls,
-    Hand,
-    Path,
+    DrawnPath,
+    InputSmoothing,
 )
 from msmodel.steering.steering import (
     Steering,
@@ -12,10 +12,10 @@ from msmodel.steering.steering import (
 )
 
 SIZE, FPS, GRID = (40, 64), 24.0, (10, 16)
-STIFF = Hand(smooth_seconds=0, max_speed=0)
+STIFF = InputSmoothing(smooth_seconds=0, max_speed=0)
 
 
-def steering(hand: Hand = STIFF, slots: int = 8) -> Steering:
+def steering(hand: InputSmoothing = STIFF, slots: int = 8) -> Steering:
     return Steering(SIZE, FPS, hand, slots, GRID)
 
 
@@ -27,9 +27,9 @@ def points(*rows: tuple[int, float, float, bool], **more) -> Controls:
     )
 
 
-def line(id_: int, members, line, seconds: float) -> Path:
+def line(id_: int, members, line, seconds: float) -> DrawnPath:
     size = np.array([64, 40])
-    return Path(id_, np.array(members, float).reshape(-1, 2) / size, np.array(line, float) / size, seconds)
+    return DrawnPath(id_, np.array(members, float).reshape(-1, 2) / size, np.array(line, float) / size, seconds)
 
 
 def test_a_new_point_is_at_its_place_at_once_and_a_dragged_one_arrives_as_the_chunk_ends():
@@ -50,7 +50,7 @@ def test_a_point_grabbed_between_chunks_starts_where_it_was_grabbed():
 
 
 def test_smoothing_lags_by_its_time_constant_less_half_a_frame():
-    s = steering(Hand(smooth_seconds=0.1, max_speed=0))
+    s = steering(InputSmoothing(smooth_seconds=0.1, max_speed=0))
     for chunk in range(12):
         xy, _ = s.tracks(points((1, 4 + 3 * chunk, 20, False)), 6 * chunk, 6)
     speed = 3 / 6  # px a frame; frame k of the last chunk is led to 34 + (k + 1) / 2
@@ -60,7 +60,7 @@ def test_smoothing_lags_by_its_time_constant_less_half_a_frame():
 
 
 def test_speed_is_limited_and_the_rest_made_up_for_later():
-    s = steering(Hand(smooth_seconds=0, max_speed=0.75))  # 2 px a frame
+    s = steering(InputSmoothing(smooth_seconds=0, max_speed=0.75))  # 2 px a frame
     s.tracks(points((1, 4, 20, False)), 0, 5)
     xy, _ = s.tracks(points((1, 34, 20, False)), 5, 6)
     np.testing.assert_allclose(xy[:, 0, 0], [6, 8, 10, 12, 14, 16], atol=1e-5)
@@ -70,7 +70,7 @@ def test_speed_is_limited_and_the_rest_made_up_for_later():
 
 def test_a_released_point_is_free_or_stays_where_it_was_let_go():
     for release in ("free", "pin"):
-        s = steering(Hand(0, 0, release))
+        s = steering(InputSmoothing(0, 0, release))
         s.tracks(points((1, 10, 20, False), (2, 50, 20, True)), 0, 5)
         s.tracks(points((1, 22, 20, False), (2, 50, 20, True)), 5, 6)
         xy, seen = s.tracks(points(), 11, 6)
@@ -173,7 +173,7 @@ def test_live_points_follow_the_newest_picture_and_lost_ones_go():
 
 
 def test_reset_and_fork():
-    s = steering(Hand())
+    s = steering(InputSmoothing())
     s.tracks(points((1, 10, 20, False)), 0, 5)
     other = s.fork()
     want = [a.tolist() for a in s.tracks(points((1, 30, 20, False)), 5, 6)]
@@ -184,7 +184,7 @@ def test_reset_and_fork():
 
 def test_bad_input_is_stopped():
     with pytest.raises(ValueError, match="release: 'drop'"):
-        steering(Hand(release="drop"))
+        steering(InputSmoothing(release="drop"))
     with pytest.raises(AssertionError):
         steering().tracks(points((1, float("nan"), 2, False)), 0, 5)
     with pytest.raises(AssertionError, match="in order"):

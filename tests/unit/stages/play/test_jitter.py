@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from msmodel.steering.controls import Hand
+from msmodel.steering.controls import InputSmoothing
 from msmodel.steering.steering import Steering
 from msmodel.tracks import shares_to_px
 from stages.play.jitter import (
@@ -21,12 +21,12 @@ SIZE, FPS, GRID = (40, 64), 24.0, (10, 16)
 HELD = MEANT[:1, 1:]
 
 
-def drag(hand: Hand, steadied: bool, shake: Shake, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+def drag(hand: InputSmoothing, steadied: bool, shake: Shake, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
     script = Script(hand, steadied, HELD, shake, SIZE[0] / SIZE[1], seed)
     return streamed(Steering(SIZE, FPS, hand, 320, GRID), script, FPS, (5, 6))
 
 
-def mean_figures(hand: Hand, steadied: bool, shake: Shake) -> dict[str, float]:
+def mean_figures(hand: InputSmoothing, steadied: bool, shake: Shake) -> dict[str, float]:
     each = [figures(drag(hand, steadied, shake, seed)[0][:, 0], SIZE, FPS) for seed in range(6)]
     return {key: float(np.mean([f[key] for f in each])) for key in each[0]}
 

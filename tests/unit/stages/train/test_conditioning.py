@@ -134,7 +134,7 @@ def test_image_tokens_stay_whatever_is_dropped():
 
 def test_a_model_without_the_branch_is_given_no_image_tokens():
     batch, model = clips(seeing(), 2), small()
-    assert condition(batch, draw_tracks(batch, WHOLE, model, Draws(0, 0)), model).clip is None
+    assert condition(batch, draw_tracks(batch, WHOLE, model, Draws(0, 0)), model).image_tokens is None
 
 
 def test_data_without_image_tokens_is_a_clear_error():

@@ -1,4 +1,4 @@
-"""make demo: where it listens, and what it lets its users do."""
+"""Settings of `make demo`: where the server listens, and what it allows its users."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ LARGEST_RGB8 = 256 * 256  # pixels of a frame that encoding "auto" sends raw: 4.
 
 
 def is_loopback(name: str) -> bool:
-    """Whether a host's name or address (IPv6 with or without brackets) is this machine's own."""
+    """Tells whether a host name or address (IPv6 with or without brackets) is this machine's loopback."""
     try:
         return name.lower() == "localhost" or ipaddress.ip_address(name.strip("[]")).is_loopback
     except ValueError:
@@ -19,9 +19,12 @@ def is_loopback(name: str) -> bool:
 
 @dataclass(frozen=True)
 class DemoConfig:
-    """host, port: where it listens; beyond loopback only with a token. token: what clients must know, "" for nothing. origins:
-    pages allowed besides its own, as https://host:port (behind a proxy). margin_ms: how long before it is needed a chunk should
-    arrive. encoding: "rgb8", "jpeg", or "auto": rgb8 for small frames. max_uploads: of each sort, the oldest goes."""
+    """Settings of the demo server. host, port: where it listens; an address other than loopback needs a token. token: what
+    clients must send, "" for none. origins: pages allowed besides its own, as https://host:port (behind a proxy).
+    margin_ms: how
+    long before it is needed a chunk should arrive. encoding: "rgb8", "jpeg", or "auto": rgb8 for small frames.
+    max_uploads: kept
+    of each kind; the oldest is dropped."""
 
     host: str = "127.0.0.1"
     port: int = 7860  # 0: any that is free
@@ -30,9 +33,9 @@ class DemoConfig:
     margin_ms: float = 30.0
     encoding: str = "auto"
     jpeg_quality: int = 90
-    hello_seconds: float = 5.0  # until a new socket must have introduced itself
-    idle_seconds: float = 120.0  # of silence, or without an acknowledgement, after which a session ends
-    strikes: int = 10  # messages against the rules after which a socket is closed
+    hello_seconds: float = 5.0  # within which a new socket must send hello
+    idle_seconds: float = 120.0  # without a message, or without an acknowledgement, after which a session ends
+    max_invalid_messages: int = 10  # after which a socket is closed
     max_sockets: int = 24
     queue_length: int = 16
     max_message_bytes: int = 2 << 20  # of one WebSocket message
@@ -40,17 +43,19 @@ class DemoConfig:
     max_megapixels: float = 32.0  # of an uploaded picture
     max_uploads: int = 16
     student: str = (
-        ""  # a folder with weights; "" takes the run's newest, or at nano the shipped one where there is none
+        ""  # a folder with weights; "" for the run's newest student or, at nano without one, the shipped student
     )
-    decoder: str = "auto"  # "vae", "tiny", or "auto": the faster of them
-    record_minutes: float = 10.0  # after which a session is no longer recorded, though it goes on
+    decoder: str = "auto"  # "vae", "tiny", or "auto" for the faster one
+    record_minutes: float = 10.0  # after which the recording of a session ends, while the session goes on
 
     def problems(self) -> list[str]:
         out = []
         if not 0 <= self.port < 65536:
-            out.append(f"demo.port: {self.port} is no port; 1 to 65535, or 0 for any that is free")
+            out.append(f"demo.port: {self.port} is not a port; set 1 to 65535, or 0 for any free one")
         if not is_loopback(self.host) and not self.token:
-            out.append(f"demo.host: {self.host} is reached from elsewhere: set demo.token too, or keep 127.0.0.1")
+            out.append(
+                f"demo.host: {self.host} can be reached from other machines: set demo.token too, or keep 127.0.0.1"
+            )
         if self.token and not (
             self.token.isascii() and self.token.isprintable() and not set(self.token) & set(' ;,"\\')
         ):
@@ -61,7 +66,14 @@ class DemoConfig:
             out.append(f"demo.jpeg_quality: {self.jpeg_quality} must be 1 to 100")
         if self.margin_ms < 0:
             out.append(f"demo.margin_ms: {self.margin_ms} is below zero")
-        positive = ("hello_seconds", "idle_seconds", "strikes", "max_sockets", "max_message_bytes", "max_upload_bytes")
+        positive = (
+            "hello_seconds",
+            "idle_seconds",
+            "max_invalid_messages",
+            "max_sockets",
+            "max_message_bytes",
+            "max_upload_bytes",
+        )
         for name in (*positive, "max_megapixels", "max_uploads", "record_minutes"):
             if vars(self)[name] <= 0:
                 out.append(f"demo.{name}: {vars(self)[name]} must be above zero")
@@ -72,7 +84,7 @@ class DemoConfig:
         return out
 
     def encoding_for(self, height: int, width: int) -> str:
-        """What frames of that size are sent as: "rgb8" or "jpeg"."""
+        """Returns how frames of that size are sent: "rgb8" or "jpeg"."""
         if self.encoding != "auto":
             return self.encoding
         return "rgb8" if height * width <= LARGEST_RGB8 else "jpeg"

@@ -50,7 +50,9 @@ PRESETS = Path(__file__).resolve().parents[1] / "configs" / "preset"
 TRAININGS = (BASE, TEACHER, ADAPT, DMD, TINY_VAE)  # each reads the group of its name
 FROM_COMMAND_LINE = ("preset", "runs", "src")  # set by --preset, --runs, --src
 # Old name of a setting or group -> its present name. An old name is refused with the new one.
-RENAMED: dict[str, str] = {}
+RENAMED: dict[str, str] = {
+    "demo.strikes": "demo.max_invalid_messages",
+}
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
-"""The demo without a browser: python -m demo.client [--drag 0.3,0.5,0.7,0.5] [--out video.mp4].
+"""A client of the demo without a browser: python -m demo.client [--drag 0.3,0.5,0.7,0.5] [--out video.mp4].
 
-It shows chunks as a page would, in real time: the first frame of a chunk when the last chunk has been shown, and then it
-acknowledges. All its figures come from its own clock. Legend: T frames, H W pixels, n points.
+It shows chunks as the page does, in real time: a chunk's first frame once the last chunk has been shown, and then it sends the
+acknowledgement. All times are measured by its own clock. Legend: T frames, H W pixels, n points.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ from stages.data.files import write_mp4
 DEFAULTS = DemoConfig()
 URL = f"http://{DEFAULTS.host}:{DEFAULTS.port}"
 CONTROL_SECONDS = 1 / 30  # between two snapshots of a scripted drag
-HAND = wire.Hand(smooth_seconds=0.0, max_speed=0.0, release="free")  # a script's hand does not shake
+NO_SMOOTHING = wire.Smoothing(smooth_seconds=0.0, max_speed=0.0, release="free")  # a script's drag has no jitter
 TYPES = {f".{name.lower()}": kind for kind, name in PICTURES.items()} | {".jpg": "image/jpeg"}
 M = TypeVar("M", bound=wire.Message)
 
 
 class DemoError(Exception):
-    """The server refused or failed. code: its word for why."""
+    """An error message of the server. code: its word for the cause."""
 
     def __init__(self, code: str, text: str) -> None:
         self.code = code
@@ -45,8 +45,8 @@ class DemoError(Exception):
 
 
 @dataclass(frozen=True)
-class Shown:
-    """A chunk that was shown. frames T H W 3 uint8, tracks T n 3 (x, y shares, visible). arrived, shown: seconds of the
+class ShownChunk:
+    """A chunk that has been shown. frames T H W 3 uint8, tracks T n 3 (x, y shares, visible). arrived, shown: seconds of the
     client's monotonic clock; shown is when its first frame was."""
 
     chunk: wire.Chunk
@@ -57,9 +57,11 @@ class Shown:
 
 
 @dataclass
-class Figures:
-    """What a client measures. chunk_ms: from a chunk's beginning at the server to its leaving. control_ms: from a snapshot's
-    sending to the showing of the first chunk that heard it, one a snapshot. late_ms: how long the picture stood still."""
+class ClientFigures:
+    """What a client measures. chunk_ms: from the start of a chunk at the server until it is sent. control_ms: from the
+    sending of
+    a snapshot until the first chunk that follows it is shown, one for each snapshot. late_ms: how long the picture stood
+    still."""
 
     first_frame_ms: float = 0.0  # from start to the first frame shown, of the last start
     fps: float = 0.0
@@ -70,7 +72,7 @@ class Figures:
     late_ms: list[float] = field(default_factory=list)
 
     def summary(self) -> dict[str, float]:
-        """Percentiles in milliseconds."""
+        """Returns the medians, 95th percentiles and counts, in milliseconds."""
         out = {
             "first_frame_ms": round(self.first_frame_ms, 1),
             "fps": round(self.fps, 2),
@@ -84,13 +86,14 @@ class Figures:
 
 
 class Client:
-    """async with Client(url) as client: ... Messages that are neither chunks nor waited for lie in `messages`."""
+    """A connection to the demo: `async with Client(url) as client: ...`. Messages that nobody awaited are kept in
+    `messages`."""
 
     def __init__(self, url: str = URL, token: str = "", *, acknowledges: bool = True) -> None:
         self.url, self.token, self.acknowledges = url.rstrip("/"), token, acknowledges
         self.messages: deque[wire.Message] = deque(maxlen=1000)
         self.welcome: wire.Welcome | None = None
-        self.figures = Figures()
+        self.figures = ClientFigures()
         self._revision = 0
         self._pending: deque[tuple[int, float]] = deque()  # snapshots sent, not shown yet
         self._started = 0.0  # when start was sent, while its first frame has not been shown
@@ -98,7 +101,7 @@ class Client:
         self._since = 0  # frames shown since then, the last chunk's not among them
 
     async def __aenter__(self) -> Client:
-        """Connects and introduces itself. `enter` then waits for the turn."""
+        """Connects and sends hello. `enter` then waits for the turn."""
         address = self.url.replace("http", "ws", 1) + "/ws"
         self.socket: ClientConnection = await connect(address, max_size=None, compression=None, proxy=None)
         await self.send(wire.Hello(protocol=wire.VERSION, token=self.token))
@@ -110,7 +113,7 @@ class Client:
         await self.socket.close()
 
     async def enter(self) -> wire.Welcome:
-        """Waits for the turn."""
+        """Waits for the turn. Returns the server's welcome."""
         self.welcome = await self.expect(wire.Welcome)
         return self.welcome
 
@@ -118,25 +121,25 @@ class Client:
         await self.socket.send(wire.encode(message, payload))
 
     async def start(
-        self, picture: str, prompt: str = "", seed: int = 0, hand: wire.Hand = HAND, depth: str = ""
+        self, picture: str, prompt: str = "", seed: int = 0, smoothing: wire.Smoothing = NO_SMOOTHING, depth: str = ""
     ) -> wire.Started:
-        """Begins to play; snapshots count anew."""
+        """Starts a stream. Revisions of the controls start at 1 again."""
         self._revision = 0
         self._pending.clear()
         self._restart()
         self._started = time.monotonic()
-        await self.send(wire.Start(picture=picture, prompt=prompt, seed=seed, hand=hand, depth=depth))
+        await self.send(wire.Start(picture=picture, prompt=prompt, seed=seed, smoothing=smoothing, depth=depth))
         return await self.expect(wire.Started)
 
     async def control(
         self,
         dragged: Mapping[int, tuple[float, float]] | None = None,
         pinned: Mapping[int, tuple[float, float]] | None = None,
-        paths: Sequence[wire.Path] = (),
+        paths: Sequence[wire.DrawnPath] = (),
         camera: wire.Camera | None = None,
         transfer: str = "",
     ) -> int:
-        """Sends a whole snapshot: points by id, in shares. Returns its revision."""
+        """Sends a complete snapshot of the controls and returns its revision. dragged, pinned: points by id, in shares."""
         points = [(i, *xy, 0.0) for i, xy in (dragged or {}).items()] + [
             (i, *xy, 1.0) for i, xy in (pinned or {}).items()
         ]
@@ -148,8 +151,9 @@ class Client:
         await self.send(message, [np.asarray(points, "<f4").tobytes()])
         return self._revision
 
-    async def next(self) -> wire.Message | Shown:
-        """The next message; a chunk once it is shown. Raises DemoError for an error, ConnectionClosed at the end."""
+    async def next(self) -> wire.Message | ShownChunk:
+        """Returns the next message; a chunk once it has been shown. Raises DemoError for an error message,
+        ConnectionClosed at the end."""
         data = await self.socket.recv()
         arrived = time.monotonic()
         assert isinstance(data, bytes)
@@ -163,7 +167,7 @@ class Client:
         return message
 
     async def expect(self, kind: type[M]) -> M:
-        """The next message of a kind. Chunks before it are shown, other messages laid aside."""
+        """Returns the next message of a kind. Chunks before it are shown; other messages go to `messages`."""
         while True:
             message = await self.next()
             if isinstance(message, kind):
@@ -171,18 +175,18 @@ class Client:
             if isinstance(message, wire.Message):
                 self.messages.append(message)
 
-    async def chunk(self) -> Shown:
-        """The next chunk, shown. Other messages are laid aside."""
+    async def chunk(self) -> ShownChunk:
+        """Returns the next chunk once it has been shown. Other messages go to `messages`."""
         while True:
             message = await self.next()
-            if isinstance(message, Shown):
+            if isinstance(message, ShownChunk):
                 return message
             self.messages.append(message)
 
     def _restart(self) -> None:
         self._ends, self._since = 0.0, 0
 
-    async def _show(self, chunk: wire.Chunk, payload: bytes, arrived: float) -> Shown:
+    async def _show(self, chunk: wire.Chunk, payload: bytes, arrived: float) -> ShownChunk:
         assert self.welcome is not None
         frames, tracks = wire.read_chunk(chunk, payload, self.welcome.encoding)
         await asyncio.sleep(max(0.0, self._ends - time.monotonic()))
@@ -190,7 +194,7 @@ class Client:
         if self.acknowledges:
             await self.send(wire.Ack(seq=chunk.seq, waited_ms=(shown - arrived) * 1000))
         self._measure(chunk, shown)
-        return Shown(chunk, frames, tracks, arrived, shown)
+        return ShownChunk(chunk, frames, tracks, arrived, shown)
 
     def _measure(self, chunk: wire.Chunk, shown: float) -> None:
         assert self.welcome is not None
@@ -213,11 +217,11 @@ class Client:
             figures.control_ms.append((shown - self._pending.popleft()[1]) * 1000)
 
     async def pictures(self) -> list[dict[str, Any]]:
-        """What /api/pictures lists."""
+        """Returns the list of /api/pictures."""
         return json.loads(await self._http("/api/pictures"))
 
     async def upload(self, data: bytes, content_type: str, to: str = "/api/pictures") -> dict[str, Any]:
-        """Raises OSError (urllib's HTTPError) when it is refused."""
+        """Uploads a file and returns the server's answer. Raises OSError (urllib's HTTPError) where it is refused."""
         return json.loads(await self._http(to, data, content_type))
 
     async def _http(self, path: str, data: bytes | None = None, content_type: str = "") -> bytes:
@@ -234,7 +238,7 @@ class Client:
 
 
 async def drag(client: Client, line: Sequence[float], pins: Sequence[tuple[float, float]], seconds: float) -> None:
-    """Drags one point along a straight line, at constant speed, in 80% of the time; then holds it. line: x0, y0, x1, y1."""
+    """Drags one point along a line (x0, y0, x1, y1) at constant speed, in 80% of the time, and then holds it."""
     begun, pinned = time.monotonic(), {2 + i: xy for i, xy in enumerate(pins)}
     while (elapsed := time.monotonic() - begun) < seconds:
         share = min(1.0, elapsed / (0.8 * seconds))
@@ -243,8 +247,8 @@ async def drag(client: Client, line: Sequence[float], pins: Sequence[tuple[float
         await asyncio.sleep(CONTROL_SECONDS)
 
 
-async def play(options: argparse.Namespace) -> Figures:
-    """One session as the command line states it."""
+async def play(options: argparse.Namespace) -> ClientFigures:
+    """Plays one session with the options of the command line."""
     async with Client(options.url, options.token) as client:
         welcome = await client.enter()
         print(
@@ -269,10 +273,10 @@ async def play(options: argparse.Namespace) -> Figures:
 
 
 async def _record(client: Client, options: argparse.Namespace) -> list[np.ndarray]:
-    """Steers and shows for the time that was asked for. Returns the chunks' frames, if they are to be written."""
-    kept, hand = [], None
+    """Plays for options.seconds. Returns the chunks' frames, if they are to be written."""
+    kept, dragging = [], None
     if options.drag:
-        hand = asyncio.create_task(drag(client, options.drag, options.pin, options.seconds))
+        dragging = asyncio.create_task(drag(client, options.drag, options.pin, options.seconds))
     elif options.pin:
         await client.control(pinned={2 + i: xy for i, xy in enumerate(options.pin)})
     until = time.monotonic() + options.seconds
@@ -281,9 +285,9 @@ async def _record(client: Client, options: argparse.Namespace) -> list[np.ndarra
             shown = await client.chunk()
             kept += [shown.frames] if options.out else []
     finally:
-        if hand is not None:
-            hand.cancel()
-            await asyncio.gather(hand, return_exceptions=True)
+        if dragging is not None:
+            dragging.cancel()
+            await asyncio.gather(dragging, return_exceptions=True)
     return kept
 
 
@@ -298,19 +302,19 @@ def _numbers(count: int) -> Any:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Exit status: 0 done, 1 refused or failed, 2 a mistake in the command."""
+    """Runs the command. Returns the exit status: 0 done, 1 refused or failed, 2 an invalid command."""
     parser = argparse.ArgumentParser("python -m demo.client", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--url", default=URL, help=f"default: {URL}")
-    parser.add_argument("--token", default="", help="what the server was started with")
+    parser.add_argument("--token", default="", help="the token that the server was started with")
     parser.add_argument(
-        "--picture", default="", help="id of one of the server's, or a file to upload (default: the first)"
+        "--picture", default="", help="id of a picture of the server, or a file to upload (default: the first picture)"
     )
     parser.add_argument("--prompt", default=None, help="default: the picture's own")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--seconds", type=float, default=20.0)
     parser.add_argument("--drag", type=_numbers(4), help="x0,y0,x1,y1 in shares of the frame: a point to drag")
     parser.add_argument("--pin", type=_numbers(2), nargs="*", default=[], help="x,y: points to hold still")
-    parser.add_argument("--out", default="", help="an mp4 to write what was shown into")
+    parser.add_argument("--out", default="", help="mp4 file to write the shown frames to")
     options = parser.parse_args(arguments)
     try:
         figures = asyncio.run(play(options))

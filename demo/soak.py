@@ -1,10 +1,10 @@
-"""python -m demo.soak [--chunks 400] [--preset nano] [--runs runs]: does the player keep its pace and memory?
+"""python -m demo.soak [--chunks 400] [--preset nano] [--runs runs]: measures whether the player keeps its speed and memory.
 
-Plays one stream as fast as it goes, one point dragged around, and prints a JSON object: frames a second, latency of a
+Plays one stream as fast as it goes, with one point dragged in a circle, and prints a JSON object: frames a second, latency of a
 chunk, milliseconds to the first frame, resident memory after a tenth of the chunks and at the end, bytes of the cache, and
-the slope of the latency with its 95% interval. What is timed is the chunk from its controls to decoded frames, and the
-clean pass. As a machine wanders by more than the slope that is looked for, as many chunks again are each taken over that of
-a fork that stays as old as it is, at the same moment, as LONG_RUN does; the slope of the seconds alone stands beside it.
+the slope of the latency with its 95% interval. A chunk is timed from its controls to decoded frames, with the clean pass. The
+speed of a machine varies by more than the slope that is measured, so as many chunks again are each divided by a chunk of a
+fork that does not age, made at the same moment, as LONG_RUN does; the slope of the seconds alone is printed too.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ PERIOD = 40  # chunks that a round of the dragged point takes
 
 
 def soak(player: ModelPlayer, count: int, record: bool) -> dict[str, Any]:
-    """Figures of `count` chunks after those that fill the cache."""
+    """Returns the measurements of `count` chunks, after those that fill the cache."""
     began = time.perf_counter()
     performance = player.open(Start(player.pictures()[0].frame, player.pictures()[0].prompt), record)
     performance.next_chunk(circling(0))
@@ -60,8 +60,8 @@ def soak(player: ModelPlayer, count: int, record: bool) -> dict[str, Any]:
         young = performance.fork()
         ratios = []
         for index in range(at + 1, at + 1 + count):
-            turns = [performance, young.fork()]
-            one, other = (timed(turn, index)[0] for turn in (turns if index % 2 else turns[::-1]))
+            pair = [performance, young.fork()]
+            one, other = (timed(turn, index)[0] for turn in (pair if index % 2 else pair[::-1]))
             ratios.append(one / other if index % 2 else other / one)
         return figures(seconds, ratios, memory) | {
             "frames": frames,
@@ -76,7 +76,7 @@ def soak(player: ModelPlayer, count: int, record: bool) -> dict[str, Any]:
 
 
 def timed(performance: ModelPerformance, index: int) -> tuple[float, int]:
-    """Seconds of a chunk with its clean pass, and its frames."""
+    """Returns the seconds of a chunk with its clean pass, and its number of frames."""
     began = time.perf_counter()
     played = performance.next_chunk(circling(index))
     performance.settle()
@@ -84,8 +84,8 @@ def timed(performance: ModelPerformance, index: int) -> tuple[float, int]:
 
 
 def figures(seconds: list[float], ratios: list[float], memory: list[int]) -> dict[str, Any]:
-    """seconds, memory: of chunks of the stream alone, and resident bytes after each. ratios: of later chunks over those of
-    a fork at the same moments."""
+    """Summarises the measurements. seconds, memory: of the stream's chunks, and resident bytes after each. ratios: seconds of
+    later chunks over those of a fork at the same moments."""
     slope = latency_slope(ratios)
     alone = latency_slope(seconds)
     early = memory[len(memory) // 10]
@@ -102,14 +102,14 @@ def figures(seconds: list[float], ratios: list[float], memory: list[int]) -> dic
 
 
 def circling(index: int) -> Controls:
-    """One point on a circle."""
+    """Returns controls with one point dragged in a circle."""
     angle = 2 * np.pi * index / PERIOD
     xy = np.array([[0.5 + 0.2 * np.cos(angle), 0.5 + 0.2 * np.sin(angle)]], np.float32)
     return Controls(revision=index, ids=POINT, xy=xy, pinned=FREE)
 
 
 def resident_bytes() -> int:
-    """Of this process, now."""
+    """Returns this process's resident memory."""
     pages = int(Path("/proc/self/statm").read_text().split()[1])
     return pages * resource.getpagesize()
 
@@ -126,7 +126,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             cfg = load(options.preset, runs=options.runs)
             player = load_player(cfg, lambda line: print(line, file=sys.stderr))
             player.warm_up()
-            player.setting = replace(player.setting, root=Path(folder))  # nothing is left in the run
+            player.setup = replace(player.setup, root=Path(folder))  # nothing is left in the run
             print(json.dumps(soak(player, options.chunks, not options.no_record), indent=1))
     except (ValueError, OSError) as error:
         print(error, file=sys.stderr)

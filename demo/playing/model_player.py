@@ -1,4 +1,4 @@
-"""The model as the demo plays it: a student's stream steered by controls, recorded while it plays."""
+"""Plays a student for the demo: a stream that follows the controls and is recorded meanwhile."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from demo.playing import pictures
 from demo.playing.player import (
     About,
     Picture,
-    Played,
+    PlayedChunk,
     Start,
 )
 from demo.playing.recorder import (
@@ -28,7 +28,7 @@ from demo.playing.recorder import (
     recording_file,
 )
 from demo.playing.student import (
-    Chosen,
+    ChosenStudent,
     choose,
 )
 from infra.context import free_device
@@ -58,13 +58,14 @@ from stages.trackers import TrackerConfig, shared_tracker
 
 log = logging.getLogger(__name__)
 
-WARM_UP_CHUNKS = 3  # one of every kind: the first, one that has a sink, one that has a window too
-SLOTS_A_CELL = 2  # tracks of a stream for each cell of the grid: a camera's ground needs one and a half
+WARM_UP_CHUNKS = 3  # one of each kind: the first, one with a sink, one with a sink and a window
+SLOTS_PER_CELL = 2  # tracks of a stream for each cell of the grid; camera motion needs one and a half
 
 
 @dataclass(frozen=True)
-class Setting:
-    """What a recording says of where it was made, where recordings lie, and what follows the points of clips and webcams."""
+class PlayerSetup:
+    """What a player needs besides the model: the provenance of its recordings, their folder (root) and longest duration
+    (minutes), and the tracker for clips and webcams."""
 
     preset: str
     student: str
@@ -78,15 +79,15 @@ class Setting:
 class ModelPlayer:
     """A loaded student (demo.playing.player.Player)."""
 
-    def __init__(self, playable: Playable, about: About, setting: Setting, shown: Sequence[Picture]) -> None:
-        self.about, self.playable, self.setting, self._pictures = about, playable, setting, list(shown)
+    def __init__(self, playable: Playable, about: About, setup: PlayerSetup, pictures: Sequence[Picture]) -> None:
+        self.about, self.playable, self.setup, self._pictures = about, playable, setup, list(pictures)
         self._warned: set[str] = set()
 
     def pictures(self) -> Sequence[Picture]:
         return self._pictures
 
     def warm_up(self) -> None:
-        """So that the first frame of the first stream comes as soon as any other's."""
+        """Plays a few chunks, so that the first frame of the first stream comes as soon as that of any other."""
         performance = self.open(Start(np.zeros((self.about.height, self.about.width, 3), np.uint8)), record=False)
         for _ in range(WARM_UP_CHUNKS):
             performance.next_chunk(Controls())
@@ -94,32 +95,33 @@ class ModelPlayer:
         performance.close()
 
     def open(self, start: Start, record: bool = True) -> ModelPerformance:
-        """ValueError for a frame of another size or a hand's setting that is none. record: False for what is not to be
-        saved."""
+        """Starts a stream. record: False where it will not be saved. Raises ValueError for a frame of another size or an
+        invalid
+        smoothing."""
         return ModelPerformance(self, start, record)
 
     def motion_of(self, clip: bytes) -> tuple[np.ndarray, np.ndarray]:
         about, model = self.about, self.playable.student.cfg
-        tracker = shared_tracker(self.setting.tracker, str(self.playable.device))
+        tracker = shared_tracker(self.setup.tracker, str(self.playable.device))
         with tempfile.NamedTemporaryFile(prefix="motion-") as file:
             file.write(clip)
             file.flush()
             return motion_of_clip(file.name, model.clip, about.grid, tracker, TransferLimits())
 
     def recordings(self) -> Sequence[dict[str, Any]]:
-        root = self.setting.root
+        root = self.setup.root
         return [
             recording.summary() | {"folder": str(root / recording.id)} for recording in found(root, self._warn_once)
         ]
 
     def _warn_once(self, line: str) -> None:
-        """The gallery asks again and again."""
+        """Logs a warning once, although the gallery asks again and again."""
         if line not in self._warned:
             log.warning(line)
         self._warned.add(line)
 
     def recording_file(self, id: str, name: str) -> Path:
-        return recording_file(self.setting.root, id, name)
+        return recording_file(self.setup.root, id, name)
 
 
 class ModelPerformance:
@@ -128,25 +130,27 @@ class ModelPerformance:
     def __init__(self, player: ModelPlayer, start: Start, record: bool) -> None:
         about, self._player, self._start, self._record = player.about, player, start, record
         size = (about.height, about.width)
-        self._steering = Steering(size, about.fps, start.hand, player.playable.points, about.grid, start.depth)
+        self._steering = Steering(size, about.fps, start.smoothing, player.playable.points, about.grid, start.depth)
         self._live: LiveTracker | None = None
         self._controls = Controls()
         self._asked = (np.zeros((0, 0, 2), np.float32), np.zeros((0, 0), bool))
         self._prompt = start.prompt
         self._session = player.playable.open(start.frame, start.prompt, start.seed, self._steer)
         self._recorder = self._new_recorder()
-        self._told = ""
+        self._notice_sent = ""
 
-    def next_chunk(self, controls: Controls) -> Played:
-        """ValueError for more points than tracks, or a motion that was not added; the stream may go on."""
+    def next_chunk(self, controls: Controls) -> PlayedChunk:
+        """Makes the next chunk. Raises ValueError for more points than tracks, or for a motion that was not added; the
+        stream can
+        go on afterwards."""
         if controls.transfer == WEBCAM != self._controls.transfer:
-            self._live_anew()
+            self._reset_live()
         self._controls = controls
         chunk = self._session.next_chunk(beside=True)
-        notice = self._recorder.ended if self._recorder and self._recorder.ended != self._told else ""
-        self._told = self._told or notice
+        notice = self._recorder.ended if self._recorder and self._recorder.ended != self._notice_sent else ""
+        self._notice_sent = self._notice_sent or notice
         frames = chunk.frames.numpy()
-        played = Played(
+        played = PlayedChunk(
             chunk.index, controls.revision, frames, *self._asked, chunk.seconds_dit, chunk.seconds_decode, notice
         )
         if self._recorder:
@@ -168,26 +172,26 @@ class ModelPerformance:
             self._recorder.refreshed(self._session.index)
 
     def reset(self) -> None:
-        """The prompt in force stays."""
+        """Goes back to chunk 0. The current prompt stays."""
         self._session.reset()
         self._steering.reset()
-        self._live_anew()
+        self._reset_live()
         if self._recorder:
             self._recorder.close()
-        self._recorder, self._told = self._new_recorder(), ""
+        self._recorder, self._notice_sent = self._new_recorder(), ""
 
     def add_motion(self, name: str, xy_px: np.ndarray, visible: np.ndarray) -> None:
         self._steering.add_motion(name, xy_px, visible)
 
-    def see(self, frame: np.ndarray) -> None:
+    def add_webcam_frame(self, frame: np.ndarray) -> None:
         if self._live is None:
             clip = self._player.playable.student.cfg.clip
-            self._live = LiveTracker(clip, self._player.about.grid, self._player.setting.tracker)
+            self._live = LiveTracker(clip, self._player.about.grid, self._player.setup.tracker)
         self._steering.see(*self._live.see(frame))
 
     def save(self, title: str) -> Path:
         if self._recorder is None:
-            raise ValueError("this stream is not recorded")
+            raise ValueError("this stream is not recorded, so it cannot be saved")
         return self._recorder.save(title)
 
     @property
@@ -195,7 +199,7 @@ class ModelPerformance:
         return self._session.cache_bytes
 
     def fork(self) -> ModelPerformance:
-        """An independent one that goes on from here and is not recorded."""
+        """Returns an independent performance that goes on from here and is not recorded."""
         other = copy.copy(self)
         other._steering, other._session = self._steering.fork(), self._session.fork()
         other._session.controls, other._recorder = other._steer, None
@@ -207,35 +211,35 @@ class ModelPerformance:
         del self._session, self._steering
 
     def _steer(self, index: int, first: int, count: int) -> tuple[Tensor, Tensor]:
-        """The session's controls."""
+        """Returns the tracks of the next frames; the session calls it for every chunk."""
         self._asked = self._steering.tracks(self._controls, first, count)
         return torch.from_numpy(self._asked[0]), torch.from_numpy(self._asked[1])
 
-    def _live_anew(self) -> None:
-        """The webcam's points begin on the grid, as a clip's do."""
+    def _reset_live(self) -> None:
+        """Puts the webcam's points back on the grid, where those of a clip begin."""
         if self._live is not None:
             self._steering.see(*self._live.reset())
 
     def _new_recorder(self) -> Recorder | None:
         if not self._record:
             return None
-        playable, about, setting, start = self._player.playable, self._player.about, self._player.setting, self._start
+        playable, about, setup, start = self._player.playable, self._player.about, self._player.setup, self._start
         begun = Recording(
             format=FORMAT,
             id="",
             title="",
             saved="",
-            preset=setting.preset,
-            git_sha=setting.git_sha,
-            student=setting.student,
+            preset=setup.preset,
+            git_sha=setup.git_sha,
+            student=setup.student,
             digest=playable.digest,
             decoder=playable.decoder,
-            decoder_digest=setting.decoder_digest,
+            decoder_digest=setup.decoder_digest,
             seed=start.seed,
             picture=digest_of(start.frame),
             prompts=((0, self._prompt),),
             refreshes=(),
-            hand=asdict(start.hand),
+            hand=asdict(start.smoothing),
             points=playable.points,
             threads=torch.get_num_threads(),
             device=about.device,
@@ -246,20 +250,21 @@ class ModelPerformance:
             lengths=(),
             frames_sha256=(),
         )
-        return Recorder(setting.root, begun, start.frame, setting.minutes)
+        return Recorder(setup.root, begun, start.frame, setup.minutes)
 
 
 def load_player(cfg: Config, log: Callable[[str], None] = print) -> ModelPlayer:
-    """The student that cfg chooses. ValueError where there is none, or its weights cannot be read."""
+    """Loads the student that the settings choose. Raises ValueError where there is none, or its weights cannot be read."""
     chosen, device = choose(cfg, log), free_device()
-    points = min(ID_RANGE, SLOTS_A_CELL * cfg.data.grid_rows * cfg.data.grid_cols)
+    points = min(ID_RANGE, SLOTS_PER_CELL * cfg.data.grid_rows * cfg.data.grid_cols)
     playable = load_playable(chosen.student, chosen.tiny_vae, cfg.demo.decoder, points, device)
     player = make_player(cfg, playable, chosen)
-    clear_abandoned(player.setting.root, log)
+    clear_abandoned(player.setup.root, log)
     return player
 
 
-def make_player(cfg: Config, playable: Playable, chosen: Chosen) -> ModelPlayer:
+def make_player(cfg: Config, playable: Playable, chosen: ChosenStudent) -> ModelPlayer:
+    """Builds the player of a loaded student."""
     model, device = playable.student.cfg, playable.device
     stride = model.vae.stride_t
     about = About(
@@ -277,5 +282,5 @@ def make_player(cfg: Config, playable: Playable, chosen: Chosen) -> ModelPlayer:
     )
     tiny = chosen.tiny_vae.digest if playable.decoder == "tiny" and chosen.tiny_vae else ""
     demo, tracker = cfg.demo, cfg.data.tracker
-    setting = Setting(cfg.preset, chosen.name, tiny, git_sha(), cfg.root / "recordings", demo.record_minutes, tracker)
-    return ModelPlayer(playable, about, setting, pictures.pictures(cfg, (about.height, about.width)))
+    setup = PlayerSetup(cfg.preset, chosen.name, tiny, git_sha(), cfg.root / "recordings", demo.record_minutes, tracker)
+    return ModelPlayer(playable, about, setup, pictures.pictures(cfg, (about.height, about.width)))

@@ -1,4 +1,4 @@
-"""The model's side of the demo, as the server sees it. Everything here blocks and runs in one worker thread at a time."""
+"""The interface between the demo's server and the model. Its calls block; the server makes them in its model thread."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from msmodel.steering.steering import (
 
 @dataclass(frozen=True)
 class About:
-    """What a client is told before it starts. chunk_seconds: how long one chunk plays."""
+    """Describes the loaded model to a client. chunk_seconds: how long one chunk plays."""
 
     preset: str
     student: str  # where the weights are from, for people
@@ -38,7 +38,7 @@ class About:
 
 @dataclass(frozen=True)
 class Picture:
-    """A first frame to choose from. frame: H W 3 uint8 at clip size."""
+    """A first frame that users can choose. frame: H W 3 uint8 at clip size."""
 
     id: str
     title: str
@@ -49,21 +49,21 @@ class Picture:
 
 @dataclass(frozen=True)
 class Start:
-    """What a performance begins with. frame: H W 3 uint8 at clip size. depth: H W float32,
+    """The inputs of a new performance. frame: H W 3 uint8 at clip size. depth: H W float32,
     relative inverse depth (larger is nearer), or None for a plane."""
 
     frame: np.ndarray
     prompt: str = ""
     seed: int = 0
-    hand: InputSmoothing = field(default_factory=InputSmoothing)
+    smoothing: InputSmoothing = field(default_factory=InputSmoothing)
     depth: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
-class Played:
-    """One chunk as it leaves. frames: T H W 3 uint8. xy_px T n 2, visible T n: the tracks it was asked to follow, in clip
-    pixels. revision: of the controls that it saw. notice: what the user should be told once, "" for nothing: that the recording
-    ended, and why."""
+class PlayedChunk:
+    """One chunk of the stream. frames: T H W 3 uint8. xy_px T n 2, visible T n: the tracks the model was given, in clip pixels.
+    revision: of the controls that were used. notice: a message for the user, shown once, or "": that the recording ended, and
+    why."""
 
     index: int
     revision: int
@@ -76,70 +76,84 @@ class Played:
 
 
 class Performance(Protocol):
-    """One endless clip. Calls come one after another; `settle` between chunks, while the frames travel."""
+    """One endless clip. Calls are made one after another; `settle` is called between chunks, while the frames are being
+    sent."""
 
-    def next_chunk(self, controls: Controls) -> Played: ...
+    def next_chunk(self, controls: Controls) -> PlayedChunk:
+        """Makes the next chunk, which follows the controls."""
+        ...
+
     def settle(self) -> None:
-        """The clean pass that fills the cache with the last chunk."""
+        """Runs the clean pass, which writes the last chunk into the cache."""
         ...
 
     def set_prompt(self, prompt: str) -> None:
-        """From the next chunk on."""
+        """Changes the prompt from the next chunk on."""
         ...
 
     def refresh_sink(self) -> None:
-        """Anchors what follows to the newest chunks. ValueError while there are too few."""
+        """Replaces the attention sink by the newest chunks. Raises ValueError while there are too few."""
         ...
 
     def reset(self) -> None:
-        """Back to chunk 0, the same picture, seed and prompt."""
+        """Goes back to chunk 0, with the same picture, seed and prompt."""
         ...
 
     def add_motion(self, name: str, xy_px: np.ndarray, visible: np.ndarray) -> None:
-        """A motion to transfer (T n 2 clip pixels at the clip's fps, T n): Controls.transfer names it."""
+        """Adds a motion that Controls.transfer can name. xy_px: T n 2 in clip pixels at the clip's fps; visible: T n."""
         ...
 
-    def see(self, frame: np.ndarray) -> None:
-        """A webcam frame (H W 3 uint8, any size) for the live motion, which Controls.transfer = "webcam" names."""
+    def add_webcam_frame(self, frame: np.ndarray) -> None:
+        """Adds a webcam frame (H W 3 uint8, any size) to the live motion, which Controls.transfer = "webcam" names."""
         ...
 
     def save(self, title: str) -> Path:
-        """Keeps all that was played since the start or the last reset as a recording: its folder. ValueError if nothing was."""
+        """Saves what was played since the start or the last reset. Returns the recording's folder. Raises ValueError where
+        nothing
+        was played."""
         ...
 
     @property
-    def cache_bytes(self) -> int: ...
+    def cache_bytes(self) -> int:
+        """Bytes of cached keys and values."""
+        ...
 
     def close(self) -> None:
-        """Frees everything. The performance is not used again."""
+        """Frees its memory and files. The performance is not used again."""
         ...
 
 
 class Player(Protocol):
-    """The loaded model. One performance at a time."""
+    """The loaded model. It plays one performance at a time."""
 
     about: About
 
-    def pictures(self) -> Sequence[Picture]: ...
+    def pictures(self) -> Sequence[Picture]:
+        """Returns the first frames that users can choose."""
+        ...
+
     def warm_up(self) -> None:
-        """What the first performance would have to wait for; called once, before it. ValueError where something is missing."""
+        """Does what would delay the first performance; called once. Raises ValueError where something is missing."""
         ...
 
     def open(self, start: Start) -> Performance:
-        """ValueError for a frame of another size, an empty prompt is allowed."""
+        """Starts a performance. Raises ValueError for a frame of another size; an empty prompt is allowed."""
         ...
 
     def motion_of(self, clip: bytes) -> tuple[np.ndarray, np.ndarray]:
-        """A video file's tracks by the embedded tracker (or the configured one), resampled to the clip's size and fps: xy_px
-        T n 2, visible T n. ValueError where it is no video, too long or too large. It runs in a thread of its own, so that a
-        stream that plays goes on."""
+        """Tracks a video file with the configured tracker. Returns xy_px T n 2 and visible T n at the clip's size and fps.
+        Raises
+        ValueError where it is not a video, too long or too large. It is called in a thread of its own, so that a running stream
+        goes on."""
         ...
 
     def recordings(self) -> Sequence[dict[str, Any]]:
-        """What the gallery lists, newest first: {id, title, prompt, seed, seconds, frames, saved (ISO time), student, digest}.
-        It and `recording_file` read small files only, and run in a thread of their own."""
+        """Returns the gallery's entries, newest first: {id, title, prompt, seed, seconds, frames, saved (ISO time), student,
+        digest}. It and `recording_file` read small files only, and are called in threads of their own."""
         ...
 
     def recording_file(self, id: str, name: str) -> Path:
-        """A file of a recording (video.mp4, drawn.mp4, first.png, tracks.npz, recording.json). ValueError for any other."""
+        """Returns the path of a recording's video.mp4, drawn.mp4, first.png, tracks.npz or recording.json. Raises
+        ValueError for
+        any other name."""
         ...

@@ -1,7 +1,7 @@
-"""Recording while it plays: frames go to encoders and tracks to a file, in a thread of their own, and memory holds hashes only.
+"""Records a stream while it plays. A thread passes frames to encoders and tracks to a file; memory holds hashes only.
 
-What is being recorded lies in RUNS/PRESET/recordings/.PID-XXXX.playing; `save` makes a whole recording of it, which may
-go on being played and be saved again."""
+Unsaved files lie in RUNS/PRESET/recordings/.PID-XXXX.playing. `save` makes a complete recording of them; the stream can go on
+and be saved again."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from pathlib import Path
 
 import numpy as np
 
-from demo.playing.player import Played
+from demo.playing.player import PlayedChunk
 from stages.data.files import slug
 from stages.play.recordings import (
     DRAWN,
@@ -38,16 +38,16 @@ from stages.play.video_writer import (
 )
 
 log = logging.getLogger(__name__)
-WAITING = 4  # chunks between the stream and the encoders; a stream that is faster than they are waits
-TITLE = 80  # most characters
+WAITING = 4  # chunks between the stream and the encoders; a faster stream waits
+TITLE = 80  # characters, at most
 ID = re.compile(r"[a-z0-9][a-z0-9-]{0,79}")
 PLAYING = re.compile(r"\.(\d+)-[0-9a-f]+\.(playing|saving)")
 
 
 class Recorder:
-    """One recording in the making. begun: what is known of it before the first chunk (no title, lengths, digests).
+    """One recording in progress. begun: the recording as it is before the first chunk, without title, lengths and digests.
 
-    A disk that is full, or `minutes` reached, ends the recording and not the stream; `ended` says why.
+    A full disk or the limit of `minutes` ends the recording, not the stream; `ended` then holds the reason.
     """
 
     def __init__(self, root: Path, begun: Recording, frame: np.ndarray, minutes: float) -> None:
@@ -60,14 +60,14 @@ class Recorder:
         self._frames = 0
         self._digests: list[str] = []
         self._shapes: list[tuple[int, int]] = []  # frames and tracks of each chunk
-        self._films = {name: Film(self._folder, name.split(".")[0], begun.fps) for name in (VIDEO, DRAWN)}
+        self._videos = {name: Film(self._folder, name.split(".")[0], begun.fps) for name in (VIDEO, DRAWN)}
         self._trails = Trails()
-        self._queue: queue.Queue[Played | None] = queue.Queue(WAITING)
+        self._queue: queue.Queue[PlayedChunk | None] = queue.Queue(WAITING)
         self._thread = threading.Thread(target=self._work, name="recorder", daemon=True)
         self._thread.start()
 
-    def add(self, played: Played) -> None:
-        """The next chunk; its arrays must not be written to afterwards."""
+    def add(self, played: PlayedChunk) -> None:
+        """Records the next chunk, whose arrays must not be changed afterwards."""
         if self.ended:
             return
         if self._frames + len(played.frames) > self._most_frames:
@@ -78,15 +78,16 @@ class Recorder:
         self._queue.put(played)
 
     def prompt(self, chunk: int, text: str) -> None:
-        """From `chunk` on."""
+        """Notes that the prompt changes with `chunk`."""
         self._prompts = [(at, old) for at, old in self._prompts if at != chunk] + [(chunk, text)]
 
     def refreshed(self, chunk: int) -> None:
-        """The sink was refreshed before `chunk`."""
+        """Notes that the sink was refreshed before `chunk`."""
         self._refreshes = sorted({*self._refreshes, chunk})
 
     def save(self, title: str) -> Path:
-        """The folder of a whole recording. ValueError where nothing was played, or it cannot be written."""
+        """Saves what was recorded so far, and returns the folder. Raises ValueError where nothing was played, or it cannot be
+        written."""
         self._queue.join()
         if self._failed:
             raise ValueError(self.ended)
@@ -110,7 +111,7 @@ class Recorder:
         return final
 
     def close(self) -> None:
-        """Ends the thread and the encoders, and removes what was not saved."""
+        """Stops the thread and the encoders, and removes what was not saved."""
         if self._thread.is_alive():
             self._queue.put(None)
             self._thread.join()
@@ -119,9 +120,9 @@ class Recorder:
     def _write(self, folder: Path, recording: Recording) -> None:
         chunks = len(self._shapes)
         write_first(folder, self._frame)
-        write_tracks(folder, *self._asked(), recording.fps, self._frame.shape[:2])
-        for name, film in self._films.items():
-            film.finish(folder / name)
+        write_tracks(folder, *self._tracks(), recording.fps, self._frame.shape[:2])
+        for name, video in self._videos.items():
+            video.finish(folder / name)
         write_about(
             folder,
             replace(
@@ -134,9 +135,10 @@ class Recorder:
             ),
         )
 
-    def _asked(self) -> tuple[np.ndarray, np.ndarray]:
-        """xy_px T n 2, visible T n of all chunks; a chunk that was asked to follow fewer tracks than another is filled up with
-        invisible ones."""
+    def _tracks(self) -> tuple[np.ndarray, np.ndarray]:
+        """Returns the tracks of all chunks: xy_px T n 2, visible T n. Chunks with fewer tracks than others are padded with
+        invisible
+        ones."""
         most, rows = max(n for _, n in self._shapes), sum(frames for frames, _ in self._shapes)
         xy_px, visible = np.zeros((rows, most, 2), np.float32), np.zeros((rows, most), bool)
         first = 0
@@ -149,14 +151,14 @@ class Recorder:
         return xy_px, visible
 
     def _work(self) -> None:
-        """The thread: one chunk after the other. What the disk refuses ends the recording."""
+        """Runs in the thread: writes one chunk after another. An error of the disk ends the recording."""
         while (played := self._queue.get()) is not None:
             try:
                 if not self._failed:
                     self._keep(played)
             except OSError as error:
                 self._fail(f"the recording ended: {error}: is the disk full?")
-            except Exception as error:  # the stream must not wait for a thread that is gone
+            except Exception as error:  # the stream must not wait for a thread that has died
                 log.exception("the recorder failed")
                 self._fail(f"the recording failed ({error!r}): see the server's log")
             finally:
@@ -166,25 +168,25 @@ class Recorder:
         self.ended, self._failed = why, True
         self._discard()
 
-    def _keep(self, played: Played) -> None:
+    def _keep(self, played: PlayedChunk) -> None:
         if not self._shapes:
             self._folder.mkdir(parents=True, exist_ok=True)
         with open(self._folder / "tracks", "ab") as f:
             f.write(np.asarray(played.xy_px, np.float32).tobytes())
             f.write(np.asarray(played.visible, bool).tobytes())
-        self._films[VIDEO].push(enlarged(played.frames))
-        self._films[DRAWN].push(self._trails.draw(played.frames, played.xy_px, played.visible))
+        self._videos[VIDEO].push(enlarged(played.frames))
+        self._videos[DRAWN].push(self._trails.draw(played.frames, played.xy_px, played.visible))
         self._digests.append(digest_of(played.frames))
         self._shapes.append(played.visible.shape)
 
     def _discard(self) -> None:
-        for film in self._films.values():
-            film.discard()
+        for video in self._videos.values():
+            video.discard()
         shutil.rmtree(self._folder, ignore_errors=True)
 
 
 def clear_abandoned(root: Path, log: Callable[[str], None]) -> None:
-    """Removes what killed processes were recording."""
+    """Removes the unsaved files of processes that were killed."""
     for folder in root.glob(".*"):
         owner = PLAYING.fullmatch(folder.name)
         if owner and not Path(f"/proc/{owner[1]}").exists():
@@ -193,7 +195,7 @@ def clear_abandoned(root: Path, log: Callable[[str], None]) -> None:
 
 
 def recording_file(root: Path, id: str, name: str) -> Path:
-    """A file of a recording. ValueError for a name that is none, or a file that is not there."""
+    """Returns the path of a recording's file. Raises ValueError for an invalid name, or a file that does not exist."""
     path = root / id / name
     if not ID.fullmatch(id) or name not in FILES or not path.is_file():
         raise ValueError(f"there is no {name[:40]!r} of a recording {id[:80]!r}")

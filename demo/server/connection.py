@@ -1,4 +1,4 @@
-"""One WebSocket: introduced, queued, then the user of a session; and the end of it, whatever the reason."""
+"""One WebSocket, from its handshake to its close: it waits in the lobby, then feeds one session."""
 
 from __future__ import annotations
 
@@ -12,21 +12,20 @@ from typing import TypeVar
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from demo.server import protocol as wire
-from demo.server.guard import (
-    knows_token,
-    same,
-)
-from demo.server.lobby import Full
+from demo.server.lobby import LobbyFull
+from demo.server.request_guard import has_token, tokens_match
 from demo.server.session import Session
-from demo.server.studio import Studio
+from demo.server.state import ServerState
 
 log = logging.getLogger(__name__)
-CLOSING_SECONDS = 2.0  # for what is sent last
+CLOSING_SECONDS = 2.0  # time limit for the last message and the close frame
+WATCH_SECONDS = 1.0  # between two checks for an idle client, at most
 E = TypeVar("E", bound=BaseException)
 
 
-class Ended(Exception):
-    """The connection ends with this close code; 0 where the client is gone already. error: a code for the client, or ""."""
+class ConnectionEnded(Exception):
+    """Ends the connection with a close code, or 0 where the client has left already. error: the code of the error message
+    that is sent before, or "" for none."""
 
     def __init__(self, code: int, text: str = "", error: str = "") -> None:
         self.code, self.text, self.error = code, text, error
@@ -34,50 +33,53 @@ class Ended(Exception):
 
 
 class Connection:
-    """serve() is its whole life. Three tasks: one hears, one does, one watches the clock; the end of one is that of all."""
+    """Serves one WebSocket. Three tasks run until one of them ends: one receives, one waits for its turn and plays, one
+    watches for an idle client."""
 
-    def __init__(self, studio: Studio, socket: WebSocket) -> None:
-        self._studio, self._socket, self._cfg = studio, socket, studio.cfg
-        self._opened = self._heard_at = time.monotonic()
+    def __init__(self, state: ServerState, socket: WebSocket) -> None:
+        self._state, self._socket = state, socket
+        self._opened = self._received_at = time.monotonic()
         self._greeted = asyncio.Event()
         self._session: Session | None = None
-        self._ending: asyncio.Future[Ended] = asyncio.get_running_loop().create_future()
+        self._ending: asyncio.Future[ConnectionEnded] = asyncio.get_running_loop().create_future()
 
     def end(self, code: int, text: str) -> None:
-        """From outside."""
+        """Asks the connection to close its socket with this close code and text. Returns at once."""
         if not self._ending.done():
-            self._ending.set_result(Ended(code, text))
+            self._ending.set_result(ConnectionEnded(code, text))
 
     async def serve(self) -> None:
-        """Accepts the socket, and has closed it at the end. Nothing of it is left then but what the worker still finishes."""
+        """Accepts the socket, serves it, and closes it. Afterwards only a job that the model thread has begun may still run."""
         await self._socket.accept()
-        studio = self._studio
-        if len(studio.connections) >= self._cfg.max_sockets:
-            text = f"{self._cfg.max_sockets} sockets are open already; try again later"
-            return await self._close(Ended(wire.FULL, text, "too_many_sockets"))
-        studio.connections.add(self)
+        state, limit = self._state, self._state.cfg.max_sockets
+        if len(state.connections) >= limit:
+            text = f"{limit} sockets are open already (demo.max_sockets); try again later"
+            return await self._close(ConnectionEnded(wire.FULL, text, "too_many_sockets"))
+        state.connections.add(self)
         try:
-            await self._close(await self._live())
+            await self._close(await self._run())
         finally:
-            studio.connections.discard(self)
+            state.connections.discard(self)
 
-    async def _live(self) -> Ended:
-        """Why it ended."""
-        ended = Ended(wire.LEFT)
+    async def _run(self) -> ConnectionEnded:
+        """Runs the three tasks. Returns why they ended."""
+        ended = ConnectionEnded(wire.LEFT)
         try:
             async with asyncio.TaskGroup() as group:
-                for part in (self._hear(), self._do(), self._watch()):
+                for part in (self._receive(), self._take_turn(), self._watch()):
                     group.create_task(part)
-        except* Ended as several:
+        except* ConnectionEnded as several:
             ended = _first(several)
         except* Exception as faults:
             log.exception("a session failed", exc_info=faults)
             cause = _first(faults)
-            ended = Ended(wire.FAULT, f"{type(cause).__name__}: {cause}; the server's log has the rest", "fault")
+            ended = ConnectionEnded(
+                wire.FAULT, f"{type(cause).__name__}: {cause}; the server's log has the rest", "fault"
+            )
         return ended
 
-    async def _close(self, ended: Ended) -> None:
-        self._studio.meters.closed.labels(str(ended.code)).inc()
+    async def _close(self, ended: ConnectionEnded) -> None:
+        self._state.meters.closed.labels(str(ended.code)).inc()
         if not ended.code:
             return
         try:
@@ -92,90 +94,103 @@ class Connection:
         try:
             await self._socket.send_bytes(wire.encode(message, payload))
         except WebSocketDisconnect:
-            raise Ended(0) from None
+            raise ConnectionEnded(0) from None
 
     async def _error(self, code: str, text: str, fatal: bool) -> None:
-        self._studio.meters.errors.labels(code).inc()
+        self._state.meters.errors.labels(code).inc()
         await self._socket.send_bytes(wire.encode(wire.Error(code=code, text=text, fatal=fatal)))
 
-    async def _hear(self) -> None:
-        strikes = 0
+    async def _receive(self) -> None:
+        """Reads messages until the client leaves, or until too many of them were invalid."""
+        invalid = 0
         while True:
             event = await self._socket.receive()
             if event["type"] == "websocket.disconnect":
-                raise Ended(0)
+                raise ConnectionEnded(0)
             try:
                 data = event.get("bytes")
                 if data is None:
-                    raise wire.ProtocolError("malformed", "a text message; there are binary ones only")
-                self._take(*wire.decode(data, wire.FROM_CLIENT))
+                    raise wire.ProtocolError("malformed", "a text message; only binary messages are accepted")
+                self._handle(*wire.decode(data, wire.FROM_CLIENT))
             except wire.ProtocolError as error:
-                strikes += 1
-                if strikes >= self._cfg.strikes:
-                    raise Ended(wire.RULES, f"{error} ({strikes} messages against the rules)", error.code) from None
-                self._studio.meters.errors.labels(error.code).inc()
+                invalid += 1
+                if invalid >= self._state.cfg.max_invalid_messages:
+                    raise ConnectionEnded(wire.RULES, f"{error} ({invalid} invalid messages)", error.code) from None
+                self._state.meters.errors.labels(error.code).inc()
                 await self._send(wire.Error(code=error.code, text=str(error), fatal=False))
-            self._heard_at = time.monotonic()
+            self._received_at = time.monotonic()
 
-    def _take(self, message: wire.Message, payload: bytes) -> None:
+    def _handle(self, message: wire.Message, payload: bytes) -> None:
         if isinstance(message, wire.Hello):
-            if self._greeted.is_set():
-                raise wire.ProtocolError("order", "Hello: it was said already")
-            if message.protocol != wire.VERSION:
-                raise wire.ProtocolError(
-                    "version", f"Hello.protocol: {message.protocol}; this server speaks {wire.VERSION}"
-                )
-            if not (same(message.token, self._cfg.token) or knows_token(self._socket.headers, self._cfg.token)):
-                raise Ended(wire.RULES, "Hello.token: not the one this server was started with (demo.token)", "token")
-            self._greeted.set()
+            self._greet(message)
         elif not self._greeted.is_set():
-            raise wire.ProtocolError("order", f"{type(message).__name__}: hello comes first")
+            raise wire.ProtocolError("order", f"{type(message).__name__}: hello must be the first message")
         elif self._session is None:
-            raise wire.ProtocolError("order", f"{type(message).__name__}: others are before you; wait for welcome")
+            raise wire.ProtocolError("order", f"{type(message).__name__}: other users are first; wait for welcome")
         else:
-            self._session.take(message, payload)
+            self._session.handle(message, payload)
 
-    async def _do(self) -> None:
+    def _greet(self, message: wire.Hello) -> None:
+        if self._greeted.is_set():
+            raise wire.ProtocolError("order", "Hello: it was sent already; send it once")
+        if message.protocol != wire.VERSION:
+            text = f"Hello.protocol: {message.protocol}; this server speaks version {wire.VERSION}: reload the page"
+            raise wire.ProtocolError("version", text)
+        token = self._state.cfg.token
+        if not (tokens_match(message.token, token) or has_token(self._socket.headers, token)):
+            raise ConnectionEnded(
+                wire.RULES, "Hello.token: not the one this server was started with (demo.token)", "token"
+            )
+        self._greeted.set()
+
+    async def _take_turn(self) -> None:
+        """Waits for hello and for the turn, then runs the session."""
+        await self._wait_for_hello()
         try:
-            async with asyncio.timeout(self._cfg.hello_seconds):
-                await self._greeted.wait()
-        except TimeoutError:
-            raise Ended(wire.RULES, f"no hello within {self._cfg.hello_seconds:g} seconds", "order") from None
-        try:
-            ticket = self._studio.lobby.join()
-        except Full:
-            raise Ended(wire.FULL, "too many wait already; try again later", "full") from None
+            ticket = self._state.lobby.join()
+        except LobbyFull:
+            text = "too many users are waiting already (demo.queue_length); try again later"
+            raise ConnectionEnded(wire.FULL, text, "full") from None
         try:
             while ticket.position:
                 await self._send(wire.Queued(position=ticket.position))
                 await ticket.moved()
-            await self._studio.warmed()
-            session = self._session = Session(self._studio, self._send, self._opened)
+            await self._state.wait_until_warm()
+            session = self._session = Session(self._state, self._send, self._opened)
             try:
-                self._heard_at = time.monotonic()
-                await self._send(self._studio.welcome(secrets.token_hex(4)))
+                self._received_at = time.monotonic()
+                await self._send(self._state.welcome(secrets.token_hex(4)))
                 await session.run()
             finally:
                 session.close()
         finally:
-            self._studio.lobby.leave(ticket)
+            self._state.lobby.leave(ticket)
+
+    async def _wait_for_hello(self) -> None:
+        seconds = self._state.cfg.hello_seconds
+        try:
+            async with asyncio.timeout(seconds):
+                await self._greeted.wait()
+        except TimeoutError:
+            raise ConnectionEnded(wire.RULES, f"no hello within {seconds:g} seconds", "order") from None
 
     async def _watch(self) -> None:
-        """Ends it from outside, or when a user whose turn it is has been silent or has not acknowledged for too long."""
-        idle = self._cfg.idle_seconds
+        """Ends the connection when the server asks for it, or when the user of the session sends nothing, or acknowledges
+        nothing, for too long."""
         while True:
-            done, _ = await asyncio.wait({self._ending}, timeout=min(1.0, idle / 4))
+            idle = self._state.cfg.idle_seconds
+            done, _ = await asyncio.wait({self._ending}, timeout=min(WATCH_SECONDS, idle / 4))
             if done:
                 raise self._ending.result()
             if self._session is None:
                 continue
-            if time.monotonic() - self._heard_at > idle:
-                raise Ended(wire.IDLE, f"nothing was heard for {idle:g} seconds", "idle")
+            if time.monotonic() - self._received_at > idle:
+                raise ConnectionEnded(wire.IDLE, f"nothing was received for {idle:g} seconds", "idle")
             if self._session.overdue > idle:
-                raise Ended(wire.IDLE, f"a chunk was not acknowledged for {idle:g} seconds", "idle")
+                raise ConnectionEnded(wire.IDLE, f"a chunk was not acknowledged for {idle:g} seconds", "idle")
 
 
 def _first(several: BaseExceptionGroup[E]) -> E:
-    """One of the exceptions in a group, however deep."""
+    """Returns one of the exceptions in a group of groups."""
     inner = several.exceptions[0]
     return _first(inner) if isinstance(inner, BaseExceptionGroup) else inner

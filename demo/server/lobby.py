@@ -1,34 +1,35 @@
-"""One session at a time; the others wait their turn, first come, first served."""
+"""The queue: one session at a time, the others wait in the order in which they came."""
 
 from __future__ import annotations
 
 import asyncio
 
 
-class Full(Exception):
-    """Nobody else may wait."""
+class LobbyFull(Exception):
+    """Raised when the queue has no free place."""
 
 
 class Ticket:
-    """A place in the lobby. position: 0 is in, 1 is next."""
+    """A place in the queue. position: 0 has its turn, 1 is next."""
 
     def __init__(self, position: int) -> None:
         self.position = position
         self._moved = asyncio.Event()
 
     async def moved(self) -> None:
-        """Returns when the position has changed since the last call."""
+        """Returns once the position has changed since the last call."""
         await self._moved.wait()
         self._moved.clear()
 
     def move(self, position: int) -> None:
+        """Sets the position, and wakes `moved` if it is another one."""
         if position != self.position:
             self.position = position
             self._moved.set()
 
 
 class Lobby:
-    """places: how many may wait besides the one who is in."""
+    """Holds the tickets in order. places: how many may wait behind the one whose turn it is."""
 
     def __init__(self, places: int) -> None:
         self._places = places
@@ -43,14 +44,14 @@ class Lobby:
         return max(0, len(self._tickets) - 1)
 
     def join(self) -> Ticket:
-        """Raises Full."""
+        """Takes the last place. Raises LobbyFull where none is free."""
         if len(self._tickets) > self._places:
-            raise Full
+            raise LobbyFull
         self._tickets.append(Ticket(len(self._tickets)))
         return self._tickets[-1]
 
     def leave(self, ticket: Ticket) -> None:
-        """At once: those behind move up."""
+        """Gives a place up. Those behind it move up at once."""
         self._tickets.remove(ticket)
         for position, other in enumerate(self._tickets):
             other.move(position)

@@ -1,4 +1,4 @@
-"""What /metrics tells: Prometheus figures of one server, in a registry of their own."""
+"""The Prometheus metrics of one server, in a registry of their own, which /metrics returns."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ SECONDS = (0.01, 0.02, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5, 0.6, 0.8, 1.0,
 
 
 class Meters:
-    """sessions, queued, sockets, cache: read when asked for."""
+    """Counters and histograms of one server. sessions, queued, sockets, cache: callbacks that are read for every scrape."""
 
     def __init__(
         self,
@@ -22,34 +22,38 @@ class Meters:
         cache: Callable[[], float],
     ):
         self.registry = r = CollectorRegistry()
-        self.started = Counter("demo_performances", "Performances begun", registry=r)
+        self.started = Counter("demo_performances", "Performances started", registry=r)
         self.chunks = Counter("demo_chunks", "Chunks sent", registry=r)
         self.frames = Counter("demo_frames", "Frames sent", registry=r)
         self.bytes = Counter("demo_sent_bytes", "Bytes of chunks sent", registry=r)
-        self.uploads = Counter("demo_uploads", "Uploads taken", ["sort"], registry=r)
-        self.errors = Counter("demo_errors", "Refusals and faults", ["code"], registry=r)
+        self.uploads = Counter("demo_uploads", "Uploads accepted", ["sort"], registry=r)
+        self.errors = Counter("demo_errors", "Error messages sent, by code", ["code"], registry=r)
         self.closed = Counter(
-            "demo_sockets_closed", "WebSockets closed, by code; 0 where the client vanished", ["code"], registry=r
+            "demo_sockets_closed",
+            "WebSockets closed, by code; 0 where the client left without a close",
+            ["code"],
+            registry=r,
         )
-        self.chunk = _seconds("demo_chunk_seconds", "From a chunk's beginning to its leaving", r)
-        self.dit = _seconds("demo_dit_seconds", "Denoising of a chunk", r)
-        self.decode = _seconds("demo_decode_seconds", "Decoding of a chunk", r)
+        self.chunk = _seconds("demo_chunk_seconds", "Time from the start of a chunk until it is sent", r)
+        self.dit = _seconds("demo_dit_seconds", "Time to denoise a chunk", r)
+        self.decode = _seconds("demo_decode_seconds", "Time to decode a chunk", r)
         self.control_to_pixel = _seconds(
             "demo_control_to_pixel_seconds",
-            "From a control's arrival to the acknowledgement of the first chunk that shows it",
+            "Time from the arrival of a control until the first chunk that shows it is acknowledged",
             r,
         )
         gauges = (
-            ("demo_sessions", "Sessions", sessions),
-            ("demo_queued", "Sockets that wait their turn", queued),
+            ("demo_sessions", "Sessions that are running", sessions),
+            ("demo_queued", "Sockets that wait for their turn", queued),
             ("demo_sockets", "Open WebSockets", sockets),
-            ("demo_cache_bytes", "Keys and values held between chunks", cache),
+            ("demo_cache_bytes", "Bytes of cached keys and values", cache),
             ("demo_memory_bytes", "Resident memory of the process", lambda: float(psutil.Process().memory_info().rss)),
         )
         for name, words, read in gauges:
             Gauge(name, words, registry=r).set_function(read)
 
     def text(self) -> bytes:
+        """Returns the metrics in Prometheus' text format."""
         return generate_latest(self.registry)
 
 

@@ -16,19 +16,25 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from msmodel.steering import steering
 
-VERSION = 1
+VERSION = 2
 MAGIC = b"MS"
-LONGEST_HEADER = 1 << 20
-LARGEST_ID = 1 << 24  # ids travel as float32
-FARTHEST = (-1.0, 2.0)  # shares; what lies beyond is clipped
-# Close codes
+HEAD_BYTES = 8  # magic, version, kind, length of the header
+MAX_HEADER_BYTES = 1 << 20
+MAX_PROMPT = 2000  # characters
+MAX_NAME = 200  # characters of any other text
+MAX_PATH_CORNERS = 2000
+MAX_PATH_SECONDS = 3600
+MAX_SEED = (1 << 31) - 1
+MAX_ID = 1 << 24  # ids are sent as float32
+POSITION_RANGE = (-1.0, 2.0)  # shares of the frame; positions are clipped to it
+# Close codes of the WebSocket
 LEFT, GOING, RULES, FAULT, FULL, IDLE = 1000, 1001, 1008, 1011, 1013, 4000
-NOTICE = "notice"  # code of an error that is none: something the user should know
+NOTICE = "notice"  # code of an error message that reports no error, but something that the user should know
 _HEAD = struct.Struct("<2sBBI")
 
 
 class ProtocolError(ValueError):
-    """A message against the rules. code: a word for programs; the text says what, where and how to mend it."""
+    """An invalid message. code: a word for programs; the text says what is wrong, where, and what to do."""
 
     def __init__(self, code: str, text: str) -> None:
         self.code = code
@@ -36,37 +42,37 @@ class ProtocolError(ValueError):
 
 
 class Message(BaseModel):
-    """The header of one kind of message. Nothing is converted, nothing unknown or missing is taken."""
+    """The header of one kind of message. Types are not converted; unknown and missing fields are errors."""
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
     kind: ClassVar[int]
 
 
 Share = tuple[float, float]
-Whole = Annotated[int, Field(ge=0, lt=1 << 31)]
-Prompt = Annotated[str, Field(max_length=2000)]
-Name = Annotated[str, Field(max_length=200)]
+Natural = Annotated[int, Field(ge=0, le=MAX_SEED)]
+Prompt = Annotated[str, Field(max_length=MAX_PROMPT)]
+Name = Annotated[str, Field(max_length=MAX_NAME)]
 
 
-class Hand(Message):
-    """How imperfect input is treated: steering.InputSmoothing."""
+class Smoothing(Message):
+    """How dragged points are smoothed before the model follows them: msmodel.steering."""
 
     smooth_seconds: float = Field(ge=0, le=10)
     max_speed: float = Field(ge=0, le=1000)
     release: Literal["free", "pin"]
 
 
-class Path(Message):
-    """A drawn path that moves a group: steering.DrawnPath."""
+class DrawnPath(Message):
+    """A drawn path along which a group of points moves."""
 
-    id: Annotated[int, Field(ge=0, lt=LARGEST_ID)]
+    id: Annotated[int, Field(ge=0, lt=MAX_ID)]
     members: tuple[Share, ...] = Field(min_length=1)
-    line: tuple[Share, ...] = Field(min_length=1, max_length=2000)
-    seconds: float = Field(gt=0, le=3600)
+    line: tuple[Share, ...] = Field(min_length=1, max_length=MAX_PATH_CORNERS)
+    seconds: float = Field(gt=0, le=MAX_PATH_SECONDS)
 
 
 class Camera(Message):
-    """Speeds a second: steering.Camera."""
+    """Speeds of the camera: frame widths or heights (pan), doublings (zoom) or degrees (rotate, orbit) a second."""
 
     pan_x: float = Field(ge=-8, le=8)
     pan_y: float = Field(ge=-8, le=8)
@@ -85,27 +91,27 @@ class Start(Message):
     kind = 2
     picture: Name
     prompt: Prompt
-    seed: Whole
-    hand: Hand
+    seed: Natural
+    smoothing: Smoothing
     depth: Name
 
 
 class Controls(Message):
-    """Payload: count rows of 4 float32: id, x, y, pinned."""
+    """A complete snapshot of the controls. Payload: `count` rows of 4 float32: id, x, y, pinned (0 or 1)."""
 
     kind = 3
-    revision: Whole
-    count: Whole
-    paths: tuple[Path, ...] = Field(max_length=1000)
+    revision: Natural
+    count: Natural
+    paths: tuple[DrawnPath, ...] = Field(max_length=1000)
     camera: Camera | None
     transfer: Name
 
 
 class Ack(Message):
-    """waited_ms: how long the chunk lay at the client, whole, before its first frame was shown."""
+    """Acknowledges a chunk. waited_ms: time from its arrival at the client until its first frame was shown."""
 
     kind = 4
-    seq: Whole
+    seq: Natural
     waited_ms: float = Field(ge=0)
 
 
@@ -135,7 +141,7 @@ class NewPrompt(Message):
 
 
 class Webcam(Message):
-    """Payload: one JPEG."""
+    """A webcam frame. Payload: one JPEG."""
 
     kind = 11
 
@@ -177,7 +183,7 @@ class Started(Message):
 
 
 class Chunk(Message):
-    """Payload: the frames, then T n 3 float32 of the tracks: x, y (shares), visible."""
+    """One chunk of the video. Payload: the frames, then T n 3 float32 of the tracks: x, y (shares), visible."""
 
     kind = 67
     seq: int
@@ -238,41 +244,41 @@ FROM_SERVER: tuple[type[Message], ...] = (
 
 
 def encode(message: Message, payload: Iterable[bytes] = ()) -> bytes:
-    """The message's bytes. payload: its parts, in order."""
+    """Returns the bytes of a message. payload: its parts, in order."""
     header = message.model_dump_json().encode()
     return b"".join((_HEAD.pack(MAGIC, VERSION, message.kind, len(header)), header, *payload))
 
 
 def decode(data: bytes, known: Sequence[type[Message]]) -> tuple[Message, bytes]:
-    """The message and its payload. known: the kinds that may come. Raises ProtocolError for anything else."""
+    """Returns a message and its payload. known: the kinds that are accepted; anything else raises ProtocolError."""
     if len(data) < _HEAD.size or data[:2] != MAGIC:
         raise ProtocolError("malformed", f"{len(data)} bytes that do not begin as a message: MS, version, kind, length")
     _, version, number, length = _HEAD.unpack_from(data)
     if version != VERSION:
         raise ProtocolError(
-            "version", f"protocol version {version}; this server speaks version {VERSION}: load the page anew"
+            "version", f"protocol version {version}; this server speaks version {VERSION}: reload the page"
         )
     kind = next((k for k in known if k.kind == number), None)
     if kind is None:
         raise ProtocolError("kind", f"kind {number} is not known in this direction")
     name = kind.__name__
-    if length > LONGEST_HEADER or length > len(data) - _HEAD.size:
+    if length > MAX_HEADER_BYTES or length > len(data) - _HEAD.size:
         raise ProtocolError(
             "malformed",
-            f"{name}: a header of {length} bytes in a message of {len(data)}; at most {LONGEST_HEADER}, and all of it",
+            f"{name}: a header of {length} bytes in a message of {len(data)}; at most {MAX_HEADER_BYTES}, and all of it",
         )
     header, payload = data[_HEAD.size : _HEAD.size + length], data[_HEAD.size + length :]
     try:
         message = kind.model_validate_json(header)
     except ValidationError as error:
-        raise ProtocolError("field", _in_words(name, error)) from None
+        raise ProtocolError("field", _describe(name, error)) from None
     if payload and kind not in (Controls, Webcam, Chunk):
         raise ProtocolError("malformed", f"{name}: {len(payload)} bytes after the header; there must be none")
     return message, payload
 
 
-def _in_words(name: str, error: ValidationError) -> str:
-    """The first mistake, with its field."""
+def _describe(name: str, error: ValidationError) -> str:
+    """Returns the first mistake in words, with its field, and how many others there are."""
     first, others = (
         error.errors(include_url=False, include_context=False, include_input=False)[0],
         error.error_count() - 1,
@@ -282,12 +288,12 @@ def _in_words(name: str, error: ValidationError) -> str:
 
 
 def points_payload(ids: np.ndarray, xy: np.ndarray, pinned: np.ndarray) -> bytes:
-    """ids n, xy n 2 shares, pinned n -> the payload of Controls."""
+    """Returns the payload of Controls. ids n, xy n 2 in shares, pinned n bool."""
     return np.column_stack((ids, xy, pinned)).astype("<f4").tobytes()
 
 
 def controls_of(message: Controls, payload: bytes, max_points: int) -> steering.Controls:
-    """The snapshot that a message states. Raises ProtocolError, naming the point or path, if it cannot be steered by."""
+    """Returns the snapshot in a message. Raises ProtocolError, which names the point or path, for an invalid one."""
     total = message.count + sum(len(p.members) for p in message.paths)
     if total > max_points:
         raise ProtocolError("too_many", f"Controls: {total} points, members of paths included; at most {max_points}")
@@ -297,11 +303,11 @@ def controls_of(message: Controls, payload: bytes, max_points: int) -> steering.
         )
     rows = np.frombuffer(payload, "<f4").reshape(-1, 4)
     ids, pinned = rows[:, 0], rows[:, 3]
-    _every(rows, np.isfinite(rows).all(axis=1), "is not finite")
-    _every(
-        rows, (ids >= 0) & (ids < LARGEST_ID) & (ids == np.floor(ids)), "has no whole number from 0 to 2^24-1 as its id"
+    _require(rows, np.isfinite(rows).all(axis=1), "is not finite")
+    _require(
+        rows, (ids >= 0) & (ids < MAX_ID) & (ids == np.floor(ids)), "has no whole number from 0 to 2^24-1 as its id"
     )
-    _every(rows, (pinned == 0) | (pinned == 1), "is neither pinned (1) nor dragged (0)")
+    _require(rows, (pinned == 0) | (pinned == 1), "is neither pinned (1) nor dragged (0)")
     if len(np.unique(ids)) != len(ids):
         raise ProtocolError("field", "Controls: two points have the same id")
     if len({p.id for p in message.paths}) != len(message.paths):
@@ -319,20 +325,20 @@ def controls_of(message: Controls, payload: bytes, max_points: int) -> steering.
     )
 
 
-def _every(rows: np.ndarray, good: np.ndarray, what: str) -> None:
-    """rows n 4, good n bool."""
+def _require(rows: np.ndarray, good: np.ndarray, what: str) -> None:
+    """Raises ProtocolError about the first row that is not good. rows: n 4; good: n bool."""
     if not good.all():
         first = int(np.argmin(good))
         raise ProtocolError("field", f"Controls: point {first} {what}: {rows[first].tolist()} (id, x, y, pinned)")
 
 
 def _shares(points: Any) -> np.ndarray:
-    """n 2 float32, clipped to FARTHEST."""
-    return np.clip(np.asarray(points, np.float32).reshape(-1, 2), *FARTHEST)
+    """Returns n 2 float32, clipped to POSITION_RANGE."""
+    return np.clip(np.asarray(points, np.float32).reshape(-1, 2), *POSITION_RANGE)
 
 
 def encode_frames(frames: np.ndarray, encoding: str, quality: int) -> list[bytes]:
-    """frames T H W 3 uint8 -> one byte string each. quality: of jpeg, 1 to 100."""
+    """Encodes frames (T H W 3 uint8) into one byte string each. quality: of JPEG, 1 to 100."""
     if encoding == "rgb8":
         return [np.ascontiguousarray(frame).tobytes() for frame in frames]
     out = []
@@ -344,13 +350,14 @@ def encode_frames(frames: np.ndarray, encoding: str, quality: int) -> list[bytes
 
 
 def tracks_payload(xy_px: np.ndarray, visible: np.ndarray, height: int, width: int) -> bytes:
-    """xy_px T n 2 clip pixels, visible T n -> the tracks behind a chunk's frames."""
+    """Encodes the tracks that follow a chunk's frames. xy_px: T n 2 in clip pixels; visible: T n."""
     shares = xy_px / np.array([width, height], np.float32)
     return np.concatenate((shares, visible[..., None]), axis=2).astype("<f4").tobytes()
 
 
 def read_chunk(chunk: Chunk, payload: bytes, encoding: str) -> tuple[np.ndarray, np.ndarray]:
-    """frames T H W 3 uint8 and tracks T n 3 (x, y shares, visible). Raises ProtocolError where the payload is another."""
+    """Returns a chunk's frames (T H W 3 uint8) and tracks (T n 3: x, y in shares, visible). Raises ProtocolError where the
+    payload does not match the header."""
     size = sum(chunk.lengths)
     if len(payload) != size + 12 * chunk.frames * chunk.points or len(chunk.lengths) != chunk.frames:
         raise ProtocolError("malformed", f"Chunk: a payload of {len(payload)} bytes does not hold what its header says")

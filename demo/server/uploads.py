@@ -1,4 +1,4 @@
-"""What users send as files: checked before it is decoded, cut to the clip's size, kept in memory for a while.
+"""Uploaded files: checked before they are decoded, cropped to the clip's size, and kept in memory for a while.
 
 Legend: H W pixels of the clip.
 """
@@ -22,7 +22,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 PICTURES = {"image/png": "PNG", "image/jpeg": "JPEG", "image/webp": "WEBP"}
 DEPTHS = {"image/png": "PNG"}
 VIDEOS = ("video/mp4", "video/webm", "video/quicktime", "video/x-matroska")
-_ORIENTATION = 0x0112  # EXIF tag; from 5 on width and height change places
+_ORIENTATION = 0x0112  # EXIF tag; from 5 on, width and height are swapped
 BROKEN = (
     OSError,
     SyntaxError,
@@ -37,9 +37,9 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class Cut:
-    """A picture at clip size. frame: H W 3 uint8. width, height: as sent and turned upright. crop: left, top, right, bottom of
-    the centre cut, in those pixels."""
+class CroppedPicture:
+    """A picture at clip size. frame: H W 3 uint8. width, height: pixels of the upload, turned upright. crop: left, top, right,
+    bottom of the centre crop, in those pixels."""
 
     frame: np.ndarray
     width: int
@@ -49,20 +49,20 @@ class Cut:
 
 @dataclass(frozen=True)
 class Motion:
-    """xy_px T n 2 clip pixels, visible T n."""
+    """Tracks to transfer. xy_px: T n 2 in clip pixels; visible: T n."""
 
     xy_px: np.ndarray
     visible: np.ndarray
 
 
-class Shelf(Generic[T]):
-    """Uploads of one sort by id; the oldest goes when there are too many. Threads may share it."""
+class UploadStore(Generic[T]):
+    """Keeps the newest uploads of one kind in memory, by id. It may be shared between threads. places: how many are kept."""
 
     def __init__(self, places: int) -> None:
         self._places, self._kept, self._lock = places, OrderedDict[str, T](), threading.Lock()
 
     def put(self, value: T) -> str:
-        """Its id, which cannot be guessed."""
+        """Stores an upload, drops the oldest where there are too many, and returns an id that cannot be guessed."""
         name = secrets.token_hex(8)
         with self._lock:
             self._kept[name] = value
@@ -79,8 +79,8 @@ class Shelf(Generic[T]):
             return list(self._kept.items())
 
 
-def read_picture(data: bytes, content_type: str, height: int, width: int, megapixels: float) -> Cut:
-    """A PNG, JPEG or WebP as a first frame. Raises ValueError, before decoding where its header is enough to tell."""
+def read_picture(data: bytes, content_type: str, height: int, width: int, megapixels: float) -> CroppedPicture:
+    """Decodes a PNG, JPEG or WebP into a first frame. Raises ValueError, before decoding where the header suffices."""
     image = _opened(data, PICTURES[content_type], megapixels)
     with _decoding():
         turned = image.getexif().get(_ORIENTATION, 1) in (5, 6, 7, 8)
@@ -89,11 +89,11 @@ def read_picture(data: bytes, content_type: str, height: int, width: int, megapi
         image.draft("RGB", (longest, longest))  # a JPEG is decoded no larger than needed
         upright = _flat(ImageOps.exif_transpose(image))
     crop = centre_crop(*full, height, width)
-    return Cut(np.asarray(_fitted(upright, full, crop, height, width)), *full, crop)
+    return CroppedPicture(np.asarray(_fitted(upright, full, crop, height, width)), *full, crop)
 
 
 def read_depth(data: bytes, content_type: str, height: int, width: int, megapixels: float) -> np.ndarray:
-    """A grey PNG of 8 or 16 bit as H W float32 in 0..1, brighter is nearer. Raises ValueError."""
+    """Decodes a grey PNG of 8 or 16 bit into H W float32 in 0..1, larger is nearer. Raises ValueError."""
     image = _opened(data, DEPTHS[content_type], megapixels)
     if image.mode not in ("L", "I;16", "I;16B", "I"):
         raise ValueError(
@@ -106,14 +106,14 @@ def read_depth(data: bytes, content_type: str, height: int, width: int, megapixe
 
 
 def read_webcam(data: bytes, megapixels: float) -> np.ndarray:
-    """A JPEG as h w 3 uint8, of whatever size. Raises ValueError."""
+    """Decodes a JPEG of any size into h w 3 uint8. Raises ValueError."""
     image = _opened(data, "JPEG", megapixels)
     with _decoding():
         return np.asarray(_flat(image))
 
 
 def centre_crop(width: int, height: int, clip_height: int, clip_width: int) -> tuple[int, int, int, int]:
-    """The largest centred part with the clip's aspect: left, top, right, bottom."""
+    """Returns the largest centred crop with the clip's aspect ratio: left, top, right, bottom."""
     wide = max(1, min(width, round(height * clip_width / clip_height)))
     tall = max(1, min(height, round(width * clip_height / clip_width)))
     left, top = (width - wide) // 2, (height - tall) // 2
@@ -121,7 +121,7 @@ def centre_crop(width: int, height: int, clip_height: int, clip_width: int) -> t
 
 
 def _opened(data: bytes, sort: str, megapixels: float) -> Image.Image:
-    """Its header is read, and its size checked."""
+    """Reads an image's header and checks its size. Raises ValueError."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
@@ -140,7 +140,7 @@ def _opened(data: bytes, sort: str, megapixels: float) -> Image.Image:
 
 @contextmanager
 def _decoding() -> Iterator[None]:
-    """What a broken file raises is a ValueError in words."""
+    """Turns what Pillow raises for a broken file into a ValueError."""
     try:
         yield
     except BROKEN as error:
@@ -148,7 +148,7 @@ def _decoding() -> Iterator[None]:
 
 
 def _flat(image: Image.Image) -> Image.Image:
-    """As RGB; what is transparent becomes white."""
+    """Converts an image to RGB. Transparent pixels become white."""
     if "A" not in image.getbands() and "transparency" not in image.info:
         return image.convert("RGB")
     layered = image.convert("RGBA")
@@ -158,7 +158,8 @@ def _flat(image: Image.Image) -> Image.Image:
 def _fitted(
     image: Image.Image, full: tuple[int, int], crop: tuple[int, int, int, int], height: int, width: int
 ) -> Image.Image:
-    """The crop (in pixels of `full`, of which the image may be a reduction) at clip size, by area where it shrinks."""
+    """Resizes the crop to clip size, by area where it shrinks. full: size in whose pixels the crop is; the image may be
+    smaller."""
     x, y = image.width / full[0], image.height / full[1]
     box = (crop[0] * x, crop[1] * y, min(crop[2] * x, image.width), min(crop[3] * y, image.height))
     shrinks = box[2] - box[0] >= width

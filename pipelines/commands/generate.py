@@ -22,7 +22,7 @@ from demo.playing.model_player import (
 )
 from demo.playing.player import (
     About,
-    Played,
+    PlayedChunk,
     Start,
 )
 from demo.server.uploads import (
@@ -148,7 +148,7 @@ def chunks(
     done, told, seconds = 0, 0, 0.0
     try:
         while done < wanted:
-            played: Played = performance.next_chunk(controls)
+            played: PlayedChunk = performance.next_chunk(controls)
             performance.settle()
             n = min(len(played.frames), wanted - done)
             yield done, played.frames[:n], played.xy_px[:n], played.visible[:n]

@@ -54,7 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     cfg = load("nano", runs=parser.parse_args(arguments).runs)
     try:
         ship_student(cfg)
-        pictures.write(pictures.of_run(cfg), pictures.SHIPPED)
+        pictures.write(pictures.of_run(cfg.root), pictures.SHIPPED)
     except (ValueError, OSError) as error:
         print(error, file=sys.stderr)
         return 1

@@ -14,7 +14,7 @@ from playwright.sync_api import Browser, BrowserContext, sync_playwright
 
 from configs.demo import DemoConfig
 from demo.playing.player import (
-    Played,
+    PlayedChunk,
     Start,
 )
 from demo.server.serve import (
@@ -54,7 +54,7 @@ class WatchedPerformance(FakePerformance):
         """Whether a point holds the disc."""
         return bool(self.grips)
 
-    def next_chunk(self, controls: Controls) -> Played:
+    def next_chunk(self, controls: Controls) -> PlayedChunk:
         self.heard.append(controls)
         return super().next_chunk(controls)
 

@@ -1,6 +1,7 @@
 """The shipped student, its real server and Chromium: what the demo promises, seen as a user sees it.
 
-MS_DEMO_SECONDS=180 (`make demo-check`) streams for so long, and then judges the slope of the latency too. Figures are printed
+MS_DEMO_SECONDS=180 (`make demo-check`) streams for so long, and then judges the slope of the latency too. ClientFigures
+are printed
 (pytest -s) and kept in MS_DEMO_FIGURES, if given. Lengths are shares of the frame's width.
 """
 

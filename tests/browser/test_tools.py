@@ -230,7 +230,7 @@ def test_the_webcam_is_sent_while_it_is_chosen(tab: Tab, context: BrowserContext
     tab.start()
     tab.page.get_by_text("Motion transfer").click()
     tab.page.locator("#motion").select_option("webcam")
-    until(lambda: player.performance.calls.count("see (192, 256, 3)") >= 3)
+    until(lambda: player.performance.calls.count("webcam (192, 256, 3)") >= 3)
     assert player.performance.heard[-1].transfer == "webcam"
     tab.page.locator("#motion").select_option("")
     until(lambda: player.performance.heard[-1].transfer == "")

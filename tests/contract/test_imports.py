@@ -51,6 +51,8 @@ def test_contracts_hold(copy):
         ("stages/records.py", "import infra.store"),
         ("infra/store.py", "import stages.records"),
         ("msmodel/config.py", "import stages.records"),
+        ("demo/server/app.py", "import pipelines.results"),
+        ("pipelines/run.py", "import demo.client"),
     ],
 )
 def test_a_planted_breach_is_caught(copy, file, line):

@@ -1,6 +1,6 @@
 /** The wire (docs/demo-protocol.md) without the wire: messages to bytes and back. Knows no DOM. */
 
-export const VERSION = 1;
+export const VERSION = 2;
 
 export const KIND = Object.freeze({
   hello: 1, start: 2, controls: 3, ack: 4, pause: 5, resume: 6, stop: 7, reset: 8, refresh_sink: 9, prompt: 10, webcam: 11, save: 12,

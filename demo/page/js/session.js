@@ -1,6 +1,6 @@
 /** One WebSocket to the server: what state the session is in, and messages in and out. Knows no DOM but EventTarget and WebSocket. */
 
-import { CLOSED, decode, encode, encodeControls } from "./protocol.js";
+import { CLOSED, VERSION, decode, encode, encodeControls } from "./protocol.js";
 
 const REFUSED_START = ["picture", "depth", "start"]; // codes of errors after which nothing plays
 
@@ -111,7 +111,7 @@ export class Session extends EventTarget {
     const socket = new WebSocket(this.address);
     socket.binaryType = "arraybuffer";
     // A token, where there is one, is in a cookie.
-    socket.onopen = () => socket.send(encode("hello", { protocol: 1, token: "" }));
+    socket.onopen = () => socket.send(encode("hello", { protocol: VERSION, token: "" }));
     socket.onmessage = ({ data }) => this.#hear(data);
     socket.onclose = ({ code, reason }) => this.#closed(code, reason);
     this.#socket = socket;

@@ -25,7 +25,7 @@ export class Setup {
   get settings() {
     return {
       picture: this.#picture ?? "", prompt: $("prompt").value.trim(), seed: seed($("seed").value), depth: this.#depth,
-      hand: { smooth_seconds: Number($("smooth").value), max_speed: Number($("speed").value), release: $("release").value },
+      smoothing: { smooth_seconds: Number($("smooth").value), max_speed: Number($("speed").value), release: $("release").value },
     };
   }
 

@@ -18,7 +18,7 @@ import numpy as np
 from demo.playing.player import (
     About,
     Picture,
-    Played,
+    PlayedChunk,
     Start,
 )
 from msmodel.steering.steering import Controls
@@ -134,7 +134,7 @@ class FakePerformance:
         self.grips: dict[int, np.ndarray] = {}  # id -> the disc's middle less the point
         self.frames: list[np.ndarray] = []
 
-    def next_chunk(self, controls: Controls) -> Played:
+    def next_chunk(self, controls: Controls) -> PlayedChunk:
         assert not self.closed, "a closed performance was used"
         time.sleep(self.player.seconds)
         if self.index == self.player.fault:
@@ -151,7 +151,7 @@ class FakePerformance:
         del self.frames[:-200]
         xy_px = np.repeat((controls.xy * [about.width, about.height])[None], count, 0).astype(np.float32)
         visible = np.ones(xy_px.shape[:2], bool)
-        return Played(self.index - 1, controls.revision, frames, xy_px, visible, self.player.seconds, 0.0)
+        return PlayedChunk(self.index - 1, controls.revision, frames, xy_px, visible, self.player.seconds, 0.0)
 
     def _target(self, controls: Controls) -> np.ndarray:
         """Where the disc's middle goes: with the first dragged point that holds it."""
@@ -183,8 +183,8 @@ class FakePerformance:
     def add_motion(self, name: str, xy_px: np.ndarray, visible: np.ndarray) -> None:
         self.calls.append(f"motion {name} {len(xy_px)}")
 
-    def see(self, frame: np.ndarray) -> None:
-        self.calls.append(f"see {frame.shape}")
+    def add_webcam_frame(self, frame: np.ndarray) -> None:
+        self.calls.append(f"webcam {frame.shape}")
 
     def save(self, title: str) -> Path:
         if not self.frames or self.player.folder is None:

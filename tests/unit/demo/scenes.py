@@ -55,8 +55,8 @@ async def refusal(client: Client) -> str:
 
 def is_free(served: Served, player: FakePlayer) -> None:
     """No session, no socket, no performance, and the server's own tasks only."""
-    studio = served.studio
-    eventually(lambda: not studio.connections and not studio.lobby.sessions and not studio.lobby.queued)
+    state = served.state
+    eventually(lambda: not state.connections and not state.lobby.sessions and not state.lobby.queued)
     eventually(lambda: player.alive == 0)
     eventually(lambda: len(asyncio.all_tasks(served.loop)) <= 2)  # uvicorn's, and the lifespan
     assert sum(t.name.startswith("player") for t in threading.enumerate()) <= 1

@@ -19,7 +19,7 @@ from demo.server.serve import (
     listen,
     make_server,
 )
-from demo.server.studio import Studio
+from demo.server.state import ServerState
 from tests.unit.demo.fakes import ABOUT
 
 QUICK = replace(ABOUT, fps=120.0)  # a chunk plays 50 ms
@@ -28,7 +28,7 @@ QUICK = replace(ABOUT, fps=120.0)  # a chunk plays 50 ms
 @dataclass
 class Served:
     url: str
-    studio: Studio
+    state: ServerState
     loop: asyncio.AbstractEventLoop
 
     @property
@@ -70,7 +70,7 @@ def serving(player: Player, **settings: Any) -> Iterator[Served]:
         thread.start()
         try:
             assert ready.wait(20), "the server did not start"
-            yield Served(url, server.studio, loops[0])
+            yield Served(url, server.state, loops[0])
         finally:
             server.should_exit = True
             thread.join(20)

@@ -19,7 +19,7 @@ from demo.playing.player import (
     Picture,
     Start,
 )
-from demo.playing.student import Chosen
+from demo.playing.student import ChosenStudent
 from demo.soak import (
     figures,
     soak,
@@ -67,7 +67,7 @@ def no_text_encoder(monkeypatch):
 def player(student, tmp_path) -> ModelPlayer:
     cfg = load("debug", ["data.grid_rows=4", "data.grid_cols=6"], runs=str(tmp_path))
     _, checkpoint = student
-    return make_player(cfg, players.playable(checkpoint), Chosen(checkpoint, checkpoint.folder, None))
+    return make_player(cfg, players.playable(checkpoint), ChosenStudent(checkpoint, checkpoint.folder, None))
 
 
 def dragged(index: int) -> Controls:
@@ -207,7 +207,7 @@ def test_frames_of_another_size_and_too_many_points_are_refused_and_the_stream_l
 
 def test_the_end_of_a_recording_is_told_once_and_the_stream_goes_on(student, tmp_path):
     cfg = load("debug", ["data.grid_rows=4", "data.grid_cols=6", "demo.record_minutes=0.01"], runs=str(tmp_path))
-    player = make_player(cfg, players.playable(student[1]), Chosen(student[1], "x", None))
+    player = make_player(cfg, players.playable(student[1]), ChosenStudent(student[1], "x", None))
     performance = player.open(Start(players.picture()))
     notices = [c.notice for c in play(performance, range(8))]  # 0.6 s are 7 frames, so 4 chunks
     assert [bool(n) for n in notices] == [False] * 5 + [True] + [False] * 2
@@ -232,12 +232,12 @@ def test_a_clip_and_a_webcam_move_the_picture(player, tmp_path):
     assert both.any()
     np.testing.assert_allclose(second.xy_px[-1][both], xy_px[2][: len(both)][both[: xy_px.shape[1]]], atol=1e-3)
     for frame in clip[:6]:
-        performance.see(frame)
+        performance.add_webcam_frame(frame)
     live = performance.next_chunk(Controls(3, transfer="webcam"))  # begins on the grid, wherever points were before
     assert live.visible.sum(-1).min() > 10
     np.testing.assert_allclose(live.xy_px[0][live.visible[0]] % 8, 4, atol=0.01)
     for frame in clip[6:10]:
-        performance.see(frame)
+        performance.add_webcam_frame(frame)
     went = performance.next_chunk(Controls(4, transfer="webcam"))
     both = went.visible[-1] & live.visible[0]
     np.testing.assert_allclose(np.median((went.xy_px[-1] - live.xy_px[0])[both], axis=0), [4, 0], atol=1.5)
@@ -265,7 +265,7 @@ def test_a_tiny_vae_decodes_where_it_is_asked_for_and_is_recorded(player, studen
     assert (
         load_playable(checkpoint, tiny, "auto", players.POINTS, players.CPU).decoder == "vae"
     )  # a linear VAE is faster
-    folder = session(make_player(cfg, playable, Chosen(checkpoint, checkpoint.folder, tiny)))
+    folder = session(make_player(cfg, playable, ChosenStudent(checkpoint, checkpoint.folder, tiny)))
     recording = read_recording(folder)
     assert (recording.decoder, recording.decoder_digest) == ("tiny", tiny.digest)
     assert recording.frames_sha256 != read_recording(session(player)).frames_sha256
@@ -299,13 +299,13 @@ def test_a_latency_that_grows_or_a_memory_that_does_is_seen():
 
 def test_its_pace_and_memory_are_measured(student, tmp_path):
     cfg = load("debug", ["data.grid_rows=4", "data.grid_cols=6"], runs=str(tmp_path))
-    player = make_player(cfg, players.playable(student[1]), Chosen(student[1], "x", None))
+    player = make_player(cfg, players.playable(student[1]), ChosenStudent(student[1], "x", None))
     player._pictures = [Picture("a", "A", "a hall", players.picture())]
     found = soak(player, 12, record=True)
     assert found["frames"] == 12 * player.about.chunk_frames
     assert found["fps"] > 0 and found["slope_ci"][0] <= found["slope_pct_per_100_chunks"] <= found["slope_ci"][1]
     assert found["resident_mb"][0] > 10 and found["cache_bytes"] > 0
-    assert not list(player.setting.root.glob("*"))
+    assert not list(player.setup.root.glob("*"))
 
 
 def test_nothing_is_left_of_a_closed_performance(player):
@@ -315,4 +315,4 @@ def test_nothing_is_left_of_a_closed_performance(player):
     play(performance, range(2))
     performance.close()
     assert threading.active_count() == before
-    assert not list(player.setting.root.glob("*"))
+    assert not list(player.setup.root.glob("*"))

@@ -16,7 +16,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from demo.playing.player import Played
+from demo.playing.player import PlayedChunk
 from demo.playing.recorder import (
     Recorder,
     clear_abandoned,
@@ -39,10 +39,12 @@ BEGUN = replace(
 )
 
 
-def played(index: int, tracks: int = 3, frames: int = 4, size: tuple[int, int] = (32, 48)) -> Played:
+def played(index: int, tracks: int = 3, frames: int = 4, size: tuple[int, int] = (32, 48)) -> PlayedChunk:
     random = np.random.default_rng(index)
     xy = random.uniform(0, 30, (frames, tracks, 2)).astype(np.float32)
-    return Played(index, 0, random.integers(0, 256, (frames, *size, 3)).astype(np.uint8), xy, xy[..., 0] > 9, 0.0, 0.0)
+    return PlayedChunk(
+        index, 0, random.integers(0, 256, (frames, *size, 3)).astype(np.uint8), xy, xy[..., 0] > 9, 0.0, 0.0
+    )
 
 
 def recorder(root, minutes: float = 1.0) -> Recorder:

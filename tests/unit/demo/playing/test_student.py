@@ -73,7 +73,7 @@ def test_a_tiny_vae_that_is_asked_for_and_missing_is_an_error(tmp_path, monkeypa
 
 def test_shipped_pictures_are_held_out_frames_with_sources_and_licences():
     shown = pictures.shipped()
-    assert len(shown) == pictures.MOST == len({p.id for p in shown})
+    assert len(shown) == pictures.MAX_PICTURES == len({p.id for p in shown})
     assert all(p.frame.shape == (40, 64, 3) and p.frame.std() > 10 and p.held_out for p in shown)
     single = [p for p in shown if " over " in p.prompt and " and " not in p.prompt.split(" over ")[0]]
     assert len(single) >= 2  # one clear object each

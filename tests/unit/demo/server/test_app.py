@@ -12,7 +12,7 @@ import psutil
 import pytest
 
 from configs.demo import DemoConfig
-from demo.server.app import MOST_ARRIVING
+from demo.server.app import MAX_CONCURRENT_UPLOADS
 from tests.unit.demo.fakes import FakePlayer
 from tests.unit.demo.server.test_uploads import (
     png_header,
@@ -169,7 +169,7 @@ def test_few_uploads_arrive_at_a_time(served):
     head = (
         b"POST /api/pictures HTTP/1.1\r\nHost: localhost\r\nContent-Type: image/png\r\nContent-Length: 1000\r\n\r\nxx"
     )
-    slow = [socket.create_connection(("127.0.0.1", served.port), 5) for _ in range(MOST_ARRIVING)]
+    slow = [socket.create_connection(("127.0.0.1", served.port), 5) for _ in range(MAX_CONCURRENT_UPLOADS)]
     for raw in slow:
         raw.sendall(head)
     picture = written(quarters(40, 64))

@@ -39,7 +39,7 @@ def test_a_session_from_hello_to_stop(tmp_path):
             for s in shown:
                 assert 0 < s.chunk.begun_ms < s.chunk.server_ms and s.chunk.cache_bytes == 1000
             await client.send(wire.Stop())
-            assert (await client.expect(wire.Stopped)).reason == "asked for"
+            assert (await client.expect(wire.Stopped)).reason == "stopped by the user"
             await client.send(wire.Save(title="what was played can still be saved"))
             await client.expect(wire.Saved)
             await client.start("dusk")
@@ -211,7 +211,7 @@ def test_messages_against_the_rules_change_nothing_until_there_are_too_many():
                 old[:2] + b"\x00" + old[3:],
                 b"garbage",
                 "a text",
-                wire.encode(wire.Hello(protocol=1, token="")),
+                wire.encode(wire.Hello(protocol=wire.VERSION, token="")),
             ]
             wrong += [wire.encode(wire.Ack(seq=10_000, waited_ms=0))]
             for data in wrong:
@@ -242,7 +242,7 @@ def test_messages_against_the_rules_change_nothing_until_there_are_too_many():
 @pytest.mark.parametrize(
     ("first", "code", "word"),
     [
-        (wire.encode(wire.Hello(protocol=1, token="wrong")), wire.RULES, "token"),
+        (wire.encode(wire.Hello(protocol=wire.VERSION, token="wrong")), wire.RULES, "token"),
         (None, wire.RULES, "order"),
     ],
 )
@@ -266,7 +266,7 @@ def test_a_page_may_show_the_token_as_a_cookie():
     async def scene(url: str) -> None:
         address = url.replace("http", "ws") + "/ws"
         async with connect(address, proxy=None, additional_headers={"Cookie": "token=right"}) as socket:
-            await socket.send(wire.encode(wire.Hello(protocol=1, token="")))
+            await socket.send(wire.encode(wire.Hello(protocol=wire.VERSION, token="")))
             assert isinstance(wire.decode(await socket.recv(), wire.FROM_SERVER)[0], wire.Welcome)
 
     with serving(quick(), token="right") as served:
@@ -277,15 +277,15 @@ def test_an_old_page_is_told_to_load_anew():
     async def scene(url: str) -> None:
         async with connect(url.replace("http", "ws") + "/ws", proxy=None) as socket:
             for data in (
-                b"MS\x00" + wire.encode(wire.Hello(protocol=1, token=""))[3:],
+                b"MS\x00" + wire.encode(wire.Hello(protocol=wire.VERSION, token=""))[3:],
                 wire.encode(wire.Hello(protocol=0, token="")),
             ):
                 await socket.send(data)
                 error = wire.decode(await socket.recv(), wire.FROM_SERVER)[0]
                 assert (error.code, error.fatal) == ("version", False)
-            await socket.send(wire.encode(wire.Start(picture="", prompt="", seed=0, hand=HAND, depth="")))
+            await socket.send(wire.encode(wire.Start(picture="", prompt="", seed=0, smoothing=SMOOTHING, depth="")))
             assert wire.decode(await socket.recv(), wire.FROM_SERVER)[0].code == "order"
 
-    HAND = wire.Hand(smooth_seconds=0, max_speed=0, release="free")
+    SMOOTHING = wire.Smoothing(smooth_seconds=0, max_speed=0, release="free")
     with serving(quick()) as served:
         meet(scene(served.url))

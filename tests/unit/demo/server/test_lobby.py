@@ -7,8 +7,8 @@ import asyncio
 import pytest
 
 from demo.server.lobby import (
-    Full,
     Lobby,
+    LobbyFull,
 )
 
 
@@ -16,7 +16,7 @@ def test_the_order_is_kept_and_the_rest_refused():
     lobby = Lobby(places=2)
     first, second, third = (lobby.join() for _ in range(3))
     assert [t.position for t in (first, second, third)] == [0, 1, 2]
-    with pytest.raises(Full):
+    with pytest.raises(LobbyFull):
         lobby.join()
     lobby.leave(second)
     assert third.position == 1
@@ -52,5 +52,5 @@ def test_those_who_wait_are_told():
 def test_without_places_nobody_waits():
     lobby = Lobby(places=0)
     lobby.join()
-    with pytest.raises(Full):
+    with pytest.raises(LobbyFull):
         lobby.join()

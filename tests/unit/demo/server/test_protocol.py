@@ -12,14 +12,14 @@ import pytest
 from demo.server import protocol as wire
 from infra.files import CHECKOUT
 
-HAND = wire.Hand(smooth_seconds=0.1, max_speed=1.5, release="pin")
-PATH = wire.Path(id=3, members=((0.1, 0.2), (0.3, 0.4)), line=((0, 0), (0.5, 0.25)), seconds=2.0)
+SMOOTHING = wire.Smoothing(smooth_seconds=0.1, max_speed=1.5, release="pin")
+PATH = wire.DrawnPath(id=3, members=((0.1, 0.2), (0.3, 0.4)), line=((0, 0), (0.5, 0.25)), seconds=2.0)
 CAMERA = wire.Camera(pan_x=0.1, pan_y=0, zoom=0.5, rotate=90, orbit=-10)
 CONTROLS = wire.Controls(revision=7, count=2, paths=(PATH,), camera=CAMERA, transfer="webcam")
 POINTS = wire.points_payload(np.array([5, 6]), np.array([[0.25, 0.5], [3.0, -9.0]]), np.array([0, 1]))
 MESSAGES = [
-    (wire.Hello(protocol=1, token="é"), b""),
-    (wire.Start(picture="p", prompt="a cat", seed=2**31 - 1, hand=HAND, depth=""), b""),
+    (wire.Hello(protocol=wire.VERSION, token="é"), b""),
+    (wire.Start(picture="p", prompt="a cat", seed=2**31 - 1, smoothing=SMOOTHING, depth=""), b""),
     (CONTROLS, POINTS),
     (wire.Ack(seq=0, waited_ms=12.5), b""),
     (wire.Pause(), b""),
@@ -33,7 +33,7 @@ MESSAGES = [
 ]
 
 
-def header(kind: int, fields: object, version: int = 1, length: int | None = None) -> bytes:
+def header(kind: int, fields: object, version: int = wire.VERSION, length: int | None = None) -> bytes:
     text = fields if isinstance(fields, bytes) else json.dumps(fields).encode()
     return b"MS" + struct.pack("<BBI", version, kind, len(text) if length is None else length) + text
 
@@ -54,17 +54,17 @@ def test_every_kind_has_a_number_of_its_own_and_stands_in_the_document():
 
 
 ACK = {"seq": 1, "waited_ms": 0}
-START = {"picture": "p", "prompt": "", "seed": 0, "hand": HAND.model_dump(), "depth": ""}
+START = {"picture": "p", "prompt": "", "seed": 0, "smoothing": SMOOTHING.model_dump(), "depth": ""}
 MALFORMED = [
     (b"", "malformed", "0 bytes"),
-    (b"MS\x01", "malformed", "do not begin"),
+    (b"MS\x02", "malformed", "do not begin"),
     (b"XX" + header(4, ACK)[2:], "malformed", "do not begin"),
     (header(4, ACK, version=0), "version", "version 0"),
-    (header(4, ACK, version=2), "version", "load the page anew"),
+    (header(4, ACK, version=wire.VERSION + 1), "version", "reload the page"),
     (header(99, {}), "kind", "kind 99"),
     (header(64, {}), "kind", "kind 64"),
     (header(4, ACK, length=2**31), "malformed", "header of 2147483648"),
-    (header(4, b" " * (wire.LONGEST_HEADER + 1)), "malformed", "at most 1048576"),
+    (header(4, b" " * (wire.MAX_HEADER_BYTES + 1)), "malformed", "at most 1048576"),
     (header(4, b"\xff\xfe"), "field", "Ack"),
     (header(4, b"{"), "field", "Ack"),
     (header(4, []), "field", "Ack"),
@@ -81,10 +81,14 @@ MALFORMED = [
     (header(4, b"[" * 100000), "field", "Ack"),
     (header(4, ACK) + b"x", "malformed", "1 bytes after"),
     (header(2, {**START, "seed": -1}), "field", "Start.seed"),
-    (header(2, {**START, "hand": {}}), "field", "Start.hand.smooth_seconds"),
-    (header(2, {**START, "hand": {**HAND.model_dump(), "release": "drop"}}), "field", "Start.hand.release"),
+    (header(2, {**START, "smoothing": {}}), "field", "Start.smoothing.smooth_seconds"),
+    (
+        header(2, {**START, "smoothing": {**SMOOTHING.model_dump(), "release": "drop"}}),
+        "field",
+        "Start.smoothing.release",
+    ),
     (header(2, {**START, "prompt": "x" * 3000}), "field", "Start.prompt"),
-    (header(1, {"protocol": 1, "token": "x" * 300}), "field", "Hello.token"),
+    (header(1, {"protocol": wire.VERSION, "token": "x" * 300}), "field", "Hello.token"),
 ]
 
 

@@ -29,8 +29,10 @@ from tests.unit.demo.scenes import (
 
 def test_a_model_that_cannot_play_ends_the_server_with_what_is_missing(capsys):
     assert run(lambda: FakePlayer(cold="text.source: no such folder"), DemoConfig(port=0)) == 1
-    said = capsys.readouterr()
-    assert "serving on" in said.out and said.err == "the student cannot play: text.source: no such folder\n"
+    printed = capsys.readouterr()
+    assert (
+        "serving on" in printed.out and printed.err == "stopped: the student cannot play: text.source: no such folder\n"
+    )
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

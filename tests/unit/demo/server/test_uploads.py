@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from demo.server.uploads import (
-    Shelf,
+    UploadStore,
     centre_crop,
     read_depth,
     read_picture,
@@ -165,7 +165,7 @@ def test_the_crop_is_the_largest_in_the_middle(size, crop):
 
 
 def test_the_oldest_upload_goes():
-    shelf = Shelf[int](2)
+    shelf = UploadStore[int](2)
     names = [shelf.put(i) for i in range(3)]
     assert [shelf.get(n) for n in names] == [None, 1, 2]
     assert len(set(names)) == 3 and [v for _, v in shelf.items()] == [1, 2]

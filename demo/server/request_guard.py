@@ -1,8 +1,8 @@
-"""Who may speak to the server, and what its answers say to browsers: one ASGI layer around the app.
+"""An ASGI middleware that checks the origin and the token of every request, and adds security headers to every response.
 
-A page of another site may reach 127.0.0.1 from the user's browser. Its requests carry its Origin, and after DNS rebinding its
-own name as Host: both are checked. The token comes as `Authorization: Bearer`, or as the cookie that a page opened with
-?token=.. leaves: its <img> and <video> cannot send more.
+A page of another site can reach 127.0.0.1 from the user's browser. Its requests carry its Origin and, after DNS rebinding, its
+own name as Host, so both are checked. The token comes as `Authorization: Bearer`, or as the cookie that a page opened with
+?token=... sets, since <img> and <video> cannot send headers.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ HEADERS = {
     "Permissions-Policy": "camera=(self), microphone=(), geolocation=()",
 }
 COOKIE = "token"
-WITH_TOKEN = ("/api/", "/metrics")  # the pages themselves hold nothing
+WITH_TOKEN = ("/api/", "/metrics")  # the pages themselves hold no data
 
 
-class Guard:
-    """port: the one that is served."""
+class RequestGuard:
+    """Checks requests before the app sees them. port: the one that the server listens on."""
 
     def __init__(self, app: ASGIApp, cfg: DemoConfig, port: int) -> None:
         self._app, self._cfg, self._port = app, cfg, port
@@ -44,7 +44,7 @@ class Guard:
         if scope["type"] not in ("http", "websocket"):
             return await self._app(scope, receive, send)
         headers = Headers(scope=scope)
-        refusal = self._stranger(headers)
+        refusal = self._refusal(headers)
         if scope["type"] == "websocket":
             if refusal:
                 return await send(
@@ -61,43 +61,44 @@ class Guard:
 
         if refusal:
             answer = JSONResponse({"code": "origin", "text": refusal}, 403)
-        elif scope["path"].startswith(WITH_TOKEN) and not knows_token(headers, self._cfg.token):
+        elif scope["path"].startswith(WITH_TOKEN) and not has_token(headers, self._cfg.token):
             text = "the token is missing or not the one this server was started with (demo.token)"
             answer = JSONResponse({"code": "token", "text": text}, 401, {"WWW-Authenticate": "Bearer"})
         else:
             return await self._app(scope, receive, sending)
         await answer(scope, receive, sending)
 
-    def _stranger(self, headers: Headers) -> str:
-        """Why a request's Host or Origin is not ours; "" if it is. Where there is no Origin, no browser's page has sent it."""
+    def _refusal(self, headers: Headers) -> str:
+        """Returns why a request is refused because of its Host or Origin, or "". A request without an Origin was not sent
+        by a page
+        in a browser."""
         host, origin = headers.get("host", ""), headers.get("origin")
         ours = {urlsplit(o).netloc for o in self._cfg.origins}
         if is_loopback(self._cfg.host) and host not in ours and not is_loopback(urlsplit(f"//{host}").hostname or ""):
-            return (
-                f"Host {host!r} is not this server's; use http://127.0.0.1:{self._port}, or allow it with demo.origins"
-            )
+            text = f"Host {host!r} is not a name of this server"
+            return f"{text}; use http://127.0.0.1:{self._port}, or allow it with demo.origins"
         if origin is None or origin in self._cfg.origins:
             return ""
         source = urlsplit(origin)
         if source.scheme in ("http", "https") and (source.netloc == host or self._is_local(source.netloc)):
             return ""
-        return f"Origin {origin!r} is not this server's; open its own page, or allow it with demo.origins"
+        return f"Origin {origin!r} is not a page of this server; open its own page, or allow it with demo.origins"
 
     def _is_local(self, netloc: str) -> bool:
-        """A loopback name with the port that is served."""
+        """Tells whether it is a loopback name with the served port."""
         name, _, port = netloc.rpartition(":")
         return is_loopback(name) and port == str(self._port)
 
     def _cookie(self, scope: Scope) -> dict[str, str]:
-        """For a page that is opened with the right token in its address."""
+        """Returns the header that sets the cookie, if the page was opened with the right token in its address."""
         given = parse_qs(scope["query_string"].decode("latin-1")).get("token", [""])[0]
-        if not self._cfg.token or not same(given, self._cfg.token):
+        if not self._cfg.token or not tokens_match(given, self._cfg.token):
             return {}
         return {"Set-Cookie": f"{COOKIE}={given}; HttpOnly; SameSite=Strict; Path=/"}
 
 
-def knows_token(headers: Headers, token: str) -> bool:
-    """By bearer or cookie. token: "" for none, which everybody knows."""
+def has_token(headers: Headers, token: str) -> bool:
+    """Tells whether a request carries the token, as a bearer or a cookie. token: "" if none is needed."""
     if not token:
         return True
     sort, _, given = headers.get("authorization", "").partition(" ")
@@ -107,9 +108,9 @@ def knows_token(headers: Headers, token: str) -> bool:
         except CookieError:
             cookie = None
         given = cookie.value if cookie else ""
-    return same(given.strip(), token)
+    return tokens_match(given.strip(), token)
 
 
-def same(given: str, token: str) -> bool:
-    """In constant time."""
+def tokens_match(given: str, token: str) -> bool:
+    """Compares tokens in constant time."""
     return hmac.compare_digest(given.encode(), token.encode())

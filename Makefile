@@ -13,7 +13,20 @@ STAMP := .venv/.stamp
 GOALS := $(filter data teacher distill eval,$(MAKECMDGOALS))
 # `make plan data` plans only.
 FIRST := $(if $(filter plan,$(MAKECMDGOALS)),,$(firstword $(GOALS)))
-RUN = $(PY) -m pipelines $(1) --preset '$(PRESET)' --runs '$(RUNS)' $(if $(SRC),--src '$(SRC)') $(ARGS)
+# A command line of motionstream. RUN: of those that read SRC and GPUS; CALL: of the others.
+MOTIONSTREAM := $(PY) -m pipelines
+RUN = $(MOTIONSTREAM) $(1) --preset '$(PRESET)' --runs '$(RUNS)' $(if $(SRC),--src '$(SRC)') $(if $(GPUS),--gpus '$(GPUS)') $(ARGS)
+CALL = $(MOTIONSTREAM) $(1) --preset '$(PRESET)' --runs '$(RUNS)' $(ARGS)
+# GPUS is refused where no goal reads it.
+TAKE_GPUS := data teacher distill eval plan sweep nano-base bench-trackers
+LEAVE_GPUS := inspect export demo demo-check generate bench bench-data plan-check ship
+ifneq ($(GPUS),)
+ifneq ($(filter $(LEAVE_GPUS),$(MAKECMDGOALS)),)
+ifeq ($(filter $(TAKE_GPUS),$(MAKECMDGOALS)),)
+$(error GPUS=$(GPUS) has no effect on $(filter $(LEAVE_GPUS),$(MAKECMDGOALS)): it belongs to $(TAKE_GPUS))
+endif
+endif
+endif
 
 .DEFAULT_GOAL := help
 .PHONY: help setup data teacher distill eval plan plan-check inspect export demo demo-check generate bench bench-data bench-trackers kill-test slurm-check sweep nano-base notebooks ui test test-gpu lint clean
@@ -23,7 +36,9 @@ help:  ## this table
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@echo
 	@echo "  PRESET=$(PRESET) SRC=$(SRC) ARGS=\"teacher.steps=200 student.window=2\" RUNS=$(RUNS)"
-	@echo "  also: PYTHON (to set up with), GPUS (to plan for), RAY_ADDRESS (a cluster), MLFLOW_TRACKING_URI"
+	@echo "  GPUS=8: use or plan for at most so many GPUs; a training runs one process on each, and on CPUs so many processes"
+	@echo "  also: PYTHON (to set up with), RAY_ADDRESS (a cluster), MLFLOW_TRACKING_URI"
+	@echo "  \`.venv/bin/motionstream --help\` lists all commands with their own options"
 
 setup: $(STAMP)  ## the environment in .venv (every other target makes it)
 
@@ -44,19 +59,19 @@ eval: $(STAMP)  ## figures, and RUNS/PRESET/report/report.html
 	@$(if $(filter $@,$(FIRST)),$(call RUN,$(GOALS)),true)
 
 plan: $(STAMP)  ## dry run: cached or not, every config error, memory, work and time (GPUS=8: on so many)
-	@$(call RUN,plan $(GOALS) $(if $(GPUS),--gpus '$(GPUS)'))
+	@$(call RUN,plan $(GOALS))
 
 plan-check: $(STAMP)  ## what `make plan` predicts of memory against real training steps, at nano and 100 M parameters
-	$(PY) -m pipelines.commands.plan.check
+	$(MOTIONSTREAM) plan-check
 
 inspect: $(STAMP)  ## one clip with its tracks as mp4 and PNG, and its catalogue row (CLIP=id; without: some ids)
-	@$(call RUN,inspect $(if $(CLIP),--clip '$(CLIP)'))
+	@$(call CALL,inspect $(if $(CLIP),--clip '$(CLIP)'))
 
 export: $(STAMP)  ## newest teacher and student (or CHECKPOINT=folder) for diffusers, with model cards, into RUNS/PRESET/export
-	@$(call RUN,export $(if $(CHECKPOINT),--checkpoint '$(CHECKPOINT)'))
+	@$(call CALL,export $(if $(CHECKPOINT),--checkpoint '$(CHECKPOINT)'))
 
 demo: $(STAMP)  ## drag points, see the video follow: newest student, or the shipped one, on http://127.0.0.1:7860
-	@$(call RUN,demo)
+	@$(call CALL,demo)
 
 # Ends in figures: RUNS/demo-check.jsonl.
 demo-check: $(STAMP)  ## the demo in Chromium with the shipped student: three minutes' pace, a drag, a transfer, a replay
@@ -64,13 +79,13 @@ demo-check: $(STAMP)  ## the demo in Chromium with the shipped student: three mi
 	MS_DEMO_SECONDS="$${MS_DEMO_SECONDS:-180}" MS_DEMO_FIGURES='$(abspath $(RUNS))/demo-check.jsonl' $(PY) -m pytest -s tests/browser/test_real.py
 
 generate: $(STAMP)  ## the demo without its page, as in ARGS="--image a.png --motion pan --seconds 5 --out a.mp4"
-	@$(call RUN,generate)
+	@$(call CALL,generate)
 
 bench: $(STAMP)  ## paired timings: cache, transformer, decoder, at the preset's size with random weights
-	@$(call RUN,bench)
+	@$(call CALL,bench)
 
 bench-data: $(STAMP)  ## clips per second of the data stages: workers, graph against loop; memory
-	@$(call RUN,bench-data)
+	@$(call CALL,bench-data)
 
 bench-trackers: $(STAMP)  ## every tracker that runs here on rendered scenes: TAP-Vid figures and time
 	@$(call RUN,bench-trackers)

@@ -32,6 +32,7 @@ class PlanConfig:
     spare: float = 0.1
     node_gpus: int = 8
     cpu_gflops: float = 60.0
+    usd_per_gpu_hour: float = 0.0  # what a GPU costs, for the summary's price; 0: no price is printed
 
     def problems(self) -> list[str]:
         """Every inconsistency, as 'plan.field: what is wrong and how to mend it'; empty when sound."""
@@ -46,4 +47,6 @@ class PlanConfig:
             out.append(f"plan.node_gpus: {self.node_gpus} must be at least 1")
         if self.cpu_gflops <= 0:
             out.append(f"plan.cpu_gflops: {self.cpu_gflops} must be positive")
+        if self.usd_per_gpu_hour < 0:
+            out.append(f"plan.usd_per_gpu_hour: {self.usd_per_gpu_hour} is below zero")
         return out

@@ -183,8 +183,10 @@ class ConfigError(ValueError):
 
 
 def load(preset: str, overrides: Sequence[str] = (), src: str = "", runs: str = "runs", gpus: str = "") -> Config:
-    """The configuration of a preset with Hydra overrides. gpus: in place of compute.workers, if given. Raises ConfigError with
-    every mistake, before anything starts."""
+    """Returns the configuration of a preset with Hydra overrides. gpus: if given, sets compute.gpus and compute.workers.
+
+    Raises ConfigError with every mistake, before anything starts.
+    """
     problems: list[str] = []
     tree = _defaults()
     for origin, key, value in [*_preset_values(preset, problems), *_override_values(overrides, problems)]:
@@ -193,6 +195,7 @@ def load(preset: str, overrides: Sequence[str] = (), src: str = "", runs: str = 
     OmegaConf.update(tree, "src", src)
     OmegaConf.update(tree, "runs", runs)
     if gpus.isdecimal() and int(gpus):
+        OmegaConf.update(tree, "compute.gpus", int(gpus))
         OmegaConf.update(tree, "compute.workers", int(gpus))
     elif gpus:
         problems.append(f"GPUS={gpus}: not a whole number of at least 1")

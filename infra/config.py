@@ -16,7 +16,8 @@ ZERO_STAGES = (0, 1, 2, 3)
 class ComputeConfig:
     """executor: "ray" (Ray Data and Ray Train) or "local" (everything in this process, for debuggers).
 
-    workers: processes of a distributed job; 0 takes what the stage declares. threads: torch threads of a worker without a
+    gpus: most GPUs of the cluster that a command uses; 0 takes
+    all. workers: processes of a distributed job; 0 takes what the stage declares. threads: torch threads of a worker without a
     GPU; 0
     takes what the stage declares. item_workers: most workers of a stage that goes item by item; 0 takes as many as fit.
     item_gpus: share of a GPU that each of them takes where it uses one (0.5: two to a GPU). pool: "auto" keeps workers with
@@ -32,6 +33,7 @@ class ComputeConfig:
     """
 
     executor: str = "ray"
+    gpus: int = 0
     workers: int = 0
     threads: int = 0
     item_workers: int = 0
@@ -65,7 +67,7 @@ class ComputeConfig:
             out.append(
                 f"compute.checkpoints: {self.checkpoints!r} is no address: write file:///folder or s3://bucket/folder"
             )
-        for name in ("workers", "item_workers", "threads", "max_failures"):
+        for name in ("gpus", "workers", "item_workers", "threads", "max_failures"):
             if vars(self)[name] < 0:
                 out.append(f"compute.{name}: {vars(self)[name]} is below zero")
         if not 0 <= self.max_failed_share < 1:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -64,9 +65,9 @@ class RaySession:
             )
 
     def resources(self) -> tuple[float, float]:
-        """(CPUs, GPUs) of the cluster."""
+        """Returns the (CPUs, GPUs) of the cluster that a command may use: at most compute.gpus of its GPUs."""
         total = self.start().cluster_resources()
-        return total.get("CPU", 1.0), total.get("GPU", 0.0)
+        return total.get("CPU", 1.0), min(total.get("GPU", 0.0), self.compute.gpus or math.inf)
 
     def stop(self) -> None:
         if self._ray is not None:

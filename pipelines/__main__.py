@@ -1,4 +1,4 @@
-"""python -m pipelines: see cli.py."""
+"""`python -m pipelines` is `motionstream`: see pipelines/commands/cli.py."""
 
 import sys
 

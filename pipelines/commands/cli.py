@@ -1,202 +1,143 @@
-"""python -m pipelines TARGET... [--preset nano] [--src FOLDER] [--runs runs] [key=value ...]
+"""The command line: `motionstream COMMAND ...`, the same as `python -m pipelines COMMAND ...`.
 
-Targets run in order in one command, which is one parent run in MLflow. Each makes its missing inputs first.
+Each command is a module with add_arguments(parser) and execute(options), which is imported only when it is called.
+Exit status: 0 done, 1 failed, 2 a mistake in the command or its settings (nothing was started), 130 interrupted.
 """
 
 from __future__ import annotations
 
 import argparse
+import difflib
 import sys
-import time
 import warnings
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib import import_module
 
-OK, FAILED, BAD_CONFIG, INTERRUPTED = 0, 1, 2, 130
-TARGETS = ("data", "teacher", "distill", "eval")
-OTHERS = (
-    "plan",
-    "config",
-    "inspect",
-    "export",
-    "demo",
-    "generate",
-    "sweep",
-    "bench",
-    "bench-data",
-    "bench-trackers",
-    "nano-base",
+from pipelines.commands.options import BAD_CONFIG, CONFIGURED, FAILED, INTERRUPTED, OK, UsageError, common_options
+
+EVERYTHING = (*CONFIGURED, "--src", "--gpus")
+
+
+@dataclass(frozen=True)
+class Command:
+    """A command. module: its place in pipelines.commands. common: the common options that apply to it."""
+
+    name: str
+    group: str
+    summary: str
+    module: str
+    common: tuple[str, ...] = CONFIGURED
+
+
+PIPELINE, CHECKS, RESULTS, DEMO, BENCHMARKS = (
+    "Pipeline (several may be named in one command; each makes its missing inputs first)",
+    "Before a run",
+    "Results",
+    "Demo",
+    "Benchmarks and ablations",
 )
+COMMANDS = (
+    Command("data", PIPELINE, "pack videos into shards: clips, tracks, latents", "targets", EVERYTHING),
+    Command("teacher", PIPELINE, "train the bidirectional teacher to follow tracks", "targets", EVERYTHING),
+    Command("distill", PIPELINE, "distil the teacher into a causal few-step student", "targets", EVERYTHING),
+    Command("eval", PIPELINE, "measure both and write report.html", "targets", EVERYTHING),
+    Command(
+        "run", PIPELINE, "run the targets that follow, as in: run data teacher distill eval", "targets", EVERYTHING
+    ),
+    Command("nano-base", PIPELINE, "pretrain what the preset nano starts from", "targets", EVERYTHING),
+    Command("plan", CHECKS, "say what would run, and its memory, time and disk", "plan.command", EVERYTHING),
+    Command("plan-check", CHECKS, "compare the plan's memory with real training steps", "plan.check", ()),
+    Command("config", CHECKS, "print every setting with its value", "config", EVERYTHING),
+    Command("inspect", RESULTS, "draw one clip with its tracks and print its catalogue row", "inspect_clip"),
+    Command("export", RESULTS, "write trained models for diffusers, with model cards", "export"),
+    Command("ship", RESULTS, "copy the nano run's newest student into the package", "ship", ("--runs",)),
+    Command("tracks", RESULTS, "convert tracks between this project's format, ATI's and Wan-Move's", "tracks", ()),
+    Command("demo", DEMO, "serve the page on which points are dragged", "demo"),
+    Command("generate", DEMO, "make a video from a picture and a motion or tracks, without a page", "generate"),
+    Command("client", DEMO, "play a session of a running demo without a browser", "client", ()),
+    Command("jitter", DEMO, "measure what input smoothing does to an unsteady drag", "jitter"),
+    Command("soak", DEMO, "play many chunks and measure pace and memory", "soak", ()),
+    Command("sweep", BENCHMARKS, "ablate one trained student and teacher", "targets", EVERYTHING),
+    Command("bench", BENCHMARKS, "time cache, transformer and decoder at the preset's size", "targets"),
+    Command("bench-data", BENCHMARKS, "time the data stages with one and two workers", "targets"),
+    Command("bench-trackers", BENCHMARKS, "measure every point tracker on rendered scenes", "targets", EVERYTHING),
+)
+BY_NAME = {command.name: command for command in COMMANDS}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Exit status: 0 done, 1 failed, 2 a mistake in the command or the configuration (nothing was started)."""
-    options = _parser().parse_intermixed_args(arguments)
-    names = [w for w in options.words if "=" not in w and not w.startswith(("+", "~"))]
-    overrides = [w for w in options.words if w not in names]
-    unknown = [n for n in names if n not in (*TARGETS, *OTHERS)]
-    if unknown or not names:
-        what = f"unknown target {', '.join(unknown)}" if unknown else "no target"
-        print(f"{what}: there are {', '.join((*TARGETS, *OTHERS))}; settings read key=value", file=sys.stderr)
+    """Runs a command. Returns its exit status; raises SystemExit(2) for options that it does not have."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    if words and words[0] in ("-h", "--help"):
+        print(help_text())
+        return OK
+    command = BY_NAME.get(words[0]) if words else None
+    if command is None:
+        print(unknown(words), file=sys.stderr)
         return BAD_CONFIG
     warnings.filterwarnings("ignore", category=FutureWarning)
-    from configs.settings import (
-        ConfigError,
-        load,
-    )
-
+    module = import_module(f"pipelines.commands.{command.module}")
+    if hasattr(module, "main"):  # it has a command line of its own
+        return module.main(words[1:])
+    options = parse(command, words[1:])
     try:
-        cfg = load(options.preset, overrides, options.src, options.runs, options.gpus)
-    except ConfigError as error:
+        return module.execute(options)
+    except UsageError as error:
         print(error, file=sys.stderr)
         return BAD_CONFIG
-    if "plan" in names:
-        return _plan(cfg, names, bool(options.gpus))
-    return _dispatch(cfg, names, options)
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        "python -m pipelines", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
-    parser.add_argument("words", nargs="*", help=f"targets ({', '.join((*TARGETS, *OTHERS))}) and key=value overrides")
-    parser.add_argument("--preset", default="nano", help="a file in configs/preset (default: nano)")
-    parser.add_argument(
-        "--src", default="", help="folder, glob, list, table or address of your own videos (default: packaged clips)"
-    )
-    parser.add_argument("--runs", default="runs", help="where results go (default: runs)")
-    parser.add_argument("--gpus", default="", help="how many GPUs, in place of compute.workers")
-    parser.add_argument("--clip", default="", help="inspect: the clip's id (default: list some)")
-    parser.add_argument("--checkpoint", default="", help="export: its folder (default: the newest teacher and student)")
-    made = parser.add_argument_group("generate")
-    made.add_argument(
-        "--image", default="", help="the first frame: PNG, JPEG or WebP, or the id of one of the demo's pictures"
-    )
-    made.add_argument(
-        "--motion", default="", help="pan, zoom, rotate, orbit, drag or still, as in pan:0.1,0 or drag:0.5,0.5,0.8,0.5"
-    )
-    made.add_argument(
-        "--tracks", default="", help="tracks to follow in place of a motion: npz, or Wan-Move's or ATI's files"
-    )
-    made.add_argument("--prompt", default="", help="text (default: the picture's own, if it has one)")
-    made.add_argument("--seconds", type=float, default=10.0, help="length (default: 10)")
-    made.add_argument("--seed", type=int, default=0, help="of the noise (default: 0)")
-    made.add_argument("--out", default="out.mp4", help="the film (default: out.mp4)")
-    parser.add_argument("--retry-failed", action="store_true", help="try items again that failed unexpectedly")
-    return parser
-
-
-def _dispatch(cfg: Any, names: list[str], options: argparse.Namespace) -> int:
-    if "config" in names:
-        from configs.settings import as_yaml
-
-        print(as_yaml(cfg))
-        return OK
-    if "inspect" in names:
-        from pipelines.commands.inspect_clip import inspect
-
-        return _said(lambda: inspect(cfg, options.clip))
-    if "export" in names:
-        from pipelines.commands.export import export
-
-        return _said(lambda: export(cfg, options.checkpoint))
-    if "generate" in names:
-        from pipelines.commands.generate import (
-            Job,
-            generate,
-        )
-
-        return _said(lambda: generate(cfg, Job.of(options)))
-    if "demo" in names:
-        from demo.server.serve import serve
-
-        return serve(cfg)
-    from infra.distributed import StageFailed
-    from pipelines.run import open_run
-
-    targets = _targets()
-    run = open_run(cfg, names, retry_failed=options.retry_failed)
-    started, status = time.monotonic(), "FAILED"
-    try:
-        for name in names:
-            targets[name][0](run)
-        status = "FINISHED"
     except KeyboardInterrupt:
-        status = "KILLED"
-        print("\ninterrupted: run the same command to go on from here", file=sys.stderr)
         return INTERRUPTED
-    except (ValueError, StageFailed) as error:
-        print(f"\nstopped: {error}", file=sys.stderr)
-        return FAILED
-    except OSError as error:
-        print(
-            f"\nstopped: {error}. Mend that (disk full?) and give the same command again: it goes on", file=sys.stderr
-        )
-        return FAILED
-    finally:
-        from pipelines.summary import summarise
-
-        summarise(run, time.monotonic() - started, status)
-        run.finish(status)
-    return OK
-
-
-def _said(job: Callable[[], Any]) -> int:
-    """Does a job that starts nothing; a mistake is one line."""
-    try:
-        job()
     except (ValueError, OSError) as error:
         print(error, file=sys.stderr)
         return FAILED
-    return OK
 
 
-def _targets() -> dict[str, tuple[Callable[[Any], Any], Any]]:
-    """Name -> (function of a Run, its stages in order)."""
-    from pipelines import (
-        data,
-        distill,
-        evaluate,
-        nano_base,
-        sweep,
-        teacher,
+def parser_of(command: Command) -> argparse.ArgumentParser:
+    """Returns the parser of a command, with its own options and the common ones that apply to it."""
+    module = import_module(f"pipelines.commands.{command.module}")
+    parser = argparse.ArgumentParser(
+        f"motionstream {command.name}",
+        description=f"{command.summary[0].upper()}{command.summary[1:]}.",
+        epilog=vars(module).get("EPILOG"),
+        parents=[common_options(command.common)],
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
     )
-    from pipelines.commands import (
-        bench,
-        bench_data,
-        bench_trackers,
-    )
-
-    return {
-        "data": (data.data_or_report, data.STAGES),
-        "teacher": (teacher.teacher, teacher.STAGES),
-        "distill": (distill.distill, distill.STAGES),
-        "eval": (evaluate.evaluate_or_replay, evaluate.STAGES),
-        "bench": (bench.bench, bench.STAGES),
-        "bench-trackers": (bench_trackers.bench_trackers, bench_trackers.STAGES),
-        "bench-data": (bench_data.bench_data, bench_data.STAGES),
-        "sweep": (sweep.sweep, sweep.STAGES),
-        "nano-base": (nano_base.nano_base, nano_base.STAGES),
-    }
+    module.add_arguments(parser)
+    return parser
 
 
-def _plan(cfg: Any, words: list[str], gpus: bool) -> int:
-    """gpus: whether their number was given."""
-    from pipelines.commands.plan import dry_run as plan
-    from pipelines.run import open_run
-    from pipelines.summary import table
+def parse(command: Command, words: Sequence[str]) -> argparse.Namespace:
+    """Returns the options of a command, with its name as `command`. Raises SystemExit(2) for what it does not take."""
+    parser = parser_of(command)
+    options, rest = parser.parse_known_intermixed_args(words)
+    for word in rest:
+        name = word.partition("=")[0]
+        takes = [c.name for c in COMMANDS if name in c.common]
+        if takes:
+            parser.error(f"{name} ({name.strip('-').upper()}= of make) has no effect on {command.name}: "
+                         f"it belongs to {', '.join(takes)}")  # fmt: skip
+        near = difflib.get_close_matches(name, parser._option_string_actions, n=1)
+        parser.error(f"unknown argument {word}" + (f": did you mean {near[0]}?" if near else ""))
+    options.command = command.name
+    return options
 
-    targets = _targets()
-    names = [n for n in words if n in targets] or list(TARGETS)
-    run = open_run(cfg, names, dry=True)
-    last = max((TARGETS.index(n) for n in names if n in TARGETS), default=-1)
-    order = [*TARGETS[: last + 1], *(n for n in names if n not in TARGETS)]
-    try:
-        lines = plan.dry_run(run, {n: targets[n][0] for n in order}, {n: targets[n][1] for n in order})
-    except ValueError as error:
-        print(error, file=sys.stderr)
-        return FAILED
-    table(lines)
-    for line in ["", *plan.describe(cfg, gpus), *plan.hints(cfg)]:
-        print(line)
-    return OK
+
+def unknown(words: Sequence[str]) -> str:
+    """Returns what to say of a first word that is no command."""
+    if not words:
+        return f"no command was named\n\n{help_text()}"
+    if "=" in words[0] or words[0].startswith("-"):
+        return f"no command was named before {words[0]}: write it first, as in `motionstream data {words[0]}`"
+    near = difflib.get_close_matches(words[0], BY_NAME, n=1, cutoff=0.5)
+    return f"unknown command {words[0]}" + (f"; did you mean {near[0]}?" if near else "; see motionstream --help")
+
+
+def help_text() -> str:
+    """Returns the table of commands, grouped by purpose."""
+    lines = ["usage: motionstream COMMAND [options] [KEY=VALUE ...]"]
+    for group in dict.fromkeys(command.group for command in COMMANDS):
+        lines += ["", f"{group}:"]
+        lines += [f"  {c.name:15} {c.summary}" for c in COMMANDS if c.group == group]
+    return "\n".join([*lines, "", "motionstream COMMAND --help lists the options of a command."])

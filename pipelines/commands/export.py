@@ -3,6 +3,7 @@ original names, averaged and raw weights, and a model card."""
 
 from __future__ import annotations
 
+import argparse
 import os
 import shutil
 from collections.abc import Iterator
@@ -27,12 +28,28 @@ from pipelines.commands.model_card import (
     Facts,
     card,
 )
+from pipelines.commands.options import OK, add_settings, configured
 from pipelines.results import Trained, checkpoint_in, students, teachers
 from stages.records import Checkpoint
 from stages.train.dmd import GENERATOR
 from stages.train.raw import raw_weights
 
 LEARNERS = {"teacher": "dit", "student": GENERATOR}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--checkpoint",
+        default="",
+        metavar="FOLDER",
+        help="a folder with weights (default: the newest teacher and student)",
+    )
+    add_settings(parser)
+
+
+def execute(options: argparse.Namespace) -> int:
+    export(configured(options), options.checkpoint)
+    return OK
 
 
 def export(cfg: Config, folder: str) -> list[Path]:

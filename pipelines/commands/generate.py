@@ -1,5 +1,4 @@
-"""python -m pipelines generate --image FILE (--motion NAME | --tracks FILE) [--prompt TEXT] [--seconds 10] [--seed 0]
---out FILE.mp4
+"""motionstream generate --image FILE (--motion NAME | --tracks FILE) [--out FILE.mp4]
 
 The demo without a page: a clip of any length from one picture, steered by an authored motion or by tracks from a file.
 Leaves FILE.mp4 with the tracks drawn over it, FILE-plain.mp4 without, and FILE-strip.png.
@@ -36,6 +35,7 @@ from msmodel.steering.authored import (
     authored,
 )
 from msmodel.steering.steering import Controls
+from pipelines.commands.options import OK, add_settings, configured
 from pipelines.commands.tracks import read_file
 from stages.data.contact_sheets import contact_sheet
 from stages.data.files import write_png
@@ -52,6 +52,26 @@ MOTIONS = (
     "pan[:X[,Y]] frame widths and heights a second, zoom[:DOUBLINGS a second], orbit[:DEGREES a second], "
     "drag[:X0,Y0,X1,Y1] shares of the frame"
 )
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--image", default="", help="first frame: a PNG, JPEG or WebP, or the id of one of the demo's pictures"
+    )
+    parser.add_argument("--motion", default="", help=MOTIONS)
+    parser.add_argument(
+        "--tracks", default="", help="tracks in place of a motion: .npz, ATI's .pth, Wan-Move's .npy,.npy"
+    )
+    parser.add_argument("--prompt", default="", help="text (default: the picture's own, if it has one)")
+    parser.add_argument("--seconds", type=float, default=10.0, help="length of the video (default: 10)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the noise (default: 0)")
+    parser.add_argument("--out", default="out.mp4", metavar="FILE", help="the video (default: out.mp4)")
+    add_settings(parser)
+
+
+def execute(options: argparse.Namespace) -> int:
+    generate(configured(options), Job.of(options))
+    return OK
 
 
 @dataclass(frozen=True)

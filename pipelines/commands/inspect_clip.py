@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import difflib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,6 +12,7 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from configs.settings import Config
+from pipelines.commands.options import OK, add_settings, configured
 from pipelines.results import newest_data
 from stages.data.contact_sheets import (
     contact_sheet,
@@ -21,6 +23,16 @@ from stages.data.shards import arrays, decode_mp4, read_sample
 
 FILM_HEIGHT, STRIP_HEIGHT = 320, 160  # px: smaller clips are enlarged
 SHOWN = 5  # ids of a kind, or close matches
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--clip", default="", metavar="ID", help="id of the clip (default: some ids are listed)")
+    add_settings(parser)
+
+
+def execute(options: argparse.Namespace) -> int:
+    inspect(configured(options), options.clip)
+    return OK
 
 
 def inspect(cfg: Config, clip_id: str) -> None:

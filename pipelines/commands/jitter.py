@@ -1,8 +1,7 @@
-"""python -m pipelines.commands.jitter [--student] [--picture ID] [--at X,Y] [--radius R] [--out FOLDER] [--preset nano]
-[--runs runs]
+"""motionstream jitter: measures what input smoothing and the speed limit make of an unsteady drag.
 
-An imperfect hand, with and without its treatment: figures of the tracks alone over 20 scripted shaky drags, and with
---student also of the video: how far the dragged points, tracked again, are from where they were meant to be, and a sheet.
+Prints figures of the tracks alone over 20 scripted drags with tremor; with --student also of the video: how far the dragged
+points, tracked again, are from where they were meant to be, and a contact sheet.
 """
 
 from __future__ import annotations
@@ -10,17 +9,13 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from configs.settings import (
-    Config,
-    load,
-)
+from configs.settings import Config
 from demo.playing.model_player import (
     ModelPlayer,
     load_player,
@@ -30,6 +25,7 @@ from msmodel.points import uniform_grid
 from msmodel.steering.controls import InputSmoothing
 from msmodel.steering.steering import Steering
 from msmodel.tracks import px_to_shares, shares_to_px
+from pipelines.commands.options import OK, add_settings, configured
 from stages.data.contact_sheets import contact_sheet
 from stages.data.files import write_png
 from stages.eval.epe import retrack
@@ -117,27 +113,22 @@ def of_video(
     return {**out, **{f"tracks_{k}": v for k, v in of_asked.items()}}, Trails().draw(frames, asked, seen)
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m pipelines.commands.jitter", description=__doc__)
-    parser.add_argument("--preset", default="nano")
-    parser.add_argument("--runs", default="runs")
-    parser.add_argument("--student", action="store_true", help="play it as well")
-    parser.add_argument("--picture", default="", help="id of one of the demo's pictures; the first if left out")
-    parser.add_argument("--at", default="0.5,0.5", help="the middle of what the hand holds, shares of the frame")
-    parser.add_argument("--radius", type=float, default=0.12, help="of what it holds, frame widths")
-    parser.add_argument("--out", default="", help="folder for the sheets")
-    parser.add_argument("overrides", nargs="*")
-    options = parser.parse_args(argv)
-    try:
-        cfg, shake = load(options.preset, options.overrides, runs=options.runs), Shake()
-        report: dict[str, Any] = {"shake": asdict(shake), "tracks": of_tracks(cfg, shake)}
-        if options.student:
-            report["video"] = played(cfg, options, shake)
-    except ValueError as error:
-        print(f"shaky: {error}", file=sys.stderr)
-        return 1
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--student", action="store_true", help="also play it with the student")
+    parser.add_argument("--picture", default="", metavar="ID", help="one of the demo's pictures (default: the first)")
+    parser.add_argument("--at", default="0.5,0.5", metavar="X,Y", help="centre of what is dragged, shares of the frame")
+    parser.add_argument("--radius", type=float, default=0.12, help="radius of what is dragged, frame widths")
+    parser.add_argument("--out", default="", metavar="FOLDER", help="where to write the contact sheets")
+    add_settings(parser)
+
+
+def execute(options: argparse.Namespace) -> int:
+    cfg, shake = configured(options), Shake()
+    report: dict[str, Any] = {"shake": asdict(shake), "tracks": of_tracks(cfg, shake)}
+    if options.student:
+        report["video"] = played(cfg, options, shake)
     print(json.dumps(report, indent=1))
-    return 0
+    return OK
 
 
 def played(cfg: Config, options: argparse.Namespace, shake: Shake) -> dict[str, dict[str, float]]:
@@ -153,9 +144,5 @@ def played(cfg: Config, options: argparse.Namespace, shake: Shake) -> dict[str, 
         sheets.append(sheet)
     if options.out:
         Path(options.out).mkdir(parents=True, exist_ok=True)
-        write_png(Path(options.out) / "shaky.png", contact_sheet(sheets, 12))
+        write_png(Path(options.out) / "jitter.png", contact_sheet(sheets, 12))
     return out
-
-
-if __name__ == "__main__":
-    sys.exit(main())

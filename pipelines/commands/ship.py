@@ -1,12 +1,10 @@
-"""python -m pipelines.commands.ship [--runs runs]: ships RUNS/nano's newest student, and first frames of its held-out clips, in
-msmodel/assets/nano, so that the demo plays seconds after a clone."""
+"""motionstream ship: copies RUNS/nano's newest student, and first frames of its held-out clips, to msmodel/assets/nano, so that
+the demo plays seconds after a clone."""
 
 from __future__ import annotations
 
 import argparse
 import json
-import sys
-from collections.abc import Sequence
 from pathlib import Path
 
 from configs.settings import (
@@ -16,6 +14,7 @@ from configs.settings import (
 from demo.playing import pictures
 from demo.playing.student import SHIPPED_FOLDER
 from msmodel.io.weights import read_config
+from pipelines.commands.options import OK
 from pipelines.nano_base import (
     ASSETS,
     ship,
@@ -48,23 +47,16 @@ def ship_student(cfg: Config, folder: Path = SHIPPED_FOLDER) -> None:
     (folder / "provenance.json").write_text(json.dumps(provenance, indent=1) + "\n")
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser("python -m pipelines.commands.ship", description=__doc__)
-    parser.add_argument("--runs", default="runs", help="where the nano run is (default: runs)")
-    cfg = load("nano", runs=parser.parse_args(arguments).runs)
-    try:
-        ship_student(cfg)
-        pictures.write(pictures.of_run(cfg.root), pictures.SHIPPED)
-    except (ValueError, OSError) as error:
-        print(error, file=sys.stderr)
-        return 1
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The preset is always nano; --runs is a common option."""
+
+
+def execute(options: argparse.Namespace) -> int:
+    cfg = load("nano", runs=options.runs)
+    ship_student(cfg)
+    pictures.write(pictures.of_run(cfg.root), pictures.SHIPPED)
     size = sum(path.stat().st_size for path in ASSETS.rglob("*") if path.is_file())
     print(f"shipped to {ASSETS / 'nano'}; the assets are {size / 1e6:.1f} MB together")
     if size > MOST_BYTES:
-        print(f"that is more than {MOST_BYTES / 1e6:g} MB", file=sys.stderr)
-        return 1
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+        raise ValueError(f"that is more than {MOST_BYTES / 1e6:g} MB")
+    return OK

@@ -1,4 +1,4 @@
-"""python -m pipelines.commands.tracks FROM TO [--size WxH]: tracks of one project as another reads them.
+"""motionstream tracks FROM TO [--size WxH]: converts tracks between projects.
 
 Files by their endings: .npz ours (the tracks.npz of a recording is one), .pth ATI's, .npy,.npy Wan-Move's tracks and
 visibility. --size: of the picture that ATI's or Wan-Move's tracks belong to; it is not in their files, and what is
@@ -8,8 +8,6 @@ written for them is for a picture of this size (ours knows its own).
 from __future__ import annotations
 
 import argparse
-import sys
-from collections.abc import Sequence
 from pathlib import Path
 
 from msmodel.io.track_files import (
@@ -21,6 +19,7 @@ from msmodel.io.track_files import (
     write_tracks,
     write_wan_move,
 )
+from pipelines.commands.options import OK
 
 FORMATS = ".npz (ours), .pth (ATI) or .npy,.npy (Wan-Move's tracks and visibility)"
 
@@ -55,25 +54,21 @@ def _named(names: str) -> tuple[list[str], str]:
     return files, kind
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Exit status: 0 written, 1 a file that cannot be read or written."""
-    parser = argparse.ArgumentParser(
-        "python -m pipelines.commands.tracks", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("source", metavar="FROM", help=f"file to read: {FORMATS}")
+    parser.add_argument("target", metavar="TO", help="file to write, of any of these formats")
+    parser.add_argument(
+        "--size", default="", metavar="WxH", help="of the picture that ATI's or Wan-Move's tracks belong to, in pixels"
     )
-    parser.add_argument("source", metavar="FROM")
-    parser.add_argument("target", metavar="TO")
-    parser.add_argument("--size", default="", metavar="WxH")
-    options = parser.parse_args(arguments)
-    try:
-        size = _size(options.size)
-        tracks = read_file(options.source, size)
-        write_file(options.target, tracks, size)
-    except (ValueError, OSError) as error:
-        print(error, file=sys.stderr)
-        return 1
+
+
+def execute(options: argparse.Namespace) -> int:
+    size = _size(options.size)
+    tracks = read_file(options.source, size)
+    write_file(options.target, tracks, size)
     frames, n = tracks.visible.shape
     print(f"{options.target}: {n} tracks, from {frames} frames at {tracks.fps:g} a second")
-    return 0
+    return OK
 
 
 def _size(text: str) -> tuple[int, int] | None:
@@ -84,7 +79,3 @@ def _size(text: str) -> tuple[int, int] | None:
     if not (width.isdecimal() and height.isdecimal() and int(width) and int(height)):
         raise ValueError(f"--size: {text!r} is not WxH in pixels, as in 832x480")
     return int(height), int(width)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

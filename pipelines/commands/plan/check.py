@@ -7,6 +7,7 @@ peak of resident memory lies above its state after the imports, as the kernel ke
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import subprocess
@@ -28,6 +29,7 @@ from msmodel.batch import Batch
 from msmodel.causal import CausalDiT
 from msmodel.config import CLIP_TOKENS, ModelConfig
 from msmodel.dit import WanDiT
+from pipelines.commands.options import OK
 from pipelines.commands.plan.memory import (
     layout,
     training_memory,
@@ -155,12 +157,20 @@ def resident(field: str = "VmRSS") -> int:
     return 1024 * int(next(line.split()[1] for line in lines if line.startswith(f"{field}:")))
 
 
-def main(arguments: Sequence[str]) -> int:
-    """Without arguments all cases, each in its own process; with a case's name that one, in this process. Exit status 1 where a
-    prediction is further off than TOLERANCE."""
-    if arguments:
-        print(json.dumps(measured(arguments[0])))
-        return 0
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "case",
+        nargs="?",
+        choices=sorted(CASES),
+        help="measure this one in this process (default: all, each in its own)",
+    )
+
+
+def execute(options: argparse.Namespace) -> int:
+    """Returns 1 where a prediction is further off than TOLERANCE."""
+    if options.case:
+        print(json.dumps(measured(options.case)))
+        return OK
     worst = 0.0
     print(f"{'':34}parameters  predicted     tensors        process")
     for case in CASES:
@@ -177,12 +187,8 @@ def main(arguments: Sequence[str]) -> int:
 
 def _alone(case: str) -> str:
     """The last line of a fresh process."""
-    command = [sys.executable, "-m", "pipelines.commands.plan.check", case]
+    command = [sys.executable, "-m", "pipelines", "plan-check", case]
     done = subprocess.run(command, cwd=CHECKOUT, env=os.environ | ALLOCATOR, capture_output=True, text=True)
     if done.returncode:
         raise RuntimeError(f"{case}: {done.stderr[-2000:]}")
     return done.stdout.strip().splitlines()[-1]
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))

@@ -22,6 +22,7 @@ from pipelines.commands.plan.memory import (
 )
 from pipelines.commands.plan.pieces import parameters
 from pipelines.commands.plan.work import (
+    Work,
     chunk_flops,
     disk,
     speed,
@@ -54,17 +55,40 @@ def describe(cfg: Any, ranks: int, gpu: bool) -> list[str]:
     processes on CPUs."""
     where = layout(cfg, ranks, gpu)
     memories = [training_memory(cfg, name, where) for name in TRAININGS] + inference_memory(cfg, where)
+    stages = works(cfg, ranks, gpu)
+    seconds = sum(w.total for w in stages) / speed(cfg, ranks, gpu)
     return [
         *_sizes(cfg),
         "",
         *_memory(cfg, where, memories),
         "",
-        *_work(cfg, ranks, gpu),
+        *_work(cfg, stages, ranks, gpu),
         "",
         *_disk(cfg, where, memories),
         *_shards(cfg, ranks),
         *(_warnings(cfg, where, memories) if gpu else []),
+        "",
+        _summary(cfg, where, memories, seconds),
     ]
+
+
+def _summary(cfg: Any, where: Layout, memories: Sequence[Memory], seconds: float) -> str:
+    """Returns the cost of the trainings in one line. seconds: of all of them together."""
+    worst = max(memories, key=lambda m: m.peak)
+    found = disk(cfg)
+    stored = f"disk {_bytes(found.pairs + sum(found.saves.values()))} for ODE pairs and saved states"
+    if not where.gpu:
+        place = f"{where.ranks} CPU process{'es' if where.ranks > 1 else ''}"
+        return (
+            f"summary: training takes {duration(seconds)} on {place}; memory {_bytes(worst.peak)} a process; {stored}"
+        )
+    hours, price = where.ranks * seconds / 3600, cfg.plan.usd_per_gpu_hour
+    cost = f" = {hours * price:,.0f} USD at {price:g} USD an hour (plan.usd_per_gpu_hour)" if price else ""
+    return (
+        f"summary: training takes {duration(seconds)} on {where.ranks} x {GPUS[cfg.plan.gpu].name} = {hours:,.0f} GPU hours"
+        f"{cost}; memory {worst.peak / 2**30:.1f} of {_limit(cfg) / 2**30:.1f} GiB a GPU "
+        f"({KINDS.get(worst.name, worst.name)}); {stored}"
+    )
 
 
 def _sizes(cfg: Any) -> list[str]:
@@ -117,10 +141,10 @@ def _layout(where: Layout) -> str:
     return f"ZeRO {stage} on {where.ranks}, {away[where.offload]}, averages on the {'CPU' if where.ema == 'cpu' else 'device'}"
 
 
-def _work(cfg: Any, ranks: int, gpu: bool) -> list[str]:
+def _work(cfg: Any, stages: Sequence[Work], ranks: int, gpu: bool) -> list[str]:
     pace = speed(cfg, ranks, gpu)
     rows, whole = [], 0.0
-    for w in works(cfg, ranks, gpu):
+    for w in stages:
         whole += w.total / pace
         rows.append(
             [w.name, f"{w.steps:,}", f"{w.micro} = {w.clips}", f"{w.tokens:,.0f}", f"{w.flops:.3g}", f"{w.total:.3g}",
@@ -185,7 +209,7 @@ def _limit(cfg: Any) -> float:
 
 
 def _warnings(cfg: Any, where: Layout, memories: Sequence[Memory]) -> list[str]:
-    """What does not fit, and what a user has to set to train on so many GPUs: GPUS= is the plan's alone."""
+    """Returns what does not fit and the nearest settings that do, else how to train on so many GPUs."""
     limit, lines = _limit(cfg), []
     for m in memories:
         too_large = [f"{moment} {size / 2**30:.1f}" for moment, size in m.moments.items() if size > limit]
@@ -193,12 +217,12 @@ def _warnings(cfg: Any, where: Layout, memories: Sequence[Memory]) -> list[str]:
             name = KINDS.get(m.name, m.name)
             lines.append(f"warning: {name} will not fit into {limit / 2**30:.1f} GiB: {', '.join(too_large)}")
     usual = load(cfg.preset).compute.workers
-    settings = [] if cfg.compute.workers == usual else [f"compute.workers={where.ranks}"]
+    gpus = "" if cfg.compute.workers == usual else f"GPUS={where.ranks} "
     if not lines:
-        return [f'to train on them: ARGS="{settings[0]}"'] if settings else []
+        return [f"to train on them, give {gpus.strip()} to the commands that train"] if gpus else []
     change = nearest(cfg, where.ranks, limit)
     if change is not None:
-        return [*lines, f'  the nearest settings that fit: ARGS="{" ".join([*settings, *change.settings])}"']
+        return [*lines, f'  the nearest settings that fit: {gpus}ARGS="{" ".join(change.settings)}"']
     mend = "take more of them (GPUS=), larger ones (plan.gpu), or shorter or smaller clips"
     return [*lines, f"  no settings of ZeRO, offload, recomputation and batches fit on these GPUs: {mend}"]
 

@@ -1,4 +1,4 @@
-"""python -m pipelines.commands.jitter, from the command line."""
+"""motionstream jitter, from the command line."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from configs.settings import load
 from demo.playing.player import Picture
 from msmodel.causal import CausalDiT
 from msmodel.io.weights import save_weights
-from pipelines.commands import jitter as shaky
+from pipelines.commands import cli, jitter
 from tests.unit.msmodel.models import randomise
 from tests.unit.stages.eval import world
 from tests.unit.stages.play import players
@@ -16,23 +16,23 @@ from tests.unit.stages.play import players
 
 def test_tracks_and_video_are_figured_and_a_sheet_is_left(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("stages.play.playing.load_text_encoder", players.FakeEncoder)
-    monkeypatch.setattr(shaky, "SEEDS", 2)
+    monkeypatch.setattr(jitter, "SEEDS", 2)
     monkeypatch.setattr("demo.playing.model_player.pictures.pictures", lambda cfg, size: [picture(size)])
     save_weights(randomise(CausalDiT(load("debug").model)), tmp_path / "student", {"name": "student", "step": 1})
-    words = ["--preset", "debug", "--runs", str(tmp_path), "--student", "--out", str(tmp_path / "out")]
-    assert shaky.main([*words, "--at", "0.3,0.5", f"demo.student={tmp_path / 'student'}"]) == 0
+    words = ["jitter", "--preset", "debug", "--runs", str(tmp_path), "--student", "--out", str(tmp_path / "out")]
+    assert cli.main([*words, "--at", "0.3,0.5", f"demo.student={tmp_path / 'student'}"]) == 0
     said = json.loads(capsys.readouterr().out)
     assert said["tracks"]["treated"]["path"] < said["tracks"]["raw"]["path"]
     assert set(said["video"]) == set(said["tracks"])
     assert all(v["frozen_meant"] > 0 and v["to_meant"] >= 0 for v in said["video"].values())
-    assert (tmp_path / "out" / "shaky.png").is_file()
-    assert shaky.main([*words, "--picture", "b", f"demo.student={tmp_path / 'student'}"]) == 1
-    assert capsys.readouterr().err.endswith("shaky: --picture: no picture 'b'; there are a\n")
+    assert (tmp_path / "out" / "jitter.png").is_file()
+    assert cli.main([*words, "--picture", "b", f"demo.student={tmp_path / 'student'}"]) == 1
+    assert capsys.readouterr().err.endswith("--picture: no picture 'b'; there are a\n")
 
 
 def test_mistakes_are_one_line(tmp_path, capsys):
-    assert shaky.main(["--preset", "none"]) == 1
-    assert capsys.readouterr().err.startswith("shaky: ")
+    assert cli.main(["jitter", "--preset", "none"]) == cli.BAD_CONFIG
+    assert capsys.readouterr().err.startswith("the configuration has 1 problem")
 
 
 def picture(size):

@@ -6,7 +6,7 @@ from msmodel.io.track_files import (
     read_tracks,
     write_tracks,
 )
-from pipelines.commands import tracks
+from pipelines.commands import cli
 
 
 @pytest.fixture
@@ -23,9 +23,9 @@ def ours(tmp_path):
 @pytest.mark.parametrize("names", ["b.pth", "b.npy,c.npy"])
 def test_there_and_back(ours, tmp_path, names, capsys):
     there = ",".join(str(tmp_path / name) for name in names.split(","))
-    assert tracks.main([str(ours), there, "--size", "832x520"]) == 0
+    assert cli.main(["tracks", str(ours), there, "--size", "832x520"]) == 0
     assert "3 tracks, from 121 frames at 24 a second" in capsys.readouterr().out
-    assert tracks.main([there, str(tmp_path / "back.npz"), "--size", "832x520"]) == 0
+    assert cli.main(["tracks", there, str(tmp_path / "back.npz"), "--size", "832x520"]) == 0
     back = read_tracks(tmp_path / "back.npz")
     was = read_tracks(ours).fitted((520, 832), back.fps, len(back.xy_px))
     assert back.size == (520, 832) and (back.visible == was.visible).all()
@@ -39,5 +39,5 @@ def test_mistakes_are_said(ours, tmp_path, capsys):
         ([str(tmp_path / "none.npz"), "x.npz"], "none.npz"),
         ([str(ours), "x.npz", "--size", "64"], "is not WxH"),
     ):
-        assert tracks.main(words) == 1
+        assert cli.main(["tracks", *words]) == 1
         assert said in capsys.readouterr().err

@@ -35,7 +35,7 @@ endif
 help:  ## this table
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@echo
-	@echo "  PRESET=$(PRESET) SRC=$(SRC) ARGS=\"teacher.steps=200 student.window=2\" RUNS=$(RUNS)"
+	@echo "  PRESET=$(PRESET) SRC=$(SRC) ARGS=\"teacher.phase1_steps=200 student.window=2\" RUNS=$(RUNS)"
 	@echo "  GPUS=8: use or plan for at most so many GPUs; a training runs one process on each, and on CPUs so many processes"
 	@echo "  also: PYTHON (to set up with), RAY_ADDRESS (a cluster), MLFLOW_TRACKING_URI"
 	@echo "  \`.venv/bin/motionstream --help\` lists all commands with their own options"

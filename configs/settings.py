@@ -52,12 +52,28 @@ FROM_COMMAND_LINE = ("preset", "runs", "src")  # set by --preset, --runs, --src
 # Old name of a setting or group -> its present name. An old name is refused with the new one.
 RENAMED: dict[str, str] = {
     "demo.strikes": "demo.max_invalid_messages",
+    "dmd.teacher": "dmd.teacher_placement",
+    **{f"{group}.steps": f"{group}.phase1_steps" for group in ("teacher", "phase1", "phase1_context")},
+    **{
+        f"{group}.observe_steps": f"{group}.validate_steps"
+        for group in (
+            "vae_training",
+            "base",
+            "phase1",
+            "phase1_context",
+            "tiny_base",
+            "teacher",
+            "adapt",
+            "dmd",
+            "tiny_vae",
+        )
+    },
 }
 
 
 @dataclass(frozen=True)
 class Config:
-    """Everything a user can set. Overrides read `teacher.steps=200 student.window=2`."""
+    """Everything a user can set. Overrides read `teacher.phase1_steps=200 student.window=2`."""
 
     preset: str = "nano"
     seed: int = 0
@@ -151,8 +167,8 @@ class Config:
     def _unshardable(self) -> list[str]:
         """Trainings whose optimizer needs whole weights, where ZeRO is asked to shard them; a teacher that nothing shards."""
         out = []
-        if self.dmd.teacher == "shard" and self.compute.engine != "deepspeed":
-            out.append("dmd.teacher: shard needs compute.engine=deepspeed")
+        if self.dmd.teacher_placement == "shard" and self.compute.engine != "deepspeed":
+            out.append("dmd.teacher_placement: shard needs compute.engine=deepspeed")
         if not self.compute.zero_stage:
             return out
         trainings = (c for c in vars(self).values() if isinstance(c, LoopConfig) and c.optimizer == "muon")

@@ -27,7 +27,7 @@ from stages.contracts import (
 )
 from stages.records import Checkpoint, OdePairs
 from stages.train.loop import train
-from stages.train.method import Draws, Learner, Loader, LoopConfig, Loss, Observation, at_least, scheduled
+from stages.train.method import Draws, Learner, Loader, Loss, Observation, StepsConfig, at_least, scheduled
 from stages.train.ode_pairs import PairBatch, PairLoader, heldout_pairs
 from stages.train.optim import make_optimizer
 from stages.train.publish import frozen_decoder, publish, student_from
@@ -35,7 +35,7 @@ from stages.train.sampling import Decode, contact_sheet, first_conditions, score
 
 
 @dataclass(frozen=True)
-class AdaptConfig(LoopConfig):
+class AdaptConfig(StepsConfig):
     """Paper: 2,000 steps, batch 128, 2e-6.
 
     own_share: probability of the student's own sink and window; otherwise both are drawn uniformly, ends included, from

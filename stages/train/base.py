@@ -52,8 +52,14 @@ class BaseConfig(GroupedConfig):
     picture_steps: int = 10
     scenes: int = 500  # rendered for `make nano-base`; the user's own `make data` renders data.train_scenes
 
+    @property
+    def total_steps(self) -> int:
+        return self.group_steps + self.steps
+
     def checks(self) -> list[str]:
-        out = super().checks() + at_least(self, {"probe_clips": 1, "picture_clips": 0, "picture_steps": 1, "scenes": 0})
+        out = super().checks() + at_least(
+            self, {"steps": 0, "probe_clips": 1, "picture_clips": 0, "picture_steps": 1, "scenes": 0}
+        )
         if not 0.0 <= self.text_dropout <= 1.0:
             out.append(f"text_dropout: {self.text_dropout} is not a probability")
         return out

@@ -30,7 +30,7 @@ from stages.data.loader import LoaderConfig
 from stages.records import Checkpoint, ShardSet
 from stages.train.conditioning import Augment, condition, draw_tracks
 from stages.train.loop import train
-from stages.train.method import Draws, Learner, Loader, LoopConfig, Loss, Observation, at_least, scheduled
+from stages.train.method import Draws, Learner, Loader, Loss, Observation, StepsConfig, at_least, scheduled
 from stages.train.optim import make_optimizer
 from stages.train.publish import (
     frozen_decoder,
@@ -51,17 +51,17 @@ from stages.train.sampling import (
 )
 
 GENERATOR, CRITIC = "generator", "critic"
-TEACHER_PLACES = ("device", "shard", "offload")  # each takes less of a GPU than the one before
+TEACHER_PLACEMENTS = ("device", "shard", "offload")  # each takes less of a GPU than the one before
 SPREAD = (0.4, 2.0)  # of the held-out latents' std: rollouts outside this range are flat colour or noise
 
 
 @dataclass(frozen=True)
-class DmdConfig(LoopConfig):
+class DmdConfig(StepsConfig):
     """Paper: 400 steps, batch 64, generator 2e-6, critic 4e-7, 5 critic updates for one of the generator, EMA.
 
-    steps counts critic updates. t_low, t_high: clamp of the time at which scores are compared. teacher: "device" keeps the
-    frozen teacher whole on every rank's device, "shard" a piece of it, put together layer by layer while it scores, "offload"
-    all of it in CPU memory between the generator's turns, which alone need it. It changes no result.
+    steps counts critic updates. t_low, t_high: clamp of the time at which scores are compared. teacher_placement: "device"
+    keeps the frozen teacher whole on every rank's device, "shard" a piece of it, put together layer by layer while it scores,
+    "offload" all of it in CPU memory between the generator's turns, which alone need it. It changes no result.
     """
 
     group: ClassVar[str] = "dmd"
@@ -74,14 +74,14 @@ class DmdConfig(LoopConfig):
     clip_norm: float = 10.0
     t_low: float = 0.02
     t_high: float = 0.98
-    teacher: str = "device"
+    teacher_placement: str = "device"
     augment: Augment = field(default_factory=Augment)  # of this, only the number of tracks matters here
     heldout_clips: int = 4
     picture_clips: int = 2
 
     def settings_that_save_memory(self, ranks: int) -> list[str]:
-        places = TEACHER_PLACES[TEACHER_PLACES.index(self.teacher) + 1 :]
-        elsewhere = [f"{self.group}.teacher={place}" for place in places if place != "shard" or ranks > 1]
+        places = TEACHER_PLACEMENTS[TEACHER_PLACEMENTS.index(self.teacher_placement) + 1 :]
+        elsewhere = [f"{self.group}.teacher_placement={place}" for place in places if place != "shard" or ranks > 1]
         return super().settings_that_save_memory(ranks) + elsewhere
 
     def checks(self) -> list[str]:
@@ -89,8 +89,8 @@ class DmdConfig(LoopConfig):
         out = super().checks() + at_least(self, least) + [f"augment.{p}" for p in self.augment.problems()]
         if not 0.0 < self.t_low < self.t_high < 1.0:
             out.append(f"t_low, t_high: {self.t_low}, {self.t_high} must satisfy 0 < t_low < t_high < 1")
-        if self.teacher not in TEACHER_PLACES:
-            out.append(f"teacher: {self.teacher!r} is not one of {', '.join(TEACHER_PLACES)}")
+        if self.teacher_placement not in TEACHER_PLACEMENTS:
+            out.append(f"teacher_placement: {self.teacher_placement!r} is not one of {', '.join(TEACHER_PLACEMENTS)}")
         if self.picture_clips > self.heldout_clips:
             out.append(f"picture_clips: {self.picture_clips} is more than heldout_clips ({self.heldout_clips})")
         return out
@@ -200,10 +200,10 @@ class DmdMethod:
     def scores(self, noisy: Tensor, t: Tensor, cond: Conditioning) -> tuple[Tensor, Tensor]:
         """x_0 as the teacher (joint guidance) and as the critic (conditional) see it, both b z t h w."""
         w = self.guidance
-        if self.cfg.teacher == "offload":
+        if self.cfg.teacher_placement == "offload":
             self.teacher.to(noisy.device)
         real = flow.x0_from_velocity(noisy, guidance.joint(self.teacher, noisy, t, cond, w.text, w.track), t)
-        if self.cfg.teacher == "offload":
+        if self.cfg.teacher_placement == "offload":
             self.teacher.to("cpu")
         fake = flow.x0_from_velocity(noisy, self.critic(noisy, t, cond), t)
         return restore_image(real, cond, self.model), restore_image(fake, cond, self.model)
@@ -242,9 +242,9 @@ def fit(
     ctx: Context,
 ) -> dict[str, float]:
     """Trains generator (it ends with the averaged weights) and critic in place. Returns the final held-out figures."""
-    if cfg.dmd.teacher == "offload":
+    if cfg.dmd.teacher_placement == "offload":
         teacher.to("cpu")
-    elif cfg.dmd.teacher == "shard":
+    elif cfg.dmd.teacher_placement == "shard":
         ctx.sharded(teacher)
     method = DmdMethod(cfg, generator, critic, teacher, heldout.to(ctx.device), decode, ctx.seed)
     return train(method, loader, cfg.dmd, ctx.seed, ctx)

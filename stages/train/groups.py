@@ -19,16 +19,15 @@ from stages.train.method import Draws, LoopConfig, at_least
 
 @dataclass(frozen=True)
 class GroupedConfig(LoopConfig):
-    """A training that begins with `group_steps` steps of frame groups: groups_per_clip of each clip, every group with 1 to
-    group_later later frames (one draw a step). At paper scale there are none."""
+    """The settings of a training that begins with `group_steps` steps on frame groups. At paper scale there are none.
+
+    groups_per_clip: groups cut from each clip. group_later: a group has 1 to so many later frames, the same number in all
+    groups of a step.
+    """
 
     group_steps: int = 0
     groups_per_clip: int = 2
     group_later: int = 3
-
-    @property
-    def total_steps(self) -> int:
-        return self.group_steps + self.steps
 
     def grouped(self, step: int) -> bool:
         """Whether `step` (from 0) trains on groups."""

@@ -98,7 +98,7 @@ def _train(method: Method, loader: Loader, cfg: LoopConfig, seed: int, ctx: Cont
             if done % cfg.log_steps == 0 or last:
                 ctx.emit(done, window.means(ctx) | loader.metrics())
                 window = _Window()
-            if done % cfg.observe_steps == 0 and not last:
+            if done % cfg.validate_steps == 0 and not last:
                 observe(method, done, ctx)
             due = done % cfg.save_steps == 0 or last
             if _agree(due or time.monotonic() - saved_at > 60 * cfg.save_minutes, ctx):

@@ -6,6 +6,7 @@ A Method owns its losses and its fixed held-out inputs. It never saves, clips, c
 from __future__ import annotations
 
 import hashlib
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Protocol
@@ -18,8 +19,9 @@ OPTIMIZERS = ("adamw", "muon")
 
 
 @dataclass(frozen=True)
-class LoopConfig:
-    """What every training has in common. Method configs inherit these fields and state their own defaults.
+class LoopConfig(ABC):
+    """The settings that every training has in common. A training with one phase inherits StepsConfig; one with several names
+    the length of each and gives their sum as total_steps.
 
     batch: clips per rank and micro-step. global_batch: clips a step, over all ranks and micro-steps, whatever their number;
     0 takes batch * accumulate * ranks. clip_norm: 0 = never clip.
@@ -29,7 +31,6 @@ class LoopConfig:
     group: ClassVar[str] = ""  # the name under which a preset sets these fields
     spares: ClassVar[bool] = False  # whether workers beyond global_batch / batch are idle; else they are an error
 
-    steps: int = 1000
     batch: int = 8
     accumulate: int = 1  # micro-steps a step; follows from global_batch where that is given
     global_batch: int = 0
@@ -45,11 +46,12 @@ class LoopConfig:
     save_steps: int = 500
     save_minutes: float = 10.0
     log_steps: int = 10
-    observe_steps: int = 500  # held-out figures and contact sheets every so many steps
+    validate_steps: int = 500  # held-out figures and contact sheets every so many steps
 
     @property
+    @abstractmethod
     def total_steps(self) -> int:
-        return self.steps
+        """The number of steps of all phases together."""
 
     def ranks(self, workers: int) -> int:
         """How many of so many workers train."""
@@ -89,8 +91,8 @@ class LoopConfig:
 
     def checks(self) -> list[str]:
         """The same without the group; subclasses add theirs."""
-        least = dict.fromkeys(("batch", "accumulate", "save_steps", "log_steps", "observe_steps"), 1)
-        least |= dict.fromkeys(("steps", "warmup_steps", "cooldown_steps", "lr", "weight_decay", "clip_norm"), 0)
+        least = dict.fromkeys(("batch", "accumulate", "save_steps", "log_steps", "validate_steps"), 1)
+        least |= dict.fromkeys(("warmup_steps", "cooldown_steps", "lr", "weight_decay", "clip_norm"), 0)
         out = at_least(self, least | {"global_batch": 0})
         if self.global_batch and self.accumulate != 1:
             out.append(
@@ -103,6 +105,20 @@ class LoopConfig:
         if not 0.0 <= self.ema_decay < 1.0:
             out.append(f"ema_decay: {self.ema_decay} is not in [0, 1)")
         return out
+
+
+@dataclass(frozen=True)
+class StepsConfig(LoopConfig):
+    """The settings of a training of one phase, `steps` long. Method configs inherit it and state their own defaults."""
+
+    steps: int = 1000
+
+    @property
+    def total_steps(self) -> int:
+        return self.steps
+
+    def checks(self) -> list[str]:
+        return at_least(self, {"steps": 0}) + super().checks()
 
 
 def at_least(config: Any, least: Mapping[str, float]) -> list[str]:

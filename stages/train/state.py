@@ -29,7 +29,7 @@ from stages.train.method import Learner, Loader
 
 KEEP = 2
 SAVES = "saves"
-MAY_DIFFER = ("log_steps", "observe_steps", "save_minutes", "save_steps")  # they change no result
+MAY_DIFFER = ("log_steps", "validate_steps", "save_minutes", "save_steps")  # they change no result
 
 
 @dataclass(frozen=True)

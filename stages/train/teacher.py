@@ -109,7 +109,7 @@ class TeacherConfig(GroupedConfig):
     init: str = "embedded:nano"
     strict_init: bool = True
     track_init: str = "zero"
-    steps: int = 4800  # phase 1
+    phase1_steps: int = 4800  # on whole clips, after the groups
     phase2_steps: int = 800
     lr: float = 1e-5
     phase2_lr: float = 1e-6
@@ -125,15 +125,17 @@ class TeacherConfig(GroupedConfig):
 
     @property
     def total_steps(self) -> int:
-        return self.group_steps + self.steps + self.phase2_steps
+        return self.group_steps + self.phase1_steps + self.phase2_steps
 
     def phase(self, step: int) -> Phase:
         if self.grouped(step):
             return "groups"
-        return "clips" if step < self.group_steps + self.steps else "masked"
+        return "clips" if step < self.group_steps + self.phase1_steps else "masked"
 
     def checks(self) -> list[str]:
-        least = dict.fromkeys(("probe_clips", "picture_steps"), 1) | dict.fromkeys(("phase2_steps", "phase2_lr"), 0)
+        least = dict.fromkeys(("probe_clips", "picture_steps"), 1) | dict.fromkeys(
+            ("phase1_steps", "phase2_steps", "phase2_lr"), 0
+        )
         out = super().checks() + at_least(self, least)
         out += [f"augment.{p}" for p in self.augment.problems()]
         for name in ("context_share", "context_noise"):

@@ -28,7 +28,7 @@ from stages.data.loader import LoaderConfig
 from stages.records import Checkpoint, ShardSet
 from stages.train.frames import FrameBatch, FrameLoader
 from stages.train.loop import train
-from stages.train.method import Draws, Learner, Loader, LoopConfig, Loss, Observation, at_least, scheduled
+from stages.train.method import Draws, Learner, Loader, Loss, Observation, StepsConfig, at_least, scheduled
 from stages.train.optim import make_optimizer
 from stages.train.publish import RANDOM, publish
 from stages.train.sampling import film_strips
@@ -37,7 +37,7 @@ DECODER, DISCRIMINATOR = "decoder", "discriminator"
 
 
 @dataclass(frozen=True)
-class TinyVAEConfig(LoopConfig):
+class TinyVAEConfig(StepsConfig):
     """Paper: 200 K steps, lr 3e-4, batch 16, crops of 144x144x21.
 
     width: channels of the finest level. init: "random", "embedded:NAME" or a folder. latent_frames, side_px: size of the

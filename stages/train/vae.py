@@ -31,7 +31,7 @@ from stages.contracts import (
 )
 from stages.records import Checkpoint, Video
 from stages.train.loop import train
-from stages.train.method import Draws, Learner, Loader, LoopConfig, Loss, Observation, at_least, scheduled
+from stages.train.method import Draws, Learner, Loader, Loss, Observation, StepsConfig, at_least, scheduled
 from stages.train.optim import make_optimizer
 from stages.train.publish import weights_digest
 from stages.train.sampling import film_strips
@@ -39,7 +39,7 @@ from stages.train.vae_footage import Footage, decode_small
 
 
 @dataclass(frozen=True)
-class VAETrainConfig(LoopConfig):
+class VAETrainConfig(StepsConfig):
     """The recipe of the shipped VAE. A step is `batch` clips of `frames` frames.
 
     latent_noise: standard deviation added to normalised latents while training. component_clips: clips whose patches give
@@ -55,7 +55,7 @@ class VAETrainConfig(LoopConfig):
     cooldown_steps: int = 400
     weight_decay: float = 1e-4
     save_steps: int = 200
-    observe_steps: int = 200
+    validate_steps: int = 200
     width: int = 96
     layers: int = 3
     frames: int = 9

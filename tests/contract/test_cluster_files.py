@@ -237,7 +237,7 @@ def allocation(tmp_path):
 
 def test_slurm_starts_ray_on_all_nodes_runs_make_and_stops_ray(allocation):
     log, start = allocation
-    job = start("data", "PRESET=nano", "ARGS=teacher.steps=1 dmd.steps=2")
+    job = start("data", "PRESET=nano", "ARGS=teacher.phase1_steps=1 dmd.steps=2")
     out, _ = job.communicate(timeout=60)
     assert job.returncode == 0, out
     lines = log.read_text().splitlines()
@@ -246,7 +246,7 @@ def test_slurm_starts_ray_on_all_nodes_runs_make_and_stops_ray(allocation):
     assert any(line.startswith("srun") and "--nodes=2" in line and f"--address={address}" in line for line in lines)
     assert sum(line.endswith(f"to {address} with token 32") for line in lines) == 2
     assert "python - 3 600" in lines
-    made = lines.index(f"make [data] [PRESET=nano] [ARGS=teacher.steps=1 dmd.steps=2] on {address}")
+    made = lines.index(f"make [data] [PRESET=nano] [ARGS=teacher.phase1_steps=1 dmd.steps=2] on {address}")
     assert lines[made + 1 :] == ["ray stopped", "ray stopped"]
     compile((log.parent / "waiting.py").read_text(), "waiting.py", "exec")
 

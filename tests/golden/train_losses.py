@@ -27,7 +27,7 @@ def measured() -> dict[str, dict[str, list[float]]]:
     with tempfile.TemporaryDirectory() as folder:
         for name in GOLDEN:
             ctx = FakeContext(Path(folder) / name)
-            METHODS[name](ctx, small(), observe_steps=100)
+            METHODS[name](ctx, small(), validate_steps=100)
             series = sorted({k for _, m in ctx.emitted for k in m if k.startswith(("loss/", "heldout/"))})
             out[name] = {k: ctx.series(k) for k in series}
     torch.set_num_threads(threads)

@@ -54,7 +54,7 @@ def frozen(dit: WanDiT, device: torch.device) -> WanDiT:
 def teacher_step(model: ModelConfig, ctx: RunContext) -> dict[str, dict[str, float]]:
     """One step of flow matching on one clip with tracks."""
     cfg = teacher.TeacherConfig(
-        batch=1, steps=1, phase2_steps=0, lr=LR, augment=AUGMENT, probe_clips=1, picture_clips=0
+        batch=1, phase1_steps=1, phase2_steps=0, lr=LR, augment=AUGMENT, probe_clips=1, picture_clips=0
     )
     dit = made(WanDiT, model, ctx.device, 1)
     probe = teacher.Probe(clips(model, 1, 99).to(ctx.device), model, AUGMENT, decode, 0)

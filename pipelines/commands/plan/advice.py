@@ -95,11 +95,11 @@ def _teacher_places(cfg: Any, name: str, ranks: int) -> Iterator[tuple[float, di
     if name != "dmd":
         yield 0.0, {}
         return
-    now = TEACHER_AT[cfg.dmd.teacher]
+    now = TEACHER_AT[cfg.dmd.teacher_placement]
     for lies, price in TEACHER_AT.items():
         possible = lies != "shard" or (ranks > 1 and cfg.compute.engine == "deepspeed")
-        if lies == cfg.dmd.teacher or (price > now and possible):
-            yield price - now, {"teacher": lies}
+        if lies == cfg.dmd.teacher_placement or (price > now and possible):
+            yield price - now, {"teacher_placement": lies}
 
 
 def _own_tries(cfg: Any, name: str, ranks: int) -> Iterator[tuple[float, dict[str, Any]]]:

@@ -41,7 +41,7 @@ from stages.train.publish import fresh, frozen_decoder
 
 TOLERANCE = 0.15
 SHORT = (
-    "teacher.steps=2",
+    "teacher.phase1_steps=2",
     "teacher.phase2_steps=0",
     "teacher.context_share=0",
     "teacher.picture_steps=2",
@@ -147,7 +147,7 @@ def measured(case: str) -> dict[str, float]:
 def warm_up() -> None:
     """Imports and starts all that a training needs besides its tensors, and sets the kernel's high-water mark back."""
     with tempfile.TemporaryDirectory() as folder:
-        train(load("debug", ["teacher.steps=1", "teacher.phase2_steps=0"]), "teacher", Path(folder))
+        train(load("debug", ["teacher.phase1_steps=1", "teacher.phase2_steps=0"]), "teacher", Path(folder))
     Path("/proc/self/clear_refs").write_text("5")
 
 

@@ -34,9 +34,9 @@ class Load:
     """averages: one entry a trained model, whether an average of it is kept. frozen: models that only run. muon: parameters
     that Muon trains, of one model. half: weights in bfloat16. vae, inputs: bytes of the frozen VAE and of the held-out inputs,
     there all the time. train: bytes of tensors at the worst moment of a micro-step; observe: at that of a look at the held-out
-    clips. cache: bytes of keys and values in it. place: where DMD's teacher lies (dmd.teacher); other frozen models are whole
-    on the device. taught: bytes of tensors at the worst moment up to its score, if it is elsewhere. largest: numbers in a
-    weight.
+    clips. cache: bytes of keys and values in it. place: where DMD's teacher lies (dmd.teacher_placement); other frozen models
+    are whole on the device. taught: bytes of tensors at the worst moment up to its score, if it is elsewhere. largest: numbers
+    in a weight.
     """
 
     name: str
@@ -77,7 +77,7 @@ def training_load(cfg: Any, name: str, gpu: bool, keep: bool) -> Load:
     train, a_clip, latents, clips = _ASKED[name](cfg, how)
     video = 12.0 * model.clip.frames * model.clip.height * model.clip.width
     sheet = decoded(model).peak + (ROWS[name] - 1) * video if own.picture_clips else 0.0
-    place = own.teacher if isinstance(own, DmdConfig) else "device"
+    place = own.teacher_placement if isinstance(own, DmdConfig) else "device"
     return Load(
         name=name,
         parameters=count,

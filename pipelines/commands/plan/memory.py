@@ -3,11 +3,10 @@
 Bytes a parameter under DeepSpeed in bfloat16 (ZeRO 1 at least): weights 2, gradients 2, float32 master and two moments 12,
 average 4. ZeRO 1 shards master, moments and average over the ranks, 2 the gradients, 3 the weights. In float32 (a CPU, or
 Muon): weights 4, gradients 4, moments 8 (Muon's matrices 4), and a master of 4 where they are sharded. Frozen models are whole,
-but for DMD's teacher (dmd.teacher): offloaded it is on the device while it scores, sharded it is there in pieces, and while it
-scores with the weights at work and those gathered ahead. All other moments of a step are without it, or without those.
+but for DMD's teacher (dmd.teacher_placement): offloaded it is on the device while it scores, sharded it is there in pieces, and
+while it scores with the weights at work and those gathered ahead. All other moments of a step are without it, or without those.
 Models come to the device in float32, whatever they are trained in. Where the optimizer is offloaded, ZeRO 2 and 3 keep their
-gradients beside it. Sources: Rajbhandari et al. 2020, and DeepSpeed 0.19's runtime/zero.
-"""
+gradients beside it. Sources: Rajbhandari et al. 2020, and DeepSpeed 0.19's runtime/zero."""
 
 from __future__ import annotations
 

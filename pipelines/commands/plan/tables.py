@@ -122,8 +122,8 @@ def _notes(cfg: Any, where: Layout) -> list[str]:
         "of: gradients + cache + activations + buffers + gathered (training); gradients + update (the optimizer's);",
         "  observe + gathered - inputs (looking at held-out clips; at ZeRO 3's end with a whole model gathered)",
     ]
-    if cfg.dmd.teacher != "device":
-        lines.append(f"  dmd.teacher={cfg.dmd.teacher}: {TEACHERS[cfg.dmd.teacher]}")
+    if cfg.dmd.teacher_placement != "device":
+        lines.append(f"  dmd.teacher_placement={cfg.dmd.teacher_placement}: {TEACHERS[cfg.dmd.teacher_placement]}")
     if where.gpu:
         own, kind = cfg.plan, GPUS[cfg.plan.gpu]
         lines.append(

@@ -43,8 +43,10 @@ def test_wan_presets_have_the_papers_layouts():
 
 
 def test_overrides_set_nested_fields_with_their_types():
-    cfg = load("nano", ["teacher.steps=7", "student.window=2", "dmd.betas=[0.1,0.2]", "data.variants=[fast]", "seed=3"])
-    assert (cfg.teacher.steps, cfg.student.window, cfg.seed) == (7, 2, 3)
+    cfg = load(
+        "nano", ["teacher.phase1_steps=7", "student.window=2", "dmd.betas=[0.1,0.2]", "data.variants=[fast]", "seed=3"]
+    )
+    assert (cfg.teacher.phase1_steps, cfg.student.window, cfg.seed) == (7, 2, 3)
     assert cfg.dmd.betas == (0.1, 0.2)
     assert cfg.data.variants == ("fast",)
     assert isinstance(cfg.dit.patch, tuple)
@@ -53,14 +55,14 @@ def test_overrides_set_nested_fields_with_their_types():
 
 
 def test_every_mistake_comes_in_one_message():
-    wrong = ["teacher.stps=3", "student.window=-1", "teacher.steps=abc", "window=3", "+x=1", "dit=3", "runs=x"]
+    wrong = ["adapt.stps=3", "student.window=-1", "teacher.phase1_steps=abc", "window=3", "+x=1", "dit=3", "runs=x"]
     with pytest.raises(ConfigError) as error:
         load("wan21-1.3b", [*wrong, "student.chunk=2", "adapt.sinks=[2,1]", "nonsense"])
     text = str(error.value)
     for part in (
-        "teacher.stps=3: unknown key; did you mean teacher.steps",
+        "adapt.stps=3: unknown key; did you mean adapt.steps",
         "student.window: -1 is below zero",
-        "teacher.steps=abc: Value 'abc'",
+        "teacher.phase1_steps=abc: Value 'abc'",
         "window=3: unknown key; did you mean student.window",
         "+x=1: only key=value",
         "dit=3: dit is a group of settings",
@@ -249,8 +251,11 @@ def test_a_global_batch_that_the_workers_cannot_make_is_told_before_anything_sta
         (["compute.ema=disk"], "compute.ema: 'disk' is not one of device, cpu"),
         (["compute.zero_stage=4"], "compute.zero_stage: 4 is not one of 0, 1, 2, 3"),
         (["compute.checkpoints=saves"], "compute.checkpoints: 'saves' is no address"),
-        (["dmd.teacher=disk"], "dmd.teacher: 'disk' is not one of device, shard, offload"),
-        (["dmd.teacher=shard", "compute.engine=torch"], "dmd.teacher: shard needs compute.engine=deepspeed"),
+        (["dmd.teacher_placement=disk"], "dmd.teacher_placement: 'disk' is not one of device, shard, offload"),
+        (
+            ["dmd.teacher_placement=shard", "compute.engine=torch"],
+            "dmd.teacher_placement: shard needs compute.engine=deepspeed",
+        ),
     ],
 )
 def test_where_training_keeps_what_is_checked(settings, told):

@@ -23,7 +23,11 @@ from pipelines.commands import cli, targets
         (["run", "bench", "--gpus", "2"], "--gpus (GPUS= of make) has no effect on bench"),
         (["data", "--preset", "nona"], "preset: 'nona' does not exist"),
         (["data", "teachr"], "unknown target teachr"),
+<<<<<<< HEAD
         (["teacher.steps=3"], "no command was named before teacher.steps=3"),
+=======
+        (["teacher.phase1_steps=3"], "no target"),
+>>>>>>> 4864b31 (Settings: teacher.phase1_steps, dmd.teacher_placement, validate_steps)
         (["data", "teacher.stps=3", "student.window=-1"], "has 2 problems"),
     ],
 )
@@ -34,8 +38,8 @@ def test_mistakes_stop_before_anything_starts(words, part, tmp_path, capsys):
 
 
 def test_config_prints_the_resolved_configuration(capsys):
-    assert cli.main(["config", "--preset", "debug", "teacher.steps=9"]) == cli.OK
-    assert "steps: 9" in capsys.readouterr().out
+    assert cli.main(["config", "--preset", "debug", "teacher.phase1_steps=9"]) == cli.OK
+    assert "phase1_steps: 9" in capsys.readouterr().out
 
 
 def test_a_source_that_does_not_exist_is_one_line(tmp_path, capsys):

@@ -33,7 +33,7 @@ from tests.fakes import FakeContext
 from tests.unit.stages.train.fakes import FakeFrames, FakeLoader, clips, decode, frame_batch, tiny_model
 
 AUGMENT = Augment(tracks_low=4, tracks_high=12, text_dropout=0.2, track_dropout=0.2, mask=0.5)
-QUICK = {"batch": 2, "log_steps": 1, "lr": 1e-3, "observe_steps": 2, "picture_clips": 1}
+QUICK = {"batch": 2, "log_steps": 1, "lr": 1e-3, "validate_steps": 2, "picture_clips": 1}
 
 
 def alive(kind: type[WanDiT], model: ModelConfig, seed: int = 0) -> WanDiT:
@@ -51,7 +51,7 @@ def frozen(dit: WanDiT) -> WanDiT:
 
 
 def teacher_config(**changes) -> teacher.TeacherConfig:
-    settings = QUICK | {"group_steps": 1, "steps": 2, "phase2_steps": 1, "phase2_lr": 1e-4}
+    settings = QUICK | {"group_steps": 1, "phase1_steps": 2, "phase2_steps": 1, "phase2_lr": 1e-4}
     settings |= {"augment": AUGMENT, "probe_clips": 2, "picture_steps": 2, "weighting": "uniform"}
     return teacher.TeacherConfig(**(settings | changes))
 

@@ -48,7 +48,7 @@ MODEL = replace(WHOLE, clip=replace(WHOLE.clip, frames=5))  # 3 chunks
 SHARDED_FROM = 2000  # elements: of two narrow layers, ZeRO 3 would else shard nothing
 DATA = 6, 2  # shards, clips in each
 GLOBAL_BATCH = 4
-COMMON = {"batch": 1, "global_batch": GLOBAL_BATCH, "log_steps": 1, "observe_steps": 1000, "picture_clips": 0}
+COMMON = {"batch": 1, "global_batch": GLOBAL_BATCH, "log_steps": 1, "validate_steps": 1000, "picture_clips": 0}
 
 
 @dataclass(frozen=True)
@@ -102,7 +102,8 @@ def settings(task: Task) -> dict[str, Any]:
 
 
 def train_teacher(task: Task, root: Path, ctx: RunContext) -> dict[str, torch.nn.Module]:
-    cfg = teacher_config(**settings(task) | {"group_steps": 1, "phase2_steps": 2, "steps": task.steps - 3})
+    own = {n: v for n, v in settings(task).items() if n != "steps"}
+    cfg = teacher_config(**own | {"group_steps": 1, "phase1_steps": task.steps - 3, "phase2_steps": 2})
     dit = alive(WanDiT, MODEL)
     dit.checkpoint_layers = cfg.checkpoint_layers
     loader = Loader((data(root),), cfg.batch, 3, ctx.rank, ctx.world_size, micro_steps=cfg.micro_steps(ctx.world_size))

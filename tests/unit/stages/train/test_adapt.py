@@ -79,7 +79,7 @@ def test_gate_warns_and_passes(tmp_path):
 
 def test_it_learns_the_trajectories_it_is_shown(tmp_path):
     ctx = FakeContext(tmp_path)
-    train_adapt(ctx, small(), steps=24, lr=5e-3, picture_clips=0, observe_steps=100)
+    train_adapt(ctx, small(), steps=24, lr=5e-3, picture_clips=0, validate_steps=100)
     losses = ctx.series("loss/student")
     assert sum(losses[-6:]) < 0.8 * sum(losses[:6])
 

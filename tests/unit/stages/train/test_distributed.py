@@ -33,7 +33,7 @@ def name(method: str, zero: int | str) -> str:
 def task(method: str, zero: int, **rest) -> Task:
     compute = {"zero_stage": zero} | PLACED.get(zero, {})
     given = {"name": name(method, zero)} | rest
-    changes = {"teacher": TEACHER.get(given["name"], "device")} if method == "dmd" else {}
+    changes = {"teacher_placement": TEACHER.get(given["name"], "device")} if method == "dmd" else {}
     saved = SAVED.get(method, 2)
     return Task(
         **{"method": method, "steps": STEPS, "save_steps": saved, "compute": compute, "changes": changes} | given

@@ -42,7 +42,7 @@ def conditioning(m: dmd.DmdMethod) -> Conditioning:
 
 def test_the_critic_steps_every_step_and_the_generator_every_fifth(tmp_path):
     ctx = FakeContext(tmp_path)
-    train_dmd(ctx, small(), steps=10, ratio=5, picture_clips=0, observe_steps=100)
+    train_dmd(ctx, small(), steps=10, ratio=5, picture_clips=0, validate_steps=100)
     generator, critic = ctx.engines
     assert (generator.steps, critic.steps) == (2, 10)
     assert [step for step, m in ctx.emitted if "loss/generator" in m] == [5, 10]
@@ -196,17 +196,21 @@ def test_config_problems():
 
 def test_a_teacher_elsewhere_takes_less():
     settings = dmd_config(batch=2, checkpoint_layers=True)
-    assert settings.settings_that_save_memory(8) == ["dmd.batch=1", "dmd.teacher=shard", "dmd.teacher=offload"]
-    assert dmd_config(batch=1, teacher="device").settings_that_save_memory(1) == [
-        "dmd.checkpoint_layers=true",
-        "dmd.teacher=offload",
+    assert settings.settings_that_save_memory(8) == [
+        "dmd.batch=1",
+        "dmd.teacher_placement=shard",
+        "dmd.teacher_placement=offload",
     ]
-    assert dmd_config(batch=1, checkpoint_layers=True, teacher="offload").settings_that_save_memory(8) == []
+    assert dmd_config(batch=1, teacher_placement="device").settings_that_save_memory(1) == [
+        "dmd.checkpoint_layers=true",
+        "dmd.teacher_placement=offload",
+    ]
+    assert dmd_config(batch=1, checkpoint_layers=True, teacher_placement="offload").settings_that_save_memory(8) == []
 
 
 @pytest.mark.parametrize(("teacher", "moves"), [("device", []), ("shard", []), ("offload", ["cpu", "cpu"])])
 def test_an_offloaded_teacher_goes_back_after_it_has_scored(teacher, moves, monkeypatch):
-    m = method(teacher=teacher)
+    m = method(teacher_placement=teacher)
     seen: list[str] = []
     monkeypatch.setattr(m.teacher, "to", lambda place: seen.append(str(place)))
     m.critic_loss(conditioning(m), Draws(0, 0))

@@ -13,7 +13,7 @@ from torch import nn
 
 from stages.contracts import StageError
 from stages.train import loop
-from stages.train.method import Draws, Learner, LoopConfig, Loss, Observation, scheduled
+from stages.train.method import Draws, Learner, Loss, Observation, StepsConfig, scheduled
 from stages.train.optim import make_optimizer
 from stages.train.raw import raw_weights
 from tests.fakes import FakeContext
@@ -73,7 +73,7 @@ class OneWeight:
         return Observation({"weight": float(self.module.weight.detach())})
 
 
-QUICK = LoopConfig(steps=2, batch=1, clip_norm=0.0, ema_decay=0.0, log_steps=1, observe_steps=1, save_steps=100)
+QUICK = StepsConfig(steps=2, batch=1, clip_norm=0.0, ema_decay=0.0, log_steps=1, validate_steps=1, save_steps=100)
 
 
 def test_accumulation_averages_micro_steps_and_gives_each_its_own_batch(tmp_path):
@@ -117,7 +117,7 @@ def test_the_newest_save_has_the_weights_before_averaging(tmp_path):
 
 def test_observing_every_so_often_and_at_the_end(tmp_path):
     ctx = FakeContext(tmp_path)
-    loop.train(OneWeight(), Numbers(), replace(QUICK, steps=5, observe_steps=2), 0, ctx)
+    loop.train(OneWeight(), Numbers(), replace(QUICK, steps=5, validate_steps=2), 0, ctx)
     assert [step for step, m in ctx.emitted if "weight" in m] == [0, 2, 4, 5]
 
 
@@ -205,12 +205,12 @@ def test_too_small_a_gpu_is_told_with_what_would_take_less_and_the_state_is_kept
 
 @pytest.mark.parametrize("ranks", [1, 8, 32, 64])
 def test_the_global_batch_is_exact_on_any_number_of_ranks(ranks):
-    cfg = LoopConfig(batch=2, global_batch=128)
+    cfg = StepsConfig(batch=2, global_batch=128)
     assert cfg.micro_steps(ranks) * ranks * cfg.batch == 128
 
 
 def test_a_global_batch_that_does_not_divide_is_told_with_what_would_fit():
-    class Named(LoopConfig):
+    class Named(StepsConfig):
         group = "teacher"
 
     with pytest.raises(
@@ -245,7 +245,7 @@ def test_draws_depend_on_everything_they_should_and_on_nothing_else():
 
 
 def test_schedule_warms_up_and_cools_down():
-    cfg = LoopConfig(steps=10, warmup_steps=4, cooldown_steps=2)
+    cfg = StepsConfig(steps=10, warmup_steps=4, cooldown_steps=2)
     rates = [scheduled(1.0, cfg, step) for step in range(10)]
     assert rates == pytest.approx([0.25, 0.5, 0.75, 1, 1, 1, 1, 1, 1, 0.5])
 
@@ -253,7 +253,7 @@ def test_schedule_warms_up_and_cools_down():
 def test_frozen_parameters_are_not_handed_to_the_optimizer():
     module = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
     module[0].requires_grad_(False)
-    groups = make_optimizer(module, LoopConfig(), head="1.bias").param_groups
+    groups = make_optimizer(module, StepsConfig(), head="1.bias").param_groups
     assert [(g["name"], len(g["params"])) for g in groups] == [("body", 1), ("head", 1)]
 
 
@@ -268,7 +268,7 @@ def test_config_problems_name_group_and_field():
 def test_logging_and_observing_change_nothing(tmp_path):
     model = small()
     one = METHODS["teacher"](FakeContext(tmp_path / "a"), model)
-    other = METHODS["teacher"](FakeContext(tmp_path / "b"), model, observe_steps=100, log_steps=3)
+    other = METHODS["teacher"](FakeContext(tmp_path / "b"), model, validate_steps=100, log_steps=3)
     assert all(torch.equal(a, b) for a, b in zip(one.parameters(), other.parameters(), strict=True))
 
 

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from infra.engine import TorchEngine
-from stages.train.method import LoopConfig
+from stages.train.method import StepsConfig
 from stages.train.optim import Joined, make_optimizer
 
 
@@ -28,7 +28,7 @@ class Net(nn.Module):
 def build(optimizer: str = "muon") -> tuple[Net, torch.optim.Optimizer]:
     torch.manual_seed(0)
     net = Net()
-    return net, make_optimizer(net, LoopConfig(optimizer=optimizer, lr=1e-2), head="head.")
+    return net, make_optimizer(net, StepsConfig(optimizer=optimizer, lr=1e-2), head="head.")
 
 
 def train(net: Net, optimizer: torch.optim.Optimizer, steps: range) -> None:
@@ -99,4 +99,4 @@ def test_adamw_alone_is_plain_adamw():
 
 
 def test_an_unknown_optimizer_is_named():
-    assert [p.split(":")[0] for p in LoopConfig(optimizer="sgd").checks()] == ["optimizer"]
+    assert [p.split(":")[0] for p in StepsConfig(optimizer="sgd").checks()] == ["optimizer"]

@@ -89,7 +89,7 @@ def test_the_save_of_another_training_is_refused_field_by_field(tmp_path):
     assert "  base.steps: absent in the save, 7 now\n" in told
     assert "  preset: nano in the save, debug now\n" in told
     assert told.count(" in the save") == 3
-    assert "Only log_steps, observe_steps, save_minutes, save_steps, loader.* and compute.* may differ" in told
+    assert "Only log_steps, validate_steps, save_minutes, save_steps, loader.* and compute.* may differ" in told
 
 
 def test_what_changes_no_result_may_differ(tmp_path):

@@ -38,7 +38,7 @@ from tests.unit.stages.train.test_resume import (
 
 
 def test_phases_and_total():
-    cfg = teacher_config(group_steps=2, steps=3, phase2_steps=4)
+    cfg = teacher_config(group_steps=2, phase1_steps=3, phase2_steps=4)
     assert [cfg.phase(s) for s in range(cfg.total_steps)] == ["groups"] * 2 + ["clips"] * 3 + ["masked"] * 4
 
 
@@ -66,7 +66,7 @@ def test_the_track_head_learns_in_phase_1(tmp_path):
 
 def test_learning_rates_of_the_phases():
     model = small()
-    cfg = teacher_config(group_steps=1, steps=1, phase2_steps=1, lr=1e-3, phase2_lr=1e-5)
+    cfg = teacher_config(group_steps=1, phase1_steps=1, phase2_steps=1, lr=1e-3, phase2_lr=1e-5)
     dit = alive(WanDiT, model)
     probe = teacher.Probe(clips(model, 2), model, cfg.augment, decode, 0)
     method = teacher.TeacherMethod(dit, model, cfg, probe)
@@ -83,7 +83,7 @@ def test_masking_reaches_the_model_in_phase_2_only(tmp_path, monkeypatch):
         return whole(batch, augment, model, draws, masked)
 
     monkeypatch.setattr(teacher, "training_conditioning", watched)
-    train_teacher(FakeContext(tmp_path), small(), group_steps=1, steps=2, phase2_steps=2)
+    train_teacher(FakeContext(tmp_path), small(), group_steps=1, phase1_steps=2, phase2_steps=2)
     assert asked == [False, False, False, True, True]
 
 
@@ -101,7 +101,7 @@ def test_the_gap_is_measured_on_fixed_inputs_and_is_zero_for_a_model_blind_to_tr
 
 def test_contact_sheets_come_with_whole_clips_not_with_groups(tmp_path):
     ctx = FakeContext(tmp_path)
-    train_teacher(ctx, small(), group_steps=2, steps=2, phase2_steps=0, observe_steps=1)
+    train_teacher(ctx, small(), group_steps=2, phase1_steps=2, phase2_steps=0, validate_steps=1)
     assert [step for key, step in ctx.images] == [2, 3, 4]  # after 2 pair steps the next step is a whole clip's
     picture = ctx.images["teacher", 4]
     assert picture.shape == (3 * 4, 6 * 4, 3)  # rows: real, with tracks, without
@@ -127,7 +127,7 @@ class Shown(FakeLoader):
 
 def test_a_teacher_learns_to_use_tracks_on_a_task_that_needs_them(tmp_path):
     model, ctx = small(), FakeContext(tmp_path)
-    changes = {"steps": 60, "batch": 8, "lr": 5e-3, "observe_steps": 1000, "picture_clips": 0, "log_steps": 40}
+    changes = {"phase1_steps": 60, "batch": 8, "lr": 5e-3, "validate_steps": 1000, "picture_clips": 0, "log_steps": 40}
     augment = replace(AUGMENT, tracks_low=6, tracks_high=6, text_dropout=0.0)
     cfg = teacher_config(group_steps=0, phase2_steps=0, augment=augment, **changes)
     heldout = shown(clips(model, 8, 99))
@@ -190,7 +190,7 @@ def method_of(**changes) -> teacher.TeacherMethod:
 
 
 def test_a_teacher_that_ignores_tracks_is_said_from_the_middle_on(tmp_path):
-    m = method_of(steps=10, group_steps=0, phase2_steps=0)
+    m = method_of(phase1_steps=10, group_steps=0, phase2_steps=0)
     ignores, uses = {teacher.ALARM: 0.0}, {teacher.ALARM: 0.01}
     assert m.alarms(4, ignores) == ()
     assert "ignores them" in m.alarms(5, ignores)[0]
@@ -199,7 +199,9 @@ def test_a_teacher_that_ignores_tracks_is_said_from_the_middle_on(tmp_path):
     model = small()
     deaf = fresh(WanDiT, model, 0)  # the track slice is zero
     heldout = clips(model, 2, 99)
-    cfg = teacher.TeacherRun(model, teacher_config(picture_clips=0, lr=0.0, steps=2, group_steps=0, phase2_steps=0))
+    cfg = teacher.TeacherRun(
+        model, teacher_config(picture_clips=0, lr=0.0, phase1_steps=2, group_steps=0, phase2_steps=0)
+    )
     teacher.fit(cfg, deaf, FakeLoader(model), heldout, decode, ctx)
     assert any("ignores them" in line for line in ctx.logged)
 
@@ -209,7 +211,7 @@ def test_a_share_of_the_steps_sees_clean_context_and_groups_do_not(monkeypatch):
     monkeypatch.setattr(teacher, "context_loss", lambda *args: taken.append(1) or torch.zeros(()))
     for share, expected in ((0.0, 0), (1.0, 6), (0.5, 3)):
         taken.clear()
-        m = method_of(steps=4, group_steps=2, phase2_steps=2, context_share=share)
+        m = method_of(phase1_steps=4, group_steps=2, phase2_steps=2, context_share=share)
         for step in range(m.cfg.total_steps):
             m.loss("dit", clips(m.model, 2), Draws(0, step))
         assert abs(len(taken) - expected) <= (1 if share == 0.5 else 0), share
@@ -219,7 +221,7 @@ def test_a_share_of_the_steps_sees_clean_context_and_groups_do_not(monkeypatch):
 def test_every_phase_reads_image_tokens(context_share):
     """Zeros in their place, or those of another clip, give another loss."""
     model = seeing()
-    cfg = teacher_config(group_steps=1, steps=1, phase2_steps=1, context_share=context_share)
+    cfg = teacher_config(group_steps=1, phase1_steps=1, phase2_steps=1, context_share=context_share)
     dit, batch = alive(WanDiT, model), clips(model, 2)
     method = teacher.TeacherMethod(dit, model, cfg, teacher.Probe(clips(model, 2, 9), model, cfg.augment, decode, 0))
     assert batch.image_tokens is not None
@@ -246,7 +248,7 @@ def ids(loader, count: int) -> list[tuple[str, ...]]:
 
 
 def test_phase_2_sees_its_own_clips_alone(inputs, tmp_path):
-    cfg = teacher_config(group_steps=1, steps=2, phase2_steps=3, global_batch=4)  # two micro-steps of two clips
+    cfg = teacher_config(group_steps=1, phase1_steps=2, phase2_steps=3, global_batch=4)  # two micro-steps of two clips
     seen = ids(teacher.open_phases(cfg, inputs, FakeContext(tmp_path)), 12)
     assert [{i[:4] for i in batch} for batch in seen] == [{"real"}] * 6 + [{"made"}] * 6
     first, then = (open_loader((s,), 2, inputs.loader, FakeContext(tmp_path), 2) for s in (inputs.train, inputs.phase2))
@@ -255,7 +257,7 @@ def test_phase_2_sees_its_own_clips_alone(inputs, tmp_path):
 
 @pytest.mark.parametrize("steps", [1, 2, 3])
 def test_a_position_is_exact_before_at_and_after_the_change_on_any_number_of_ranks(inputs, tmp_path, steps):
-    cfg = teacher_config(group_steps=0, steps=2, phase2_steps=3, batch=1, global_batch=2)
+    cfg = teacher_config(group_steps=0, phase1_steps=2, phase2_steps=3, batch=1, global_batch=2)
 
     def opened(rank: int, ranks: int) -> LoaderThenLoader:
         loader = teacher.open_phases(cfg, inputs, replace(FakeContext(tmp_path), rank=rank, world_size=ranks))
@@ -274,7 +276,7 @@ def test_a_position_is_exact_before_at_and_after_the_change_on_any_number_of_ran
 
 @pytest.mark.parametrize("steps", [1, 2])  # the save after step 2 lies in phase 2, or at its beginning
 def test_four_steps_equal_two_and_two_across_the_phases(inputs, tmp_path, steps):
-    cfg = teacher_config(group_steps=0, steps=steps, phase2_steps=4 - steps, save_steps=2, ema_decay=0.0)
+    cfg = teacher_config(group_steps=0, phase1_steps=steps, phase2_steps=4 - steps, save_steps=2, ema_decay=0.0)
 
     def trained(ctx: FakeContext) -> torch.nn.Module:
         dit = alive(WanDiT, MODEL)

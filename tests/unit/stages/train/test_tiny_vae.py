@@ -44,7 +44,7 @@ def test_gradient_loss_sees_edges_and_not_brightness():
 
 def test_psnr_rises(tmp_path):
     model, ctx = small(), FakeContext(tmp_path)
-    run = tiny_vae.TinyVAERun(model, tiny_config(steps=20, lr=1e-2, batch=4, observe_steps=1, picture_clips=0))
+    run = tiny_vae.TinyVAERun(model, tiny_config(steps=20, lr=1e-2, batch=4, validate_steps=1, picture_clips=0))
     decoder = tiny_vae.initial_decoder(run, frame_batch(model, 2, 0), 0)
     tiny_vae.fit(run, decoder, FakeFrames(model), frame_batch(model, 2, 99), ctx)
     psnr = ctx.series("heldout/psnr")

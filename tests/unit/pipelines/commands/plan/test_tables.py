@@ -80,10 +80,10 @@ def test_where_the_teacher_of_dmd_takes_too_much_it_is_spread():
 
     limit = peak(cfg) - 1e9
     change = nearest(cfg, 8, limit)
-    assert change is not None and "dmd.teacher=shard" in change.settings
+    assert change is not None and "dmd.teacher_placement=shard" in change.settings
     assert peak(change.cfg) <= limit
     alone = nearest(cfg, 1, 0.9 * training_memory(cfg, "dmd", layout(cfg, 1, gpu=True)).peak)
-    assert alone is None or "dmd.teacher=shard" not in alone.settings
+    assert alone is None or "dmd.teacher_placement=shard" not in alone.settings
 
 
 def test_what_does_not_fit_is_said_with_what_would():

@@ -23,11 +23,7 @@ from pipelines.commands import cli, targets
         (["run", "bench", "--gpus", "2"], "--gpus (GPUS= of make) has no effect on bench"),
         (["data", "--preset", "nona"], "preset: 'nona' does not exist"),
         (["data", "teachr"], "unknown target teachr"),
-<<<<<<< HEAD
-        (["teacher.steps=3"], "no command was named before teacher.steps=3"),
-=======
-        (["teacher.phase1_steps=3"], "no target"),
->>>>>>> 4864b31 (Settings: teacher.phase1_steps, dmd.teacher_placement, validate_steps)
+        (["teacher.phase1_steps=3"], "no command was named before teacher.phase1_steps=3"),
         (["data", "teacher.stps=3", "student.window=-1"], "has 2 problems"),
     ],
 )

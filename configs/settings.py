@@ -29,7 +29,8 @@ from msmodel.config import (
     VAEConfig,
 )
 from msmodel.image_encoder import folder_problems
-from stages.contracts import Stage
+from stages.contracts import Config as StageConfig
+from stages.contracts import Inputs, Output, Stage
 from stages.data.config import DataBenchConfig, DataConfig
 from stages.data.loader import LoaderConfig
 from stages.eval.bench import BenchConfig
@@ -117,13 +118,13 @@ class Config:
         """The run's folder."""
         return Path(self.runs).expanduser().resolve() / self.preset
 
-    def ranks(self, stage: Stage) -> int:
+    def ranks(self, stage: Stage[Any, Any, Any]) -> int:
         """How many processes run a distributed stage."""
         workers = 1 if self.compute.executor == "local" else self.compute.workers or stage.resources.workers
         training = vars(self).get(stage.name)
         return training.ranks(workers) if isinstance(training, LoopConfig) else workers
 
-    def sized(self, stage: Stage) -> Stage:
+    def sized(self, stage: Stage[StageConfig, Inputs, Output]) -> Stage[StageConfig, Inputs, Output]:
         """A distributed stage that takes no more processes than that."""
         return replace(stage, resources=replace(stage.resources, most=self.ranks(stage)))
 

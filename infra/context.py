@@ -13,13 +13,14 @@ import numpy as np
 import torch
 from torch import nn
 
-from .config import ComputeConfig
-from .engine import DeepSpeedEngine, Sharding, TorchEngine, shard_frozen
-from .progress import Console, Meter, SilentConsole
-from .remote import fetch
-from .saves import keep, recall
-from .store import Step
-from .tracking import RunLogger
+from infra.config import ComputeConfig
+from infra.engine import DeepSpeedEngine, Sharding, TorchEngine, shard_frozen
+from infra.progress import Console, SilentConsole
+from infra.remote import fetch
+from infra.saves import keep, recall
+from infra.store import Step
+from infra.tracking import RunLogger
+from stages.contracts import Progress
 
 
 @dataclass
@@ -65,7 +66,7 @@ class RunContext:
         assert self.sources is not None, "the executor names the folder of fetched sources, beside which it lies"
         return self.sources.parent / name
 
-    def progress(self, what: str, total: int) -> AbstractContextManager[Meter]:
+    def progress(self, what: str, total: int) -> AbstractContextManager[Progress]:
         return self.console.progress(what, total)
 
     def engine(

@@ -18,14 +18,14 @@ from typing import Any
 
 import torch
 
-from .codec import Codec
-from .config import ComputeConfig
-from .context import RunContext, about, free_device
-from .files import FolderLock, read_json, write_atomic
-from .progress import Console, EventFile, Replay, SilentConsole
-from .ray_session import RaySession, set_threads
-from .store import Step
-from .tracking import RunAddress, RunLogger
+from infra.codec import Codec
+from infra.config import ComputeConfig
+from infra.context import RunContext, about, free_device
+from infra.files import FolderLock, read_json, write_atomic
+from infra.progress import Console, EventFile, Replay, SilentConsole
+from infra.ray_session import RaySession, set_threads
+from infra.store import Step
+from infra.tracking import RunAddress, RunLogger
 
 # Errors that a restart may mend: a peer died, the network broke, the disk was busy.
 PASSING = (RuntimeError, OSError)

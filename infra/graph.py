@@ -2,9 +2,9 @@
 
 The graph is an order of work, not of results. Each item of each stage has its own folder and marker (items.py), so killed
 anywhere it goes on, and what it leaves is what the stages leave when run one after the other. Only references travel between
-operators, never frames: memory does not grow with the number of items. Operators that want the same workers are fused by Ray
-Data: one worker then takes an item of the first through all of them. No operator may stand between them only to regroup
-rows: of two CPUs Ray Data reserves so much for each operator that with five of them one task runs at a time.
+stages, never frames: memory does not grow with the number of items. Each stage is one operator of Ray Data, which fuses
+operators that want the same workers: one worker then takes an item through all of them. There is no operator that only
+regroups rows: Ray Data reserves so much of two CPUs for each operator that with five of them one task runs at a time.
 """
 
 from __future__ import annotations
@@ -13,30 +13,31 @@ import contextlib
 import pickle
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from .items import ItemJob, ItemTask, finished, flat, quiet_data, run_item
-from .progress import Console, Counts, Tally
-from .ray_session import RaySession, set_threads
-from .store import Step, Store
+from infra.items import ItemJob, ItemTask, finished, flat, quiet_data, run_item
+from infra.progress import Console, Counts, Tally
+from infra.ray_session import RaySession, set_threads
+from infra.store import Step, Store
+from stages.contracts import ItemsOf, StageSpec
 
-ItemsOf = Callable[[Sequence[Any]], Sequence[Any]]
 POLL_SECONDS = 0.5
 
 
 @dataclass(frozen=True)
-class Operator:
-    """One stage of a graph, as a worker needs it. step: names the stage and holds its config; the place of an item under it
-    is the one that the stage run by itself gives the same item. items_of: records of one item of the stage before -> items
-    of this one. cpus, gpus: of a worker; workers: at most so many; actors: whether they keep what they have loaded."""
+class PlacedStage:
+    """A stage of a graph with all that its workers need: one operator of Ray Data.
 
+    step: names the stage and holds its config; an item's place under it is the one that the stage, run by itself, gives the
+    item. workers: at most so many. cpus, gpus: of a worker. actors: whether workers keep the models that they have loaded.
+    """
+
+    spec: StageSpec
     job: ItemJob
     step: Step
-    version: int
     seed: int
-    items_of: ItemsOf
     workers: int
     cpus: float
     gpus: float
@@ -44,14 +45,14 @@ class Operator:
 
 
 def advance(
-    row: dict[str, Any], number: int, operator: Operator, store: Store, following: ItemsOf | None, tally: Any
+    row: dict[str, Any], number: int, placed: PlacedStage, store: Store, following: ItemsOf | None, tally: Any
 ) -> list[dict[str, Any]]:
     """One item through one stage -> rows, one an item of the next stage. An item that broke or was rejected gives none: the
     stage's own pass over its markers says so."""
-    item = pickle.loads(row["item"])  # our own, from the driver or the operator before
-    set_threads(operator.job.threads)
-    task = ItemTask(item, store.item(operator.step, operator.version, item, operator.seed), operator.seed)
-    failure = run_item(operator.job, task)
+    item = pickle.loads(row["item"])  # our own, from the driver or the stage before
+    set_threads(placed.job.threads)
+    task = ItemTask(item, store.item(placed.step, placed.spec.stage.version, item, placed.seed), placed.seed)
+    failure = run_item(placed.job, task)
     result = finished(task, store.codec)
     good = failure is None and result is not None and result.failure is None
     items = following(flat(result.records)) if good and result is not None and following else []
@@ -59,7 +60,7 @@ def advance(
     return [{"item": pickle.dumps(i)} for i in items]
 
 
-class Worker:
+class StageActor:
     """`advance` in an actor: with it stay the models that the stage has loaded."""
 
     def __init__(self, *fixed: Any) -> None:
@@ -70,51 +71,49 @@ class Worker:
 
 
 def run_graph(
-    operators: Sequence[Operator], items: Sequence[Any], store: Store, session: RaySession, console: Console
+    stages: Sequence[PlacedStage], items: Sequence[Any], store: Store, session: RaySession, console: Console
 ) -> list[float]:
-    """Takes every item through all operators. Raises nothing for items that break: they leave no marker.
+    """Takes every item through all stages. Raises nothing for items that break: they leave no marker.
 
-    Returns the seconds that it took, shared out among the operators by the work in each.
+    Returns the seconds that it took, divided among the stages by the work in each.
     """
     started = time.monotonic()
     ray = session.start()
     data = quiet_data()
-    data.DataContext.get_current().target_max_block_size = (
-        1  # a block a row: what one operator made is taken up at once
-    )
-    tally = ray.remote(num_cpus=0, max_restarts=-1)(Tally).remote(len(operators))
-    blocks = min(len(items), max(200, 4 * max(o.workers for o in operators)))
+    data.DataContext.get_current().target_max_block_size = 1  # a block a row: what one stage made is taken up at once
+    tally = ray.remote(num_cpus=0, max_restarts=-1)(Tally).remote(len(stages))
+    blocks = min(len(items), max(200, 4 * max(s.workers for s in stages)))
     source = data.from_items([{"item": pickle.dumps(i)} for i in items], override_num_blocks=blocks)
-    for number, operator in enumerate(operators):
-        following = operators[number + 1].items_of if number + 1 < len(operators) else None
-        fixed = (number, operator, store, following, tally)
-        source = _joined(data, source, operator, fixed)
-    with _shown(ray, tally, operators, len(items), console):
+    for number, placed in enumerate(stages):
+        following = stages[number + 1].spec.items_of if number + 1 < len(stages) else None
+        fixed = (number, placed, store, following, tally)
+        source = _joined(data, source, placed, fixed)
+    with _shown(ray, tally, stages, len(items), console):
         for _ in source.iter_rows():
-            raise AssertionError("the last operator gives no rows")
+            raise AssertionError("the last stage gives no rows")
     try:
         work = [c.seconds for c in ray.get(tally.read.remote(), timeout=10)]
     except ray.exceptions.RayError:  # lost with its counts
-        work = [0.0 for _ in operators]
+        work = [0.0 for _ in stages]
     whole = time.monotonic() - started
     return [whole * w / sum(work) if sum(work) else whole / len(work) for w in work]
 
 
-def _joined(data: Any, source: Any, operator: Operator, fixed: tuple[Any, ...]) -> Any:
-    """The data set after one more operator. Ray Data replaces workers it loses without end; run_item gives up on an item that
+def _joined(data: Any, source: Any, placed: PlacedStage, fixed: tuple[Any, ...]) -> Any:
+    """Returns the data set after one more stage. Ray Data replaces lost workers without end; run_item gives up on an item that
     kills them."""
-    needs = {"num_cpus": operator.cpus, "num_gpus": operator.gpus}
-    if operator.actors:
-        pool = data.ActorPoolStrategy(min_size=1, max_size=operator.workers)
-        return source.flat_map(Worker, fn_constructor_args=fixed, compute=pool, **needs)
-    pool = data.TaskPoolStrategy(size=operator.workers)
+    needs = {"num_cpus": placed.cpus, "num_gpus": placed.gpus}
+    if placed.actors:
+        pool = data.ActorPoolStrategy(min_size=1, max_size=placed.workers)
+        return source.flat_map(StageActor, fn_constructor_args=fixed, compute=pool, **needs)
+    pool = data.TaskPoolStrategy(size=placed.workers)
     return source.flat_map(advance, fn_args=fixed, compute=pool, **needs)
 
 
 @contextlib.contextmanager
-def _shown(ray: Any, tally: Any, operators: Sequence[Operator], total: int, console: Console) -> Iterator[None]:
-    """Progress of all operators in one line: of the first against the total, of the others against what they have met."""
-    names = [o.step.stage for o in operators]
+def _shown(ray: Any, tally: Any, stages: Sequence[PlacedStage], total: int, console: Console) -> Iterator[None]:
+    """Shows the progress of all stages in one line: of the first against the total, of the others against what reached them."""
+    names = [s.step.stage for s in stages]
     over = threading.Event()
 
     def follow() -> None:

@@ -18,11 +18,12 @@ from typing import Any
 
 import torch
 
-from .codec import Codec
-from .context import ItemContext, free_device
-from .files import FolderLock, read_json, write_atomic
-from .ray_session import RaySession, quiet, set_threads
-from .store import Failure, Step, item_label
+from infra.codec import Codec
+from infra.context import ItemContext, free_device
+from infra.files import FolderLock, read_json, write_atomic
+from infra.ray_session import RaySession, quiet, set_threads
+from infra.store import Failure, Step, item_label
+from stages.contracts import Reject
 
 WAIT_SECONDS = 0.03  # after so long Ray Data sees that one of several tasks has ended; with its own 0.1 workers idle
 MAX_DEATHS = 3  # a worker that dies this often on one item will die again
@@ -36,7 +37,6 @@ class ItemJob:
     run: Callable[[Any, Any, Any], Any]
     config: Any
     codec: Codec
-    reject: type[Exception]
     threads: int
     attempt: str
     gpu: bool = False
@@ -100,7 +100,7 @@ def run_item(job: ItemJob, task: ItemTask) -> Failure | None:
         failure = None
         try:
             records = job.run(job.config, task.item, ctx)
-        except job.reject as error:
+        except Reject as error:
             failure = Failure(task.label, str(error), expected=True)
         except Exception as error:  # one broken item must not stop the rest; it is listed and its traceback kept
             (task.step.folder / "error.txt").write_text(traceback.format_exc())
@@ -141,7 +141,7 @@ def run_row(row: dict[str, Any]) -> dict[str, Any]:
     return {"index": row["index"], "reason": failure.reason if failure else ""}
 
 
-class RowWorker:
+class ItemActor:
     """run_row in an actor of the stage's own: with it go the models that the stage has cached on a GPU."""
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
@@ -164,7 +164,7 @@ def over_ray(
     size = max(1, min(workers, len(tasks)))
     if gpus:
         pool = data.ActorPoolStrategy(size=size)
-        results = source.map(RowWorker, compute=pool, num_cpus=cpus, num_gpus=gpus)
+        results = source.map(ItemActor, compute=pool, num_cpus=cpus, num_gpus=gpus)
     else:
         results = source.map(run_row, compute=data.TaskPoolStrategy(size=size), num_cpus=cpus)
     for row in results.iter_rows():

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import psutil
 
-from .files import CHECKOUT
+from infra.files import CHECKOUT
 
 EVERY_SECONDS = 0.25
 

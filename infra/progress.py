@@ -15,14 +15,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, TextIO
 
-
-class Meter(Protocol):
-    def advance(self, done: int = 1, failed: int = 0, note: str = "") -> None: ...
+from stages.contracts import Progress
 
 
 class Console(Protocol):
     def log(self, line: str) -> None: ...
-    def progress(self, what: str, total: int) -> contextlib.AbstractContextManager[Meter]: ...
+    def progress(self, what: str, total: int) -> contextlib.AbstractContextManager[Progress]: ...
 
 
 def duration(seconds: float) -> str:
@@ -75,7 +73,7 @@ class PlainConsole:
         print(line, file=self.stream or sys.stdout, flush=True)
 
     @contextlib.contextmanager
-    def progress(self, what: str, total: int) -> Iterator[Meter]:
+    def progress(self, what: str, total: int) -> Iterator[Progress]:
         console, count = self, Count(what, total)
 
         class Lines:
@@ -104,11 +102,12 @@ class TerminalConsole:
         self.rich.print(line, markup=False)
 
     @contextlib.contextmanager
-    def progress(self, what: str, total: int) -> Iterator[Meter]:
-        from rich.progress import BarColumn, Progress, TextColumn
+    def progress(self, what: str, total: int) -> Iterator[Progress]:
+        from rich.progress import BarColumn, TextColumn
+        from rich.progress import Progress as RichProgress
 
         count = Count(what, total)
-        with Progress(BarColumn(28), TextColumn("{task.description}"), console=self.rich) as bars:
+        with RichProgress(BarColumn(28), TextColumn("{task.description}"), console=self.rich) as bars:
             bar = bars.add_task(count.line(), total=max(total, 1))
 
             class Bar:
@@ -139,7 +138,7 @@ class EventFile:
         self._write({"log": line})
 
     @contextlib.contextmanager
-    def progress(self, what: str, total: int) -> Iterator[Meter]:
+    def progress(self, what: str, total: int) -> Iterator[Progress]:
         events = self
         events._write({"begin": what, "total": total})
 
@@ -174,7 +173,7 @@ class SilentConsole:
         """Drops the line."""
 
     @contextlib.contextmanager
-    def progress(self, what: str, total: int) -> Iterator[Meter]:
+    def progress(self, what: str, total: int) -> Iterator[Progress]:
         class Nothing:
             def advance(self, done: int = 1, failed: int = 0, note: str = "") -> None:
                 """Counts nothing."""
@@ -189,7 +188,7 @@ class Replay:
         self.path, self.console, self.every = path, console, every
         self._offset = path.stat().st_size if path.exists() else 0
         self._stop = threading.Event()
-        self._open: dict[str, tuple[contextlib.ExitStack, Meter]] = {}
+        self._open: dict[str, tuple[contextlib.ExitStack, Progress]] = {}
         self._thread = threading.Thread(target=self._follow, daemon=True)
 
     def __enter__(self) -> Replay:

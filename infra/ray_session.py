@@ -9,9 +9,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from .config import ComputeConfig
-from .files import CHECKOUT
-from .shared import last_line, require_shared, runtime_env
+from infra.config import ComputeConfig
+from infra.files import CHECKOUT
+from infra.shared import last_line, require_shared, runtime_env
 
 
 class RaySession:

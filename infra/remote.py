@@ -15,7 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from .files import FolderLock
+from infra.files import FolderLock
 
 AT_ONCE = 16  # requests in flight while the driver looks
 LIST_FROM = 50  # so many files of one folder are looked up in its listing, fewer one by one

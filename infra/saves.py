@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from .remote import open_address, translated
+from infra.remote import open_address, translated
 
 KEEP = 2
 

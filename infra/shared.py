@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from .files import CHECKOUT
+from infra.files import CHECKOUT
 
 SHIPPED = ("configs", "demo", "infra", "msmodel", "pipelines", "stages")  # of the checkout; the rest stays where it is
 # Where data, models, the tracker and the network are found, and by what right. CUDA_VISIBLE_DEVICES and paths of Python are

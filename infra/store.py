@@ -13,8 +13,8 @@ from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
-from .codec import Codec
-from .files import FolderLock, git_sha, read_json, write_atomic
+from infra.codec import Codec
+from infra.files import FolderLock, git_sha, read_json, write_atomic
 
 SCHEMA = 1
 

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from .files import FolderLock
+from infra.files import FolderLock
 
 PRIMARY_METRIC = "rendered/student/epe"
 EXPERIMENT_TAGS = {

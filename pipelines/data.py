@@ -10,10 +10,9 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
-from infra.executor import Link
 from pipelines.run import Run
 from pipelines.stamps import weights_stamp
-from stages.contracts import StageError
+from stages.contracts import StageError, StageSpec
 from stages.data import gates as gate
 from stages.data import sources
 from stages.data.configs import RunConfigs, run_configs
@@ -131,12 +130,12 @@ def rendered_clips(run: Run, real: Real) -> tuple[tuple[Clip, ...], list[Rejecte
     cfg, stage = run.cfg, stage_configs(run)
     split = {c.clip_id: c.split for c in real.encoded}
     stills = [replace(c, split=split[c.clip_id]) for c in real.cut if c.clip_id in split]
-    links = (
-        Link(RENDER, stage.render, tuple),
-        Link(track_stage(cfg.data.tracker), stage.track, partial(to_track, gates=None)),
-        Link(ENCODE, stage.encode, partial(to_encode, gates=None)),
+    specs = (
+        StageSpec(RENDER, stage.render, tuple),
+        StageSpec(track_stage(cfg.data.tracker), stage.track, partial(to_track, gates=None)),
+        StageSpec(ENCODE, stage.encode, partial(to_encode, gates=None)),
     )
-    *_, (records, refused) = run.chain(links, plan_scenes(cfg.data, stills, cfg.seed, run.log), "rendered")
+    *_, (records, refused) = run.chain(specs, plan_scenes(cfg.data, stills, cfg.seed, run.log), "rendered")
     return _clips(records), [*refused, *_rejected(records)]
 
 
@@ -149,12 +148,12 @@ def _segments(run: Run, videos: Sequence[Video], generated: Sequence[Video]) -> 
 def _chain(
     run: Run, stage: RunConfigs, parts: Sequence[Segment], gates: GateConfig | None, encode: bool = True
 ) -> list[tuple[tuple[Clip | Rejected, ...], list[Rejected]]]:
-    links = (
-        Link(CUT, stage.cut, tuple),
-        Link(track_stage(run.cfg.data.tracker), stage.track, partial(to_track, gates=gates)),
-        Link(ENCODE, stage.encode, partial(to_encode, gates=gates)),
+    specs = (
+        StageSpec(CUT, stage.cut, tuple),
+        StageSpec(track_stage(run.cfg.data.tracker), stage.track, partial(to_track, gates=gates)),
+        StageSpec(ENCODE, stage.encode, partial(to_encode, gates=gates)),
     )
-    return run.chain(links if encode else links[:2], parts, "real")
+    return run.chain(specs if encode else specs[:2], parts, "real")
 
 
 def _pack(run: Run, inputs: PackInputs) -> Dataset:
@@ -162,7 +161,8 @@ def _pack(run: Run, inputs: PackInputs) -> Dataset:
     plans = [p for split in ("train", "heldout") for p in plan_shards(inputs.clips, split, per_shard)]
     files, _ = run.items(SHARD, stage.shard, plans)
     train, heldout = run.step(PACK, stage.pack, replace(inputs, shards=files))
-    page = run.step(DATA_PAGE, stage.page, (*inputs.clips, *inputs.rejected, train, heldout))
+    shown: tuple[Clip | Rejected | ShardSet, ...] = (*inputs.clips, *inputs.rejected, train, heldout)
+    page = run.step(DATA_PAGE, stage.page, shown)
     publish(page, Path(train.catalogue).parent, run.store.root / "report")
     if not any(c.kind == "generated" for c in inputs.clips):
         return Dataset(train, heldout)

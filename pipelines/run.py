@@ -17,16 +17,14 @@ from configs.settings import (
 )
 from infra import progress, tracking
 from infra.codec import Codec
-from infra.executor import Executor, Link, Runnable, Work, item_tasks
+from infra.executor import Executor, StageTask, item_tasks
 from infra.files import git_sha, lock_hash
 from infra.items import finished
 from infra.remote import RemoteFiles
 from infra.store import Failure, Manifest, Step, Store
 from stages import records
-from stages.contracts import (
-    Reject,
-    Stage,
-)
+from stages.contracts import Config as StageConfig
+from stages.contracts import Inputs, Output, Stage, StageSpec
 from stages.data.cut import Segment
 from stages.data.scene import Plate, SceneItem
 from stages.data.shard import ShardFile, ShardPlan
@@ -85,7 +83,14 @@ class Run:
             self.remembered[name] = make()
         return self.remembered[name]
 
-    def step(self, stage: Stage, config: Any, inputs: Any, key_inputs: Any = None, label: str = "") -> Any:
+    def step(
+        self,
+        stage: Stage[StageConfig, Inputs, Output],
+        config: StageConfig,
+        inputs: Inputs,
+        key_inputs: Any = None,
+        label: str = "",
+    ) -> Output:
         """The stage's records, made now or before.
 
         key_inputs: stands for `inputs` in the key, where these hold what must not make a result stale. label: tells steps
@@ -94,7 +99,7 @@ class Run:
         return self._manifest(stage, config, inputs, inputs if key_inputs is None else key_inputs, label).records
 
     def items(
-        self, stage: Runnable, config: Any, items: Sequence[Any], label: str = ""
+        self, stage: Stage[StageConfig, Any, Any], config: StageConfig, items: Sequence[Any], label: str = ""
     ) -> tuple[tuple[Any, ...], list[Rejected]]:
         """A per-item stage over all items: (records in order, items that came to nothing). label: as for `step`."""
         manifest = self._manifest(stage, config, tuple(items), tuple(items), label)
@@ -103,28 +108,28 @@ class Run:
         return manifest.records, rejected
 
     def chain(
-        self, links: Sequence[Link], given: Sequence[Any], label: str
+        self, specs: Sequence[StageSpec], given: Sequence[Any], label: str
     ) -> list[tuple[tuple[Any, ...], list[Rejected]]]:
         """Per-item stages one after another: what `items` gives for each. They run at the same time: a later stage begins
         with what an earlier one has made so far."""
         if not self.dry:
-            self._stream(links, given)
+            self._stream(specs, given)
         out: list[tuple[tuple[Any, ...], list[Rejected]]] = []
-        for link in links:
-            given = link.items_of(out[-1][0]) if out else given
-            out.append(self.items(link.stage, link.config, given, label))
+        for spec in specs:
+            given = spec.items_of(out[-1][0]) if out else given
+            out.append(self.items(spec.stage, spec.config, given, label))
         return out
 
-    def _stream(self, links: Sequence[Link], given: Sequence[Any]) -> None:
-        """Makes the items of all links that are not finished yet."""
-        for number, link in enumerate(links):
-            work = self._work(link.stage, link.config, tuple(given), tuple(given))
-            found = self._load(work.step)
+    def _stream(self, specs: Sequence[StageSpec], given: Sequence[Any]) -> None:
+        """Makes the items of all specs that are not finished yet."""
+        for number, spec in enumerate(specs):
+            task = self._task(spec.stage, spec.config, tuple(given), tuple(given))
+            found = self._load(task.step)
             if found is None:
-                self.log(f"== {' + '.join(other.stage.name for other in links[number:])}")
-                return self.executor.stream(links[number:], given, self.cfg.seed)
-            if number + 1 < len(links):
-                given = links[number + 1].items_of(found.records)
+                self.log(f"== {' + '.join(other.stage.name for other in specs[number:])}")
+                return self.executor.stream(specs[number:], given, self.cfg.seed)
+            if number + 1 < len(specs):
+                given = specs[number + 1].items_of(found.records)
         return None
 
     @contextmanager
@@ -159,51 +164,53 @@ class Run:
         self.tracking.finish(status)
         self.executor.stop()
 
-    def _manifest(self, stage: Runnable, config: Any, inputs: Any, key_inputs: Any, label: str = "") -> Manifest:
-        work = self._work(stage, config, inputs, key_inputs)
-        step = work.step
+    def _manifest(
+        self, stage: Stage[Any, Any, Any], config: Any, inputs: Any, key_inputs: Any, label: str = ""
+    ) -> Manifest:
+        task = self._task(stage, config, inputs, key_inputs)
+        step = task.step
         found = self._load(step)
         if found is None and self.dry:
-            raise NotMade(Line(self.target, stage.name, "would run", 0.0, step.folder, self._progress(work)))
+            raise NotMade(Line(self.target, stage.name, "would run", 0.0, step.folder, self._progress(task)))
         state = "cached"
         if found is None:
             with self.store.lock(step, self.log):
                 found = self._load(step)  # another command may have made it while this one waited
                 if found is None:
-                    found, state = self._execute(work, label), "ran"
+                    found, state = self._execute(task, label), "ran"
         if not any(line.folder == step.folder for line in self.lines):
             note = ", ".join(filter(None, (label, f"{len(found.failures)} rejected" if found.failures else "")))
             self.lines.append(Line(self.target, stage.name, state, found.seconds, step.folder, note))
         return found
 
-    def _work(self, stage: Runnable, config: Any, inputs: Any, key_inputs: Any) -> Work:
+    def _task(self, stage: Stage[Any, Any, Any], config: Any, inputs: Any, key_inputs: Any) -> StageTask:
         step = self.store.step(stage.name, stage.version, config, key_inputs, self.cfg.seed)
-        return Work(stage, config, inputs, step, self.cfg.seed)
+        return StageTask(stage, config, inputs, step, self.cfg.seed)
 
     def _load(self, step: Step) -> Manifest | None:
         found = self.store.load(step)
         stale = self.retry_failed and found is not None and any(not f.expected for f in found.failures)
         return None if stale else found
 
-    def _progress(self, work: Work) -> str:
-        if work.stage.how != "per_item":
+    def _progress(self, task: StageTask) -> str:
+        if task.stage.how != "per_item":
             return ""
-        tasks = item_tasks(self.store, work)
+        tasks = item_tasks(self.store, task)
         return f"{sum(finished(t, self.store.codec) is not None for t in tasks)} of {len(tasks)} items done"
 
-    def _execute(self, work: Work, label: str) -> Manifest:
-        name = f"{work.stage.name} {label}".strip()
-        self.log(f"== {name} ({work.step.name})")
-        tags = {"stage": work.stage.name, "step_key": work.step.key, "folder": str(work.step.folder)}
+    def _execute(self, task: StageTask, label: str) -> Manifest:
+        name = f"{task.stage.name} {label}".strip()
+        self.log(f"== {name} ({task.step.name})")
+        tags = {"stage": task.stage.name, "step_key": task.step.key, "folder": str(task.step.folder)}
         logger = self.tracking.stage(name, tags)
-        provenance = {"mlflow_run": logger.address.run_id if logger else "", "seed": work.seed}
+        provenance = {"mlflow_run": logger.address.run_id if logger else "", "seed": task.seed}
         status = "FAILED"
         try:
             if logger:
-                _log_inputs(logger, work.inputs)
-            made = self.executor.run(work, logger, provenance)
+                _log_inputs(logger, task.inputs)
+            made = self.executor.run(task, logger, provenance)
             if logger:
-                _log_outputs(logger, made.records, work.inputs, products={} if self.target == "nano-base" else PRODUCTS)
+                _log_outputs(logger, made.records, task.inputs, products={} if self.target == "nano-base" else PRODUCTS)
                 logger.metrics(0, {"seconds": made.seconds})
             status = "FINISHED"
         except KeyboardInterrupt:
@@ -211,7 +218,7 @@ class Run:
             raise
         finally:
             if logger:
-                logger.text(json.dumps(work.step.config, indent=1), "step_config.json")
+                logger.text(json.dumps(task.step.config, indent=1), "step_config.json")
                 logger.finish(status)
         return made
 
@@ -220,7 +227,7 @@ def open_run(cfg: Config, targets: Sequence[str], dry: bool = False, retry_faile
     """Everything a command needs. Nothing is started: Ray and MLflow come with the first stage that runs."""
     console = progress.console()
     store = Store(cfg.root, Codec(RECORDS, cfg.root))
-    executor = Executor(store, cfg.compute, console, Reject)
+    executor = Executor(store, cfg.compute, console)
     name = f"{cfg.preset}: {' '.join(targets)}"
     tracker = tracking.Tracking(cfg.root.parent, EXPERIMENT, name, console.log)
     about = {"git_sha": git_sha(), "lock_hash": lock_hash(), "preset": cfg.preset, "seed": str(cfg.seed)}

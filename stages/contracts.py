@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Generic, Literal, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -121,9 +121,12 @@ class Context(Protocol):
 
 @dataclass(frozen=True)
 class Resources:
-    """What one worker of a stage needs. threads: torch threads on CPU. gpus may be fractional. most: workers that a
-    distributed job takes
-    of those that it is offered; 0 takes all."""
+    """What one worker of a stage needs.
+
+    workers: how many a distributed job starts, and where it is more than 1 the most that a per-item stage starts; 1 starts as
+    many as fit. most: workers that a distributed job uses of those that the configuration offers; 0 uses all. cpus, gpus: of
+    one worker; gpus may be fractional. threads: torch threads on a CPU.
+    """
 
     workers: int = 1
     most: int = 0
@@ -132,16 +135,38 @@ class Resources:
     threads: int = 1
 
 
-@dataclass(frozen=True)
-class Stage:
-    """A function of (config, input records, context) -> records, and how it wants to run.
+Config = TypeVar("Config")
+Inputs = TypeVar("Inputs")
+Output = TypeVar("Output")
 
-    once: one process. per_item: `run(cfg, item, ctx)` for each item, in parallel, resumable item by item; Reject lists
-    the item. distributed: the same call on every rank of a torch.distributed group (Ray Train); rank 0's records count.
+
+@dataclass(frozen=True)
+class Stage(Generic[Config, Inputs, Output]):
+    """A function of (config, input records, context) that returns records, and how it runs.
+
+    once: in one process. per_item: `run(config, item, ctx)` for each item, in parallel, resumable item by item; an item for
+    which it raises Reject is listed. distributed: the same call on every rank of a torch.distributed group (Ray Train); rank
+    0's records count. Inputs and Output of a per-item stage are those of one item.
     """
 
     name: str
     version: int
     how: Literal["once", "per_item", "distributed"]
-    run: Callable[..., Any]
+    run: Callable[[Config, Inputs, Any], Output]
     resources: Resources = field(default_factory=Resources)
+
+
+ItemsOf = Callable[[Sequence[Any]], Sequence[Any]]
+
+
+@dataclass(frozen=True)
+class StageSpec:
+    """A per-item stage in a chain of such stages: the stage, its config, and where its items come from.
+
+    items_of: takes the records of the stage before (of the first stage: the given items) and returns this stage's items. Of
+    records a + b it returns the items of a, then those of b, so that it may be called record by record.
+    """
+
+    stage: Stage[Any, Any, Any]
+    config: Any
+    items_of: ItemsOf

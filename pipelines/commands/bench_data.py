@@ -24,7 +24,7 @@ import numpy as np
 
 from infra.codec import Codec
 from infra.context import ItemContext
-from infra.executor import Executor, Link, Work
+from infra.executor import Executor, StageTask
 from infra.files import git_sha, write_atomic
 from infra.memory import peak_mb
 from infra.progress import SilentConsole
@@ -36,7 +36,7 @@ from pipelines.run import (
     RECORDS,
     Run,
 )
-from stages.contracts import Reject
+from stages.contracts import StageSpec
 from stages.data import ingest
 from stages.data.cut import CUT, Segment, segments
 from stages.data.encode import ENCODE
@@ -97,9 +97,9 @@ class _Bench:
     def __init__(self, run: Run, folder: Path) -> None:
         self.run, self.folder, self.count = run, folder, 0
         stage = data.stage_configs(run)
-        self.cut = Link(CUT, stage.cut, tuple)
-        self.track = Link(track_stage(run.cfg.data.tracker), stage.track, partial(to_track, gates=None))
-        self.encode = Link(ENCODE, stage.encode, partial(to_encode, gates=None))
+        self.cut = StageSpec(CUT, stage.cut, tuple)
+        self.track = StageSpec(track_stage(run.cfg.data.tracker), stage.track, partial(to_track, gates=None))
+        self.encode = StageSpec(ENCODE, stage.encode, partial(to_encode, gates=None))
 
     def workers(self, parts: Sequence[Segment]) -> dict[str, Any]:
         """TRACK of the same clips with one and with two workers."""
@@ -134,7 +134,7 @@ class _Bench:
         self.count += 1
         root = self.folder / f"store-{self.count}" / self.run.cfg.preset
         compute = replace(self.run.cfg.compute, item_workers=workers, threads=1)
-        executor = Executor(Store(root, Codec(RECORDS, root)), compute, SilentConsole(), Reject)
+        executor = Executor(Store(root, Codec(RECORDS, root)), compute, SilentConsole())
         executor.session = self.run.executor.session
         return executor
 
@@ -142,9 +142,9 @@ class _Bench:
         self.executor(CORES).stream((self.cut, self.track, self.encode), parts, 0)
 
     def tracked(self, groups: Sequence[Any], workers: int) -> None:
-        executor, link = self.executor(workers), self.track
-        step = executor.store.step(link.stage.name, link.stage.version, link.config, groups, 0)
-        executor.run(Work(link.stage, link.config, groups, step, 0), None, {})
+        executor, spec = self.executor(workers), self.track
+        step = executor.store.step(spec.stage.name, spec.stage.version, spec.config, groups, 0)
+        executor.run(StageTask(spec.stage, spec.config, groups, step, 0), None, {})
 
     def loop(self, parts: Sequence[Segment]) -> int:
         """The same functions one after the other in this process, which may use both cores. -> clips."""
@@ -156,11 +156,11 @@ class _Bench:
                     made += len(self.call(self.encode, tracked))
         return made
 
-    def call(self, link: Link, item: Any) -> Any:
+    def call(self, spec: StageSpec, item: Any) -> Any:
         self.count += 1
         work = self.folder / f"loop-{self.count}"
         work.mkdir()
-        return link.stage.run(link.config, item, ItemContext(workdir=work, seed=0, sources=work / "sources"))
+        return spec.stage.run(spec.config, item, ItemContext(workdir=work, seed=0, sources=work / "sources"))
 
 
 def _import_all() -> None:

@@ -14,7 +14,7 @@ import torch
 
 from infra.codec import Codec
 from infra.config import ComputeConfig
-from infra.executor import Executor, Work
+from infra.executor import Executor, StageTask
 from infra.progress import PlainConsole
 from infra.store import Store
 from stages.contracts import (
@@ -115,11 +115,11 @@ def items(count: int) -> list[Item]:
 
 def world(root: Path, executor: str = "local", stream=None, **compute) -> tuple[Store, Executor]:
     store = Store(root, Codec(TYPES, root))
-    return store, Executor(store, ComputeConfig(executor=executor, **compute), PlainConsole(stream), Reject)
+    return store, Executor(store, ComputeConfig(executor=executor, **compute), PlainConsole(stream))
 
 
-def work(store: Store, stage: Stage, cfg: FakeConfig, inputs: object, seed: int = 0) -> Work:
-    return Work(stage, cfg, inputs, store.step(stage.name, stage.version, cfg, inputs, seed), seed)
+def work(store: Store, stage: Stage, cfg: FakeConfig, inputs: object, seed: int = 0) -> StageTask:
+    return StageTask(stage, cfg, inputs, store.step(stage.name, stage.version, cfg, inputs, seed), seed)
 
 
 def drive(root: Path, stage: Stage, cfg: FakeConfig, inputs: object, executor: str = "local", **compute):

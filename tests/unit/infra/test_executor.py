@@ -17,13 +17,13 @@ from pathlib import Path
 import pytest
 
 from infra.distributed import StageFailed
-from infra.executor import Link, item_tasks
+from infra.executor import item_tasks
 from infra.files import CHECKOUT
 from infra.items import ItemJob, run_item
 from stages.contracts import (
-    Reject,
     Resources,
     StageError,
+    StageSpec,
 )
 from tests.unit.infra import fakes
 
@@ -116,7 +116,7 @@ def test_users_mistake_arrives_as_it_was_said(tmp_path):
 def test_an_item_that_kills_its_worker_again_and_again_is_given_up(tmp_path):
     store, _ = fakes.world(tmp_path)
     [task] = item_tasks(store, fakes.work(store, fakes.SQUARE, fakes.FakeConfig(), [fakes.Item("poison", 0)]))
-    job = ItemJob(fakes.square, fakes.FakeConfig(), store.codec, Reject, 1, "attempt")
+    job = ItemJob(fakes.square, fakes.FakeConfig(), store.codec, 1, "attempt")
     task.step.folder.mkdir(parents=True)
     (task.step.folder / ".begun-attempt").write_text("xxx")  # as its dead workers left it
     failure = run_item(job, task)
@@ -152,7 +152,7 @@ def test_through_ray(tmp_path):
 def chained(store, runner, given, seconds=0.0) -> list[tuple]:
     """Both stages' manifests' records, after the graph has been through."""
     cfg = fakes.FakeConfig(seconds=seconds)
-    runner.stream((Link(fakes.HALVES, cfg, fakes.each), Link(fakes.SQUARE, cfg, fakes.each)), given, 0)
+    runner.stream((StageSpec(fakes.HALVES, cfg, fakes.each), StageSpec(fakes.SQUARE, cfg, fakes.each)), given, 0)
     before = lines(store.root)
     first = runner.run(fakes.work(store, fakes.HALVES, cfg, given), None, {})
     second = runner.run(fakes.work(store, fakes.SQUARE, cfg, list(first.records)), None, {})
@@ -215,11 +215,11 @@ def test_stages_of_a_graph_share_the_gpus_and_keep_their_models_there(tmp_path, 
     monkeypatch.setattr("infra.executor.run_graph", keep)
     needs = (Resources(), Resources(gpus=0.5), Resources(gpus=1.0))
     stages = [replace(fakes.SQUARE, name=f"s{i}", resources=r) for i, r in enumerate(needs)]
-    runner.stream([Link(s, fakes.FakeConfig(), fakes.each) for s in stages], fakes.items(2), 0)
+    runner.stream([StageSpec(s, fakes.FakeConfig(), fakes.each) for s in stages], fakes.items(2), 0)
     assert [(o.workers, o.gpus, o.actors) for o in seen] == [(8, 0.0, False), (4, 0.25, True), (2, 0.5, True)]
     monkeypatch.setattr(runner.session, "resources", lambda: (8.0, 0.0))
     seen.clear()
-    runner.stream([Link(s, fakes.FakeConfig(), fakes.each) for s in stages], fakes.items(2), 0)
+    runner.stream([StageSpec(s, fakes.FakeConfig(), fakes.each) for s in stages], fakes.items(2), 0)
     assert [(o.workers, o.gpus, o.actors) for o in seen] == [(8, 0.0, False)] * 3
 
 

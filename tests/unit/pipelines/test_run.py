@@ -12,7 +12,7 @@ import pytest
 from configs.settings import load
 from infra.codec import Codec
 from infra.distributed import StageFailed
-from infra.executor import Executor, Link
+from infra.executor import Executor
 from infra.progress import PlainConsole
 from infra.store import Store
 from pipelines import summary
@@ -30,6 +30,7 @@ from pipelines.stamps import weights_stamp
 from stages.contracts import (
     Reject,
     Stage,
+    StageSpec,
 )
 from stages.records import Checkpoint, Rejected, Report, ShardSet
 
@@ -76,7 +77,7 @@ TRAIN = Stage("train", 1, "once", train)
 def new_run(folder: Path, dry: bool = False, retry_failed: bool = False, *overrides: str) -> Run:
     cfg = load("debug", ["compute.executor=local", *overrides], runs=str(folder))
     store, console = Store(cfg.root, Codec(RECORDS, cfg.root)), PlainConsole()
-    executor = Executor(store, cfg.compute, console, Reject)
+    executor = Executor(store, cfg.compute, console)
     return Run(cfg, store, executor, NoTracking(), console, dry, retry_failed)  # type: ignore[arg-type]
 
 
@@ -253,7 +254,10 @@ def test_the_report_lies_where_scripts_look_for_it(tmp_path):
 def test_a_chain_gives_each_stage_what_the_one_before_made(tmp_path):
     """As one after the other: cached by stage, told in the table with its label, seen by a dry run."""
     second = Stage("second", 1, "per_item", lambda cfg, item, ctx: item + "!")
-    links = (Link(VIDEOS, Settings(), tuple), Link(second, Settings(), lambda made: [m for m in made if m != "B"]))
+    links = (
+        StageSpec(VIDEOS, Settings(), tuple),
+        StageSpec(second, Settings(), lambda made: [m for m in made if m != "B"]),
+    )
     run = new_run(tmp_path)
     with run.making("data"):
         first, last = run.chain(links, ("a", "b", "bad"), "real")

@@ -27,7 +27,7 @@ from stages.contracts import (
 )
 from stages.records import Checkpoint, OdePairs
 from stages.train.loop import train
-from stages.train.method import Draws, Learner, Loader, Loss, Observation, StepsConfig, at_least, scheduled
+from stages.train.method import Loader, Loss, RngStreams, StepsConfig, TrainableModule, Validation, at_least, scheduled
 from stages.train.ode_pairs import PairBatch, PairLoader, heldout_pairs
 from stages.train.optim import make_optimizer
 from stages.train.publish import frozen_decoder, publish, student_from
@@ -88,7 +88,7 @@ class AdaptInputs:
 
 
 class AdaptMethod:
-    """ODE regression. One learner, "student"."""
+    """ODE regression. One trainable module, "student"."""
 
     name = "adapt"
 
@@ -98,21 +98,21 @@ class AdaptMethod:
         self.student, self.model, self.cfg, self.decode, self.seed = student, model, cfg, decode, seed
         self.heldout = heldout
         self.times = torch.tensor(student_timesteps(model.student.steps, model.dit.shift))
-        self._learner = Learner(student, make_optimizer(student, cfg))
+        self._trainable = TrainableModule(student, make_optimizer(student, cfg))
 
-    def learners(self) -> dict[str, Learner]:
-        return {"student": self._learner}
+    def trainable_modules(self) -> dict[str, TrainableModule]:
+        return {"student": self._trainable}
 
-    def turns(self, step: int) -> tuple[str, ...]:
+    def update_schedule(self, step: int) -> tuple[str, ...]:
         return ("student",)
 
-    def lr(self, learner: str, group: str, step: int) -> float:
+    def lr(self, module: str, group: str, step: int) -> float:
         return scheduled(self.cfg.lr, self.cfg, step)
 
-    def loss(self, learner: str, batch: PairBatch, draws: Draws) -> Loss:
-        context = self.cfg.draw_context(self.model.student, draws.shared("context"))
+    def loss(self, module: str, batch: PairBatch, rng: RngStreams) -> Loss:
+        context = self.cfg.draw_context(self.model.student, rng.shared("context"))
         batch = batch.to(self.heldout.endpoint.device)
-        return Loss(self.regression(batch, context, draws.own("time")))
+        return Loss(self.regression(batch, context, rng.own("time")))
 
     def regression(self, batch: PairBatch, context: StudentConfig, generator: torch.Generator) -> Tensor:
         """||x_0 - endpoint||^2, each chunk from the state at a timestep index of its own. Scalar."""
@@ -132,18 +132,18 @@ class AdaptMethod:
         return torch.gather(states, 1, picked)[:, 0], self.times[index].to(states)
 
     @torch.no_grad()
-    def observe(self, step: int) -> Observation:
+    def validate(self, step: int) -> Validation:
         """heldout/ode: the regression loss on held-out trajectories, own sink and window (the gate before DMD)."""
-        draws = Draws(self.seed, step=-1)
-        loss = float(self.regression(self.heldout, self.model.student, draws.own("time")))
+        rng = RngStreams(self.seed, step=-1)
+        loss = float(self.regression(self.heldout, self.model.student, rng.own("time")))
         pictures, n = {}, self.cfg.picture_clips
         if n:
             endpoint, cond = self.heldout.endpoint[:n], first_conditions(self.heldout.cond, n)
-            generator = draws.own("noise")
+            generator = rng.own("noise")
             noise = fresh_noise(endpoint, generator)
             x = rollout(self.student, cond, noise, self.times.tolist(), self.model.student, generator)
             pictures["adapted"] = contact_sheet({"teacher": endpoint, "rollout": x}, self.decode)
-        return Observation({"heldout/ode": loss}, pictures)
+        return Validation({"heldout/ode": loss}, pictures)
 
 
 def fit(

@@ -27,7 +27,7 @@ from stages.records import Checkpoint, ShardSet
 from stages.train.conditioning import keep, without_any_tracks
 from stages.train.groups import GroupedConfig
 from stages.train.loop import train
-from stages.train.method import Draws, Learner, Loader, Loss, Observation, at_least, scheduled
+from stages.train.method import Loader, Loss, RngStreams, TrainableModule, Validation, at_least, scheduled
 from stages.train.optim import make_optimizer
 from stages.train.publish import fresh, frozen_decoder, heldout_batch, open_loader, publish
 from stages.train.sampling import Decode, contact_sheet, first_conditions, flow_loss, sample_teacher
@@ -83,38 +83,38 @@ class ClipInputs:
 
 
 class BaseMethod:
-    """Flow matching, image and text only. One learner, "dit"."""
+    """Flow matching, image and text only. One trainable module, "dit"."""
 
     name = "base"
 
     def __init__(self, dit: nn.Module, model: ModelConfig, cfg: BaseConfig, heldout: Batch, decode: Decode, seed: int):
         self.dit, self.model, self.cfg, self.decode = dit, model, cfg, decode
         self.heldout, self.held_cond = heldout, without_any_tracks(heldout, model)
-        self.held_eps = fresh_noise(heldout.latents, Draws(seed, step=-1).own("noise"))
-        self._learner = Learner(dit, make_optimizer(dit, cfg))
+        self.held_eps = fresh_noise(heldout.latents, RngStreams(seed, step=-1).own("noise"))
+        self._trainable = TrainableModule(dit, make_optimizer(dit, cfg))
 
-    def learners(self) -> dict[str, Learner]:
-        return {"dit": self._learner}
+    def trainable_modules(self) -> dict[str, TrainableModule]:
+        return {"dit": self._trainable}
 
-    def turns(self, step: int) -> tuple[str, ...]:
+    def update_schedule(self, step: int) -> tuple[str, ...]:
         return ("dit",)
 
-    def lr(self, learner: str, group: str, step: int) -> float:
+    def lr(self, module: str, group: str, step: int) -> float:
         return scheduled(self.cfg.lr, self.cfg, step)
 
-    def loss(self, learner: str, batch: Batch, draws: Draws) -> Loss:
+    def loss(self, module: str, batch: Batch, rng: RngStreams) -> Loss:
         batch = batch.to(self.heldout.latents.device)
         cond = without_any_tracks(batch, self.model)
-        cond = replace(cond, text=keep(cond.text, self.cfg.text_dropout, draws.own("dropout")))
+        cond = replace(cond, text=keep(cond.text, self.cfg.text_dropout, rng.own("dropout")))
         latents = batch.latents
-        if self.cfg.grouped(draws.step):
-            latents, cond = self.cfg.draw_groups(latents, cond, draws)
-        t = flow.sample_t(latents.shape[0], self.model.dit.shift, draws.own("time")).to(latents.device)
-        eps = fresh_noise(latents, draws.own("noise"))
+        if self.cfg.grouped(rng.step):
+            latents, cond = self.cfg.draw_groups(latents, cond, rng)
+        t = flow.sample_t(latents.shape[0], self.model.dit.shift, rng.own("time")).to(latents.device)
+        eps = fresh_noise(latents, rng.own("noise"))
         return Loss(flow_loss(self.dit, latents, cond, t, eps, self.model))
 
     @torch.no_grad()
-    def observe(self, step: int) -> Observation:
+    def validate(self, step: int) -> Validation:
         latents, n = self.heldout.latents, self.cfg.picture_clips
         metrics = {}
         for time in PROBE_TIMES:
@@ -122,10 +122,10 @@ class BaseMethod:
             loss = flow_loss(self.dit, latents, self.held_cond, t, self.held_eps, self.model)
             metrics[f"heldout/t{round(100 * time):03d}"] = float(loss)
         if not n:
-            return Observation(metrics)
+            return Validation(metrics)
         cond = first_conditions(self.held_cond, n)
         sampled = sample_teacher(self.dit, cond, self.held_eps[:n], self.cfg.picture_steps, None, self.model)
-        return Observation(metrics, {"base": contact_sheet({"real": latents[:n], "base": sampled}, self.decode)})
+        return Validation(metrics, {"base": contact_sheet({"real": latents[:n], "base": sampled}, self.decode)})
 
 
 def backbone(dit: WanDiT) -> WanDiT:

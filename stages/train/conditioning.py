@@ -15,7 +15,7 @@ from msmodel import tracks
 from msmodel.batch import Batch, Conditioning
 from msmodel.config import ModelConfig
 from msmodel.track_encoding import clip_ids, encode_tracks
-from stages.train.method import Draws
+from stages.train.method import RngStreams
 
 
 @dataclass(frozen=True)
@@ -58,9 +58,9 @@ class ClipTracks:
         return ClipTracks(self.xy_px.to(device), self.visible.to(device), self.track_id_embedding.to(device))
 
 
-def draw_tracks(batch: Batch, augment: Augment, model: ModelConfig, draws: Draws) -> ClipTracks:
+def draw_tracks(batch: Batch, augment: Augment, model: ModelConfig, rng: RngStreams) -> ClipTracks:
     """Samples tracks_low..tracks_high of each clip's tracks and draws their ids, once."""
-    generator = draws.own("tracks")
+    generator = rng.own("tracks")
     xy_px, visible = tracks.sample_tracks(
         batch.xy_px, batch.visible, augment.tracks_low, augment.tracks_high, generator
     )
@@ -107,14 +107,14 @@ def condition(batch: Batch, clip_tracks: ClipTracks, model: ModelConfig) -> Cond
 
 
 def training_conditioning(
-    batch: Batch, augment: Augment, model: ModelConfig, draws: Draws, masked: bool
+    batch: Batch, augment: Augment, model: ModelConfig, rng: RngStreams, masked: bool
 ) -> Conditioning:
     """Conditioning for one training step. masked: mid-frame masking, which belongs to phase 2 only."""
-    cond = condition(batch, draw_tracks(batch, augment, model, draws), model)
-    c_m, generator = cond.tracks, draws.own("dropout")
+    cond = condition(batch, draw_tracks(batch, augment, model, rng), model)
+    c_m, generator = cond.tracks, rng.own("dropout")
     if masked:
         prefix = int(model.image_alone)
-        c_m = tracks.mask_mid_frames(c_m, model.student.chunk, augment.mask, draws.own("mask"), prefix)
+        c_m = tracks.mask_mid_frames(c_m, model.student.chunk, augment.mask, rng.own("mask"), prefix)
     text = keep(cond.text, augment.text_dropout, generator)
     return replace(cond, text=text, tracks=keep(c_m, augment.track_dropout, generator))
 

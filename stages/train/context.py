@@ -21,20 +21,20 @@ from msmodel.cache import ChunkCache
 from msmodel.config import ModelConfig
 from msmodel.rollout import fresh_noise
 from stages.train.conditioning import pick_frames
-from stages.train.method import Draws
+from stages.train.method import RngStreams
 
 
-def draw_pieces(batch: int, model: ModelConfig, draws: Draws) -> tuple[Tensor, int]:
+def draw_pieces(batch: int, model: ModelConfig, rng: RngStreams) -> tuple[Tensor, int]:
     """(frames of one piece of each clip: (b k) int64, how many of them, from the first, are context).
 
     All pieces of a step have one length: that of a chunk drawn uniformly; where the cache is full, each clip draws its chunk.
     """
     own, prefix, cache = model.student, int(model.image_alone), ChunkCache(model.student, (1, 1))
     full = own.sink + own.window
-    first = int(torch.randint(model.chunks, (), generator=draws.shared("piece")))
+    first = int(torch.randint(model.chunks, (), generator=rng.shared("piece")))
     chunks = torch.full((batch,), first)
     if first >= full:
-        chunks = torch.randint(full, model.chunks, (batch,), generator=draws.own("piece"))
+        chunks = torch.randint(full, model.chunks, (batch,), generator=rng.own("piece"))
     frames = [
         [
             *range(prefix),
@@ -50,7 +50,7 @@ def context_loss(
     latents: Tensor,
     cond: Conditioning,
     model: ModelConfig,
-    draws: Draws,
+    rng: RngStreams,
     noise: float,
     weighting: str = "uniform",
 ) -> Tensor:
@@ -58,12 +58,12 @@ def context_loss(
 
     noise: the context keeps up to this share of noise that its time does not tell, as a student's own output is never clean.
     """
-    frames, context = draw_pieces(latents.shape[0], model, draws)
+    frames, context = draw_pieces(latents.shape[0], model, rng)
     latents = pick_frames(latents, frames)
     cond = replace(cond, image=pick_frames(cond.image, frames), tracks=pick_frames(cond.tracks, frames))
-    t = flow.sample_t(latents.shape[0], model.dit.shift, draws.own("time")).to(latents.device)
-    hidden = noise * torch.rand(latents.shape[0], generator=draws.own("context noise")).to(latents.device)
-    eps = fresh_noise(latents, draws.own("noise"))
+    t = flow.sample_t(latents.shape[0], model.dit.shift, rng.own("time")).to(latents.device)
+    hidden = noise * torch.rand(latents.shape[0], generator=rng.own("context noise")).to(latents.device)
+    eps = fresh_noise(latents, rng.own("noise"))
     given = torch.arange(latents.shape[2], device=latents.device) < context
     noisy = flow.add_noise(latents, eps, torch.where(given, hidden[:, None], t[:, None]))
     v = dit(noisy, torch.where(given, torch.zeros_like(t)[:, None], t[:, None]), cond)

@@ -30,7 +30,7 @@ from stages.data.loader import LoaderConfig
 from stages.records import Checkpoint, ShardSet
 from stages.train.conditioning import Augment, condition, draw_tracks
 from stages.train.loop import train
-from stages.train.method import Draws, Learner, Loader, Loss, Observation, StepsConfig, at_least, scheduled
+from stages.train.method import Loader, Loss, RngStreams, StepsConfig, TrainableModule, Validation, at_least, scheduled
 from stages.train.optim import make_optimizer
 from stages.train.publish import (
     frozen_decoder,
@@ -120,7 +120,7 @@ class DmdInputs:
 
 
 class DmdMethod:
-    """Two learners, generator first. Reads image, text and tracks of a batch, never its latents."""
+    """Two trainable modules, generator first. Reads image, text and tracks of a batch, never its latents."""
 
     name = "dmd"
 
@@ -138,48 +138,48 @@ class DmdMethod:
         self.model, self.cfg, self.guidance, self.decode, self.seed = cfg.model, cfg.dmd, cfg.guidance, decode, seed
         self.generator, self.critic, self.teacher = generator, critic, teacher
         self.times = flow.student_timesteps(cfg.model.student.steps, cfg.model.dit.shift)
-        draws = Draws(seed, step=-1)
+        rng = RngStreams(seed, step=-1)
         self.heldout, self.real_spread = heldout, float(heldout.latents.std())
-        self.held_cond = condition(heldout, draw_tracks(heldout, cfg.dmd.augment, cfg.model, draws), cfg.model)
-        self._learners = {
-            GENERATOR: Learner(generator, make_optimizer(generator, cfg.dmd)),
-            CRITIC: Learner(critic, make_optimizer(critic, cfg.dmd, lr=cfg.dmd.critic_lr), ema=False),
+        self.held_cond = condition(heldout, draw_tracks(heldout, cfg.dmd.augment, cfg.model, rng), cfg.model)
+        self._modules = {
+            GENERATOR: TrainableModule(generator, make_optimizer(generator, cfg.dmd)),
+            CRITIC: TrainableModule(critic, make_optimizer(critic, cfg.dmd, lr=cfg.dmd.critic_lr), ema=False),
         }
 
-    def learners(self) -> dict[str, Learner]:
-        return self._learners
+    def trainable_modules(self) -> dict[str, TrainableModule]:
+        return self._modules
 
-    def turns(self, step: int) -> tuple[str, ...]:
+    def update_schedule(self, step: int) -> tuple[str, ...]:
         return (GENERATOR, CRITIC) if (step + 1) % self.cfg.ratio == 0 else (CRITIC,)
 
-    def lr(self, learner: str, group: str, step: int) -> float:
-        return scheduled(self.cfg.lr if learner == GENERATOR else self.cfg.critic_lr, self.cfg, step)
+    def lr(self, module: str, group: str, step: int) -> float:
+        return scheduled(self.cfg.lr if module == GENERATOR else self.cfg.critic_lr, self.cfg, step)
 
-    def loss(self, learner: str, batch: Batch, draws: Draws) -> Loss:
+    def loss(self, module: str, batch: Batch, rng: RngStreams) -> Loss:
         batch = batch.to(self.heldout.image.device)
-        cond = condition(batch, draw_tracks(batch, self.cfg.augment, self.model, draws), self.model)
-        return self.generator_loss(cond, draws) if learner == GENERATOR else self.critic_loss(cond, draws)
+        cond = condition(batch, draw_tracks(batch, self.cfg.augment, self.model, rng), self.model)
+        return self.generator_loss(cond, rng) if module == GENERATOR else self.critic_loss(cond, rng)
 
-    def generator_loss(self, cond: Conditioning, draws: Draws) -> Loss:
+    def generator_loss(self, cond: Conditioning, rng: RngStreams) -> Loss:
         """DMD on one rollout (Self Forcing, algorithm 1; DMD2, eq. 3-8)."""
-        x = self.rolled(cond, draws, GENERATOR, grad=True)
-        t, eps = self.noising(x, draws, GENERATOR)
+        x = self.rolled(cond, rng, GENERATOR, grad=True)
+        t, eps = self.noising(x, rng, GENERATOR)
         real, fake = self.scores(flow.add_noise(x.detach(), eps, t), t, cond)
         frames = scored_frames(self.model, x.shape[2], x.device)
         value = losses.dmd(x, real, fake, frames)
         spread, gap = float(x.detach().std()), float((real - fake).abs().mean())
         return Loss(value, {"std": spread, "score_gap": gap}, self.alarms(spread))
 
-    def critic_loss(self, cond: Conditioning, draws: Draws) -> Loss:
+    def critic_loss(self, cond: Conditioning, rng: RngStreams) -> Loss:
         """Flow matching of the critic's raw velocity on a fresh rollout; conditional, no guidance."""
-        x = self.rolled(cond, draws, CRITIC, grad=False)
-        t, eps = self.noising(x, draws, CRITIC)
+        x = self.rolled(cond, rng, CRITIC, grad=False)
+        t, eps = self.noising(x, rng, CRITIC)
         return Loss(flow_loss(self.critic, x, cond, t, eps, self.model))
 
-    def rolled(self, cond: Conditioning, draws: Draws, purpose: str, grad: bool) -> Tensor:
+    def rolled(self, cond: Conditioning, rng: RngStreams, purpose: str, grad: bool) -> Tensor:
         """A rollout (b z t h w) up to an exit step drawn for the whole rollout, the same on every rank."""
-        exit_step = int(torch.randint(len(self.times), (), generator=draws.shared(f"{purpose} exit")))
-        generator = draws.own(f"{purpose} rollout")
+        exit_step = int(torch.randint(len(self.times), (), generator=rng.shared(f"{purpose} exit")))
+        generator = rng.own(f"{purpose} rollout")
         noise = self.noise(cond, generator)
         with torch.set_grad_enabled(grad):
             return rollout(
@@ -190,9 +190,9 @@ class DmdMethod:
         z = self.model.vae.z_channels
         return fresh_noise(cond.image[:, -z:], generator)
 
-    def noising(self, x: Tensor, draws: Draws, purpose: str) -> tuple[Tensor, Tensor]:
+    def noising(self, x: Tensor, rng: RngStreams, purpose: str) -> tuple[Tensor, Tensor]:
         """t (b), shifted and clamped, and eps, for comparing or fitting scores on x."""
-        generator = draws.own(f"{purpose} score")
+        generator = rng.own(f"{purpose} score")
         t = flow.sample_t(x.shape[0], self.model.dit.shift, generator, self.cfg.t_low, self.cfg.t_high).to(x.device)
         return t, fresh_noise(x, generator)
 
@@ -219,16 +219,16 @@ class DmdMethod:
         )
 
     @torch.no_grad()
-    def observe(self, step: int) -> Observation:
+    def validate(self, step: int) -> Validation:
         """Full rollouts of fixed held-out clips: distance to the real latents, spread, contact sheet."""
-        generator = Draws(self.seed, step=-1).own("heldout rollout")
+        generator = RngStreams(self.seed, step=-1).own("heldout rollout")
         noise = self.noise(self.held_cond, generator)
         x = rollout(self.generator, self.held_cond, noise, self.times, self.model.student, generator)
         real, n = self.heldout.latents, self.cfg.picture_clips
         metrics = {"heldout/latent_mse": float((x - real).square().mean()), "heldout/std": float(x.std())}
         if not n:
-            return Observation(metrics)
-        return Observation(metrics, {"student": contact_sheet({"real": real[:n], "student": x[:n]}, self.decode)})
+            return Validation(metrics)
+        return Validation(metrics, {"student": contact_sheet({"real": real[:n], "student": x[:n]}, self.decode)})
 
 
 def fit(

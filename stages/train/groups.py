@@ -14,7 +14,7 @@ from torch import Tensor
 
 from msmodel.batch import Conditioning
 from stages.train.conditioning import pick_frames
-from stages.train.method import Draws, LoopConfig, at_least
+from stages.train.method import LoopConfig, RngStreams, at_least
 
 
 @dataclass(frozen=True)
@@ -36,11 +36,11 @@ class GroupedConfig(LoopConfig):
     def checks(self) -> list[str]:
         return super().checks() + at_least(self, {"group_steps": 0, "groups_per_clip": 1, "group_later": 1})
 
-    def draw_groups(self, latents: Tensor, cond: Conditioning, draws: Draws) -> tuple[Tensor, Conditioning]:
+    def draw_groups(self, latents: Tensor, cond: Conditioning, rng: RngStreams) -> tuple[Tensor, Conditioning]:
         """The groups of one step: latents b z t h w -> (groups_per_clip b) z k h w, and their conditioning."""
         most = min(self.group_later, latents.shape[2] - 1)
-        later = int(torch.randint(1, most + 1, (), generator=draws.shared("group size")))
-        return frame_groups(latents, cond, self.groups_per_clip, later, draws.own("groups"))
+        later = int(torch.randint(1, most + 1, (), generator=rng.shared("group size")))
+        return frame_groups(latents, cond, self.groups_per_clip, later, rng.own("groups"))
 
 
 def group_frames(groups: int, latent_frames: int, later: int, generator: torch.Generator) -> Tensor:

@@ -25,7 +25,7 @@ from stages.contracts import (
     StageError,
 )
 from stages.train.ema import Ema
-from stages.train.method import Draws, Loader, LoopConfig, Loss, Method
+from stages.train.method import Loader, LoopConfig, Loss, Method, RngStreams
 from stages.train.state import Training, resume, save
 
 
@@ -37,7 +37,7 @@ class _Window:
     counts: dict[str, int] = field(default_factory=lambda: defaultdict(int))
     clips: int = 0
     waited: float = 0.0  # seconds of the steps in which the loader had no batch yet, on this rank
-    stepped: float = 0.0  # seconds of the steps, without observing and saving
+    stepped: float = 0.0  # seconds of the steps, without validating and saving
     since: float = field(default_factory=time.monotonic)
 
     def add(self, name: str, value: float) -> None:
@@ -57,10 +57,10 @@ class _Window:
 
 
 def train(method: Method, loader: Loader, cfg: LoopConfig, seed: int, ctx: Context) -> dict[str, float]:
-    """Trains method's learners for cfg.total_steps steps, from the newest save in ctx.workdir if there is one.
+    """Trains the method's modules for cfg.total_steps steps, from the newest save in ctx.workdir if there is one.
 
-    Every rank calls it. Afterwards the learners' modules carry their averaged weights (where one is kept). Returns the last
-    observation's metrics, taken on those weights. Raises StageError on a non-finite loss, whose batch is saved first, and
+    Every rank calls it. Afterwards they carry their averaged weights (where one is kept). Returns the last
+    validation's metrics, taken on those weights. Raises StageError on a non-finite loss, whose batch is saved first, and
     where a GPU's memory is too small, with the settings that would take less.
     """
     try:
@@ -70,23 +70,25 @@ def train(method: Method, loader: Loader, cfg: LoopConfig, seed: int, ctx: Conte
 
 
 def _train(method: Method, loader: Loader, cfg: LoopConfig, seed: int, ctx: Context) -> dict[str, float]:
-    learners, micro_steps = method.learners(), cfg.micro_steps(ctx.world_size)
-    engines = {n: ctx.engine(x.module, x.optimizer, cfg.clip_norm, micro_steps) for n, x in learners.items()}
+    modules, micro_steps = method.trainable_modules(), cfg.micro_steps(ctx.world_size)
+    engines = {n: ctx.engine(x.module, x.optimizer, cfg.clip_norm, micro_steps) for n, x in modules.items()}
     emas = {
         n: Ema(engines[n].master_weights(), cfg.ema_decay, engines[n].average_device)
-        for n, x in learners.items()
+        for n, x in modules.items()
         if x.ema
     }
-    for name, learner in learners.items():
-        assert engines[name].module is learner.module, f"the engine of {name} wraps another module than the method uses"
-    for name in sorted({_attention(x.module, ctx) for x in learners.values() if isinstance(x.module, WanDiT)}):
+    for name, trainable in modules.items():
+        assert engines[name].module is trainable.module, (
+            f"the engine of {name} wraps another module than the method uses"
+        )
+    for name in sorted({_attention(x.module, ctx) for x in modules.values() if isinstance(x.module, WanDiT)}):
         ctx.log(f"attention: {name}")
-    training = Training(learners, engines, emas, loader)
+    training = Training(modules, engines, emas, loader)
     done = resume(training, ctx)
     saved_at, window = time.monotonic(), _Window()
     batches = iter(loader)
     if not done:
-        observe(method, 0, ctx)  # what the start knows; also the first picture of the tracker's slider
+        validate(method, 0, ctx)  # what the start knows; also the first picture of the tracker's slider
     with ctx.progress(method.name, cfg.total_steps) as progress:
         if done:
             progress.advance(done, note="resumed")
@@ -99,14 +101,14 @@ def _train(method: Method, loader: Loader, cfg: LoopConfig, seed: int, ctx: Cont
                 ctx.emit(done, window.means(ctx) | loader.metrics())
                 window = _Window()
             if done % cfg.validate_steps == 0 and not last:
-                observe(method, done, ctx)
+                validate(method, done, ctx)
             due = done % cfg.save_steps == 0 or last
             if _agree(due or time.monotonic() - saved_at > 60 * cfg.save_minutes, ctx):
                 save(training, done, ctx)
                 saved_at = time.monotonic()
     for name, ema in emas.items():
         engines[name].finish(ema.shadow)
-    return observe(method, done, ctx)
+    return validate(method, done, ctx)
 
 
 def _attention(dit: WanDiT, ctx: Context) -> str:
@@ -114,9 +116,9 @@ def _attention(dit: WanDiT, ctx: Context) -> str:
     return kernel(ctx.device, dit.patch_embedding.weight.dtype, dit.cfg.dit.dim // dit.cfg.dit.heads).name
 
 
-def observe(method: Method, step: int, ctx: Context) -> dict[str, float]:
+def validate(method: Method, step: int, ctx: Context) -> dict[str, float]:
     """Emits the method's held-out figures and pictures; returns the figures."""
-    seen = method.observe(step)
+    seen = method.validate(step)
     if seen.metrics:
         ctx.emit(step, seen.metrics)
     for key, picture in seen.pictures.items():
@@ -136,19 +138,19 @@ def _step(
     window: _Window,
     ctx: Context,
 ) -> None:
-    """One step: the micro-steps of every learner whose turn it is. Ranks take turns on the step's micro-batches."""
-    began, turns = time.perf_counter(), method.turns(step)
-    for name in turns:
-        for group in training.learners[name].optimizer.param_groups:
+    """One step: the micro-steps of every module that is updated in it. The step's micro-batches are shared among the ranks."""
+    began, scheduled = time.perf_counter(), method.update_schedule(step)
+    for name in scheduled:
+        for group in training.modules[name].optimizer.param_groups:
             group["lr"] = method.lr(name, group["name"], step)
     micro_steps = cfg.micro_steps(ctx.world_size)
     for micro in range(micro_steps):
         asked = time.perf_counter()
-        batch, draws = next(batches), Draws(seed, step, micro * ctx.world_size + ctx.rank)
+        batch, rng = next(batches), RngStreams(seed, step, micro * ctx.world_size + ctx.rank)
         window.waited += time.perf_counter() - asked
         window.clips += cfg.batch * ctx.world_size
-        for name in turns:
-            loss = method.loss(name, batch, draws)
+        for name in scheduled:
+            loss = method.loss(name, batch, rng)
             _check(loss, name, batch, step, ctx)
             training.engines[name].backward(loss.value)
             norm = training.engines[name].step()
@@ -157,29 +159,29 @@ def _step(
                 window.add(f"grad_norm/{name}", norm)
                 if not math.isfinite(norm):
                     _alarm(f"gradient of {name}", name, batch, step, ctx)
-    for name in turns:
+    for name in scheduled:
         if name in training.emas:
             training.emas[name].update(training.engines[name].master_weights())
     window.stepped += time.perf_counter() - began
 
 
-def _measure(window: _Window, learner: str, loss: Loss) -> None:
-    window.add(f"loss/{learner}", float(loss.value.detach()))
+def _measure(window: _Window, module: str, loss: Loss) -> None:
+    window.add(f"loss/{module}", float(loss.value.detach()))
     for name, value in loss.metrics.items():
-        window.add(f"{name}/{learner}", value)
+        window.add(f"{name}/{module}", value)
 
 
-def _check(loss: Loss, learner: str, batch: Any, step: int, ctx: Context) -> None:
+def _check(loss: Loss, module: str, batch: Any, step: int, ctx: Context) -> None:
     for warning in loss.warnings:
         ctx.log(f"step {step + 1}: {warning}")
     if not bool(torch.isfinite(loss.value.detach()).all()):
-        _alarm(f"loss of {learner}", learner, batch, step, ctx)
+        _alarm(f"loss of {module}", module, batch, step, ctx)
 
 
-def _alarm(what: str, learner: str, batch: Any, step: int, ctx: Context) -> None:
+def _alarm(what: str, module: str, batch: Any, step: int, ctx: Context) -> None:
     """Saves the batch and stops the training."""
     folder = ctx.workdir / "alarms"
-    path = folder / f"step-{step + 1:08d}-{learner}-rank-{ctx.rank:05d}.safetensors"
+    path = folder / f"step-{step + 1:08d}-{module}-rank-{ctx.rank:05d}.safetensors"
     folder.mkdir(parents=True, exist_ok=True)
     save_batch(batch, path)
     raise StageError(

@@ -1,4 +1,4 @@
-"""What a training method tells the one loop: what it trains, which learner steps when, its losses, what to look at.
+"""What a training method tells the one loop: what it trains, which module steps when, its losses, what to look at.
 
 A Method owns its losses and its fixed held-out inputs. It never saves, clips, counts or logs: loop.py does.
 """
@@ -128,7 +128,7 @@ def at_least(config: Any, least: Mapping[str, float]) -> list[str]:
 
 
 @dataclass(frozen=True)
-class Draws:
+class RngStreams:
     """Where the random numbers of one micro-batch come from.
 
     Each generator is seeded by (seed, step, micro-batch, purpose): what is drawn depends on nothing that happened before,
@@ -156,7 +156,7 @@ class Draws:
 
 
 @dataclass(frozen=True)
-class Learner:
+class TrainableModule:
     """One trained module and its optimizer. ema: whether an average of it is kept (and published)."""
 
     module: nn.Module
@@ -166,7 +166,7 @@ class Learner:
 
 @dataclass(frozen=True)
 class Loss:
-    """value: a scalar under autograd. metrics: logged as NAME/learner's. warnings: said to the user at once."""
+    """value: a scalar under autograd. metrics: logged as NAME/module's. warnings: said to the user at once."""
 
     value: Tensor
     metrics: Mapping[str, float] = field(default_factory=dict)
@@ -174,7 +174,7 @@ class Loss:
 
 
 @dataclass(frozen=True)
-class Observation:
+class Validation:
     """Held-out figures, and contact sheets (h w 3 uint8), at one step. warnings: said to the user at once."""
 
     metrics: Mapping[str, float] = field(default_factory=dict)
@@ -187,21 +187,21 @@ class Method(Protocol):
 
     name: str
 
-    def learners(self) -> dict[str, Learner]:
+    def trainable_modules(self) -> dict[str, TrainableModule]:
         """By name, in the order in which they step. Called once."""
         ...
 
-    def turns(self, step: int) -> tuple[str, ...]:
-        """The learners that step at `step` (from 0)."""
+    def update_schedule(self, step: int) -> tuple[str, ...]:
+        """The modules that step at `step` (from 0)."""
         ...
 
-    def lr(self, learner: str, group: str, step: int) -> float:
+    def lr(self, module: str, group: str, step: int) -> float:
         """Learning rate of the optimizer's parameter group with this `name` (0 freezes it)."""
         ...
 
-    def loss(self, learner: str, batch: Any, draws: Draws) -> Loss: ...
+    def loss(self, module: str, batch: Any, rng: RngStreams) -> Loss: ...
 
-    def observe(self, step: int) -> Observation:
+    def validate(self, step: int) -> Validation:
         """Looks at the modules as they are, on inputs fixed once for the whole training."""
         ...
 

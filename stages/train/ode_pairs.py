@@ -38,7 +38,7 @@ from stages.train.conditioning import (
     image_conditioning,
     image_tokens,
 )
-from stages.train.method import Draws, Loader, at_least
+from stages.train.method import Loader, RngStreams, at_least
 from stages.train.publish import frozen_teacher, open_loader, weights_digest
 from stages.train.sampling import Guidance, sample_teacher
 
@@ -104,12 +104,12 @@ class PairBatch:
 
 
 def trajectories(
-    dit: nn.Module, batch: Batch, cfg: OdeRun, draws: Draws
+    dit: nn.Module, batch: Batch, cfg: OdeRun, rng: RngStreams
 ) -> tuple[Tensor, Tensor, ClipTracks, Conditioning]:
     """states (b k z t h w) at the student's timesteps, endpoint (b z t h w), the tracks and the conditioning used."""
-    clip_tracks = draw_tracks(batch, cfg.ode.augment, cfg.model, draws)
+    clip_tracks = draw_tracks(batch, cfg.ode.augment, cfg.model, rng)
     cond = condition(batch, clip_tracks, cfg.model)
-    noise = fresh_noise(batch.image, draws.own("noise"))
+    noise = fresh_noise(batch.image, rng.own("noise"))
     every = cfg.ode.solver_steps // cfg.model.student.steps
     kept: list[Tensor] = []
     seen = 0
@@ -136,9 +136,9 @@ def make_pairs(dit: nn.Module, loader: Loader, split: str, count: int, folder: P
             if all(p.exists() for p in paths.values()):
                 progress.advance(len(paths))
                 continue
-            draws = Draws(ctx.seed, turn * ctx.world_size + ctx.rank, micro=int(split == HELDOUT))
+            rng = RngStreams(ctx.seed, turn * ctx.world_size + ctx.rank, micro=int(split == HELDOUT))
             batch = batch.to(ctx.device)
-            states, endpoint, clip_tracks, cond = trajectories(dit, batch, cfg, draws)
+            states, endpoint, clip_tracks, cond = trajectories(dit, batch, cfg, rng)
             if not bool(torch.isfinite(endpoint).all()):
                 raise StageError(f"the teacher's trajectory for {paths[0]} is not finite: is the teacher trained?")
             for j, path in paths.items():
@@ -215,7 +215,7 @@ class PairLoader:
         per_epoch = self.pairs.count // self.batch
         while True:
             epoch, place = divmod(self.taken + self.rank, per_epoch)
-            order = torch.randperm(self.pairs.count, generator=Draws(self.seed, epoch).shared("pair order"))
+            order = torch.randperm(self.pairs.count, generator=RngStreams(self.seed, epoch).shared("pair order"))
             chosen = order[place * self.batch : (place + 1) * self.batch].tolist()
             self.taken += self.world_size
             yield read_pairs([pair_path(Path(self.pairs.folder), TRAIN, i) for i in chosen], self.model, self.device)

@@ -25,7 +25,7 @@ from stages.contracts import (
     StageError,
 )
 from stages.train.ema import Ema
-from stages.train.method import Learner, Loader
+from stages.train.method import Loader, TrainableModule
 
 KEEP = 2
 SAVES = "saves"
@@ -34,9 +34,9 @@ MAY_DIFFER = ("log_steps", "validate_steps", "save_minutes", "save_steps")  # th
 
 @dataclass(frozen=True)
 class Training:
-    """Everything of a training that changes from step to step, by learner. emas: only where an average is kept."""
+    """Everything of a training that changes from step to step, by module. emas: only where an average is kept."""
 
-    learners: Mapping[str, Learner]
+    modules: Mapping[str, TrainableModule]
     engines: Mapping[str, Engine]
     emas: Mapping[str, Ema]
     loader: Loader
@@ -175,7 +175,7 @@ def _leaves(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def _random(device: torch.device) -> dict[str, torch.Tensor]:
-    """Global random state, for whatever draws outside a generator (stages draw from method.Draws)."""
+    """Global random state, for whatever draws outside a generator (stages draw from method.RngStreams)."""
     out = {"cpu": torch.get_rng_state()}
     if device.type == "cuda":
         out["cuda"] = torch.cuda.get_rng_state(device)

@@ -42,7 +42,7 @@ from stages.train.conditioning import (
 from stages.train.context import context_loss
 from stages.train.groups import GroupedConfig, frame_groups
 from stages.train.loop import train
-from stages.train.method import Draws, Learner, Loader, Loss, Observation, at_least, scheduled
+from stages.train.method import Loader, Loss, RngStreams, TrainableModule, Validation, at_least, scheduled
 from stages.train.optim import make_optimizer
 from stages.train.publish import frozen_decoder, heldout_batch, initial_dit, open_loader, publish
 from stages.train.sampling import (
@@ -195,47 +195,47 @@ class TwoSetInputs(TeacherInputs):
 
 
 class TeacherMethod:
-    """Flow matching with tracks. One learner, "dit"; its optimizer's group "head" is the track head."""
+    """Flow matching with tracks. One trainable module, "dit"; its optimizer's group "head" is the track head."""
 
     name = "teacher"
 
     def __init__(self, dit: nn.Module, model: ModelConfig, cfg: TeacherConfig, probe: Probe) -> None:
         self.dit, self.model, self.cfg, self.probe = dit, model, cfg, probe
-        self._learner = Learner(dit, make_optimizer(dit, cfg, head="track_head."))
+        self._trainable = TrainableModule(dit, make_optimizer(dit, cfg, head="track_head."))
 
-    def learners(self) -> dict[str, Learner]:
-        return {"dit": self._learner}
+    def trainable_modules(self) -> dict[str, TrainableModule]:
+        return {"dit": self._trainable}
 
-    def turns(self, step: int) -> tuple[str, ...]:
+    def update_schedule(self, step: int) -> tuple[str, ...]:
         return ("dit",)
 
-    def lr(self, learner: str, group: str, step: int) -> float:
+    def lr(self, module: str, group: str, step: int) -> float:
         masked = self.cfg.phase(step) == "masked"
         if masked and group == "head":
             return 0.0  # frozen: AdamW's decay is a multiple of the learning rate too
         return scheduled(self.cfg.phase2_lr if masked else self.cfg.lr, self.cfg, step)
 
-    def loss(self, learner: str, batch: Batch, draws: Draws) -> Loss:
-        phase = self.cfg.phase(draws.step)
+    def loss(self, module: str, batch: Batch, rng: RngStreams) -> Loss:
+        phase = self.cfg.phase(rng.step)
         device = next(self.dit.parameters()).device
         batch = batch.to(device)
-        cond = training_conditioning(batch, self.cfg.augment, self.model, draws, masked=phase == "masked")
+        cond = training_conditioning(batch, self.cfg.augment, self.model, rng, masked=phase == "masked")
         latents = batch.latents
-        if phase != "groups" and float(torch.rand((), generator=draws.shared("context"))) < self.cfg.context_share:
+        if phase != "groups" and float(torch.rand((), generator=rng.shared("context"))) < self.cfg.context_share:
             noise, weighting = self.cfg.context_noise, self.cfg.weighting
-            return Loss(context_loss(self.dit, latents, cond, self.model, draws, noise, weighting))
+            return Loss(context_loss(self.dit, latents, cond, self.model, rng, noise, weighting))
         if phase == "groups":
-            latents, cond = self.cfg.draw_groups(latents, cond, draws)
-        t = flow.sample_t(latents.shape[0], self.model.dit.shift, draws.own("time")).to(device)
-        eps = fresh_noise(latents, draws.own("noise"))
+            latents, cond = self.cfg.draw_groups(latents, cond, rng)
+        t = flow.sample_t(latents.shape[0], self.model.dit.shift, rng.own("time")).to(device)
+        eps = fresh_noise(latents, rng.own("noise"))
         return Loss(flow_loss(self.dit, latents, cond, t, eps, self.model, self.cfg.weighting))
 
-    def observe(self, step: int) -> Observation:
+    def validate(self, step: int) -> Validation:
         pictures = {}
         if self.cfg.phase(step) != "groups" and self.cfg.picture_clips:
             pictures["teacher"] = self.probe.picture(self.dit, self.cfg.picture_clips, self.cfg.picture_steps)
         gaps = self.probe.gaps(self.dit)
-        return Observation(gaps, pictures, self.alarms(step, gaps))
+        return Validation(gaps, pictures, self.alarms(step, gaps))
 
     def alarms(self, step: int, gaps: Mapping[str, float]) -> tuple[str, ...]:
         """From the middle of the training on, tracks must lower the held-out loss."""
@@ -254,12 +254,12 @@ class Probe:
     """
 
     def __init__(self, heldout: Batch, model: ModelConfig, augment: Augment, decode: Decode, seed: int) -> None:
-        draws = Draws(seed, step=-1)
+        rng = RngStreams(seed, step=-1)
         self.model, self.decode = model, decode
         self.latents = heldout.latents
-        self.cond = condition(heldout, draw_tracks(heldout, augment, model, draws), model)
-        self.eps = fresh_noise(heldout.latents, draws.own("noise"))
-        self.group_latents, self.group_cond = frame_groups(self.latents, self.cond, 1, 1, draws.own("groups"))
+        self.cond = condition(heldout, draw_tracks(heldout, augment, model, rng), model)
+        self.eps = fresh_noise(heldout.latents, rng.own("noise"))
+        self.group_latents, self.group_cond = frame_groups(self.latents, self.cond, 1, 1, rng.own("groups"))
         self.group_eps = self.eps[:, :, :2]
 
     @torch.no_grad()

@@ -28,7 +28,7 @@ from stages.data.loader import LoaderConfig
 from stages.records import Checkpoint, ShardSet
 from stages.train.frames import FrameBatch, FrameLoader
 from stages.train.loop import train
-from stages.train.method import Draws, Learner, Loader, Loss, Observation, StepsConfig, at_least, scheduled
+from stages.train.method import Loader, Loss, RngStreams, StepsConfig, TrainableModule, Validation, at_least, scheduled
 from stages.train.optim import make_optimizer
 from stages.train.publish import RANDOM, publish
 from stages.train.sampling import film_strips
@@ -123,34 +123,34 @@ class PatchDiscriminator(nn.Module):
 
 
 class TinyVAEMethod:
-    """One learner, "decoder"; a second one, "discriminator", where adversarial_weight is above 0."""
+    """One trainable module, "decoder"; a second one, "discriminator", where adversarial_weight is above 0."""
 
     name = "tiny_vae"
 
     def __init__(self, decoder: TinyDecoder, cfg: TinyVAERun, heldout: FrameBatch, seed: int) -> None:
         self.decoder, self.cfg, self.vae, self.heldout = decoder, cfg.tiny_vae, cfg.model.vae, heldout
-        self._learners = {DECODER: Learner(decoder, make_optimizer(decoder, cfg.tiny_vae))}
+        self._modules = {DECODER: TrainableModule(decoder, make_optimizer(decoder, cfg.tiny_vae))}
         self.discriminator: PatchDiscriminator | None = None
         if cfg.tiny_vae.adversarial_weight > 0:
             with torch.random.fork_rng():
                 torch.manual_seed(seed)
                 self.discriminator = PatchDiscriminator().to(heldout.latents.device)
             optimizer = make_optimizer(self.discriminator, cfg.tiny_vae, lr=cfg.tiny_vae.discriminator_lr)
-            self._learners[DISCRIMINATOR] = Learner(self.discriminator, optimizer, ema=False)
+            self._modules[DISCRIMINATOR] = TrainableModule(self.discriminator, optimizer, ema=False)
 
-    def learners(self) -> dict[str, Learner]:
-        return self._learners
+    def trainable_modules(self) -> dict[str, TrainableModule]:
+        return self._modules
 
-    def turns(self, step: int) -> tuple[str, ...]:
-        return tuple(self._learners)
+    def update_schedule(self, step: int) -> tuple[str, ...]:
+        return tuple(self._modules)
 
-    def lr(self, learner: str, group: str, step: int) -> float:
-        return scheduled(self.cfg.lr if learner == DECODER else self.cfg.discriminator_lr, self.cfg, step)
+    def lr(self, module: str, group: str, step: int) -> float:
+        return scheduled(self.cfg.lr if module == DECODER else self.cfg.discriminator_lr, self.cfg, step)
 
-    def loss(self, learner: str, batch: FrameBatch, draws: Draws) -> Loss:
+    def loss(self, module: str, batch: FrameBatch, rng: RngStreams) -> Loss:
         batch = batch.to(self.heldout.latents.device)
-        latents, video = batch.crop(self.cfg.latent_frames, self.cfg.side_px, self.vae, draws.own("crop"))
-        if learner == DISCRIMINATOR:
+        latents, video = batch.crop(self.cfg.latent_frames, self.cfg.side_px, self.vae, rng.own("crop"))
+        if module == DISCRIMINATOR:
             return Loss(self.hinge(latents, video))
         made = self.decoder(latents)
         l1, gradients = F.l1_loss(made, video), gradient_loss(made, video)
@@ -171,7 +171,7 @@ class TinyVAEMethod:
         return F.relu(1 - self.discriminator(video)).mean() + F.relu(1 + self.discriminator(made)).mean()
 
     @torch.no_grad()
-    def observe(self, step: int) -> Observation:
+    def validate(self, step: int) -> Validation:
         """heldout/psnr (dB, mean over frames) and heldout/l1 of whole held-out clips; contact sheet."""
         latents, video = self.heldout.crop(0, 0, self.vae, torch.Generator())
         made = self.decoder.decode(latents)
@@ -179,7 +179,7 @@ class TinyVAEMethod:
         psnr = float((10 * torch.log10(4 / per_frame.clamp_min(1e-10))).mean())
         metrics = {"heldout/psnr": psnr, "heldout/l1": float((made - video).abs().mean())}
         strips = [v[clip] for clip in range(min(self.cfg.picture_clips, len(video))) for v in (video, made)]
-        return Observation(metrics, {"tiny_vae": film_strips(strips)} if strips else {})
+        return Validation(metrics, {"tiny_vae": film_strips(strips)} if strips else {})
 
 
 def initial_decoder(cfg: TinyVAERun, start: FrameBatch, seed: int) -> TinyDecoder:

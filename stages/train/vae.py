@@ -31,7 +31,7 @@ from stages.contracts import (
 )
 from stages.records import Checkpoint, Video
 from stages.train.loop import train
-from stages.train.method import Draws, Learner, Loader, Loss, Observation, StepsConfig, at_least, scheduled
+from stages.train.method import Loader, Loss, RngStreams, StepsConfig, TrainableModule, Validation, at_least, scheduled
 from stages.train.optim import make_optimizer
 from stages.train.publish import weights_digest
 from stages.train.sampling import film_strips
@@ -98,7 +98,7 @@ class FootageLoader:
 
     def __iter__(self) -> Iterator[dict[str, Tensor]]:
         while True:
-            generator = Draws(self.seed, self.drawn + self.rank + 1).own("footage")
+            generator = RngStreams(self.seed, self.drawn + self.rank + 1).own("footage")
             self.drawn += self.world_size
             yield {"video": self.footage.batch(self.batch, generator)}
 
@@ -113,37 +113,37 @@ class FootageLoader:
 
 
 class VAEMethod:
-    """One learner, "vae": the decoder's network. The encoder's components are buffers."""
+    """One trainable module, "vae": the decoder's network. The encoder's components are buffers."""
 
     name = "vae"
 
     def __init__(self, vae: PatchVAE, cfg: VAETrainConfig, heldout: Tensor) -> None:
         self.vae, self.cfg, self.heldout = vae, cfg, heldout
-        self._learner = Learner(vae, make_optimizer(vae, cfg))
+        self._trainable = TrainableModule(vae, make_optimizer(vae, cfg))
 
-    def learners(self) -> dict[str, Learner]:
-        return {"vae": self._learner}
+    def trainable_modules(self) -> dict[str, TrainableModule]:
+        return {"vae": self._trainable}
 
-    def turns(self, step: int) -> tuple[str, ...]:
+    def update_schedule(self, step: int) -> tuple[str, ...]:
         return ("vae",)
 
-    def lr(self, learner: str, group: str, step: int) -> float:
+    def lr(self, module: str, group: str, step: int) -> float:
         return scheduled(self.cfg.lr, self.cfg, step)
 
-    def loss(self, learner: str, batch: Mapping[str, Tensor], draws: Draws) -> Loss:
+    def loss(self, module: str, batch: Mapping[str, Tensor], rng: RngStreams) -> Loss:
         video = batch["video"].to(self.heldout.device)
         latents = self.vae.encode(video)
-        noise = torch.randn(latents.shape, generator=draws.own("noise")).to(latents)
+        noise = torch.randn(latents.shape, generator=rng.own("noise")).to(latents)
         made = self.vae.reconstruct(latents + self.cfg.latent_noise * noise)
         return Loss(reconstruction_loss(made, video, self.cfg.gradient_weight), {"psnr": psnr(made.detach(), video)})
 
     @torch.no_grad()
-    def observe(self, step: int) -> Observation:
+    def validate(self, step: int) -> Validation:
         """heldout/psnr (dB, mean over clips) of the round trip; contact sheet."""
         made = self.vae.decode(self.vae.encode(self.heldout))
         value = sum(psnr(a, b) for a, b in zip(made, self.heldout, strict=True)) / len(made)
         strips = [v[clip] for clip in range(min(2, len(made))) for v in (self.heldout, made)]
-        return Observation({"heldout/psnr": value}, {"vae": film_strips(strips)})
+        return Validation({"heldout/psnr": value}, {"vae": film_strips(strips)})
 
 
 def reconstruction_loss(x: Tensor, target: Tensor, gradient_weight: float) -> Tensor:

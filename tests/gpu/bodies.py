@@ -28,7 +28,7 @@ from stages.eval.streaming import NoDecoder, filled_after
 from stages.eval.timing import latency
 from stages.train import adapt, dmd, teacher
 from stages.train.conditioning import Augment, condition, draw_tracks, image_conditioning
-from stages.train.method import Draws, Method
+from stages.train.method import Method, RngStreams
 from stages.train.ode_pairs import PairBatch
 from tests.unit.stages.train.fakes import clips, decode
 
@@ -93,25 +93,25 @@ STAGES: dict[str, Callable[[ModelConfig, RunContext], dict[str, dict[str, float]
 def random_pairs(model: ModelConfig) -> PairBatch:
     """One trajectory of noise."""
     batch = clips(model, 1)
-    draws, g = Draws(0, 0, 0), torch.Generator().manual_seed(5)
-    cond = condition(batch, draw_tracks(batch, AUGMENT, model, draws), model)
+    rng, g = RngStreams(0, 0, 0), torch.Generator().manual_seed(5)
+    cond = condition(batch, draw_tracks(batch, AUGMENT, model, rng), model)
     states = torch.randn(1, model.student.steps, *batch.latents.shape[1:], generator=g)
     return PairBatch(states, batch.latents, cond)
 
 
 def step(method: Method, batch: Any, ctx: RunContext, clip_norm: float) -> dict[str, dict[str, float]]:
-    """One step of every learner, on the engine that a training takes here: {learner: {loss, grad_norm, seconds, peak_gb}}.
+    """One step of every module, on the engine that a training takes here: {module: {loss, grad_norm, seconds, peak_gb}}.
 
     AssertionError where a loss or norm is not finite, or no weight moves.
     """
     out = {}
-    engines = {n: ctx.engine(x.module, x.optimizer, clip_norm) for n, x in method.learners().items()}
+    engines = {n: ctx.engine(x.module, x.optimizer, clip_norm) for n, x in method.trainable_modules().items()}
     for name, engine in engines.items():
         before = [p.detach().clone() for p in trained(engine.module)]
         if ctx.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(ctx.device)
         seconds = time.perf_counter()
-        loss = method.loss(name, batch, Draws(0, 0, 0)).value
+        loss = method.loss(name, batch, RngStreams(0, 0, 0)).value
         engine.backward(loss)
         norm = engine.step()
         value = float(loss.detach())  # waits for the device

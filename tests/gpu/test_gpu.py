@@ -16,7 +16,7 @@ from msmodel.stream import StreamingSession
 from msmodel.tiny_vae import TinyDecoder
 from msmodel.tracks import track_ids
 from stages.train import dmd
-from stages.train.method import Draws
+from stages.train.method import RngStreams
 from stages.train.optim import make_optimizer
 from stages.train.teacher import Probe, TeacherMethod
 from tests.unit.msmodel.models import conditioning, gaussian, randomise, tiny_config
@@ -118,7 +118,7 @@ def test_training_steps_are_those_of_a_cpu(optimizer):
         engine = TorchEngine(dit, make_optimizer(dit, cfg), cfg.clip_norm)
         losses[device.type] = []
         for step in range(4):
-            loss = method.loss("dit", clips(model, 2, step), Draws(0, step)).value
+            loss = method.loss("dit", clips(model, 2, step), RngStreams(0, step)).value
             engine.backward(loss)
             engine.step()
             losses[device.type].append(float(loss.detach()))
@@ -133,8 +133,8 @@ def test_dmd_trains_against_a_frozen_teacher_in_bfloat16():
     teacher = frozen(alive(WanDiT, model, 3)).to(GPU, torch.bfloat16)
     assert isinstance(generator, CausalDiT)
     method = dmd.DmdMethod(run, generator, critic, teacher, clips(model, 2, 99).to(GPU), decode, 0)
-    for learner, module in (("generator", generator), ("critic", critic)):
-        method.loss(learner, clips(model, 2), Draws(0, 0)).value.backward()
+    for name, module in (("generator", generator), ("critic", critic)):
+        method.loss(name, clips(model, 2), RngStreams(0, 0)).value.backward()
         grads = [p.grad for p in module.parameters() if p.grad is not None]
         assert grads
         assert all(torch.isfinite(g).all() for g in grads)

@@ -96,7 +96,7 @@ def test_the_context_is_shared_by_all_ranks_and_times_are_not(tmp_path, monkeypa
     monkeypatch.setattr(m, "regression", watched)
     for step in range(10):
         for rank in range(2):
-            m.loss("student", m.heldout, adapt.Draws(0, step, micro=rank))
+            m.loss("student", m.heldout, adapt.RngStreams(0, step, micro=rank))
     assert contexts[::2] == contexts[1::2]
     assert all(a != b for a, b in zip(indices[::2], indices[1::2], strict=True))
 

@@ -18,7 +18,7 @@ from stages.train.conditioning import (
     training_conditioning,
     without_any_tracks,
 )
-from stages.train.method import Draws
+from stages.train.method import RngStreams
 from tests.unit.stages.train.fakes import (
     clips,
     tiny_model,
@@ -33,9 +33,9 @@ WHOLE = Augment(tracks_low=20, tracks_high=20, text_dropout=0.0, track_dropout=0
 
 def test_ids_are_drawn_once_per_clip_and_kept():
     model = tiny_model()
-    batch, draws = clips(model, 2), Draws(0, 7)
-    one, same = (draw_tracks(batch, WHOLE, model, draws) for _ in range(2))
-    other = draw_tracks(batch, WHOLE, model, Draws(0, 8))
+    batch, rng = clips(model, 2), RngStreams(0, 7)
+    one, same = (draw_tracks(batch, WHOLE, model, rng) for _ in range(2))
+    other = draw_tracks(batch, WHOLE, model, RngStreams(0, 8))
     assert torch.equal(one.track_id_embedding, same.track_id_embedding)
     assert not torch.equal(one.track_id_embedding, other.track_id_embedding)
     assert not torch.equal(one.track_id_embedding[0], one.track_id_embedding[1])
@@ -50,7 +50,7 @@ def test_number_of_tracks_stays_in_its_range():
     counts = [
         n
         for step in range(20)
-        for n in draw_tracks(batch, augment, model, Draws(0, step)).visible.any(dim=1).sum(dim=1).tolist()
+        for n in draw_tracks(batch, augment, model, RngStreams(0, step)).visible.any(dim=1).sum(dim=1).tolist()
     ]
     assert set(counts) == {5, 6, 7, 8, 9}
 
@@ -67,7 +67,7 @@ def test_dropout_rates_and_independence():
 def test_training_conditioning_drops_whole_clips_text_and_tracks():
     model = tiny_model()
     augment = replace(WHOLE, text_dropout=0.5, track_dropout=0.5)
-    cond = training_conditioning(clips(model, 64), augment, model, Draws(0, 0), masked=False)
+    cond = training_conditioning(clips(model, 64), augment, model, RngStreams(0, 0), masked=False)
     text_gone = ~cond.text.flatten(1).any(dim=1)
     tracks_gone = ~cond.tracks.flatten(1).any(dim=1)
     for gone in (text_gone, tracks_gone, text_gone & tracks_gone):
@@ -78,10 +78,10 @@ def test_training_conditioning_drops_whole_clips_text_and_tracks():
 @pytest.mark.parametrize("image", ["channels", "first_latent"])
 def test_masking_happens_only_when_asked_for_and_spares_the_first_chunk(image):
     model = tiny_model(image)
-    batch, draws = clips(model, 2), Draws(0, 0)
-    plain = training_conditioning(batch, WHOLE, model, draws, masked=False)
-    masked = training_conditioning(batch, WHOLE, model, draws, masked=True)
-    assert torch.equal(plain.tracks, condition(batch, draw_tracks(batch, WHOLE, model, draws), model).tracks)
+    batch, rng = clips(model, 2), RngStreams(0, 0)
+    plain = training_conditioning(batch, WHOLE, model, rng, masked=False)
+    masked = training_conditioning(batch, WHOLE, model, rng, masked=True)
+    assert torch.equal(plain.tracks, condition(batch, draw_tracks(batch, WHOLE, model, rng), model).tracks)
     first = 2 if image == "first_latent" else 1  # the image alone, then the first chunk of one frame
     assert torch.equal(masked.tracks[:, :, :first], plain.tracks[:, :, :first])
     assert not masked.tracks[:, :, first:].any()  # mask = 1 here
@@ -126,7 +126,7 @@ def test_image_tokens_stay_whatever_is_dropped():
     batch = clips(model, 2)
     assert batch.image_tokens is not None and batch.image_tokens.shape == (2, 257, 20)
     nothing = replace(WHOLE, text_dropout=1.0, track_dropout=1.0)
-    cond = training_conditioning(batch, nothing, model, Draws(0, 0), masked=True)
+    cond = training_conditioning(batch, nothing, model, RngStreams(0, 0), masked=True)
     assert not cond.text.any() and not cond.tracks.any()
     for one in (cond, cond.without_text(), cond.without_tracks(), cond.frames(0, 1), without_any_tracks(batch, model)):
         assert one.image_tokens is batch.image_tokens
@@ -134,14 +134,14 @@ def test_image_tokens_stay_whatever_is_dropped():
 
 def test_a_model_without_the_branch_is_given_no_image_tokens():
     batch, model = clips(seeing(), 2), small()
-    assert condition(batch, draw_tracks(batch, WHOLE, model, Draws(0, 0)), model).image_tokens is None
+    assert condition(batch, draw_tracks(batch, WHOLE, model, RngStreams(0, 0)), model).image_tokens is None
 
 
 def test_data_without_image_tokens_is_a_clear_error():
     model = seeing()
     blind = clips(small(), 2)
     for make in (
-        lambda: condition(blind, draw_tracks(blind, WHOLE, model, Draws(0, 0)), model),
+        lambda: condition(blind, draw_tracks(blind, WHOLE, model, RngStreams(0, 0)), model),
         lambda: without_any_tracks(blind, model),
     ):
         with pytest.raises(ValueError, match=r"dit\.clip_dim=20, but this data holds no CLIP tokens.*`make data`"):

@@ -9,7 +9,7 @@ import torch
 
 from stages.train.conditioning import condition, draw_tracks
 from stages.train.context import context_loss, draw_pieces
-from stages.train.method import Draws
+from stages.train.method import RngStreams
 from tests.unit.stages.train.fakes import (
     clips,
     tiny_model,
@@ -19,7 +19,7 @@ from tests.unit.stages.train.methods import teacher_config
 
 def test_a_steady_piece_is_sink_window_and_chunk():
     model = tiny_model()
-    frames, context = next(p for s in range(40) if (p := draw_pieces(6, model, Draws(0, s)))[1] == 2)
+    frames, context = next(p for s in range(40) if (p := draw_pieces(6, model, RngStreams(0, s)))[1] == 2)
     assert context == 2
     for sink, window, chunk in frames.tolist():
         assert (sink, window) == (0, chunk - 1)
@@ -31,7 +31,7 @@ def test_pieces_of_a_step_have_one_length_and_their_own_chunks(image):
     model = tiny_model(image)
     lengths, last = set(), set()
     for step in range(40):
-        frames, context = draw_pieces(5, model, Draws(0, step))
+        frames, context = draw_pieces(5, model, RngStreams(0, step))
         assert frames.shape == (5, context + model.student.chunk)
         assert (frames.diff(dim=1) > 0).all()
         assert (frames[:, 0] == 0).all()  # the sink, or the image alone
@@ -51,11 +51,11 @@ class Recorder(torch.nn.Module):
 def seen(noise: float, model=None, seed: int = 0):
     model = model or tiny_model()
     batch = clips(model, 4)
-    cond = condition(batch, draw_tracks(batch, teacher_config().augment, model, Draws(0, 0)), model)
-    draws = Draws(0, seed)
+    cond = condition(batch, draw_tracks(batch, teacher_config().augment, model, RngStreams(0, 0)), model)
+    rng = RngStreams(0, seed)
     dit = Recorder()
-    loss = context_loss(dit, batch.latents, cond, model, draws, noise)
-    frames, context = draw_pieces(4, model, draws)
+    loss = context_loss(dit, batch.latents, cond, model, rng, noise)
+    frames, context = draw_pieces(4, model, rng)
     return dit, batch, cond, frames, context, loss
 
 

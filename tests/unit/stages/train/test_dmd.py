@@ -13,7 +13,7 @@ from msmodel.config import ModelConfig
 from msmodel.dit import WanDiT
 from stages.train import dmd
 from stages.train.conditioning import condition, draw_tracks
-from stages.train.method import Draws
+from stages.train.method import RngStreams
 from tests.fakes import FakeContext
 from tests.unit.stages.train.fakes import clips, decode
 from tests.unit.stages.train.methods import (
@@ -37,7 +37,7 @@ def method(image: str = "channels", model: ModelConfig | None = None, **changes)
 
 def conditioning(m: dmd.DmdMethod) -> Conditioning:
     batch = clips(m.model, 2)
-    return condition(batch, draw_tracks(batch, m.cfg.augment, m.model, Draws(0, 0)), m.model)
+    return condition(batch, draw_tracks(batch, m.cfg.augment, m.model, RngStreams(0, 0)), m.model)
 
 
 def test_the_critic_steps_every_step_and_the_generator_every_fifth(tmp_path):
@@ -56,7 +56,7 @@ def test_generator_and_critic_have_their_own_rates():
 
 def test_the_generators_loss_reaches_nobody_else():
     m = method()
-    m.generator_loss(conditioning(m), Draws(0, 0)).value.backward()
+    m.generator_loss(conditioning(m), RngStreams(0, 0)).value.backward()
     assert any(p.grad is not None and p.grad.any() for p in m.generator.parameters())
     assert all(p.grad is None for p in m.critic.parameters())
     assert all(p.grad is None for p in m.teacher.parameters())
@@ -64,7 +64,7 @@ def test_the_generators_loss_reaches_nobody_else():
 
 def test_the_critics_loss_reaches_only_the_critic():
     m = method()
-    m.critic_loss(conditioning(m), Draws(0, 0)).value.backward()
+    m.critic_loss(conditioning(m), RngStreams(0, 0)).value.backward()
     assert all(p.grad is None for p in m.generator.parameters())
     assert any(p.grad is not None and p.grad.any() for p in m.critic.parameters())
 
@@ -84,7 +84,7 @@ def test_gradient_flows_through_the_exit_step_only(monkeypatch):
     exits = set()
     for step in range(8):
         passes.clear()
-        m.rolled(conditioning(m), Draws(0, step), dmd.GENERATOR, grad=True)
+        m.rolled(conditioning(m), RngStreams(0, step), dmd.GENERATOR, grad=True)
         with_grad = [t for grad, t in passes if grad]
         assert len(with_grad) == m.model.chunks
         assert len(set(with_grad)) == 1
@@ -101,7 +101,7 @@ def test_every_rank_takes_the_same_exit_step_with_noise_of_its_own(monkeypatch):
     )
     for step in range(6):
         for rank in range(2):
-            m.rolled(conditioning(m), Draws(0, step, micro=rank), dmd.GENERATOR, grad=False)
+            m.rolled(conditioning(m), RngStreams(0, step, micro=rank), dmd.GENERATOR, grad=False)
     assert [k for k, _ in seen[::2]] == [k for k, _ in seen[1::2]]
     assert {k for k, _ in seen} == {0, 1, 2}
     assert not torch.equal(seen[0][1], seen[1][1])
@@ -114,7 +114,7 @@ def test_descending_moves_the_rollout_toward_the_teacher(monkeypatch):
     real, fake = torch.randn_like(x), torch.randn_like(x)
     monkeypatch.setattr(m, "rolled", lambda *a, **k: x)
     monkeypatch.setattr(m, "scores", lambda *a: (real, fake))
-    m.generator_loss(conditioning(m), Draws(0, 0)).value.backward()
+    m.generator_loss(conditioning(m), RngStreams(0, 0)).value.backward()
     scale = (x - real).abs().flatten(1).mean(1)[:, None, None, None, None]
     assert torch.allclose(x.grad * x.numel(), ((fake - real) / scale).detach(), atol=1e-4)
 
@@ -122,14 +122,14 @@ def test_descending_moves_the_rollout_toward_the_teacher(monkeypatch):
 def test_the_given_image_counts_in_no_loss(monkeypatch):
     m = method("first_latent")
     cond = conditioning(m)
-    x = m.rolled(cond, Draws(0, 0), dmd.GENERATOR, grad=True)
+    x = m.rolled(cond, RngStreams(0, 0), dmd.GENERATOR, grad=True)
     assert torch.equal(x[:, :, 0], cond.image[:, :, 0])
-    t, eps = m.noising(x, Draws(0, 0), dmd.GENERATOR)
+    t, eps = m.noising(x, RngStreams(0, 0), dmd.GENERATOR)
     real, fake = m.scores(eps, t, cond)
     assert torch.equal(real[:, :, 0], fake[:, :, 0])
 
     def values() -> list[float]:
-        return [float(loss(cond, Draws(0, 0)).value.detach()) for loss in (m.generator_loss, m.critic_loss)]
+        return [float(loss(cond, RngStreams(0, 0)).value.detach()) for loss in (m.generator_loss, m.critic_loss)]
 
     whole = values()
     rolled = m.rolled
@@ -145,11 +145,11 @@ def test_the_given_image_counts_in_no_loss(monkeypatch):
 def test_times_are_clamped_and_shifted():
     m = method(t_low=0.3, t_high=0.6)
     x = torch.zeros(500, 1, 1, 1, 1)
-    t, eps = m.noising(x, Draws(0, 0), dmd.CRITIC)
+    t, eps = m.noising(x, RngStreams(0, 0), dmd.CRITIC)
     assert float(t.min()) == pytest.approx(0.3)
     assert float(t.max()) == pytest.approx(0.6)
     assert eps.shape == x.shape
-    open_t, _ = method(t_low=0.001, t_high=0.999).noising(x, Draws(0, 0), dmd.CRITIC)
+    open_t, _ = method(t_low=0.001, t_high=0.999).noising(x, RngStreams(0, 0), dmd.CRITIC)
     k = m.model.dit.shift
     assert float(open_t.median()) == pytest.approx(k * 0.5 / (1 + (k - 1) * 0.5), abs=0.05)
 
@@ -159,8 +159,8 @@ def test_latents_of_the_clips_are_never_read():
     batch = clips(m.model, 2)
     blind = clips(m.model, 2)
     blind.latents.fill_(float("nan"))
-    for learner in (dmd.GENERATOR, dmd.CRITIC):
-        one, other = (m.loss(learner, b, Draws(0, 0)).value for b in (batch, blind))
+    for name in (dmd.GENERATOR, dmd.CRITIC):
+        one, other = (m.loss(name, b, RngStreams(0, 0)).value for b in (batch, blind))
         assert torch.equal(one, other)
 
 
@@ -213,9 +213,9 @@ def test_an_offloaded_teacher_goes_back_after_it_has_scored(teacher, moves, monk
     m = method(teacher_placement=teacher)
     seen: list[str] = []
     monkeypatch.setattr(m.teacher, "to", lambda place: seen.append(str(place)))
-    m.critic_loss(conditioning(m), Draws(0, 0))
+    m.critic_loss(conditioning(m), RngStreams(0, 0))
     assert seen == []  # the critic's turns do without it
-    m.generator_loss(conditioning(m), Draws(0, 0))
+    m.generator_loss(conditioning(m), RngStreams(0, 0))
     assert seen == moves
 
 
@@ -224,7 +224,7 @@ def test_rollouts_and_scores_read_image_tokens():
     cond = conditioning(m)
     assert cond.image_tokens is not None
     blind = replace(cond, image_tokens=torch.zeros_like(cond.image_tokens))
-    rolled, unseen = (m.rolled(c, Draws(0, 0), "critic", grad=False) for c in (cond, blind))
+    rolled, unseen = (m.rolled(c, RngStreams(0, 0), "critic", grad=False) for c in (cond, blind))
     assert not torch.allclose(rolled, unseen, atol=1e-5)
     noisy, t = torch.randn_like(rolled), torch.tensor([0.5, 0.8])
     for a, b in zip(m.scores(noisy, t, cond), m.scores(noisy, t, blind), strict=True):

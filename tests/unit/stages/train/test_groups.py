@@ -5,9 +5,10 @@ from __future__ import annotations
 import torch
 
 from msmodel.tracks import track_map
+from stages.train.base import BaseConfig
 from stages.train.conditioning import condition, draw_tracks
-from stages.train.groups import GroupedConfig, frame_groups, group_frames
-from stages.train.method import Draws
+from stages.train.groups import frame_groups, group_frames
+from stages.train.method import RngStreams
 from tests.unit.stages.train.fakes import (
     clips,
     tiny_model,
@@ -18,7 +19,7 @@ from tests.unit.stages.train.test_conditioning import WHOLE
 def test_groups_take_frame_0_and_later_ones_with_their_own_tracks():
     model = tiny_model()
     batch = clips(model, 3)
-    drawn = draw_tracks(batch, WHOLE, model, Draws(0, 0))
+    drawn = draw_tracks(batch, WHOLE, model, RngStreams(0, 0))
     cond = condition(batch, drawn, model)
     latents, short = frame_groups(batch.latents, cond, 4, 2, torch.Generator().manual_seed(0))
     frames = group_frames(12, model.latent_frames, 2, torch.Generator().manual_seed(0))
@@ -42,12 +43,12 @@ def test_later_frames_are_distinct_ascending_and_cover_the_clip():
 def test_group_sizes_vary_from_step_to_step_and_are_shared_by_ranks():
     model = tiny_model()
     batch = clips(model, 2)
-    cond = condition(batch, draw_tracks(batch, WHOLE, model, Draws(0, 0)), model)
-    cfg = GroupedConfig(group_steps=5, group_later=3, groups_per_clip=2)
-    sizes = {cfg.draw_groups(batch.latents, cond, Draws(0, step))[0].shape[2] for step in range(20)}
+    cond = condition(batch, draw_tracks(batch, WHOLE, model, RngStreams(0, 0)), model)
+    cfg = BaseConfig(group_steps=5, group_later=3, groups_per_clip=2)
+    sizes = {cfg.draw_groups(batch.latents, cond, RngStreams(0, step))[0].shape[2] for step in range(20)}
     assert sizes == {2, 3, 4}
     for step in range(6):
-        shapes = {cfg.draw_groups(batch.latents, cond, Draws(0, step, micro=rank))[0].shape for rank in range(3)}
+        shapes = {cfg.draw_groups(batch.latents, cond, RngStreams(0, step, micro=rank))[0].shape for rank in range(3)}
         assert len(shapes) == 1
     assert [cfg.grouped(step) for step in (0, 4, 5)] == [True, True, False]
 
@@ -55,7 +56,7 @@ def test_group_sizes_vary_from_step_to_step_and_are_shared_by_ranks():
 def test_a_clip_shorter_than_the_group_gives_all_its_frames():
     model = tiny_model()
     batch = clips(model, 2)
-    cond = condition(batch, draw_tracks(batch, WHOLE, model, Draws(0, 0)), model)
-    cfg = GroupedConfig(group_later=99)
-    sizes = [cfg.draw_groups(batch.latents, cond, Draws(0, step))[0].shape[2] for step in range(40)]
+    cond = condition(batch, draw_tracks(batch, WHOLE, model, RngStreams(0, 0)), model)
+    cfg = BaseConfig(group_later=99)
+    sizes = [cfg.draw_groups(batch.latents, cond, RngStreams(0, step))[0].shape[2] for step in range(40)]
     assert max(sizes) == model.latent_frames

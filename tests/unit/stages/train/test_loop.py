@@ -13,7 +13,7 @@ from torch import nn
 
 from stages.contracts import StageError
 from stages.train import loop
-from stages.train.method import Draws, Learner, Loss, Observation, StepsConfig, scheduled
+from stages.train.method import Loss, RngStreams, StepsConfig, TrainableModule, Validation, scheduled
 from stages.train.optim import make_optimizer
 from stages.train.raw import raw_weights
 from tests.fakes import FakeContext
@@ -54,23 +54,23 @@ class OneWeight:
         self.module = nn.Linear(1, 1, bias=False)
         nn.init.zeros_(self.module.weight)
         groups = [{"name": "body", "params": list(self.module.parameters())}]
-        self.learner = Learner(self.module, torch.optim.SGD(groups, lr=1.0))
+        self.trainable = TrainableModule(self.module, torch.optim.SGD(groups, lr=1.0))
         self.rate = rate
 
-    def learners(self):
-        return {"w": self.learner}
+    def trainable_modules(self):
+        return {"w": self.trainable}
 
-    def turns(self, step):
+    def update_schedule(self, step):
         return ("w",)
 
-    def lr(self, learner, group, step):
+    def lr(self, module, group, step):
         return self.rate
 
-    def loss(self, learner, batch, draws):
-        return Loss(self.module(batch["x"]).sum(), {"x": float(batch["x"])}, ("look",) if draws.step == 1 else ())
+    def loss(self, module, batch, rng):
+        return Loss(self.module(batch["x"]).sum(), {"x": float(batch["x"])}, ("look",) if rng.step == 1 else ())
 
-    def observe(self, step):
-        return Observation({"weight": float(self.module.weight.detach())})
+    def validate(self, step):
+        return Validation({"weight": float(self.module.weight.detach())})
 
 
 QUICK = StepsConfig(steps=2, batch=1, clip_norm=0.0, ema_decay=0.0, log_steps=1, validate_steps=1, save_steps=100)
@@ -138,9 +138,9 @@ def test_the_share_of_time_spent_waiting_for_batches_is_logged(tmp_path):
             return {"loader/skipped_shards": 2.0}
 
     class Busy(OneWeight):
-        def loss(self, learner, batch, draws):
+        def loss(self, module, batch, rng):
             time.sleep(0.01)
-            return super().loss(learner, batch, draws)
+            return super().loss(module, batch, rng)
 
     slow, quick = FakeContext(tmp_path / "a"), FakeContext(tmp_path / "b")
     loop.train(Busy(), Slow(), QUICK, 0, slow)
@@ -189,10 +189,10 @@ def _train_base_with(loader, ctx, model, **changes):
 
 def test_too_small_a_gpu_is_told_with_what_would_take_less_and_the_state_is_kept(tmp_path):
     class Large(OneWeight):
-        def loss(self, learner, batch, draws):
-            if draws.step == 1:
+        def loss(self, module, batch, rng):
+            if rng.step == 1:
                 raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
-            return super().loss(learner, batch, draws)
+            return super().loss(module, batch, rng)
 
     cfg = replace(QUICK, batch=4, save_steps=1)
     with pytest.raises(StageError, match="memory is too small") as error:
@@ -224,7 +224,7 @@ def test_a_global_batch_that_does_not_divide_is_told_with_what_would_fit():
 
 def test_a_non_finite_gradient_is_an_alarm_too(tmp_path):
     class Steep(OneWeight):
-        def loss(self, learner, batch, draws):
+        def loss(self, module, batch, rng):
             return Loss(self.module(batch["x"]).abs().sqrt().sum())  # finite at 0, its slope is not
 
     with pytest.raises(StageError, match="gradient of w is not finite at step 1"):
@@ -232,16 +232,16 @@ def test_a_non_finite_gradient_is_an_alarm_too(tmp_path):
 
 
 def test_draws_depend_on_everything_they_should_and_on_nothing_else():
-    base = Draws(seed=1, step=5)
+    base = RngStreams(seed=1, step=5)
 
-    def first(draws: Draws, purpose: str = "noise", shared: bool = False) -> float:
-        return float(torch.rand((), generator=draws.shared(purpose) if shared else draws.own(purpose)))
+    def first(rng: RngStreams, purpose: str = "noise", shared: bool = False) -> float:
+        return float(torch.rand((), generator=rng.shared(purpose) if shared else rng.own(purpose)))
 
-    others = [Draws(2, 5), Draws(1, 6), Draws(1, 5, micro=1)]
+    others = [RngStreams(2, 5), RngStreams(1, 6), RngStreams(1, 5, micro=1)]
     values = [first(base), first(base, "time"), *(first(o) for o in others)]
     assert len(set(values)) == len(values)
     assert first(base) == first(base)
-    assert first(base, shared=True) == first(Draws(1, 5, micro=1), shared=True)
+    assert first(base, shared=True) == first(RngStreams(1, 5, micro=1), shared=True)
 
 
 def test_schedule_warms_up_and_cools_down():

@@ -12,7 +12,7 @@ from msmodel.dit import WanDiT
 from stages.contracts import StageError
 from stages.records import OdePairs
 from stages.train.conditioning import condition, draw_tracks
-from stages.train.method import Draws
+from stages.train.method import RngStreams
 from stages.train.ode_pairs import TRAIN, PairLoader, make_pairs, pair_path, read_pairs, trajectories
 from stages.train.sampling import Guidance, sample_teacher
 from tests.fakes import FakeContext
@@ -32,8 +32,8 @@ def test_states_lie_on_the_students_timesteps(image):
     """Integrating on from a stored state, from the time it is said to have, gives the stored endpoint."""
     model = small(image)
     cfg, dit, batch = ode_run(model), frozen(alive(WanDiT, model)), clips(model, 2)
-    draws = Draws(0, 0)
-    states, endpoint, _, cond = trajectories(dit, batch, cfg, draws)
+    rng = RngStreams(0, 0)
+    states, endpoint, _, cond = trajectories(dit, batch, cfg, rng)
     times = flow.student_timesteps(3, model.dit.shift)
     grid = flow.solver_times(6, model.dit.shift)
     assert states.shape[1] == 3
@@ -53,11 +53,11 @@ def test_states_lie_on_the_students_timesteps(image):
 def test_guidance_matters_and_only_first_frame_text_and_tracks_are_used():
     model = small()
     cfg, dit, batch = ode_run(model), frozen(alive(WanDiT, model)), clips(model, 2)
-    _, endpoint, _, _ = trajectories(dit, batch, cfg, Draws(0, 0))
+    _, endpoint, _, _ = trajectories(dit, batch, cfg, RngStreams(0, 0))
     other = replace(batch, latents=torch.randn_like(batch.latents))
-    assert torch.equal(endpoint, trajectories(dit, other, cfg, Draws(0, 0))[1])
+    assert torch.equal(endpoint, trajectories(dit, other, cfg, RngStreams(0, 0))[1])
     weak = replace(cfg, guidance=Guidance(text=1.0, track=0.0))
-    assert not torch.allclose(endpoint, trajectories(dit, batch, weak, Draws(0, 0))[1])
+    assert not torch.allclose(endpoint, trajectories(dit, batch, weak, RngStreams(0, 0))[1])
 
 
 def test_a_file_gives_back_states_and_track_map(tmp_path):
@@ -65,9 +65,9 @@ def test_a_file_gives_back_states_and_track_map(tmp_path):
     cfg, dit = ode_run(model), frozen(alive(WanDiT, model))
     make_pairs(dit, FakeLoader(model), TRAIN, 2, tmp_path, cfg, FakeContext(tmp_path))
     back = read_pairs([pair_path(tmp_path, TRAIN, i) for i in range(2)], model)
-    batch, draws = clips(model, 2, seed=1), Draws(3, 0)
-    states, endpoint, _, _ = trajectories(dit, batch, cfg, draws)
-    cond = condition(batch, draw_tracks(batch, cfg.ode.augment, model, draws), model)
+    batch, rng = clips(model, 2, seed=1), RngStreams(3, 0)
+    states, endpoint, _, _ = trajectories(dit, batch, cfg, rng)
+    cond = condition(batch, draw_tracks(batch, cfg.ode.augment, model, rng), model)
     assert torch.allclose(back.states, states, atol=5e-3)
     assert torch.allclose(back.endpoint, endpoint, atol=5e-3)
     assert torch.allclose(back.cond.tracks, cond.tracks, atol=1e-3)
@@ -150,7 +150,7 @@ def test_too_few_pairs_for_the_batch_is_an_error_before_training():
 def test_sampling_restores_the_given_image():
     model = small("first_latent")
     dit, batch = frozen(alive(WanDiT, model)), clips(model, 1)
-    cond = condition(batch, draw_tracks(batch, ode_run(model).ode.augment, model, Draws(0, 0)), model)
+    cond = condition(batch, draw_tracks(batch, ode_run(model).ode.augment, model, RngStreams(0, 0)), model)
     x = sample_teacher(dit, cond, torch.randn_like(batch.latents), 2, None, model)
     assert torch.equal(x[:, :, 0], batch.image[:, :, 0])
 
@@ -164,7 +164,7 @@ def test_a_file_gives_back_image_tokens_and_one_without_them_is_a_clear_error(tm
     assert back.cond.image_tokens is not None and batch.image_tokens is not None
     assert torch.equal(back.cond.image_tokens, batch.image_tokens.half().float())
     blind = replace(batch, image_tokens=torch.zeros_like(batch.image_tokens))
-    ends = [trajectories(dit, b, cfg, Draws(3, 0))[1] for b in (batch, blind)]
+    ends = [trajectories(dit, b, cfg, RngStreams(3, 0))[1] for b in (batch, blind)]
     assert torch.allclose(back.endpoint, ends[0], atol=5e-3) and not torch.allclose(ends[0], ends[1], atol=5e-3)
     assert read_pairs(paths, small()).cond.image_tokens is None
     (tmp_path / "blind").mkdir()

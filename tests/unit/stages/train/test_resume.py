@@ -114,7 +114,7 @@ def test_another_models_save_is_refused(tmp_path):
 
 
 def _renamed(folder) -> FakeContext:
-    """The base's save under the name of the vae's learner."""
+    """The base's save under the name of the vae's module."""
     for path in folder.glob("saves/*/dit.*"):
         path.rename(path.with_name(path.name.replace("dit.", "vae.")))
     for path in folder.glob("saves/*/save.json"):

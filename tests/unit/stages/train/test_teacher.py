@@ -16,7 +16,7 @@ from msmodel.io.backbones import load_backbone
 from msmodel.io.weights import save_weights
 from stages.train import base, teacher
 from stages.train.conditioning import without_any_tracks
-from stages.train.method import Draws
+from stages.train.method import RngStreams
 from stages.train.publish import fresh, initial_dit, open_loader
 from stages.train.teacher import LoaderThenLoader
 from tests.fakes import FakeContext
@@ -78,9 +78,9 @@ def test_masking_reaches_the_model_in_phase_2_only(tmp_path, monkeypatch):
     asked = []
     whole = teacher.training_conditioning
 
-    def watched(batch, augment, model, draws, masked):
+    def watched(batch, augment, model, rng, masked):
         asked.append(masked)
-        return whole(batch, augment, model, draws, masked)
+        return whole(batch, augment, model, rng, masked)
 
     monkeypatch.setattr(teacher, "training_conditioning", watched)
     train_teacher(FakeContext(tmp_path), small(), group_steps=1, phase1_steps=2, phase2_steps=2)
@@ -213,7 +213,7 @@ def test_a_share_of_the_steps_sees_clean_context_and_groups_do_not(monkeypatch):
         taken.clear()
         m = method_of(phase1_steps=4, group_steps=2, phase2_steps=2, context_share=share)
         for step in range(m.cfg.total_steps):
-            m.loss("dit", clips(m.model, 2), Draws(0, step))
+            m.loss("dit", clips(m.model, 2), RngStreams(0, step))
         assert abs(len(taken) - expected) <= (1 if share == 0.5 else 0), share
 
 
@@ -227,9 +227,9 @@ def test_every_phase_reads_image_tokens(context_share):
     assert batch.image_tokens is not None
     for step in range(3):
         given = [batch.image_tokens, torch.zeros_like(batch.image_tokens), batch.image_tokens.flip(0)]
-        values = {method.loss("dit", replace(batch, image_tokens=c), Draws(0, step)).value.item() for c in given}
+        values = {method.loss("dit", replace(batch, image_tokens=c), RngStreams(0, step)).value.item() for c in given}
         assert len(values) == 3
-    method.loss("dit", batch, Draws(0, 1)).value.backward()
+    method.loss("dit", batch, RngStreams(0, 1)).value.backward()
     assert dit.condition_embedder.image_embedder.norm2.weight.grad.any()
 
 

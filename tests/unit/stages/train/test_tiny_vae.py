@@ -7,7 +7,7 @@ import torch
 
 from stages.train import tiny_vae
 from stages.train.frames import FrameLoader
-from stages.train.method import Draws
+from stages.train.method import RngStreams
 from tests.fakes import FakeContext
 from tests.unit.stages.train.fakes import FakeFrames, frame_batch
 from tests.unit.stages.train.methods import (
@@ -32,7 +32,7 @@ def test_a_crop_shows_the_same_place_in_latents_and_pixels():
 
 def test_crops_move_about():
     model, batch = small(), frame_batch(small(), 1, 0)
-    places = {float(batch.crop(1, 8, model.vae, Draws(0, s).own("crop"))[0].sum()) for s in range(20)}
+    places = {float(batch.crop(1, 8, model.vae, RngStreams(0, s).own("crop"))[0].sum()) for s in range(20)}
     assert len(places) == 9
 
 
@@ -68,12 +68,12 @@ def test_adversarial_losses_reach_their_own_side_only():
     run = tiny_vae.TinyVAERun(model, tiny_config(adversarial_weight=1.0, gradient_weight=0.0))
     decoder = tiny_vae.initial_decoder(run, batch, 0)
     method = tiny_vae.TinyVAEMethod(decoder, run, batch, 0)
-    assert method.turns(0) == ("decoder", "discriminator")
+    assert method.update_schedule(0) == ("decoder", "discriminator")
     assert method.discriminator is not None
-    method.loss("decoder", batch, Draws(0, 0)).value.backward()
+    method.loss("decoder", batch, RngStreams(0, 0)).value.backward()
     assert all(p.grad is None for p in method.discriminator.parameters())
     decoder.zero_grad(set_to_none=True)
-    method.loss("discriminator", batch, Draws(0, 0)).value.backward()
+    method.loss("discriminator", batch, RngStreams(0, 0)).value.backward()
     assert all(p.grad is None for p in decoder.parameters())
     assert all(p.grad is not None for p in method.discriminator.parameters())
 

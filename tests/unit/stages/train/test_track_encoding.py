@@ -12,7 +12,7 @@ from msmodel.config import ModelConfig
 from msmodel.dit import WanDiT
 from stages.train import base, dmd
 from stages.train.conditioning import Augment, condition, draw_tracks, training_conditioning
-from stages.train.method import Draws
+from stages.train.method import RngStreams
 from stages.train.ode_pairs import TRAIN, make_pairs, pair_path, read_pairs
 from stages.train.publish import fresh
 from tests.fakes import FakeContext
@@ -45,14 +45,14 @@ def test_the_teacher_trains_through_its_phases(image, tmp_path):
 def test_ids_are_colours_and_dropped_or_masked_tracks_are_zeros():
     model = rgb()
     whole = Augment(tracks_low=20, tracks_high=20, text_dropout=0.0, track_dropout=0.0, mask=1.0)
-    batch, draws = clips(model, 4), Draws(0, 0, 0)
-    drawn = draw_tracks(batch, whole, model, draws)
+    batch, rng = clips(model, 4), RngStreams(0, 0, 0)
+    drawn = draw_tracks(batch, whole, model, rng)
     assert drawn.track_id_embedding.shape == (4, 20, 3)
     cond = condition(batch, drawn, model)
     assert cond.tracks.shape == batch.latents.shape
-    masked = training_conditioning(batch, whole, model, draws, masked=True).tracks
+    masked = training_conditioning(batch, whole, model, rng, masked=True).tracks
     assert torch.equal(masked[:, :, :1], cond.tracks[:, :, :1]) and not masked[:, :, 1:].any()
-    dropped = training_conditioning(batch, replace(whole, track_dropout=1.0), model, draws, masked=False)
+    dropped = training_conditioning(batch, replace(whole, track_dropout=1.0), model, rng, masked=False)
     assert not dropped.tracks.any()
 
 
@@ -62,7 +62,7 @@ def test_ode_pairs_keep_the_colours(tmp_path):
     make_pairs(frozen(alive(WanDiT, model)), loader, TRAIN, 2, tmp_path, cfg, ctx)
     back = read_pairs([pair_path(tmp_path, TRAIN, i) for i in range(2)], model)
     batch = clips(model, 2, seed=1)
-    given = condition(batch, draw_tracks(batch, cfg.ode.augment, model, Draws(ctx.seed, 0, 0)), model)
+    given = condition(batch, draw_tracks(batch, cfg.ode.augment, model, RngStreams(ctx.seed, 0, 0)), model)
     torch.testing.assert_close(back.cond.tracks, given.tracks, atol=2e-3, rtol=0)  # colours in float16
 
 
@@ -72,8 +72,8 @@ def test_dmd_trains_both_learners():
     generator, critic = alive(CausalDiT, model, 1), alive(WanDiT, model, 2)
     assert isinstance(generator, CausalDiT)
     method = dmd.DmdMethod(run, generator, critic, frozen(alive(WanDiT, model, 3)), clips(model, 2, 99), decode, 0)
-    for learner, module in (("generator", generator), ("critic", critic)):
-        method.loss(learner, clips(model, 2), Draws(0, 0, 0)).value.backward()
+    for name, module in (("generator", generator), ("critic", critic)):
+        method.loss(name, clips(model, 2), RngStreams(0, 0, 0)).value.backward()
         grad = module.patch_embedding.weight.grad
         assert grad is not None and grad[:, -model.track_channels :].norm() > 0
 

@@ -58,7 +58,7 @@ def model(image: str, layers: int = LAYERS) -> ModelConfig:
 
 @dataclass(frozen=True)
 class FixedDraws:
-    """stages.train.method.Draws with a chosen exit step, or piece."""
+    """stages.train.method.RngStreams with a chosen exit step, or piece."""
 
     shared_seed: int = 0
     step: int = 0
@@ -85,18 +85,18 @@ def real_teacher(m: ModelConfig, checkpoint: bool) -> Work:
     dit.checkpoint_layers = checkpoint
     cfg = teacher_config(group_steps=0, phase2_steps=0)
     method = TeacherMethod(dit, m, cfg, None)  # type: ignore[arg-type]  # the probe is for observing
-    draws: Any = FixedDraws()
-    return lambda: method.loss("dit", clips(m, BATCH), draws).value.backward()
+    rng: Any = FixedDraws()
+    return lambda: method.loss("dit", clips(m, BATCH), rng).value.backward()
 
 
-def real_dmd(m: ModelConfig, checkpoint: bool, learner: str, exit_step: int) -> Work:
+def real_dmd(m: ModelConfig, checkpoint: bool, module: str, exit_step: int) -> Work:
     generator, critic = alive(CausalDiT, m, 1), alive(WanDiT, m, 2)
     assert isinstance(generator, CausalDiT)
     generator.checkpoint_layers = critic.checkpoint_layers = checkpoint
     run = dmd.DmdRun(m, dmd_config())
     method = dmd.DmdMethod(run, generator, critic, frozen(alive(WanDiT, m, 3)), clips(m, 1, 99), decode, 0)
-    draws = exits_at(exit_step, m.student.steps)
-    return lambda: method.loss(learner, clips(m, BATCH), draws).value.backward()
+    rng = exits_at(exit_step, m.student.steps)
+    return lambda: method.loss(module, clips(m, BATCH), rng).value.backward()
 
 
 def real_adapt(m: ModelConfig, checkpoint: bool) -> Work:
@@ -112,11 +112,11 @@ def real_adapt(m: ModelConfig, checkpoint: bool) -> Work:
 
     cfg = adapt.AdaptConfig(own_share=1.0, picture_clips=0)
     method = adapt.AdaptMethod(student, m, cfg, pairs(), decode, 0)
-    draws: Any = FixedDraws()
+    rng: Any = FixedDraws()
 
     def work() -> None:
         batch = pairs()  # alive during the backward pass, as in the loop
-        method.loss("student", batch, draws).value.backward()
+        method.loss("student", batch, rng).value.backward()
 
     return work
 

@@ -1,12 +1,13 @@
-"""The one crossing from disk to tensors: endless training batches with an exact position.
+"""Reads shards as an endless sequence of training batches, with a position that can be saved and restored exactly.
 
-A step's micro-batches, over all ranks, each have a lane: every epoch shards are shuffled by (seed, epoch) and dealt to the
-lanes, and clips are shuffled within windows of shards (stages/data/order.py). A lane's stream is its shares of all epochs, one
-after the other: no clip is dropped, every clip is seen once an epoch in one lane, and a batch may straddle epochs. Ranks take
-turns on the micro-batches, so that N ranks with A micro-steps see the very batches of one rank with N * A. Worker processes
-take turns on a rank's batches and change no result either. The position is a number of batches of all ranks together.
-Tracks are only filled up or cut to one number here: which of them a step sees, their ids and masks are drawn by the step
-itself (stages/train/conditioning.py), because they depend on the step's phase and must be the same in all guidance branches.
+Every micro-batch of a step, counted over all ranks, reads from a partition of the shards (stages/data/order.py). Each epoch
+shards are shuffled by (seed, epoch) and assigned to the partitions, and clips are shuffled within windows of shards. A
+partition's epochs follow one another: no clip is dropped, each comes once an epoch in one partition, and a batch may straddle
+epochs. Micro-batches go to the ranks in turn, so N ranks with A micro-steps read exactly the batches of one rank with N * A.
+Worker processes read a rank's batches in turn and change no result either. The position is the number of batches that all
+ranks together have read.
+Here tracks are only padded or reduced to one number. Which of them a step uses, their ids and their masks are drawn in the
+step (stages/train/conditioning.py): they depend on its phase and must be the same in all guidance branches.
 Legend: b batch, T pixel frames, n tracks, c channels, t latent frames, h w latent rows and columns, l text tokens.
 """
 
@@ -27,7 +28,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from msmodel.batch import Batch
-from stages.data.order import WINDOW_SHARDS, Deal, Order, Pick
+from stages.data.order import WINDOW_SHARDS, SampleIndex, SampleOrder, ShardAssignment
 from stages.data.shards import (
     INDEX,
     Members,
@@ -48,11 +49,11 @@ POLICIES = ("stop", "skip")
 
 @dataclass(frozen=True)
 class LoaderConfig:
-    """How training batches are read. Never part of a step's key.
+    """Settings of how training batches are read. They change no result and are never part of a step's key.
 
-    workers: processes a rank that read ahead; 0 reads in the training process. They change no result. prefetch: batches
-    that each worker holds ready, in shared memory (/dev/shm). on_corrupt: "stop" ends the training at a shard that is
-    damaged or missing; "skip" goes on without it, says so and counts it (loader/skipped_shards).
+    workers: processes per rank that read ahead; 0 reads in the training process. prefetch: batches that each worker holds
+    ready, in shared memory (/dev/shm). on_corrupt: "stop" ends the training at a shard that is damaged or missing; "skip"
+    goes on without it, logs it and counts it (loader/skipped_shards).
     """
 
     workers: int = 0
@@ -60,7 +61,7 @@ class LoaderConfig:
     on_corrupt: str = "stop"
 
     def problems(self) -> list[str]:
-        """Every inconsistency, as 'loader.field: what is wrong and how to mend it'; empty when sound."""
+        """Lists every inconsistency as 'loader.field: what is wrong and how to fix it'; empty if there is none."""
         least = {"workers": 0, "prefetch": 1}
         out = [f"loader.{n}: {vars(self)[n]} must be at least {low}" for n, low in least.items() if vars(self)[n] < low]
         if self.on_corrupt not in POLICIES:
@@ -73,7 +74,8 @@ IN_PROCESS = LoaderConfig()
 
 @dataclass(frozen=True)
 class _Fetched:
-    """What comes out of a worker. skipped: by path, why this worker left a shard out. error: for the user."""
+    """Carries one batch from a worker process. skipped: path of each shard that this worker left out -> why. error: a message
+    for the user, "" if there is none."""
 
     batch: Any = None
     skipped: Mapping[str, str] = field(default_factory=dict)
@@ -81,13 +83,16 @@ class _Fetched:
 
 
 class _Batches(Dataset[_Fetched]):
-    """Batch of this rank by number. Each worker has its own, with its own open shards. place: number -> (lane, place in it)."""
+    """Reads a batch of this rank by its number. Each worker process has one, with its own open shards.
+
+    locate: number of a batch -> (partition, number of the batch in the partition).
+    """
 
     def __init__(
         self,
         shards: Sequence[Shard],
-        deal: Sequence[Deal],
-        place: Callable[[int], tuple[int, int]],
+        assignments: Sequence[ShardAssignment],
+        locate: Callable[[int], tuple[int, int]],
         first_epoch: int,
         batch: int,
         on_corrupt: str,
@@ -95,29 +100,29 @@ class _Batches(Dataset[_Fetched]):
         collate: Callable[[Sequence[Any]], Any],
     ) -> None:
         self.shards, self.batch, self.on_corrupt = shards, batch, on_corrupt
-        self.orders, self.place = [Order(d, first_epoch) for d in deal], place
-        self.lanes: set[int] = set()  # those read here: each keeps a window of shards open
+        self.orders, self.locate = [SampleOrder(a, first_epoch) for a in assignments], locate
+        self.partitions: set[int] = set()  # those read here: each keeps a window of shards open
         self.item, self.collate = item, collate
         self._open: OrderedDict[int, list[Members]] = OrderedDict()
         self._bad: dict[int, str] = {}
 
     def __getitem__(self, number: int) -> _Fetched:
         try:
-            lane, place = self.place(number)
-            self.lanes.add(lane)
-            order = self.orders[lane]
-            items = [self._item(pick, order.deal) for pick in order.picks(place * self.batch, self.batch)]
-        except ValueError as error:  # torch would put a worker's traceback before the message
+            partition, position = self.locate(number)
+            self.partitions.add(partition)
+            order = self.orders[partition]
+            items = [self._item(index, order.assignment) for index in order.indices(position * self.batch, self.batch)]
+        except ValueError as error:  # torch would print a worker's traceback before the message
             return _Fetched(error=str(error))
         return _Fetched(self.collate(items), {str(self.shards[s].path): why for s, why in self._bad.items()})
 
-    def _item(self, pick: Pick, deal: Deal) -> Any:
-        """The picked clip; for one of a shard that is left out, a clip of the next sound shard in the epoch's order."""
-        for shard in self._candidates(pick, deal):
+    def _item(self, index: SampleIndex, assignment: ShardAssignment) -> Any:
+        """Returns the item of a clip; where its shard is left out, one of the next readable shard in the epoch's order."""
+        for shard in self._candidates(index, assignment):
             if shard in self._bad:
                 continue
-            places = deal.places[shard]
-            place = pick.place if shard == pick.shard else places[pick.place % len(places)]
+            places = assignment.places[shard]
+            place = index.place if shard == index.shard else places[index.place % len(places)]
             try:
                 return self._read(shard, place)
             except ValueError as error:
@@ -125,20 +130,21 @@ class _Batches(Dataset[_Fetched]):
                     raise
                 self._bad[shard] = str(error)
                 self._open.pop(shard, None)
-        raise ValueError(f"none of the {len(self.shards)} shards can be read; the last: {self._bad[pick.shard]}")
+        raise ValueError(f"none of the {len(self.shards)} shards can be read; the last: {self._bad[index.shard]}")
 
-    def _candidates(self, pick: Pick, deal: Deal) -> Iterator[int]:
-        """The pick's shard, those after it in this lane's epoch (likely open soon), those before, those of other lanes."""
-        yield pick.shard
-        share = deal.share(pick.epoch)
-        here = share.index(pick.shard)
-        yield from (*share[here + 1 :], *share[:here])
-        yield from (s for s in range(len(self.shards)) if s not in share)
+    def _candidates(self, index: SampleIndex, assignment: ShardAssignment) -> Iterator[int]:
+        """Yields the clip's shard, then those that replace it: later ones of the partition's epoch (they will be open soon),
+        earlier ones, those of other partitions."""
+        yield index.shard
+        own = assignment.shards(index.epoch)
+        here = own.index(index.shard)
+        yield from (*own[here + 1 :], *own[:here])
+        yield from (s for s in range(len(self.shards)) if s not in own)
 
     def _read(self, number: int, place: int) -> Any:
         if number not in self._open:
             self._open[number] = read_members(self.shards[number])
-            if len(self._open) > WINDOW_SHARDS * len(self.lanes):
+            if len(self._open) > WINDOW_SHARDS * len(self.partitions):
                 self._open.popitem(last=False)
         self._open.move_to_end(number)
         members = self._open[number][place]
@@ -150,13 +156,14 @@ class _Batches(Dataset[_Fetched]):
 
 
 class SampleLoader:
-    """Batches for ever, each rank its share; see the module for their order.
+    """Yields batches endlessly, for one rank; the module describes their order.
 
-    batch: clips a batch, on this rank. item: what training needs of a sample. collate: items -> a batch; both are module
-    functions, because they go to worker processes. kind: "real" or "rendered" for these only, "" for all. say: hears of
-    shards that are left out. micro_steps: batches of this rank in a step. lanes: 0 gives each micro-batch of a step its own
-    (the most of them that divide it, where there are fewer shards). Raises ValueError where shards are missing, fewer than
-    ranks x workers (given lanes: lanes x workers), or hold fewer clips than one batch of all these.
+    batch: clips per batch on this rank. item: sample -> what training needs of it; collate: items -> a batch. Both go to
+    worker processes and must be module-level functions. kind: "real" or "rendered" to read only these, "" for all. log:
+    called for each shard that is left out. micro_steps: batches per step on this rank. partitions: into how many parts the
+    shards are divided; 0 gives each micro-batch of a step its own or, with fewer shards, takes the largest divisor.
+    Raises ValueError if shards are missing, if there are fewer than ranks x workers (or the given partitions x workers), or
+    if they hold fewer clips than one batch for each of these.
     """
 
     def __init__(
@@ -172,7 +179,7 @@ class SampleLoader:
         kind: str = "",
         log: Callable[[str], None] = print,
         micro_steps: int = 1,
-        lanes: int = 0,
+        partitions: int = 0,
     ) -> None:
         if kind not in ("", "real", "rendered"):
             raise ValueError(f"kind {kind!r} is not one of real, rendered, or empty for both")
@@ -181,25 +188,27 @@ class SampleLoader:
         self._shards = [s for shard_set in shard_sets for s in read_index(shard_set) if _places(s, kind)]
         self._digest = "+".join(s.digest for s in shard_sets) + kind
         where = ", ".join(s.folder for s in shard_sets)
-        readers = lanes or world_size  # in one lane ranks take turns, and may read the same shard
+        readers = partitions or world_size  # within one partition ranks take turns and may read the same shard
         require_count(len(self._shards), where, readers, cfg.workers)
         places = tuple(_places(s, kind) for s in self._shards)
         clips = sum(len(p) for p in places)
         if not 1 <= batch * readers <= clips:
             raise ValueError(f"{clips} {kind} clips in {where} do not make one batch of {batch} on {readers} ranks")
         self._rank, self._ranks, self._a_step = rank, world_size, micro_steps * world_size
-        self._lanes = lanes or max(n for n in range(1, len(places) + 1) if self._a_step % n == 0)
-        self._deal = [Deal(places, seed, lane, self._lanes) for lane in range(self._lanes)]
+        self._partitions = partitions or max(n for n in range(1, len(places) + 1) if self._a_step % n == 0)
+        self._assignments = [
+            ShardAssignment(places, seed, partition, self._partitions) for partition in range(self._partitions)
+        ]
         self._epoch = self._taken = 0  # the epoch the stream begins with; batches yielded since, on this rank
         self._skipped: dict[str, str] = {}
 
     def __iter__(self) -> Iterator[Any]:
-        """Worker processes start with the first batch and end with this iterator."""
+        """Yields batches. Worker processes start with the first batch and end with this iterator."""
         workers = self.cfg.workers
         batches = _Batches(
             self._shards,
-            self._deal,
-            partial(_place, self._rank, self._ranks, self._a_step, self._lanes),
+            self._assignments,
+            partial(_locate, self._rank, self._ranks, self._a_step, self._partitions),
             self._epoch,
             self.batch,
             self.cfg.on_corrupt,
@@ -213,7 +222,7 @@ class SampleLoader:
             num_workers=workers,
             prefetch_factor=self.cfg.prefetch if workers else None,
             multiprocessing_context="spawn" if workers else None,  # a fork would inherit CUDA, Ray's threads and locks
-            generator=torch.Generator(),  # its own: else starting draws from the global random state
+            generator=torch.Generator(),  # its own: otherwise starting changes the global random state
         )
         for fetched in loaded:
             if fetched.error:
@@ -223,39 +232,38 @@ class SampleLoader:
             yield fetched.batch
 
     def metrics(self) -> dict[str, float]:
-        """Figures for the log: how many shards this rank has left out."""
+        """Returns how many shards this rank has left out, for the log."""
         return {"loader/skipped_shards": float(len(self._skipped))}
 
     def state_dict(self) -> dict[str, Any]:
-        """The position after the last batch that was yielded. The same on every rank, with any number of workers."""
+        """Returns the position after the last yielded batch: the same on every rank, with any number of workers."""
         return {
             "epoch": self._epoch,
             "batches": self._taken * self._ranks,
             "batch": self.batch,
             "a_step": self._a_step,
-            "lanes": self._lanes,
+            "partitions": self._partitions,
             "digest": self._digest,
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Goes on where `state` was taken, at the end of a step, on any number of ranks that makes the same step. A step of
-        other micro-batches deals the clips otherwise: it goes on at the start of the earliest epoch that a lane was in, where
-        clips come again and none is lost.
+        """Continues from a position that was saved at the end of a step, on any number of ranks that makes the same step.
 
-        Raises ValueError where the state belongs to other data.
+        Other micro-batches per step assign the clips differently. Reading then restarts at the earliest epoch that a
+        partition was in: some clips come again, none is left out. Raises ValueError if the state belongs to other data.
         """
         if state["digest"] != self._digest:
-            raise ValueError("the data changed since this training began: start it anew, or make the old data again")
+            raise ValueError("the data changed since this training began: start it again, or make the old data again")
         self._epoch, batches = int(state["epoch"]), int(state["batches"])
-        before, batch, lanes = (int(state[name]) for name in ("a_step", "batch", "lanes"))
-        if (before, batch, lanes) == (self._a_step, self.batch, self._lanes):
+        before, batch, partitions = (int(state[name]) for name in ("a_step", "batch", "partitions"))
+        if (before, batch, partitions) == (self._a_step, self.batch, self._partitions):
             assert batches % self._ranks == 0, "a position with another number of ranks is that of a whole step"
             self._taken = batches // self._ranks
             return
-        deals = (replace(self._deal[0], lane=lane, lanes=lanes) for lane in range(lanes))
-        self._epoch, self._taken = min(Order(d, self._epoch).epoch(batches // lanes * batch) for d in deals), 0
+        old = (replace(self._assignments[0], partition=p, partitions=partitions) for p in range(partitions))
+        self._epoch, self._taken = min(SampleOrder(a, self._epoch).epoch(batches // partitions * batch) for a in old), 0
         self._log(
-            f"a step was {before} micro-batches of {batch} clips, now it is {self._a_step} of {self.batch}: the data goes on "
+            f"a step was {before} micro-batches of {batch} clips and now is {self._a_step} of {self.batch}: the data continues "
             f"at the start of epoch {self._epoch}"
         )
 
@@ -267,8 +275,8 @@ class SampleLoader:
 
 
 class Loader(SampleLoader):
-    """Batches of msmodel.batch.Batch: latents, text and tracks, without pixels. Every clip gets as many tracks as the
-    largest of the sets has."""
+    """Yields batches of latents, text and tracks (msmodel.batch.Batch), without pixels. Every clip is padded to the largest
+    number of tracks in the sets."""
 
     def __init__(
         self,
@@ -281,16 +289,18 @@ class Loader(SampleLoader):
         kind: str = "",
         log: Callable[[str], None] = print,
         micro_steps: int = 1,
-        lanes: int = 0,
+        partitions: int = 0,
     ) -> None:
         tracks = max(s.tracks for shard_set in shard_sets for s in read_index(shard_set))
         collate = partial(_collate, tracks)
-        super().__init__(shard_sets, batch, seed, rank, world_size, _clip, collate, cfg, kind, log, micro_steps, lanes)
+        super().__init__(
+            shard_sets, batch, seed, rank, world_size, _clip, collate, cfg, kind, log, micro_steps, partitions
+        )
 
 
 @dataclass(frozen=True)
 class _Clip:
-    """What training needs of a sample, still in float16."""
+    """Holds the arrays of one sample that training needs, still in float16."""
 
     clip_id: str
     real: bool
@@ -328,7 +338,10 @@ def _collate(tracks: int, items: Sequence[_Clip]) -> Batch:
 
 
 def fit_tracks(xy_px: np.ndarray, visible: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """T n 2, T n -> T count 2, T count: the tracks visible longest, in their order; missing ones are never visible."""
+    """Pads or reduces tracks to `count`: T n 2, T n -> T count 2, T count.
+
+    The longest visible ones are kept, in their order; added ones are never visible.
+    """
     n = xy_px.shape[1]
     if n > count:
         keep = np.sort(np.argsort(-visible.sum(axis=0), kind="stable")[:count])
@@ -336,10 +349,11 @@ def fit_tracks(xy_px: np.ndarray, visible: np.ndarray, count: int) -> tuple[np.n
     return np.pad(xy_px, ((0, 0), (0, count - n), (0, 0))), np.pad(visible, ((0, 0), (0, count - n)))
 
 
-def _place(rank: int, ranks: int, a_step: int, lanes: int, number: int) -> tuple[int, int]:
-    """(lane, place in it) of a rank's batch by its number; a_step: batches of all ranks in a step."""
+def _locate(rank: int, ranks: int, a_step: int, partitions: int, number: int) -> tuple[int, int]:
+    """Returns (partition, number of the batch in it) for the number of a rank's batch. a_step: batches of all ranks in a
+    step."""
     step, micro = divmod(number * ranks + rank, a_step)
-    return micro % lanes, step * (a_step // lanes) + micro // lanes
+    return micro % partitions, step * (a_step // partitions) + micro // partitions
 
 
 def _places(shard: Shard, kind: str) -> tuple[int, ...]:

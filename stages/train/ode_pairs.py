@@ -243,7 +243,7 @@ def run(cfg: OdeRun, inputs: OdeInputs, ctx: Context) -> OdePairs:
         (TRAIN, inputs.train, cfg.ode.pairs),
         (HELDOUT, inputs.heldout, cfg.ode.heldout_pairs),
     ):
-        loader = open_loader((shards,), cfg.ode.batch, in_process, ctx, lanes=1)
+        loader = open_loader((shards,), cfg.ode.batch, in_process, ctx, partitions=1)
         make_pairs(dit, loader, split, count, ctx.workdir, cfg, ctx)
     ctx.barrier()
     timesteps = flow.student_timesteps(cfg.model.student.steps, cfg.model.dit.shift)

@@ -35,11 +35,24 @@ RANDOM = "random"
 
 
 def open_loader(
-    shard_sets: Sequence[ShardSet], batch: int, cfg: LoaderConfig, ctx: Context, micro_steps: int = 1, lanes: int = 0
+    shard_sets: Sequence[ShardSet],
+    batch: int,
+    cfg: LoaderConfig,
+    ctx: Context,
+    micro_steps: int = 1,
+    partitions: int = 0,
 ) -> Loader:
     """This rank's endless loader of training batches (see stages.data.loader.SampleLoader)."""
     return Loader(
-        shard_sets, batch, ctx.seed, ctx.rank, ctx.world_size, cfg, log=ctx.log, micro_steps=micro_steps, lanes=lanes
+        shard_sets,
+        batch,
+        ctx.seed,
+        ctx.rank,
+        ctx.world_size,
+        cfg,
+        log=ctx.log,
+        micro_steps=micro_steps,
+        partitions=partitions,
     )
 
 

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from stages.data.loader import Loader, LoaderConfig
-from stages.data.order import Deal, Order
+from stages.data.order import SampleOrder, ShardAssignment
 from stages.data.shards import require_shards
 from stages.records import ShardSet
 from tests.unit.stages.data.fakes import finished_clip
@@ -97,7 +97,7 @@ def test_worker_processes_change_nothing_and_end_with_the_iterator(sets):
 
 def test_two_ranks_of_two_workers_see_every_clip_once_an_epoch(sets):
     loaders = [Loader((sets[0],), 1, 5, rank, 2, PROCESSES) for rank in range(2)]
-    sizes = [loader._deal[rank].size(0) for rank, loader in enumerate(loaders)]
+    sizes = [loader._assignments[rank].size(0) for rank, loader in enumerate(loaders)]
     seen = [flat(ids(loader, size)) for loader, size in zip(loaders, sizes, strict=True)]
     assert sum(sizes) == CLIPS
     assert sizes[0] != sizes[1]
@@ -111,12 +111,12 @@ def test_whatever_the_counts_every_clip_comes_once_an_epoch(ranks, sizes):
     everything = [(s, p) for s, n in enumerate(sizes) for p in range(n)]
     epochs: list[list[tuple[int, int]]] = [[], [], []]
     for rank in range(ranks):
-        deal = Deal(places, 3, lane=rank, lanes=ranks)
-        length = sum(deal.size(e) for e in range(3))
-        order = Order(deal, 0)
-        picks = [p for n in range(0, length + 5, 5) for p in order.picks(n, 5)][:length]
-        for pick in picks:
-            epochs[pick.epoch].append((pick.shard, pick.place))
+        assignment = ShardAssignment(places, 3, partition=rank, partitions=ranks)
+        length = sum(assignment.size(e) for e in range(3))
+        order = SampleOrder(assignment, 0)
+        indices = [p for n in range(0, length + 5, 5) for p in order.indices(n, 5)][:length]
+        for index in indices:
+            epochs[index.epoch].append((index.shard, index.place))
     assert [sorted(e) for e in epochs] == [everything] * 3
     assert epochs[0] != epochs[1] or len(sizes) == 3  # three clips may come in the same order by chance
 
@@ -146,22 +146,22 @@ def test_the_batches_of_a_step_do_not_depend_on_how_many_ranks_make_it(sets, ran
 
 def test_each_micro_batch_of_a_step_reads_shards_of_its_own(sets):
     loader = Loader((sets[0],), 1, seed=5, micro_steps=4)
-    lanes = [set(), set(), set(), set()]
-    for number, batch in enumerate(ids(loader, 8)):  # two clips of each lane, whose shards hold more
-        lanes[number % 4] |= {n for n in range(5) if set(batch) <= inside(sets[0], n)}
-    assert sum(len(lane) for lane in lanes) == len(set().union(*lanes))
+    partitions = [set(), set(), set(), set()]
+    for number, batch in enumerate(ids(loader, 8)):  # two clips of each partition, whose shards hold more
+        partitions[number % 4] |= {n for n in range(5) if set(batch) <= inside(sets[0], n)}
+    assert sum(len(partition) for partition in partitions) == len(set().union(*partitions))
 
 
-def test_with_fewer_shards_than_micro_batches_these_share_lanes(sets):
+def test_with_fewer_shards_than_micro_batches_these_share_partitions(sets):
     loader = Loader((sets[0],), 1, seed=5, micro_steps=14)
-    assert len(loader._deal) == 2  # of 5 shards: the largest divisor of 14
-    assert len(set(flat(ids(loader, CLIPS)))) >= CLIPS - 1  # an epoch, but that one lane is longer than the other
+    assert len(loader._assignments) == 2  # of 5 shards: the largest divisor of 14
+    assert len(set(flat(ids(loader, CLIPS)))) >= CLIPS - 1  # an epoch, but that one partition is longer than the other
 
 
-def test_ranks_that_share_one_lane_need_neither_shards_nor_clips_of_their_own(sets):
+def test_ranks_that_share_one_partition_need_neither_shards_nor_clips_of_their_own(sets):
     """As those that make held-out trajectories: 4 ranks on one shard of 3 clips."""
-    seen = [ids(Loader((sets[1],), 2, 5, rank, 4, lanes=1), 2) for rank in range(4)]
-    assert [seen[number % 4][number // 4] for number in range(8)] == ids(Loader((sets[1],), 2, seed=5, lanes=1), 8)
+    seen = [ids(Loader((sets[1],), 2, 5, rank, 4, partitions=1), 2) for rank in range(4)]
+    assert [seen[number % 4][number // 4] for number in range(8)] == ids(Loader((sets[1],), 2, seed=5, partitions=1), 8)
     with pytest.raises(ValueError, match=r"1 shards .* for 4 ranks"):
         Loader((sets[1],), 2, 5, 0, 4)
 

@@ -18,7 +18,7 @@ from stages.data import sources
 from stages.data.configs import RunConfigs, run_configs
 from stages.data.cut import CUT, Segment, segments
 from stages.data.encode import ENCODE
-from stages.data.gates import GateConfig, to_encode, to_track, turned_away
+from stages.data.gates import GateConfig, dropped_by_gates, to_encode, to_track
 from stages.data.ingest import INGEST
 from stages.data.pack import PACK, PACK_PARTS, PackInputs, PartsInputs, require_splits
 from stages.data.page import DATA_PAGE
@@ -87,13 +87,13 @@ def data_or_report(run: Run) -> Dataset | None:
 
 def _data(run: Run) -> Dataset:
     with run.making("data"):
-        generated, odd = generated_videos(run)
+        generated, not_usable = generated_videos(run)
         videos, unusable = usable_videos(run, generated)
         real = real_clips(run, videos, generated)
         rendered, refused = rendered_clips(run, real)
         clips = (*real.encoded, *rendered)
         require_splits(clips)
-        made = _pack(run, PackInputs(clips, (*odd, *unusable, *real.rejected, *refused), real.dropped, ()))
+        made = _pack(run, PackInputs(clips, (*not_usable, *unusable, *real.rejected, *refused), real.dropped, ()))
         if made.synthetic is None and "synthetic" in (run.cfg.data.phase2_clips, run.cfg.data.distill_clips):
             run.log(NOT_APART)
         return made
@@ -103,12 +103,12 @@ def real_clips(run: Run, videos: list[Video], generated: Sequence[Video] = ()) -
     """Cut, tracked and encoded at the same time. What a gate turns away goes no further. generated: videos that train only."""
     cfg, stage, gates = run.cfg, stage_configs(run), run.cfg.data.gates
     cut, tracked, encoded = _chain(run, stage, _segments(run, videos, generated), gates)
-    early, dark = turned_away(cut[0], gates, gate.picture_gates)
-    late, lost = turned_away(tracked[0], gates, gate.track_gates)
-    kept, copies = gate.sift(_clips(encoded[0]), gates)
+    before_tracking, picture_rejections = dropped_by_gates(cut[0], gates, gate.picture_gates)
+    after_tracking, track_rejections = dropped_by_gates(tracked[0], gates, gate.track_gates)
+    kept, copies = gate.apply_gates(_clips(encoded[0]), gates)
     ids = {r.name for r in copies}
-    dropped = (*early, *late, *(c for c in _clips(encoded[0]) if c.clip_id in ids))
-    left_out = [*_rejected(cut[0]), *dark, *lost, *_rejected(encoded[0]), *copies]
+    dropped = (*before_tracking, *after_tracking, *(c for c in _clips(encoded[0]) if c.clip_id in ids))
+    left_out = [*_rejected(cut[0]), *picture_rejections, *track_rejections, *_rejected(encoded[0]), *copies]
     run.rejected += left_out
     rejected = (*cut[1], *tracked[1], *encoded[1], *left_out)
     made = {video.video_id for video in generated}
@@ -116,12 +116,12 @@ def real_clips(run: Run, videos: list[Video], generated: Sequence[Video] = ()) -
     def marked(clips: Iterable[Clip]) -> tuple[Clip, ...]:
         return tuple(replace(c, kind="generated") if c.scene in made else c for c in clips)
 
-    filmed, synthetic = ([c for c in kept if (c.scene in made) == of] for of in (False, True))
-    sources.require_usable(filmed, rejected, cfg.src)
+    real, synthetic = ([c for c in kept if (c.scene in made) == of] for of in (False, True))
+    sources.require_usable(real, rejected, cfg.src)
     if generated:
         with _called_synthetic():
             sources.require_usable(synthetic, rejected, cfg.data.synthetic)
-    encoded_clips = (*settle_splits(filmed, run.log), *marked(synthetic))
+    encoded_clips = (*settle_splits(real, run.log), *marked(synthetic))
     return Real(marked(_clips(cut[0])), encoded_clips, marked(dropped), rejected)
 
 

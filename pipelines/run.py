@@ -26,7 +26,7 @@ from stages import records
 from stages.contracts import Config as StageConfig
 from stages.contracts import Inputs, Output, Stage, StageSpec
 from stages.data.cut import Segment
-from stages.data.scene import Plate, SceneItem
+from stages.data.scene import SceneItem, Still
 from stages.data.shard import ShardFile, ShardPlan
 from stages.data.sources import Candidate, find_candidates, holds, listed
 from stages.eval import RECORDS as EVAL_RECORDS
@@ -35,7 +35,7 @@ from stages.trackers.bench import TrackerBench, TrackerFigures
 
 RECORDS = (
     *(kind for kind in vars(records).values() if isinstance(kind, type) and is_dataclass(kind)),
-    *(Candidate, Segment, Plate, SceneItem, ShardPlan, ShardFile, TrackerBench, TrackerFigures),
+    *(Candidate, Segment, Still, SceneItem, ShardPlan, ShardFile, TrackerBench, TrackerFigures),
     *EVAL_RECORDS,
 )
 PRODUCTS = {"teacher": "motionstream-teacher", "student": "motionstream-student"}

@@ -91,7 +91,7 @@ class ShardSet:
 
 @dataclass(frozen=True)
 class DataPage:
-    """The data set for people: one page, and one picture (PNG) of film strips with tracks."""
+    """The data set for people: one page, and one picture (PNG) of contact sheets with tracks."""
 
     folder: str
     html: str
@@ -122,7 +122,7 @@ class OdePairs:
 
 @dataclass(frozen=True)
 class Report:
-    """Figures for scripts, a page for people, and one picture (PNG) of film strips."""
+    """Figures for scripts, a page for people, and one picture (PNG) of contact sheets."""
 
     folder: str
     json: str

@@ -32,8 +32,8 @@ from stages.play.recordings import (
     write_tracks,
 )
 from stages.play.video_writer import (
-    Film,
-    Trails,
+    TrailPainter,
+    VideoWriter,
     enlarged,
 )
 
@@ -60,8 +60,8 @@ class Recorder:
         self._frames = 0
         self._digests: list[str] = []
         self._shapes: list[tuple[int, int]] = []  # frames and tracks of each chunk
-        self._videos = {name: Film(self._folder, name.split(".")[0], begun.fps) for name in (VIDEO, DRAWN)}
-        self._trails = Trails()
+        self._videos = {name: VideoWriter(self._folder, name.split(".")[0], begun.fps) for name in (VIDEO, DRAWN)}
+        self._trails = TrailPainter()
         self._queue: queue.Queue[PlayedChunk | None] = queue.Queue(WAITING)
         self._thread = threading.Thread(target=self._work, name="recorder", daemon=True)
         self._thread.start()

@@ -40,8 +40,8 @@ from pipelines.commands.tracks import read_file
 from stages.data.contact_sheets import contact_sheet
 from stages.data.files import write_png
 from stages.play.video_writer import (
-    Film,
-    Trails,
+    TrailPainter,
+    VideoWriter,
     enlarged,
 )
 
@@ -133,7 +133,8 @@ def film(
     out = out.expanduser().resolve()
     out.parent.mkdir(parents=True, exist_ok=True)
     about, plain = player.about, out.with_name(f"{out.stem}-plain.mp4")
-    drawn, undrawn, trails = Film(out.parent, out.stem, about.fps), Film(out.parent, plain.stem, about.fps), Trails()
+    drawn, undrawn = (VideoWriter(out.parent, stem, about.fps) for stem in (out.stem, plain.stem))
+    trails = TrailPainter()
     strip: list[np.ndarray] = []
     at = set(np.linspace(0, wanted - 1, STRIP).round().astype(int).tolist())
     try:

@@ -33,13 +33,13 @@ from stages.play.jitter import (
     MEANT,
     RAW,
     TAMED,
+    Jitter,
     Script,
-    Shake,
     figures,
     streamed,
     target,
 )
-from stages.play.video_writer import Trails
+from stages.play.video_writer import TrailPainter
 from stages.trackers import make_tracker
 
 SEEDS = 20
@@ -51,7 +51,7 @@ HANDS: dict[str, tuple[InputSmoothing, bool]] = {
 UNTIL = 2.4  # seconds of the script before the hand leaves the frame: what can be tracked again
 
 
-def of_tracks(cfg: Config, shake: Shake) -> dict[str, dict[str, float]]:
+def of_tracks(cfg: Config, jitter: Jitter) -> dict[str, dict[str, float]]:
     """Mean figures (stages.play.jitter.figures) of each way to treat a hand."""
     clip, grid = cfg.model.clip, (cfg.data.grid_rows, cfg.data.grid_cols)
     size, member = (clip.height, clip.width), MEANT[:1, 1:]
@@ -61,7 +61,7 @@ def of_tracks(cfg: Config, shake: Shake) -> dict[str, dict[str, float]]:
     for name, (hand, steadied) in HANDS.items():
         each = []
         for seed in range(SEEDS):
-            script = Script(hand, steadied, member, shake, size[0] / size[1], seed)
+            script = Script(hand, steadied, member, jitter, size[0] / size[1], seed)
             steering = Steering(size, clip.fps, hand, 2 * grid[0] * grid[1], grid)
             xy_px, _ = streamed(steering, script, clip.fps, chunks)
             each.append(figures(xy_px[:, 0], size, clip.fps))
@@ -74,17 +74,17 @@ def of_video(
     cfg: Config,
     picture: str,
     members: np.ndarray,
-    shake: Shake,
+    jitter: Jitter,
     hand: InputSmoothing,
     steadied: bool,
 ) -> tuple[dict[str, float], np.ndarray]:
-    """One shaken drag played by the student. Mean distance, in percent of the width, of the dragged points, tracked again, to
+    """One jittered drag played by the student. Mean distance, in percent of the width, of the dragged points, tracked again, to
     where they were asked to be and to where they were meant to be (at the lag that fits best). And the frames with tracks."""
     known = {p.id: p for p in player.pictures()}
     if picture not in known:
         raise ValueError(f"--picture: no picture {picture!r}; there are {', '.join(known)}")
     about, frame = player.about, known[picture]
-    script = Script(hand, steadied, members, shake, about.height / about.width, 0)
+    script = Script(hand, steadied, members, jitter, about.height / about.width, 0)
     performance = player.open(Start(frame.frame, frame.prompt, 0, hand), record=False)
     made: list[Any] = []
     while sum(len(p.frames) for p in made) / about.fps < MEANT[-1, 0]:
@@ -110,7 +110,7 @@ def of_video(
         error = retrack(frames[:end], xy, seen[:end], raster, follow, measure.moving_px)
         out |= {f"to_{name}": 100 * error.epe / raster[1], f"seen_{name}": error.seen}
         out[f"frozen_{name}"] = 100 * error.frozen / raster[1]
-    return {**out, **{f"tracks_{k}": v for k, v in of_asked.items()}}, Trails().draw(frames, asked, seen)
+    return {**out, **{f"tracks_{k}": v for k, v in of_asked.items()}}, TrailPainter().draw(frames, asked, seen)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -123,15 +123,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def execute(options: argparse.Namespace) -> int:
-    cfg, shake = configured(options), Shake()
-    report: dict[str, Any] = {"shake": asdict(shake), "tracks": of_tracks(cfg, shake)}
+    cfg, jitter = configured(options), Jitter()
+    report: dict[str, Any] = {"jitter": asdict(jitter), "tracks": of_tracks(cfg, jitter)}
     if options.student:
-        report["video"] = played(cfg, options, shake)
+        report["video"] = played(cfg, options, jitter)
     print(json.dumps(report, indent=1))
     return OK
 
 
-def played(cfg: Config, options: argparse.Namespace, shake: Shake) -> dict[str, dict[str, float]]:
+def played(cfg: Config, options: argparse.Namespace, jitter: Jitter) -> dict[str, dict[str, float]]:
     player = load_player(cfg, lambda words: print(words, file=sys.stderr))
     about, at = player.about, np.array([float(x) for x in options.at.split(",")])
     places = px_to_shares(uniform_grid(about.height, about.width, *about.grid), (about.height, about.width))
@@ -140,7 +140,7 @@ def played(cfg: Config, options: argparse.Namespace, shake: Shake) -> dict[str, 
     out, sheets = {}, []
     for name in HANDS:
         picture = options.picture or player.pictures()[0].id
-        out[name], sheet = of_video(player, cfg, picture, members, shake, *HANDS[name])
+        out[name], sheet = of_video(player, cfg, picture, members, jitter, *HANDS[name])
         sheets.append(sheet)
     if options.out:
         Path(options.out).mkdir(parents=True, exist_ok=True)

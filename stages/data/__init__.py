@@ -7,7 +7,7 @@
     clips   = CUT(CutRun, parts)                            one item a part of a video         -> Clip | Rejected, ...
     tracked = TRACK(TrackRun, gates.to_track(clips))        one item a group of its clips      -> Clip, ...
     encoded = ENCODE(EncodeRun, gates.to_encode(tracked))   one item a group                   -> Clip | Rejected, ...
-    kept, copies = gates.sift(encoded, gates)               also duplicates across all videos
+    kept, copies = gates.apply_gates(encoded, gates)               also duplicates across all videos
     kept    = splits.settle_splits(kept, say)               by time where one source is left
     scenes  = scene.plan_scenes(data, kept, seed, say)                                         -> SceneItem
     renders = RENDER, TRACK, ENCODE                         one item a scene, then as above
@@ -18,7 +18,7 @@
 
 CUT, TRACK and ENCODE are one graph: see infra/graph.py. `configs.run_configs(data, model)` makes all the ...Run configs. A
 Reject's message is "name: reason": `sources.listed(stage, message)` makes of it the Rejected that PACK lists. Records that a
-store must know besides stages.records: Candidate, Segment, Plate, SceneItem, ShardPlan, ShardFile. Readers: loader.Loader
+store must know besides stages.records: Candidate, Segment, Still, SceneItem, ShardPlan, ShardFile. Readers: loader.Loader
 (training batches), loader.read_samples (whole samples). TRACK, ENCODE and PACK hard-link files into their own folder and add
 some: no published folder is written to.
 """

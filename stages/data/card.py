@@ -93,22 +93,22 @@ def card(
 
 
 def _sources(clips: Sequence[Clip]) -> str:
-    filmed = [c for c in clips if c.kind != "rendered"]
+    videos = [c for c in clips if c.kind != "rendered"]
     lines = [
         "## Sources and licences",
         "",
         f"| licence | {' and '.join(k for k in kinds_of(clips) if k != 'rendered')} clips |",
     ]
     lines += ["|---|---|"]
-    lines += [f"| {_cell(name)} | {n} |" for name, n in sorted(Counter(c.licence for c in filmed).items())]
+    lines += [f"| {_cell(name)} | {n} |" for name, n in sorted(Counter(c.licence for c in videos).items())]
     lines += ["", "| source | licence | split | clips |", "|---|---|---|---|"]
-    rows = sorted(Counter((c.source, c.licence, c.split) for c in filmed).items())
+    rows = sorted(Counter((c.source, c.licence, c.split) for c in videos).items())
     lines += [
         f"| {_cell(src)} | {_cell(licence)} | {split} | {n} |" for (src, licence, split), n in rows[:MOST_SOURCES]
     ]
     if len(rows) > MOST_SOURCES:
         lines.append(f"\nand {len(rows) - MOST_SOURCES} more, in the catalogue.")
-    by_split = [{c.source for c in filmed if c.kind == "real" and c.split == s} for s in SPLITS]
+    by_split = [{c.source for c in videos if c.kind == "real" and c.split == s} for s in SPLITS]
     both = sorted(by_split[0] & by_split[1])
     lines += ["", f"Split by time, not by source: {', '.join(both)}." if both else "No file serves both splits."]
     return "\n".join(lines)

@@ -52,7 +52,7 @@ def tracked(frames: np.ndarray, xy_px: np.ndarray, visible: np.ndarray, height: 
     return drawn[:, : drawn.shape[1] // 2 * 2, : drawn.shape[2] // 2 * 2]
 
 
-def clip_sheet(clips: Sequence[Clip], rows: int = 8) -> np.ndarray:
+def clips_contact_sheet(clips: Sequence[Clip], rows: int = 8) -> np.ndarray:
     """Contact sheet of up to `rows` clips, spread evenly over them, with their tracks: h w 3 uint8."""
     ordered = sorted(clips, key=lambda c: (c.kind, c.clip_id))
     picked = np.linspace(0, len(ordered) - 1, min(rows, len(ordered))).round().astype(int)
@@ -80,10 +80,14 @@ def overlay_tracks(
     return np.stack(out)
 
 
-def contact_sheet(clips: Sequence[np.ndarray], columns: int = 6) -> np.ndarray:
-    """One row a clip (T h w 3 each, all of one size): `columns` frames evenly spaced, first and last among them."""
+def contact_sheet(videos: Sequence[np.ndarray], columns: int = 6, border: int = 1) -> np.ndarray:
+    """Lays out videos (T h w 3 uint8 each, all of one frame size), one a row: h w 3 uint8.
+
+    columns: frames a row, evenly spaced, the first and the last among them. border: black pixels around each frame.
+    """
+    edges = ((border, border), (border, border), (0, 0))
     rows = []
-    for frames in clips:
-        index = np.linspace(0, len(frames) - 1, columns).round().astype(int)
-        rows.append(np.concatenate([np.pad(frames[i], ((1, 1), (1, 1), (0, 0))) for i in index], axis=1))
+    for frames in videos:
+        shown = frames[np.linspace(0, len(frames) - 1, columns).round().astype(int)]
+        rows.append(np.concatenate([np.pad(frame, edges) for frame in shown], axis=1))
     return np.concatenate(rows, axis=0)

@@ -29,9 +29,9 @@ from stages.data.sources import assign_splits
 from stages.data.video import Unreadable, missing_end, read_container, read_frames, read_timestamps
 from stages.records import Clip, Rejected, Video
 
-PLATE_SCALE = 4  # plates keep a shorter side of this many clip heights: the renderer cuts enlarged regions from them
-PLATE_ENOUGH = 720  # px: but not of more than this, or than twice a clip that is larger
-PLATES = ("plate-0.png", "plate-1.png")
+STILL_SCALE = 4  # stills keep a shorter side of this many clip heights: the renderer cuts enlarged regions from them
+STILL_SIDE_LIMIT = 720  # px: but not of more than this, or than twice a clip that is larger
+STILLS = ("still-0.png", "still-1.png")
 
 
 @dataclass(frozen=True)
@@ -110,7 +110,7 @@ def run(cfg: CutRun, item: Segment, ctx: Context) -> tuple[Clip | Rejected, ...]
 
 def decode_side(clip: ClipConfig) -> int:
     """Pixels of the shorter side at which a video is decoded for clips of this size, if it has as many."""
-    return min(PLATE_SCALE * clip.height, max(2 * clip.height, PLATE_ENOUGH))
+    return min(STILL_SCALE * clip.height, max(2 * clip.height, STILL_SIDE_LIMIT))
 
 
 class Cutter:
@@ -173,7 +173,7 @@ class Cutter:
             del self.frames[index]
 
     def _write(self, window: Window, end: int) -> None:
-        """One window whose shot is known to reach `end`: the clip with its plates and, in training sources, its variants."""
+        """One window whose shot is known to reach `end`: the clip with its stills and, in training sources, its variants."""
         self.written += 1
         window = window.ended_at(end)
         video, clip, frames = self.item.video, self.cfg.clip, self.frames
@@ -194,7 +194,7 @@ class Cutter:
         )
         plain = _frames(frames, window.plain, clip)
         self.out.append(_save(base, plain, clip.fps))
-        for name, index in zip(PLATES, (window.plain[0], window.plain[clip.frames // 2]), strict=True):
+        for name, index in zip(STILLS, (window.plain[0], window.plain[clip.frames // 2]), strict=True):
             write_png(Path(base.folder) / name, frames[int(index)])
         make: dict[str, Callable[[], np.ndarray]] = {
             "reversed": lambda: plain[::-1],

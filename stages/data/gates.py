@@ -121,7 +121,7 @@ def failed(clip: Clip, cfg: GateConfig) -> list[Gate]:
     return [gate for gate in GATES if gate.drops(clip.quality, cfg)] if clip.kind == "real" else []
 
 
-def sift(clips: Sequence[Clip], cfg: GateConfig) -> tuple[list[Clip], list[Rejected]]:
+def apply_gates(clips: Sequence[Clip], cfg: GateConfig) -> tuple[list[Clip], list[Rejected]]:
     """Clips -> (kept, in order; dropped, by id with all reasons). Duplicates are sought among what passes the other gates.
 
     To be called before tracking, and again after it: figures that are not there yet pass.
@@ -170,7 +170,7 @@ def report(clips: Sequence[Clip], cfg: GateConfig) -> list[str]:
         rows.append((setting, figures[setting], limit, *_counts(by_gate, setting, len(real)), *spread))
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
-    dropped = len(sift(real, cfg)[1])
+    dropped = len(apply_gates(real, cfg)[1])
     return [*lines, f"all gates together drop {dropped} of {len(real)} real clips; rendered ones are not judged"]
 
 
@@ -201,7 +201,7 @@ def _groups(records: Sequence[Clip | Rejected], gates: GateConfig | None, judge:
     return [group for group in passed if group]
 
 
-def turned_away(
+def dropped_by_gates(
     records: Sequence[Clip | Rejected], gates: GateConfig, judge: Judge
 ) -> tuple[list[Clip], list[Rejected]]:
     """(clips that the gate dropped, the same as rejected, with all reasons)."""

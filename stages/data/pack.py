@@ -19,7 +19,7 @@ from stages.contracts import (
 )
 from stages.data.card import card
 from stages.data.catalogue import write_catalogue, write_rejected
-from stages.data.contact_sheets import clip_sheet
+from stages.data.contact_sheets import clips_contact_sheet
 from stages.data.files import link
 from stages.data.gates import GateConfig
 from stages.data.shard import ShardFile
@@ -79,7 +79,7 @@ def run(cfg: PackRun, inputs: PackInputs, ctx: Context) -> tuple[ShardSet, Shard
         real, rendered = (sum(c.kind == kind for c in mine) for kind in ("real", "rendered"))
         names = tuple(s.name for s in shards)
         out.append(ShardSet(str(folder), split, names, len(mine), real, rendered, digest, str(catalogue)))
-        ctx.image(f"clips_{split}", clip_sheet(mine))
+        ctx.image(f"clips_{split}", clips_contact_sheet(mine))
     shard_of = {clip_id: s.name for s in inputs.shards for clip_id in s.clip_ids}
     write_catalogue(catalogue, inputs.clips, inputs.rejected, shard_of, inputs.dropped)
     write_rejected(ctx.workdir / "rejected.csv", inputs.rejected)

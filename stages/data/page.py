@@ -19,7 +19,7 @@ from stages.contracts import (
 )
 from stages.data.catalogue import COLUMNS, FIGURES, in_order, kinds_of
 from stages.data.contact_sheets import (
-    clip_sheet,
+    clips_contact_sheet,
     data_uri,
     jpeg,
     png,
@@ -86,10 +86,10 @@ def run(cfg: DataPageRun, inputs: Sequence[Clip | Rejected | ShardSet], ctx: Con
     sets = [r for r in inputs if isinstance(r, ShardSet)]
     ctx.workdir.mkdir(parents=True, exist_ok=True)
     by_kind = {kind: [c for c in clips if c.kind == kind] for kind in kinds_of(clips)}
-    sheets = {kind: jpeg(clip_sheet(mine, SHEET_ROWS)) for kind, mine in by_kind.items() if mine}
+    contact_sheets = {kind: jpeg(clips_contact_sheet(mine, SHEET_ROWS)) for kind, mine in by_kind.items() if mine}
     html, picture = ctx.workdir / "data.html", ctx.workdir / "data.png"
-    html.write_text(page(cfg, clips, rejected, sets, sheets), encoding="utf-8")
-    overview = clip_sheet(clips)
+    html.write_text(page(cfg, clips, rejected, sets, contact_sheets), encoding="utf-8")
+    overview = clips_contact_sheet(clips)
     picture.write_bytes(png(overview))
     ctx.image("data/clips", overview)
     ctx.artifact(html, "data")
@@ -123,9 +123,9 @@ def page(
     clips: Sequence[Clip],
     rejected: Sequence[Rejected],
     sets: Sequence[ShardSet],
-    sheets: Mapping[str, bytes],
+    contact_sheets: Mapping[str, bytes],
 ) -> str:
-    """The HTML page. Nothing in it is fetched from elsewhere. sheets: kind -> JPEG."""
+    """The HTML page. Nothing in it is fetched from elsewhere. contact_sheets: kind -> JPEG."""
     from jinja2 import Environment
 
     environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
@@ -148,7 +148,7 @@ def page(
         },
         gates=_gates(cfg.gates, clips, rejected),
         plots=[(name, data_uri(content, "image/png")) for name, content in _plots(cfg.gates, clips)],
-        sheets={kind: data_uri(content, "image/jpeg") for kind, content in sheets.items()},
+        contact_sheets={kind: data_uri(content, "image/jpeg") for kind, content in contact_sheets.items()},
         sheet_rows=SHEET_ROWS,
         columns={name: meaning for name, (_, meaning) in COLUMNS.items()},
     )

@@ -22,7 +22,7 @@ from stages.contracts import (
 )
 from stages.data.files import save_frames, save_npz
 from stages.data.motion import Motion, affine, author, describe
-from stages.data.scene import Layer, Scene, SceneItem, build_scene
+from stages.data.scene import Scene, SceneItem, SceneLayer, build_scene
 from stages.records import Clip
 from stages.trackers.base import inside, uniform_grid
 from stages.trackers.ground_truth import NAME as GROUND_TRUTH
@@ -126,7 +126,7 @@ def draw(scene: Scene, maps: np.ndarray, clip: ClipConfig, supersampling: int) -
     return np.stack(frames)
 
 
-def _warp(layer: Layer, matrix: np.ndarray, size: tuple[int, int], ss: int, border: int) -> np.ndarray:
+def _warp(layer: SceneLayer, matrix: np.ndarray, size: tuple[int, int], ss: int, border: int) -> np.ndarray:
     """The layer's texture at one frame, enlarged. OpenCV's pixel centres lie at whole numbers, hence the halves."""
     half = np.array([[1, 0, 0.5], [0, 1, 0.5], [0, 0, 1]])
     enlarge = np.diag([ss, ss, 1.0])
@@ -161,8 +161,8 @@ def _write(
         split=item.split,
         kind="rendered",
         caption=f"{scene.caption}, {words}" if told else scene.caption,
-        source="rendered from " + " + ".join(_unique(p.source for p in item.plates)),
-        licence=" + ".join(_unique(p.licence for p in item.plates)),
+        source="rendered from " + " + ".join(_unique(p.source for p in item.stills)),
+        licence=" + ".join(_unique(p.licence for p in item.stills)),
         recipe=motion.kind,
         clip_seconds=cfg.clip.frames / cfg.clip.fps,
         tracker=GROUND_TRUTH,

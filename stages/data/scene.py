@@ -16,7 +16,7 @@ import numpy as np
 
 from msmodel.config import ClipConfig
 from stages.data.config import DataConfig
-from stages.data.cut import PLATES
+from stages.data.cut import STILLS
 from stages.records import Clip
 
 SHAPES = ("oval", "rounded square", "rounded triangle", "blob")
@@ -25,7 +25,7 @@ BACKGROUND_REACH = (1.6, 2.0)  # the background is cut this much wider than the 
 
 
 @dataclass(frozen=True)
-class Plate:
+class Still:
     """A still of a real clip that scenes may cut from."""
 
     path: str
@@ -36,12 +36,12 @@ class Plate:
 
 @dataclass(frozen=True)
 class SceneItem:
-    """One scene to render. plates: the background's first, then one for each object; all of the scene's own split."""
+    """One scene to render. stills: the background's first, then one for each object; all of the scene's own split."""
 
     scene_id: str
     split: str
     seed: int
-    plates: tuple[Plate, ...]
+    stills: tuple[Still, ...]
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ class Shape:
 
 
 @dataclass(frozen=True, eq=False)
-class Layer:
+class SceneLayer:
     """texture h w 3 (or 4, with alpha) uint8. to_frame: 3 x 3, texture pixels (centres at +0.5) -> frame 0. shape None: all."""
 
     name: str
@@ -83,26 +83,26 @@ class Scene:
     """layers: the background first, then objects from far to near."""
 
     item: SceneItem
-    layers: tuple[Layer, ...]
+    layers: tuple[SceneLayer, ...]
 
     @property
-    def objects(self) -> tuple[Layer, ...]:
+    def objects(self) -> tuple[SceneLayer, ...]:
         return self.layers[1:]
 
     @property
     def caption(self) -> str:
         things = " and ".join(f"{'an' if o.name[0] in 'aeio' else 'a'} {o.name}" for o in self.objects)
-        ground = self.item.plates[0].caption
+        ground = self.item.stills[0].caption
         return f"{things} over {ground}" if ground else things
 
 
-def plates_of(clips: Sequence[Clip], split: str) -> list[Plate]:
+def stills_of(clips: Sequence[Clip], split: str) -> list[Still]:
     """The stills of a split's real clips, in a fixed order."""
     plain = sorted(
         (c for c in clips if c.kind == "real" and not c.recipe and c.split == split), key=lambda c: c.clip_id
     )
-    paths = [(c, Path(c.folder) / name) for c in plain for name in PLATES]
-    return [Plate(str(p), c.source, c.licence, c.caption) for c, p in paths]
+    paths = [(c, Path(c.folder) / name) for c in plain for name in STILLS]
+    return [Still(str(p), c.source, c.licence, c.caption) for c, p in paths]
 
 
 def plan_scenes(cfg: DataConfig, clips: Sequence[Clip], seed: int, log: Callable[[str], None]) -> list[SceneItem]:
@@ -110,37 +110,39 @@ def plan_scenes(cfg: DataConfig, clips: Sequence[Clip], seed: int, log: Callable
 
     With no held-out real clip, the stills divide: the middle frames serve the held-out scenes, and that is said.
     """
-    plates = {split: plates_of(clips, split) for split in ("train", "heldout")}
-    if not plates["heldout"] and cfg.heldout_scenes:
+    stills = {split: stills_of(clips, split) for split in ("train", "heldout")}
+    if not stills["heldout"] and cfg.heldout_scenes:
         log(
             "no held-out real clip: held-out scenes are cut from the middle frames of the clips, training scenes from the first"
         )
-        plates = {"train": plates["train"][0::2], "heldout": plates["train"][1::2]}
-    stills = {split: Stills(found) for split, found in plates.items()}
+        stills = {"train": stills["train"][0::2], "heldout": stills["train"][1::2]}
+    choosers = {split: StillChooser(found) for split, found in stills.items()}
     items = []
     for number, (split, count) in enumerate((("train", cfg.train_scenes), ("heldout", cfg.heldout_scenes))):
         for index in range(count):
             generator = np.random.default_rng([seed, number, index])
             count = 1 + int(generator.integers(1, cfg.objects + 1))
             scene_seed = int(generator.integers(2**31))
-            chosen = stills[split].choose(count, scene_seed)
+            chosen = choosers[split].choose(count, scene_seed)
             items.append(SceneItem(f"scene-{split}-{index:05d}", split, scene_seed, chosen))
     return items
 
 
-class Stills:
-    """Plates to choose from, by rendezvous hashing (Thaler and Ravishankar 1998): every source draws a number for every layer
-    of every scene, the largest is taken. A new source changes only the scenes in which it wins; the others keep theirs.
+class StillChooser:
+    """Chooses stills for scenes by rendezvous hashing (Thaler and Ravishankar 1998).
+
+    For each layer of each scene every source gets a pseudo-random number, and the largest wins. A new source changes only
+    the scenes in which it wins.
     """
 
-    def __init__(self, plates: Sequence[Plate]) -> None:
-        self.by_source: dict[str, list[Plate]] = {}
-        for plate in plates:
-            self.by_source.setdefault(plate.source, []).append(plate)
+    def __init__(self, stills: Sequence[Still]) -> None:
+        self.by_source: dict[str, list[Still]] = {}
+        for still in stills:
+            self.by_source.setdefault(still.source, []).append(still)
         self.sources = np.array(sorted(self.by_source))
         self.marks = _marks(self.sources)
 
-    def choose(self, count: int, seed: int) -> tuple[Plate, ...]:
+    def choose(self, count: int, seed: int) -> tuple[Still, ...]:
         """A background, then objects, from other sources than the background's where there are any. The source is drawn
         first, then one of its stills: a long video does not crowd out the others."""
         ground = self._source(seed, 0, "")
@@ -153,10 +155,19 @@ class Stills:
             drawn[self.sources == without] = 0
         return str(self.sources[int(drawn.argmax())])
 
-    def _still(self, source: str, seed: int, layer: int) -> Plate:
-        plates = self.by_source[source]
-        names = np.array(["/".join(Path(p.path).parts[-2:]) for p in plates])
-        return plates[int(_draw(_marks(names), seed, layer).argmax())]
+    def _still(self, source: str, seed: int, layer: int) -> Still:
+        stills = self.by_source[source]
+        names = np.array([_drawn_name(s.path) for s in stills])
+        return stills[int(_draw(_marks(names), seed, layer).argmax())]
+
+
+def _drawn_name(path: str) -> str:
+    """Returns the clip's folder and the still's name, from which its number is drawn.
+
+    "plate" is what stills were called first: with another word every scene would be cut from other stills than before.
+    """
+    still = Path(path)
+    return f"{still.parent.name}/{still.name.replace('still', 'plate')}"
 
 
 def _marks(names: np.ndarray) -> np.ndarray:
@@ -175,20 +186,20 @@ def _draw(marks: np.ndarray, seed: int, layer: int) -> np.ndarray:
 
 def build_scene(item: SceneItem, clip: ClipConfig, supersampling: int, generator: np.random.Generator) -> Scene:
     """Cuts textures and shapes. Every random choice comes from `generator`. Raises ValueError where a still is missing."""
-    layers = [_background(_read(item.plates[0]), clip, supersampling, generator)]
-    for depth, plate in enumerate(item.plates[1:], start=1):
-        layers.append(_object(_read(plate), depth, clip, supersampling, generator))
+    layers = [_background(_read(item.stills[0]), clip, supersampling, generator)]
+    for depth, still in enumerate(item.stills[1:], start=1):
+        layers.append(_object(_read(still), depth, clip, supersampling, generator))
     return Scene(item, tuple(layers))
 
 
-def _read(plate: Plate) -> np.ndarray:
-    picture = cv2.imread(plate.path, cv2.IMREAD_COLOR)
+def _read(still: Still) -> np.ndarray:
+    picture = cv2.imread(still.path, cv2.IMREAD_COLOR)
     if picture is None:
-        raise ValueError(f"the still {plate.path} is missing or unreadable: cut the clips again")
+        raise ValueError(f"the still {still.path} is missing or unreadable: cut the clips again")
     return cv2.cvtColor(picture, cv2.COLOR_BGR2RGB)
 
 
-def _background(picture: np.ndarray, clip: ClipConfig, ss: int, generator: np.random.Generator) -> Layer:
+def _background(picture: np.ndarray, clip: ClipConfig, ss: int, generator: np.random.Generator) -> SceneLayer:
     """A random window of the clip's aspect, resized so that the frame sits in its middle with room on all sides."""
     height, width = picture.shape[:2]
     reach = generator.uniform(*BACKGROUND_REACH)
@@ -204,10 +215,10 @@ def _background(picture: np.ndarray, clip: ClipConfig, ss: int, generator: np.ra
     if generator.random() < 0.5:
         texture = np.ascontiguousarray(texture[:, ::-1])
     x, y = clip.width / 2 - size[0] / ss / 2, clip.height / 2 - size[1] / ss / 2
-    return Layer("background", texture, np.array([[1 / ss, 0, x], [0, 1 / ss, y], [0, 0, 1]]), None, 1.0)
+    return SceneLayer("background", texture, np.array([[1 / ss, 0, x], [0, 1 / ss, y], [0, 0, 1]]), None, 1.0)
 
 
-def _object(picture: np.ndarray, depth: int, clip: ClipConfig, ss: int, generator: np.random.Generator) -> Layer:
+def _object(picture: np.ndarray, depth: int, clip: ClipConfig, ss: int, generator: np.random.Generator) -> SceneLayer:
     """A shape with the liveliest of six random square cuts of the still as its texture."""
     shape = _shape(clip, generator)
     cuts = []
@@ -229,7 +240,7 @@ def _object(picture: np.ndarray, depth: int, clip: ClipConfig, ss: int, generato
     alpha = shape.alpha(xy)
     name = f"{_colour(texture[alpha > 0.5])} {shape.name}"
     rgba = np.dstack([texture, np.round(alpha * 255).astype(np.uint8)])
-    return Layer(name, rgba, to_frame, shape, 1.0 + 0.12 * depth)
+    return SceneLayer(name, rgba, to_frame, shape, 1.0 + 0.12 * depth)
 
 
 def _shape(clip: ClipConfig, generator: np.random.Generator) -> Shape:

@@ -38,7 +38,7 @@ RAW = InputSmoothing(smooth_seconds=0, max_speed=0)
 
 
 @dataclass(frozen=True)
-class Shake:
+class Jitter:
     """tremor: its amplitude in frame widths (0.01 are 8 px of 832). events: snapshots a second, as a browser's
     animation frames. ahead: seconds before its first frame is due that a chunk reads the controls."""
 
@@ -57,23 +57,23 @@ def meant(seconds: np.ndarray) -> np.ndarray:
     return start[:, 1:] + s[:, None] * (end[:, 1:] - start[:, 1:])
 
 
-def shaken(seconds: np.ndarray, shake: Shake, aspect: float, generator: np.random.Generator) -> np.ndarray:
+def jittered(seconds: np.ndarray, jitter: Jitter, aspect: float, generator: np.random.Generator) -> np.ndarray:
     """The same with tremor: three sinusoids along each axis. aspect: height over width of the frame."""
-    hz, phase = generator.uniform(*shake.hz, (2, 3, 1)), generator.uniform(0, 2 * np.pi, (2, 3, 1))
-    tremor = shake.tremor * np.sqrt(2 / 3) * np.sin(2 * np.pi * hz * seconds + phase).sum(axis=1)
+    hz, phase = generator.uniform(*jitter.hz, (2, 3, 1)), generator.uniform(0, 2 * np.pi, (2, 3, 1))
+    tremor = jitter.tremor * np.sqrt(2 / 3) * np.sin(2 * np.pi * hz * seconds + phase).sum(axis=1)
     return meant(seconds) + (tremor / [[1], [aspect]]).T
 
 
 class Script:
-    """What the stream hears of a shaken drag. members: n 2 shares, points that the hand holds from the start, the rest of the
+    """What the stream hears of a jittered drag. members: n 2 shares, points that the hand holds from the start, the rest of the
     picture is held still. steadied: whether snapshots pass through msmodel.steering.smoothing.Steady with this hand."""
 
     def __init__(
-        self, hand: InputSmoothing, steadied: bool, members: np.ndarray, shake: Shake, aspect: float, seed: int
+        self, hand: InputSmoothing, steadied: bool, members: np.ndarray, jitter: Jitter, aspect: float, seed: int
     ) -> None:
-        self._times = np.arange(0, MEANT[-1, 0], 1 / shake.events)
-        self._places = shaken(self._times, shake, aspect, np.random.default_rng(seed))
-        self._members, self._ahead, self._heard = members, shake.ahead, 0
+        self._times = np.arange(0, MEANT[-1, 0], 1 / jitter.events)
+        self._places = jittered(self._times, jitter, aspect, np.random.default_rng(seed))
+        self._members, self._ahead, self._heard = members, jitter.ahead, 0
         self._steady = Steady(hand, len(members)) if steadied else None
         self._newest = Controls()
 

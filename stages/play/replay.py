@@ -46,13 +46,13 @@ from stages.play.recordings import (
     read_recording,
 )
 from stages.play.video_writer import (
-    Film,
-    Trails,
+    TrailPainter,
+    VideoWriter,
     enlarged,
 )
 from stages.records import Checkpoint
 
-SHOWN = 6  # frames of the strip
+SHOWN = 6  # frames of the contact sheet
 
 
 @dataclass(frozen=True)
@@ -142,30 +142,30 @@ def played(playable: Playable, recording: Recording, folder: Path) -> Iterator[P
 
 
 def compared(cfg: ReplayRun, recording: Recording, pieces: Iterator[Piece], ctx: Context) -> dict[str, Any]:
-    """identical, first_difference (chunk, or None), chunks, frames, fps, epe; writes the films."""
-    films = {name: Film(ctx.workdir, Path(name).stem, recording.fps) for name in (VIDEO, DRAWN)}
-    trails, windows = Trails(), Windows(cfg, retracker(cfg.measure, recording.height, ctx))
+    """identical, first_difference (chunk, or None), chunks, frames, fps, epe; writes the videos."""
+    writers = {name: VideoWriter(ctx.workdir, Path(name).stem, recording.fps) for name in (VIDEO, DRAWN)}
+    trails, windows = TrailPainter(), Windows(cfg, retracker(cfg.measure, recording.height, ctx))
     every = max(1, (recording.frames - 1) // (SHOWN - 1))
     differ, seconds, count = [], 0.0, 0
-    strip: list[np.ndarray] = []
+    shown: list[np.ndarray] = []
     try:
         with ctx.progress("replay", len(recording.lengths)) as progress:
             for piece in pieces:
                 drawn = trails.draw(piece.frames, piece.xy_px, piece.visible)
-                films[VIDEO].push(enlarged(piece.frames))
-                films[DRAWN].push(drawn)
-                strip += [frame for t, frame in enumerate(drawn, count) if t % every == 0]
+                writers[VIDEO].push(enlarged(piece.frames))
+                writers[DRAWN].push(drawn)
+                shown += [frame for t, frame in enumerate(drawn, count) if t % every == 0]
                 windows.add(piece)
                 if digest_of(piece.frames) != piece.wanted:
                     differ.append(piece.index)
                 seconds, count = seconds + piece.seconds, count + len(piece.frames)
                 progress.advance()
-        for name, film in films.items():
-            film.finish(ctx.workdir / name)
+        for name, writer in writers.items():
+            writer.finish(ctx.workdir / name)
     finally:
-        for film in films.values():
-            film.discard()
-    ctx.image("replay", contact_sheet([np.stack(strip)], min(SHOWN, len(strip))))
+        for writer in writers.values():
+            writer.discard()
+    ctx.image("replay", contact_sheet([np.stack(shown)], min(SHOWN, len(shown))))
     return {
         "identical": not differ,
         "first_difference": differ[0] if differ else None,

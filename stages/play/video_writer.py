@@ -1,4 +1,4 @@
-"""Films of a stream: H.264 that is written while frames come, so that nothing of them stays in memory, and tracks drawn
+"""Videos of a stream: H.264 that is written while frames come, so that nothing of them stays in memory, and tracks drawn
 over them.
 
 Legend: T frames, n tracks, H W pixels.
@@ -16,15 +16,15 @@ import numpy as np
 
 from stages.eval.videos import TRAIL, draw_trails, enlarge
 
-FILM_HEIGHT = 320  # px: smaller frames are enlarged by a whole number, so that their pixels and colours stay
+VIDEO_HEIGHT = 320  # px: smaller frames are enlarged by a whole number, so that their pixels and colours stay
 MOST_TRACKS = 60  # drawn over one frame
 FFMPEG_SECONDS = 60  # to write out what it holds
 
 
-class Film:
-    """One H.264 film. `push` frames of one size, then `finish`; it may go on after that, and be finished again.
+class VideoWriter:
+    """One H.264 video. `push` frames of one size, then `finish`; it may go on after that, and be finished again.
 
-    Raises OSError with ffmpeg's words where it cannot be written (disk full); the film is of no use after that. `discard`
+    Raises OSError with ffmpeg's words where it cannot be written (disk full); the video is of no use after that. `discard`
     removes what was written aside and ends ffmpeg; it may always be called.
     """
 
@@ -111,13 +111,13 @@ class Film:
 
 
 def enlarged(frames: np.ndarray) -> np.ndarray:
-    """T h w 3 -> T H W 3 uint8 with even sizes, at about FILM_HEIGHT px or its own larger height."""
-    height = frames.shape[1] * max(1, round(FILM_HEIGHT / frames.shape[1]))
+    """T h w 3 -> T H W 3 uint8 with even sizes, at about VIDEO_HEIGHT px or its own larger height."""
+    height = frames.shape[1] * max(1, round(VIDEO_HEIGHT / frames.shape[1]))
     large = np.stack([enlarge(frame, height) for frame in frames])
     return large[:, : large.shape[1] // 2 * 2, : large.shape[2] // 2 * 2]
 
 
-class Trails:
+class TrailPainter:
     """Draws the tracks of a stream, piece by piece: each piece's trails begin in the one before."""
 
     def __init__(self) -> None:

@@ -248,5 +248,5 @@ def advice(found: Mapping[str, tuple[int, ...]], name: str) -> str:
 def _content(data: Any) -> str:
     if not isinstance(data, dict):
         return f"a {type(data).__name__}"
-    odd = [f"{key}: {type(value).__name__}" for key, value in data.items() if not isinstance(value, Tensor)]
-    return f"a dict of {len(data)} entries" + (f" ({', '.join(odd[:3])})" if odd else "")
+    others = [f"{key}: {type(value).__name__}" for key, value in data.items() if not isinstance(value, Tensor)]
+    return f"a dict of {len(data)} entries" + (f" ({', '.join(others[:3])})" if others else "")

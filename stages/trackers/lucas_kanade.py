@@ -11,8 +11,8 @@ import cv2
 import numpy as np
 
 from stages.trackers.base import TrackerConfig, Tracks, check_inputs, inside, uniform_grid
-from stages.trackers.layers import Aligner, Layer
 from stages.trackers.matching import Video, match, outward, resized
+from stages.trackers.motion_groups import Aligner, MotionGroup
 from stages.trackers.motions import find_motions
 
 MAX_REACH = 0.15  # frame widths that an unchecked point may move in one frame
@@ -65,14 +65,14 @@ class LucasKanade:
         if not motions:
             return xy, sureness, back
         aligner = Aligner(video, query, query_frame, self.cfg.window_px, max_back)
-        layers, owner = aligner.layers(xy, seen, motions)
-        for k, layer in enumerate(layers):
-            own = (owner == k) & ~_astray(xy, seen, layer)
-            xy[:, own] = np.where(layer.fitted[:, None, None], layer.place[:, own], xy[:, own])
-            believed = layer.within & (layer.fitted[:, None] | seen)
-            alike = _sureness(layer.colour / self.cfg.max_colour_error)
+        groups, owner = aligner.groups(xy, seen, motions)
+        for k, group in enumerate(groups):
+            own = (owner == k) & ~_off_motion(xy, seen, group)
+            xy[:, own] = np.where(group.fitted[:, None, None], group.place[:, own], xy[:, own])
+            believed = group.within & (group.fitted[:, None] | seen)
+            alike = _sureness(group.colour / self.cfg.max_colour_error)
             sureness[:, own] = np.where(believed, alike, 0.0)[:, own]
-            back[:, own] = layer.back[:, own]
+            back[:, own] = group.back[:, own]
         return xy, sureness, back
 
     def _chain(
@@ -104,7 +104,7 @@ def _sureness(error: np.ndarray) -> np.ndarray:
     return np.exp2(-np.square(error))
 
 
-def _astray(xy: np.ndarray, seen: np.ndarray, layer: Layer) -> np.ndarray:
+def _off_motion(xy: np.ndarray, seen: np.ndarray, group: MotionGroup) -> np.ndarray:
     """n bool: points whose chain does not follow the motion on most of the frames that it was seen in, nor do the colours."""
-    far = np.linalg.norm(xy - layer.place, axis=-1) > STRAY
-    return ((far & seen).sum(axis=0) > 0.5 * seen.sum(axis=0)) & (layer.cost > DOUBT)
+    far = np.linalg.norm(xy - group.place, axis=-1) > STRAY
+    return ((far & seen).sum(axis=0) > 0.5 * seen.sum(axis=0)) & (group.cost > DOUBT)

@@ -31,7 +31,7 @@ from stages.train.method import Loader, Loss, RngStreams, StepsConfig, Trainable
 from stages.train.ode_pairs import PairBatch, PairLoader, heldout_pairs
 from stages.train.optim import make_optimizer
 from stages.train.publish import frozen_decoder, publish, student_from
-from stages.train.sampling import Decode, contact_sheet, first_conditions, scored_frames
+from stages.train.sampling import Decode, contact_sheet_of_latents, first_conditions, scored_frames
 
 
 @dataclass(frozen=True)
@@ -142,7 +142,7 @@ class AdaptMethod:
             generator = rng.own("noise")
             noise = fresh_noise(endpoint, generator)
             x = rollout(self.student, cond, noise, self.times.tolist(), self.model.student, generator)
-            pictures["adapted"] = contact_sheet({"teacher": endpoint, "rollout": x}, self.decode)
+            pictures["adapted"] = contact_sheet_of_latents({"teacher": endpoint, "rollout": x}, self.decode)
         return Validation({"heldout/ode": loss}, pictures)
 
 

@@ -30,7 +30,7 @@ from stages.train.loop import train
 from stages.train.method import Loader, Loss, RngStreams, TrainableModule, Validation, at_least, scheduled
 from stages.train.optim import make_optimizer
 from stages.train.publish import fresh, frozen_decoder, heldout_batch, open_loader, publish
-from stages.train.sampling import Decode, contact_sheet, first_conditions, flow_loss, sample_teacher
+from stages.train.sampling import Decode, contact_sheet_of_latents, first_conditions, flow_loss, sample_teacher
 
 PROBE_TIMES = (0.95, 0.8, 0.5)
 
@@ -125,7 +125,9 @@ class BaseMethod:
             return Validation(metrics)
         cond = first_conditions(self.held_cond, n)
         sampled = sample_teacher(self.dit, cond, self.held_eps[:n], self.cfg.picture_steps, None, self.model)
-        return Validation(metrics, {"base": contact_sheet({"real": latents[:n], "base": sampled}, self.decode)})
+        return Validation(
+            metrics, {"base": contact_sheet_of_latents({"real": latents[:n], "base": sampled}, self.decode)}
+        )
 
 
 def backbone(dit: WanDiT) -> WanDiT:

@@ -44,7 +44,7 @@ from stages.train.publish import (
 from stages.train.sampling import (
     Decode,
     Guidance,
-    contact_sheet,
+    contact_sheet_of_latents,
     flow_loss,
     restore_image,
     scored_frames,
@@ -228,7 +228,9 @@ class DmdMethod:
         metrics = {"heldout/latent_mse": float((x - real).square().mean()), "heldout/std": float(x.std())}
         if not n:
             return Validation(metrics)
-        return Validation(metrics, {"student": contact_sheet({"real": real[:n], "student": x[:n]}, self.decode)})
+        return Validation(
+            metrics, {"student": contact_sheet_of_latents({"real": real[:n], "student": x[:n]}, self.decode)}
+        )
 
 
 def fit(

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from msmodel import flow, guidance, losses
 from msmodel.batch import Conditioning
 from msmodel.config import ModelConfig
+from stages.data.contact_sheets import contact_sheet
 
 Decode = Callable[[Tensor], Tensor]  # latents b z t h w -> video b 3 T H W in [-1, 1]
 
@@ -88,20 +89,18 @@ def first_conditions(cond: Conditioning, clips: int) -> Conditioning:
     return Conditioning(cond.text[:clips], cond.image[:clips], cond.tracks[:clips], image_tokens)
 
 
-def contact_sheet(rows: Mapping[str, Tensor], decode: Decode, columns: int = 6) -> np.ndarray:
+def contact_sheet_of_latents(rows: Mapping[str, Tensor], decode: Decode, columns: int = 6) -> np.ndarray:
     """Decodes latents and lays them out: for each clip one line a row of `rows`, in order; `columns` frames across.
 
     rows: name -> latents b z t h w (all the same shape). Returns h w 3 uint8.
     """
     videos = [decode(latents) for latents in rows.values()]
-    return film_strips([video[clip] for clip in range(videos[0].shape[0]) for video in videos], columns)
+    return contact_sheet_of_videos([video[clip] for clip in range(videos[0].shape[0]) for video in videos], columns)
 
 
-def film_strips(videos: Sequence[Tensor], columns: int = 6) -> np.ndarray:
-    """videos: each 3 T H W in [-1, 1], one line each, frames spread evenly -> h w 3 uint8."""
-    lines = []
-    for video in videos:
-        index = torch.linspace(0, video.shape[1] - 1, min(columns, video.shape[1])).round().long()
-        lines.append(rearrange(video[:, index.to(video.device)], "c t h w -> h (t w) c"))
-    picture = ((torch.cat(lines) + 1) * 127.5).round().clamp(0, 255)
-    return picture.to("cpu", torch.uint8).numpy()
+def contact_sheet_of_videos(videos: Sequence[Tensor], columns: int = 6) -> np.ndarray:
+    """Lays out videos (3 T H W in [-1, 1] each), one a row of at most `columns` frames spread evenly: h w 3 uint8."""
+    frames = [
+        ((rearrange(v, "c t h w -> t h w c") + 1) * 127.5).round().clamp(0, 255).byte().cpu().numpy() for v in videos
+    ]
+    return contact_sheet(frames, min(columns, *(len(f) for f in frames)), border=0)

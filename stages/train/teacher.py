@@ -47,7 +47,7 @@ from stages.train.optim import make_optimizer
 from stages.train.publish import frozen_decoder, heldout_batch, initial_dit, open_loader, publish
 from stages.train.sampling import (
     Decode,
-    contact_sheet,
+    contact_sheet_of_latents,
     first_conditions,
     flow_loss,
     sample_teacher,
@@ -284,7 +284,9 @@ class Probe:
         cond, noise = first_conditions(self.cond, clips), self.eps[:clips]
         sampled = sample_teacher(dit, cond, noise, steps, None, self.model)
         blind = sample_teacher(dit, cond.without_tracks(), noise, steps, None, self.model)
-        return contact_sheet({"real": self.latents[:clips], "tracks": sampled, "no tracks": blind}, self.decode)
+        return contact_sheet_of_latents(
+            {"real": self.latents[:clips], "tracks": sampled, "no tracks": blind}, self.decode
+        )
 
 
 def fit(

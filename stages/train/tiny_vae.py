@@ -31,7 +31,7 @@ from stages.train.loop import train
 from stages.train.method import Loader, Loss, RngStreams, StepsConfig, TrainableModule, Validation, at_least, scheduled
 from stages.train.optim import make_optimizer
 from stages.train.publish import RANDOM, publish
-from stages.train.sampling import film_strips
+from stages.train.sampling import contact_sheet_of_videos
 
 DECODER, DISCRIMINATOR = "decoder", "discriminator"
 
@@ -179,7 +179,7 @@ class TinyVAEMethod:
         psnr = float((10 * torch.log10(4 / per_frame.clamp_min(1e-10))).mean())
         metrics = {"heldout/psnr": psnr, "heldout/l1": float((made - video).abs().mean())}
         strips = [v[clip] for clip in range(min(self.cfg.picture_clips, len(video))) for v in (video, made)]
-        return Validation(metrics, {"tiny_vae": film_strips(strips)} if strips else {})
+        return Validation(metrics, {"tiny_vae": contact_sheet_of_videos(strips)} if strips else {})
 
 
 def initial_decoder(cfg: TinyVAERun, start: FrameBatch, seed: int) -> TinyDecoder:

@@ -34,7 +34,7 @@ from stages.train.loop import train
 from stages.train.method import Loader, Loss, RngStreams, StepsConfig, TrainableModule, Validation, at_least, scheduled
 from stages.train.optim import make_optimizer
 from stages.train.publish import weights_digest
-from stages.train.sampling import film_strips
+from stages.train.sampling import contact_sheet_of_videos
 from stages.train.vae_footage import Footage, decode_small
 
 
@@ -143,7 +143,7 @@ class VAEMethod:
         made = self.vae.decode(self.vae.encode(self.heldout))
         value = sum(psnr(a, b) for a, b in zip(made, self.heldout, strict=True)) / len(made)
         strips = [v[clip] for clip in range(min(2, len(made))) for v in (self.heldout, made)]
-        return Validation({"heldout/psnr": value}, {"vae": film_strips(strips)})
+        return Validation({"heldout/psnr": value}, {"vae": contact_sheet_of_videos(strips)})
 
 
 def reconstruction_loss(x: Tensor, target: Tensor, gradient_weight: float) -> Tensor:

@@ -34,7 +34,7 @@ REASONS = {
     "huge.mp4": "8704 x 64 px: the longer side is above 8192",
     "ribbon.mp4": "640 x 96 px: the aspect 6.67 is not between 0.2 and 5",
 }
-USABLE = {"good.mp4", "phone.mp4", "vfr.mp4", "deep/a film.v1.öä.mkv", "anim.gif", "again.mp4", "liar.mp4"}
+USABLE = {"good.mp4", "phone.mp4", "vfr.mp4", "deep/a video.v1.öä.mkv", "anim.gif", "again.mp4", "liar.mp4"}
 INGEST = IngestRun(CLIP, 16, 8192, 0.2, 5.0)
 
 
@@ -56,7 +56,7 @@ def folder(tmp_path_factory) -> Path:
     ffmpeg("-display_rotation", "90", "-i", str(good), "-c", "copy", str(root / "phone.mp4"))
     drop = "select='lt(t,0.5)+not(mod(n,3))'"
     make_video(root / "vfr.mp4", 1.5, "160x96", 30, "-vf", drop, "-fps_mode", "vfr")
-    make_video(root / "deep" / "a film.v1.öä.mkv", 1.2)
+    make_video(root / "deep" / "a video.v1.öä.mkv", 1.2)
     ffmpeg("-f", "lavfi", "-i", "testsrc=size=64x48:rate=20:duration=1", str(root / "anim.gif"))
     whole = make_video(root / "whole.mp4", 1.0, "160x96", 30, "-movflags", "+faststart")
     data = bytearray(whole.read_bytes())

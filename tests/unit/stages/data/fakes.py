@@ -17,7 +17,7 @@ from stages.data import pack, shard
 from stages.data.files import save_npz, write_mp4
 from stages.data.gates import GateConfig
 from stages.data.pack import PackInputs, PackRun
-from stages.data.scene import Plate, SceneItem
+from stages.data.scene import SceneItem, Still
 from stages.data.shard import ShardRun, plan_shards
 from stages.records import Clip, Rejected, ShardSet
 from tests.fakes import FakeContext
@@ -45,13 +45,13 @@ def noise_picture(path: Path, seed: int, height: int = 120, width: int = 200) ->
 
 
 def scene_item(folder: Path, objects: int = 2, seed: int = 7, split: str = "train") -> SceneItem:
-    plates = [
-        Plate(
-            str(noise_picture(folder / f"plate-{split}-{seed}-{i}.png", 100 * seed + i)), f"video {i}", "MIT", "noise"
+    stills = [
+        Still(
+            str(noise_picture(folder / f"still-{split}-{seed}-{i}.png", 100 * seed + i)), f"video {i}", "MIT", "noise"
         )
         for i in range(objects + 1)
     ]
-    return SceneItem(f"scene-{split}-{seed:05d}", split, seed, tuple(plates))
+    return SceneItem(f"scene-{split}-{seed:05d}", split, seed, tuple(stills))
 
 
 @lru_cache(maxsize=1)

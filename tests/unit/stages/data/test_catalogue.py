@@ -9,7 +9,7 @@ import yaml
 
 from stages.data.card import MOST_REJECTED, card
 from stages.data.catalogue import COLUMNS, FIGURES, sample_json, write_catalogue, write_rejected
-from stages.data.gates import GateConfig, sift
+from stages.data.gates import GateConfig, apply_gates
 from stages.records import Clip, Rejected
 
 REAL = Clip(
@@ -122,7 +122,7 @@ def test_the_card_of_a_large_set_stays_short():
 def test_the_card_counts_what_the_gates_dropped():
     clips = [replace(REAL, clip_id=f"c{i}", scene=f"v{i}", phash="0f" * 24) for i in range(3)]
     clips.append(replace(REAL, clip_id="dark", quality={"brightness": 0.0}))
-    kept, rejected = sift(clips, GateConfig())
+    kept, rejected = apply_gates(clips, GateConfig())
     text = card(kept, rejected, (29, 40, 64), 24.0, GateConfig())
     assert "| max_duplicate_bits | 6 of 192 | 2 |" in text
     assert "| min_brightness | 0.04 | 1 |" in text

@@ -134,8 +134,8 @@ def test_clips_have_the_preset_size_and_no_dot_in_their_id(tmp_path):
     for clip in out:
         assert "." not in clip.clip_id
         assert read_clip_frames(clip).shape == (9, 32, 48, 3)
-        for plate in stage.PLATES:
-            assert (tmp_path / clip.clip_id / plate).is_file()
+        for still in stage.STILLS:
+            assert (tmp_path / clip.clip_id / still).is_file()
 
 
 def test_the_mp4_plays_everywhere(tmp_path):

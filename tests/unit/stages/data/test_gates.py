@@ -6,7 +6,7 @@ import pytest
 
 from stages.data.config import DataConfig
 from stages.data.duplicates import duplicates
-from stages.data.gates import GATES, GateConfig, judge, picture_gates, report, sift, track_gates
+from stages.data.gates import GATES, GateConfig, apply_gates, judge, picture_gates, report, track_gates
 from stages.records import Clip
 
 GOOD = {"brightness": 0.4, "sharpness": 800.0, "letterbox": 0.0, "overlay": 0.0}
@@ -57,7 +57,7 @@ def test_a_figure_that_is_not_there_passes_and_a_gate_can_be_off():
 
 
 def test_all_reasons_of_a_clip_are_told():
-    kept, (rejected,) = sift([with_figures(1, brightness=0.01, letterbox=0.5), clip(2)], GateConfig())
+    kept, (rejected,) = apply_gates([with_figures(1, brightness=0.01, letterbox=0.5), clip(2)], GateConfig())
     assert [c.clip_id for c in kept] == ["clip-000002"]
     assert (rejected.name, rejected.stage) == ("clip-000001", "gates")
     assert "too dark" in rejected.reason
@@ -136,19 +136,19 @@ def test_held_out_wins_variants_go_along_and_plain_pictures_are_not_compared():
     render = clip(4, phash=value, kind="rendered")
     blank = [clip(5, phash="0" * 48), clip(6, phash="0" * 48), clip(7), clip(8)]
     clips = [a, variant, held, same_video, render, *blank]
-    kept, rejected = sift(clips, GateConfig())
+    kept, rejected = apply_gates(clips, GateConfig())
     assert {r.name: r.reason for r in rejected} == dict.fromkeys(
         ("clip-000001", "clip-000001-fast"), "duplicate of clip-000002 of another video, within max_duplicate_bits 6"
     )
     assert kept == [held, same_video, render, *blank]
-    assert sift(clips, GateConfig(max_duplicate_bits=-1)) == (clips, [])
-    assert sift(kept, GateConfig()) == (kept, [])
+    assert apply_gates(clips, GateConfig(max_duplicate_bits=-1)) == (clips, [])
+    assert apply_gates(kept, GateConfig()) == (kept, [])
 
 
 def test_a_clip_that_is_dropped_anyway_takes_no_other_with_it():
     value = f"{random_hash(np.random.default_rng(0)):048x}"
     dark = replace(with_figures(1, brightness=0.0), phash=value)
-    kept, rejected = sift([dark, clip(2, phash=value)], GateConfig())
+    kept, rejected = apply_gates([dark, clip(2, phash=value)], GateConfig())
     assert [c.clip_id for c in kept] == ["clip-000002"]
     assert len(rejected) == 1
 

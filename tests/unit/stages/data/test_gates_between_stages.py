@@ -1,6 +1,6 @@
 """What goes on from CUT to TRACK to ENCODE: gated, and the same whatever else there is."""
 
-from stages.data.gates import GateConfig, picture_gates, to_encode, to_track, turned_away
+from stages.data.gates import GateConfig, dropped_by_gates, picture_gates, to_encode, to_track
 from stages.records import Clip, Rejected
 
 GATES = GateConfig(min_brightness=0.1, min_visible_share=0.3)
@@ -34,7 +34,7 @@ def test_a_group_that_loses_all_is_gone_and_told():
     assert to_encode(lost, GATES) == []
     assert len(to_track(lost, GATES)) == 1  # what TRACK finds is not judged before it
     dark = clip("a", 5, brightness=0.0)
-    clips, rejected = turned_away([*lost, dark], GATES, picture_gates)
+    clips, rejected = dropped_by_gates([*lost, dark], GATES, picture_gates)
     assert clips == [dark]
     assert [(r.name, r.stage) for r in rejected] == [(dark.clip_id, "gates")]
     assert "min_brightness" in rejected[0].reason

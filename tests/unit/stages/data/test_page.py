@@ -11,7 +11,7 @@ import pytest
 
 from stages.data import page
 from stages.data.contact_sheets import (
-    clip_sheet,
+    clips_contact_sheet,
     tracked,
 )
 from stages.data.gates import GateConfig
@@ -53,7 +53,7 @@ def test_the_page_shows_counts_figures_clips_and_reasons(clips, tmp_path):
     assert "empty &lt;file&gt;" in text
     assert "&lt;b&gt;0&lt;/b&gt;.mp4" in text
     assert [f"histogram of {name}" in text for name in ("brightness", "letterbox", "back_px")] == [True, True, False]
-    assert text.count("film strips of") == 2
+    assert text.count("contact sheet of") == 2
     assert "HDR (PQ)" in text
     assert cv2.imread(record.picture) is not None
     assert ctx.metrics["data/real"] == 4
@@ -68,7 +68,7 @@ def test_one_clip_and_nothing_rejected(clips, tmp_path):
     assert "Left out: 0" in text
     assert "Nothing." in text
     assert "histogram of" not in text
-    assert text.count("film strips of") == 1
+    assert text.count("contact sheet of") == 1
 
 
 def test_a_large_set_makes_a_small_page_in_seconds(clips, tmp_path):
@@ -95,7 +95,7 @@ def test_film_strips_are_of_one_size_whatever_the_clips():
 
 
 def test_a_sheet_takes_clips_from_the_whole_set(clips):
-    every, two = clip_sheet(clips, rows=8), clip_sheet(clips, rows=2)
+    every, two = clips_contact_sheet(clips, rows=8), clips_contact_sheet(clips, rows=2)
     assert np.array_equal(two, np.concatenate([every[: len(every) // 8], every[-len(every) // 8 :]]))
 
 

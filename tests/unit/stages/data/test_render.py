@@ -11,7 +11,7 @@ import pytest
 from msmodel.config import ClipConfig
 from stages.data import motion, render, scene
 from stages.data.config import DataConfig
-from stages.data.cut import PLATES
+from stages.data.cut import STILLS
 from stages.data.files import read_clip_frames
 from stages.data.motion import Motion
 from stages.data.motion import Path as MotionPath
@@ -168,7 +168,7 @@ def real_clips(folder: Path, heldout: bool) -> list[Clip]:
     for i in range(6):
         home = folder / f"clip-{i}"
         home.mkdir()
-        for name in PLATES:
+        for name in STILLS:
             noise_picture(home / name, i)
         split = "heldout" if heldout and i >= 4 else "train"
         made.append(Clip(f"clip-{i}", str(home), f"video-{i // 2}", split, "real", "", f"video {i // 2}", "MIT"))
@@ -181,7 +181,7 @@ def test_scenes_are_cut_from_their_own_split(tmp_path):
     assert [i.split for i in items].count("train") == 20
     assert len({i.scene_id for i in items}) == 25
     for item in items:
-        sources = {p.source for p in item.plates}
+        sources = {p.source for p in item.stills}
         assert sources <= ({"video 0", "video 1"} if item.split == "train" else {"video 2"})
     assert items == scene.plan_scenes(DataConfig(train_scenes=20, heldout_scenes=5), clips, 0, pytest.fail)
     assert items != scene.plan_scenes(DataConfig(train_scenes=20, heldout_scenes=5), clips, 1, pytest.fail)
@@ -190,15 +190,17 @@ def test_scenes_are_cut_from_their_own_split(tmp_path):
 def test_without_a_heldout_clip_the_stills_divide(tmp_path):
     said: list[str] = []
     items = scene.plan_scenes(DataConfig(train_scenes=9, heldout_scenes=9), real_clips(tmp_path, False), 0, said.append)
-    used = {s: {p.path for i in items if i.split == s for p in i.plates} for s in ("train", "heldout")}
+    used = {s: {p.path for i in items if i.split == s for p in i.stills} for s in ("train", "heldout")}
     assert used["train"].isdisjoint(used["heldout"])
     assert said
 
 
 def test_a_new_source_changes_only_the_scenes_that_cut_from_it():
-    def stills(sources: int) -> scene.Stills:
+    def stills(sources: int) -> scene.StillChooser:
         names = [(s, k) for s in range(sources) for k in range(3)]
-        return scene.Stills([scene.Plate(f"/r/clip-{s}-{k}/plate-0.png", f"video {s}", "MIT", "") for s, k in names])
+        return scene.StillChooser(
+            [scene.Still(f"/r/clip-{s}-{k}/still-0.png", f"video {s}", "MIT", "") for s, k in names]
+        )
 
     before, after = stills(20), stills(21)
     changed = [i for i in range(200) if before.choose(4, i) != after.choose(4, i)]
@@ -207,6 +209,6 @@ def test_a_new_source_changes_only_the_scenes_that_cut_from_it():
         assert "video 20" in {p.source for p in after.choose(4, i)}
     drawn = [p.source for i in range(200) for p in before.choose(4, i)]
     assert min(drawn.count(f"video {s}") for s in range(20)) > 20  # of 40
-    moved = scene.Stills([replace(p, path=f"/elsewhere{p.path}") for ps in before.by_source.values() for p in ps])
+    moved = scene.StillChooser([replace(p, path=f"/elsewhere{p.path}") for ps in before.by_source.values() for p in ps])
     same = [[Path(p.path).parts[-2:] for p in one.choose(4, 3)] for one in (before, moved)]
     assert same[0] == same[1]

@@ -157,7 +157,7 @@ def test_a_useless_src_says_so(tmp_path):
 
 
 @pytest.fixture
-def films(tmp_path):
+def videos(tmp_path):
     for name in ("a.mp4", "a.txt", "x/b.mp4", "x/y/c.mp4", "x/notes.md"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text("words of " + name)
@@ -174,33 +174,33 @@ def films(tmp_path):
         ("?/?.mp4", ["x/b.mp4"]),
     ],
 )
-def test_a_glob_matches_files_named_from_its_fixed_part(films, pattern, names):
-    found, rejected = find_candidates(f"{films}/{pattern}")
+def test_a_glob_matches_files_named_from_its_fixed_part(videos, pattern, names):
+    found, rejected = find_candidates(f"{videos}/{pattern}")
     assert [c.name for c in found] == names and rejected == []
     assert all(c.caption == "words of a.txt" for c in found if c.name == "a.mp4")
 
 
-def test_a_glob_from_here_and_one_that_matches_nothing(films, monkeypatch):
-    monkeypatch.chdir(films)
-    for pattern in ("**/*.mp4", "./**/*.mp4", f"file://{films}/**/*.mp4"):
+def test_a_glob_from_here_and_one_that_matches_nothing(videos, monkeypatch):
+    monkeypatch.chdir(videos)
+    for pattern in ("**/*.mp4", "./**/*.mp4", f"file://{videos}/**/*.mp4"):
         assert [c.name for c in find_candidates(pattern)[0]] == ["a.mp4", "x/b.mp4", "x/y/c.mp4"]
     assert [c.name for c in find_candidates(".")[0]] == ["a.mp4", "x/b.mp4", "x/notes.md", "x/y/c.mp4"]
-    assert [(c.name, c.path) for c in find_candidates("a.mp4")[0]] == [("a.mp4", str(films / "a.mp4"))]
+    assert [(c.name, c.path) for c in find_candidates("a.mp4")[0]] == [("a.mp4", str(videos / "a.mp4"))]
     with pytest.raises(StageError, match="holds no file"):
         find_candidates("*.avi")
 
 
-def test_a_name_with_brackets_that_is_there_is_no_glob(films):
-    (films / "[2024] b").mkdir()
-    (films / "[2024] b" / "d.mp4").touch()
-    assert [c.name for c in find_candidates(str(films / "[2024] b"))[0]] == ["d.mp4"]
+def test_a_name_with_brackets_that_is_there_is_no_glob(videos):
+    (videos / "[2024] b").mkdir()
+    (videos / "[2024] b" / "d.mp4").touch()
+    assert [c.name for c in find_candidates(str(videos / "[2024] b"))[0]] == ["d.mp4"]
 
 
-def test_a_glob_rejects_pipes_and_names_that_are_not_utf8(films):
-    os.mkfifo(films / "pipe.mp4")
-    with open(os.fsencode(films) + b"/caf\xe9.mp4", "wb") as f:
+def test_a_glob_rejects_pipes_and_names_that_are_not_utf8(videos):
+    os.mkfifo(videos / "pipe.mp4")
+    with open(os.fsencode(videos) + b"/caf\xe9.mp4", "wb") as f:
         f.write(b"x")
-    found, rejected = find_candidates(f"{films}/*.mp4")
+    found, rejected = find_candidates(f"{videos}/*.mp4")
     assert [c.name for c in found] == ["a.mp4"]
     assert {(r.name, r.reason.split(":")[-1].split(",")[0]) for r in rejected} == {
         ("pipe.mp4", " a pipe"),
@@ -212,17 +212,17 @@ def test_a_glob_rejects_pipes_and_names_that_are_not_utf8(films):
     ("src", "held"),
     [("", 1), (".", 1), ("x", 0), ("**/*.mp4", 1), ("*.mp4", 0), ("x/**", 0), ("t.csv", 0), ("s3://b/**", 0)],
 )
-def test_a_src_that_takes_in_the_results_is_known(films, monkeypatch, src, held):
-    monkeypatch.chdir(films)
-    (films / "t.csv").touch()
-    assert holds(src, films / "runs") is bool(held and src)
+def test_a_src_that_takes_in_the_results_is_known(videos, monkeypatch, src, held):
+    monkeypatch.chdir(videos)
+    (videos / "t.csv").touch()
+    assert holds(src, videos / "runs") is bool(held and src)
 
 
-def test_a_latin1_caption_is_read_and_noted_and_a_closed_one_is_noted(films):
-    (films / "a.txt").write_bytes("un café".encode("latin-1"))
-    (films / "x" / "b.txt").mkdir()
-    (films / "x" / "y" / "c.txt").write_bytes(b"\xef\xbb\xbfwith a mark")
-    found = {c.name: c for c in find_candidates(f"{films}/**/*.mp4")[0]}
+def test_a_latin1_caption_is_read_and_noted_and_a_closed_one_is_noted(videos):
+    (videos / "a.txt").write_bytes("un café".encode("latin-1"))
+    (videos / "x" / "b.txt").mkdir()
+    (videos / "x" / "y" / "c.txt").write_bytes(b"\xef\xbb\xbfwith a mark")
+    found = {c.name: c for c in find_candidates(f"{videos}/**/*.mp4")[0]}
     assert found["a.mp4"].caption == "un café"
     assert found["a.mp4"].notes == ("caption a.txt: not UTF-8, read as Windows-1252",)
     assert found["x/b.mp4"].caption == "b"

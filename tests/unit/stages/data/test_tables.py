@@ -142,15 +142,15 @@ def test_a_long_list_of_reasons_is_cut(folder):
 
 
 def test_a_list_names_files_from_its_folder_or_from_anywhere(folder):
-    text = f"# films\n\n  a.mp4\nvideos/c.mp4  \n{folder}/b.mp4\n#b.mp4\ngone.mp4\n./a.mp4\n"
-    found, rejected = table(folder, text, "films.lst")
+    text = f"# videos\n\n  a.mp4\nvideos/c.mp4  \n{folder}/b.mp4\n#b.mp4\ngone.mp4\n./a.mp4\n"
+    found, rejected = table(folder, text, "videos.lst")
     assert list(found) == ["a.mp4", "videos/c.mp4", f"{folder}/b.mp4"]
     assert rejected == {
-        "films.lst line 7 (gone.mp4)": "cannot be opened: No such file or directory",
-        "films.lst line 8 (./a.mp4)": "same path and span as line 3",
+        "videos.lst line 7 (gone.mp4)": "cannot be opened: No such file or directory",
+        "videos.lst line 8 (./a.mp4)": "same path and span as line 3",
     }
     with pytest.raises(StageError, match="holds no row"):
-        table(folder, "# nothing\n", "films.txt")
+        table(folder, "# nothing\n", "videos.txt")
 
 
 def test_rows_without_a_caption_take_the_file_beside(folder):

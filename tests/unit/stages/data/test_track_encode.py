@@ -89,7 +89,7 @@ def test_renders_keep_their_exact_tracks(tmp_path):
         assert after.visible_share == pytest.approx(exact["visible"].mean())
         assert after.quality.keys() == {"visible_share", "moving_px", "moving_share", "confidence"}
         assert after.quality["confidence"] == 1.0
-    assert all(0 < c.quality["moving_share"] < 0.5 for c in out)  # objects, before a plate at rest
+    assert all(0 < c.quality["moving_share"] < 0.5 for c in out)  # objects, before a background at rest
 
 
 def cotracker(hub: Path, **more) -> TrackerConfig:

@@ -8,11 +8,11 @@ from stages.play.jitter import (
     MEANT,
     RAW,
     TAMED,
+    Jitter,
     Script,
-    Shake,
     figures,
+    jittered,
     meant,
-    shaken,
     streamed,
     target,
 )
@@ -21,13 +21,13 @@ SIZE, FPS, GRID = (40, 64), 24.0, (10, 16)
 HELD = MEANT[:1, 1:]
 
 
-def drag(hand: InputSmoothing, steadied: bool, shake: Shake, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    script = Script(hand, steadied, HELD, shake, SIZE[0] / SIZE[1], seed)
+def drag(hand: InputSmoothing, steadied: bool, jitter: Jitter, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    script = Script(hand, steadied, HELD, jitter, SIZE[0] / SIZE[1], seed)
     return streamed(Steering(SIZE, FPS, hand, 320, GRID), script, FPS, (5, 6))
 
 
-def mean_figures(hand: InputSmoothing, steadied: bool, shake: Shake) -> dict[str, float]:
-    each = [figures(drag(hand, steadied, shake, seed)[0][:, 0], SIZE, FPS) for seed in range(6)]
+def mean_figures(hand: InputSmoothing, steadied: bool, jitter: Jitter) -> dict[str, float]:
+    each = [figures(drag(hand, steadied, jitter, seed)[0][:, 0], SIZE, FPS) for seed in range(6)]
     return {key: float(np.mean([f[key] for f in each])) for key in each[0]}
 
 
@@ -37,7 +37,7 @@ def test_what_was_meant_goes_through_its_places_and_tremor_has_its_size():
         [0.25, 0.425]
     )  # half of minimum jerk's way at half its time
     times = np.arange(0, 6, 1 / 60)
-    away = shaken(times, Shake(tremor=0.02), 0.5, np.random.default_rng(0)) - meant(times)
+    away = jittered(times, Jitter(tremor=0.02), 0.5, np.random.default_rng(0)) - meant(times)
     assert away[:, 0].std() == pytest.approx(0.02, rel=0.1) and away[:, 1].std() == pytest.approx(0.04, rel=0.1)
 
 
@@ -53,17 +53,17 @@ def test_figures_of_a_known_track():
 
 
 def test_treatment_brings_a_shaken_drag_nearer_to_what_was_meant():
-    raw, treated = mean_figures(RAW, False, Shake()), mean_figures(TAMED, True, Shake())
+    raw, treated = mean_figures(RAW, False, Jitter()), mean_figures(TAMED, True, Jitter())
     assert treated["path"] < 0.5 * raw["path"]
     assert treated["jerk"] < 0.5 * raw["jerk"]
     assert raw["fastest"] > 1.7 and treated["fastest"] < 1.501
     assert 0 < treated["lag_ms"] - raw["lag_ms"] < 200
-    chunks_only = mean_figures(TAMED, False, Shake())
+    chunks_only = mean_figures(TAMED, False, Jitter())
     assert treated["path"] < 0.5 * chunks_only["path"], "what a chunk samples is aliased already"
 
 
 def test_the_hand_leaves_the_frame_and_the_same_point_comes_back():
-    xy, visible = drag(TAMED, True, Shake())
+    xy, visible = drag(TAMED, True, Jitter())
     seen = visible[:, 0].astype(int)
     assert np.diff(seen).tolist().count(-1) == 1 == np.diff(seen).tolist().count(1)
     assert seen[0] == seen[-1] == 1

@@ -1,4 +1,4 @@
-"""Films written while frames come, and tracks drawn over them."""
+"""Videos written while frames come, and tracks drawn over them."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import pytest
 
 from stages.data.video import read_container, read_frames, read_timestamps
 from stages.play.video_writer import (
-    Film,
-    Trails,
+    TrailPainter,
+    VideoWriter,
     enlarged,
 )
 
@@ -25,40 +25,40 @@ def grey(frames: int, value: int) -> np.ndarray:
 
 
 def test_a_film_may_go_on_after_it_was_finished(tmp_path):
-    film = Film(tmp_path, "clip", 24.0)
+    writer = VideoWriter(tmp_path, "clip", 24.0)
     for value in (20, 90):
-        film.push(grey(6, value))
-    film.finish(tmp_path / "a.mp4")
-    film.push(grey(5, 200))
-    film.finish(tmp_path / "b.mp4")
+        writer.push(grey(6, value))
+    writer.finish(tmp_path / "a.mp4")
+    writer.push(grey(5, 200))
+    writer.finish(tmp_path / "b.mp4")
     assert len(read_timestamps(str(tmp_path / "a.mp4"))) == 12
     stamps = read_timestamps(str(tmp_path / "b.mp4"))
     np.testing.assert_allclose(stamps, np.arange(17) / 24, atol=1e-3)
     shown = [f.mean() for f in read_frames(str(tmp_path / "b.mp4"), read_container(str(tmp_path / "b.mp4")), range(17))]
     np.testing.assert_allclose(shown, [20] * 6 + [90] * 6 + [200] * 5, atol=4)
-    film.discard()
+    writer.discard()
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a.mp4", "b.mp4"]
 
 
 def test_a_full_disk_is_an_error_in_ffmpegs_words_and_leaves_nothing(tmp_path):
-    film = Film(tmp_path, "clip", 24.0)
+    writer = VideoWriter(tmp_path, "clip", 24.0)
     limit = resource.getrlimit(resource.RLIMIT_FSIZE)
     previous = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     try:
         resource.setrlimit(resource.RLIMIT_FSIZE, (8192, limit[1]))
         with pytest.raises(OSError, match="ffmpeg could not write"):
-            push_and_finish(film, tmp_path / "a.mp4")
+            push_and_finish(writer, tmp_path / "a.mp4")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limit)
         signal.signal(signal.SIGXFSZ, previous)
-    film.discard()
+    writer.discard()
     assert list(tmp_path.iterdir()) == []
 
 
-def push_and_finish(film, path):
+def push_and_finish(writer, path):
     for _ in range(40):
-        film.push(noise(20, 128, 192))
-    film.finish(path)
+        writer.push(noise(20, 128, 192))
+    writer.finish(path)
 
 
 def test_small_frames_are_enlarged_by_a_whole_number_to_even_sizes():
@@ -75,12 +75,12 @@ def test_trails_go_on_from_piece_to_piece():
     xy = np.stack([np.stack([4 + 3 * t, 8 + t], -1), np.stack([40 - 2 * t, 20 + 0 * t], -1)], 1)
     visible = np.ones((12, 2), bool)
     visible[:6, 1] = False
-    whole = Trails().draw(frames, xy, visible)
-    pieces = Trails()
+    whole = TrailPainter().draw(frames, xy, visible)
+    pieces = TrailPainter()
     first = pieces.draw(frames[:6], xy[:6, :1], visible[:6, :1])
     second = pieces.draw(frames[6:], xy[6:], visible[6:])
     assert first.any() and (first != whole[:6]).mean() < 0.01  # one track alone has another colour
     np.testing.assert_array_equal(second, whole[6:])
-    np.testing.assert_array_equal(Trails().draw(frames, xy, np.zeros_like(visible)), enlarged(frames))
-    alone = Trails().draw(frames[6:], xy[6:], visible[6:])
+    np.testing.assert_array_equal(TrailPainter().draw(frames, xy, np.zeros_like(visible)), enlarged(frames))
+    alone = TrailPainter().draw(frames[6:], xy[6:], visible[6:])
     assert (alone[0] != second[0]).any()

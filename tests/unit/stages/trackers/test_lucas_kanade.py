@@ -4,7 +4,7 @@ import pytest
 
 from stages.trackers import TrackerConfig, Tracks, make_tracker, uniform_grid
 from stages.trackers.base import inside
-from stages.trackers.layers import _glide
+from stages.trackers.motion_groups import _extrapolated
 from stages.trackers.motions import apply_maps
 
 CFG = TrackerConfig("lucas_kanade")
@@ -194,7 +194,7 @@ def test_a_motion_that_is_lost_glides_on_without_turning_or_growing():
     """Its shift goes on and slows; else points far from what was measured last would be thrown out of the frame."""
     points = np.array([[10.0, 10.0], [30.0, 10.0], [20.0, 25.0]])
     earlier, now = np.eye(2, 3), np.array([[1.2, 0.1, -3.0], [-0.1, 1.2, 2.0]])
-    after = _glide(now, earlier, points)
+    after = _extrapolated(now, earlier, points)
     moved = (apply_maps(after, points) - apply_maps(now, points)).reshape(-1, 2)
     speed = (apply_maps(now, points) - apply_maps(earlier, points)).mean(axis=0)
     assert moved == pytest.approx(np.tile(0.8 * speed, (3, 1)))

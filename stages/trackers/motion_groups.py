@@ -27,12 +27,12 @@ SPREAD = 0.6  # sigma of the neighbourhood whose offsets are averaged, mean dist
 DAMPING = 0.5  # points without offset added to each average
 BLUR = 1.5  # sigma of the window of colours, work pixels
 CAP = 20.0  # colour error, 0..255: more says no more about which motion a point has
-LOYALTY = 2.0  # colour error by which another motion must do better to win a point from its own
+MEMBER_BONUS = 2.0  # colour error by which another motion must do better to win a point from its own
 SAME = 1.0  # colour error within which a larger motion explains the members of a smaller one as well
 
 
 @dataclass(frozen=True, eq=False)
-class Layer:
+class MotionGroup:
     """members n bool. maps T 2 3, query frame -> frame. place T n 2: all points under this motion. back T n: how far from its
     start a member's match comes back (infinite where there is no match). colour T n: mean difference from the query frame's
     colours around the point, 0..255, on the frames `looked` at (T bool). within T n: place lies in the frame.
@@ -64,8 +64,10 @@ class Aligner:
     window: int
     max_back: float
 
-    def layers(self, xy: np.ndarray, seen: np.ndarray, motions: Sequence[np.ndarray]) -> tuple[list[Layer], np.ndarray]:
-        """Paths T n 2, T n and the motions found in them -> layers, and which of them each point belongs to, n int.
+    def groups(
+        self, xy: np.ndarray, seen: np.ndarray, motions: Sequence[np.ndarray]
+    ) -> tuple[list[MotionGroup], np.ndarray]:
+        """Paths T n 2, T n and the motions found in them -> groups, and which of them each point belongs to, n int.
 
         A motion that a larger one explains as well is dropped; the rest are aligned again with all points they won.
         """
@@ -79,7 +81,7 @@ class Aligner:
         last = [self._align(owner == k, first[k].maps, everywhere) for k in np.unique(owner)]
         return last, _owners(last)
 
-    def _align(self, members: np.ndarray, maps: np.ndarray, known: np.ndarray, every: int = 1) -> Layer:
+    def _align(self, members: np.ndarray, maps: np.ndarray, known: np.ndarray, every: int = 1) -> MotionGroup:
         """Maps made exact by matching the warped query frame; where not `known` they are extrapolated first. Colours are
         looked at on every `every`th frame."""
         frames, n = len(maps), len(self.query)
@@ -93,7 +95,7 @@ class Aligner:
         for before, now in outward(self.query_frame, frames):
             if not known[now]:
                 earlier = 2 * before - now if before != self.query_frame else before
-                maps[now] = _glide(maps[before], maps[earlier], self.query[members])
+                maps[now] = _extrapolated(maps[before], maps[earlier], self.query[members])
             place = apply_maps(maps[now], self.query[members])
             picture = self._warped(self.video.grey, maps[now])
             found, back = match(picture, self.video.grey[now], place, self.window, 0 if known[now] else 1, 10)
@@ -110,7 +112,7 @@ class Aligner:
         fitted = np.less(returned.min(axis=1), np.inf)
         within = self.video.holds(place)
         looked = np.isin(np.arange(frames), np.arange(self.query_frame % every, frames, every))
-        return Layer(
+        return MotionGroup(
             members, maps, place, returned, self._colour(maps, place, within & members, looked), within, looked, fitted
         )
 
@@ -143,7 +145,7 @@ class Aligner:
         return cv2.warpAffine(query, matrix, self.video.size, flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
 
 
-def _glide(now: np.ndarray, earlier: np.ndarray, points: np.ndarray) -> np.ndarray:
+def _extrapolated(now: np.ndarray, earlier: np.ndarray, points: np.ndarray) -> np.ndarray:
     """2 3: the map a frame on, where it is not known: the middle of the points keeps most of its speed. Turning and growing on
     would throw the points that are far from it out of the frame."""
     middle = np.append(points.mean(axis=0), 1.0)
@@ -152,16 +154,16 @@ def _glide(now: np.ndarray, earlier: np.ndarray, points: np.ndarray) -> np.ndarr
     return out
 
 
-def _distinct(layers: Sequence[Layer]) -> list[Layer]:
+def _distinct(groups: Sequence[MotionGroup]) -> list[MotionGroup]:
     """Without those whose members an earlier, larger one explains as well."""
-    kept: list[Layer] = []
-    for layer in layers:
-        own = layer.cost[layer.members]
-        if all(np.median(other.cost[layer.members] - own) >= SAME for other in kept):
-            kept.append(layer)
+    kept: list[MotionGroup] = []
+    for group in groups:
+        own = group.cost[group.members]
+        if all(np.median(other.cost[group.members] - own) >= SAME for other in kept):
+            kept.append(group)
     return kept
 
 
-def _owners(layers: Sequence[Layer]) -> np.ndarray:
-    """n int: which layer explains each point best."""
-    return np.argmin([layer.cost - LOYALTY * layer.members for layer in layers], axis=0)
+def _owners(groups: Sequence[MotionGroup]) -> np.ndarray:
+    """n int: which group explains each point best."""
+    return np.argmin([group.cost - MEMBER_BONUS * group.members for group in groups], axis=0)

@@ -12,6 +12,7 @@ from stages.play.recordings import (
     read_recording,
     replay_digest,
 )
+from stages.play.replay import REPLAY, ReplayInputs
 
 
 def replay(run: Run) -> ev.Figures:
@@ -27,8 +28,8 @@ def replay(run: Run) -> ev.Figures:
         )
     chosen = by_digest(cfg, recording.digest, recording.student)
     with run.making("eval"):
-        inputs = ev.ReplayInputs(str(folder), replay_digest(folder), chosen.student, chosen.tiny_vae)
-        figures = run.step(ev.REPLAY, ev.ReplayRun(cfg.model, cfg.eval.measure), inputs, label=recording.id)
+        inputs = ReplayInputs(str(folder), replay_digest(folder), chosen.student, chosen.tiny_vae)
+        figures = run.step(REPLAY, ev.ReplayRun(cfg.model, cfg.eval.measure), inputs, label=recording.id)
     found = json.loads(Path(figures.file).read_text())
     same = found["recorded_on"]["device"] == found["played_on"]["device"]
     same = same and found["recorded_on"]["torch"] == found["played_on"]["torch"]

@@ -20,7 +20,7 @@ from stages.contracts import (
 )
 from stages.data.files import inherit, read_clip_frames, save_npz
 from stages.records import Clip
-from stages.trackers import COTRACKER, Tracker, TrackerConfig, Tracks, shared_tracker, uniform_grid
+from stages.trackers import TRACKERS, Tracker, TrackerConfig, Tracks, shared_tracker, uniform_grid
 from stages.trackers.ground_truth import NAME as GROUND_TRUTH
 from stages.trackers.ground_truth import read_tracks
 
@@ -138,5 +138,5 @@ TRACK = Stage("track", 2, "per_item", run, Resources(cpus=1.0, gpus=0.25))
 
 
 def track_stage(cfg: TrackerConfig) -> Stage:
-    """TRACK with what this tracker needs: those without a network ask for no GPU."""
-    return TRACK if cfg.name in COTRACKER else replace(TRACK, resources=Resources(cpus=1.0))
+    """Returns TRACK with the resources that this point tracker needs: one without a neural network asks for no GPU."""
+    return TRACK if TRACKERS[cfg.name].network else replace(TRACK, resources=Resources(cpus=1.0))

@@ -10,11 +10,14 @@ What calls what (pipelines/evaluate.py wires it; every run takes (config, inputs
     LONG_RUN  once      LongRunRun(model, eval.measure, eval.long_run), LongRunInputs(selection, student) -> Figures
     REPORT    once      ReportRun(preset, model, eval), ReportInputs(...) -> Report
 
-and for ablations, timings and recorded sessions:
+for ablations and timings:
 
     SWEEP     once, a setting   SweepRun(...), SweepInputs(selection, student) -> Figures
     BENCH     once      BenchRun(model, bench), None -> Figures
     SWEEP_REPORT  once  SweepReportRun(...), SweepReportInputs(points, guided) -> Report
+
+and in stages/play/replay.py, for recorded sessions:
+
     REPLAY    once      ReplayRun(model, eval.measure), ReplayInputs(folder, digest, student) -> Figures
 
 A model that has not been trained is None: its figures are null in report.json, with the reason under `null_reasons`.
@@ -53,10 +56,6 @@ from stages.eval.sweep import (
     read_weights,
     sweep_run,
 )
-from stages.play.replay import (
-    REPLAY,
-    ReplayInputs,
-)
 
 RECORDS = (EvalClip, Selection, EvalItem, Generated, Measured, Figures)
 
@@ -66,7 +65,6 @@ __all__ = [
     "LONG_RUN",
     "MEASURE",
     "RECORDS",
-    "REPLAY",
     "REPORT",
     "SELECT",
     "SPEED",
@@ -80,7 +78,6 @@ __all__ = [
     "LongRunInputs",
     "LongRunRun",
     "MeasureRun",
-    "ReplayInputs",
     "ReplayRun",
     "ReportInputs",
     "ReportRun",

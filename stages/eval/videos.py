@@ -13,9 +13,10 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from stages.data.drawing import draw_trails, enlarge
 from stages.data.files import write_mp4
 
-LABEL_PX, GAP_PX, TRAIL = 22, 4, 8
+LABEL_PX, GAP_PX = 22, 4
 PAPER, INK = (24, 26, 31), (228, 230, 235)
 
 
@@ -26,38 +27,6 @@ class Tile:
     label: str
     video: np.ndarray | None = None
     tracks: tuple[np.ndarray, np.ndarray] | None = None
-
-
-def enlarge(frame: np.ndarray, height: int) -> np.ndarray:
-    """Whole-number upscaling by nearest neighbour where it fits (pixels stay pixels), else area or linear to `height`."""
-    h, w = frame.shape[:2]
-    width = round(w * height / h)
-    how = cv2.INTER_NEAREST if height % h == 0 else cv2.INTER_AREA if height < h else cv2.INTER_LINEAR
-    return cv2.resize(frame, (width, height), interpolation=how)
-
-
-def draw_trails(frame: np.ndarray, xy: np.ndarray, visible: np.ndarray, t: int, most: int = 60) -> None:
-    """Trails of the last frames and a dot where each visible track is now, onto an enlarged frame. xy: T n 2 in its pixels."""
-    n = xy.shape[1]
-    for k in range(0, n, max(1, -(-n // most))):
-        if not visible[t, k]:
-            continue
-        colour = tuple(int(c) for c in _colour(k / max(1, n)))
-        trail = [_fixed_point(xy[s, k]) for s in range(max(0, t - TRAIL), t + 1) if visible[s, k]]
-        for a, b in zip(trail[:-1], trail[1:], strict=True):
-            cv2.line(frame, a, b, colour, 1, cv2.LINE_AA, shift=3)
-        cv2.circle(frame, trail[-1], 16, colour, -1, cv2.LINE_AA, shift=3)
-
-
-def _fixed_point(xy: np.ndarray) -> tuple[int, int]:
-    """OpenCV's coordinates in eighths of a pixel; there, pixel centres lie at whole numbers."""
-    x, y = np.round((xy - 0.5) * 8).astype(int)
-    return int(x), int(y)
-
-
-def _colour(share: float) -> np.ndarray:
-    hsv = np.array([[[int(share * 170), 220, 255]]], np.uint8)
-    return cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB)[0, 0]
 
 
 def mosaic(rows: Sequence[Sequence[Tile]], height: int) -> np.ndarray:

@@ -14,7 +14,7 @@ from pathlib import Path
 import imageio_ffmpeg
 import numpy as np
 
-from stages.eval.videos import TRAIL, draw_trails, enlarge
+from stages.data.drawing import TRAIL, draw_trails, enlarge
 
 VIDEO_HEIGHT = 320  # px: smaller frames are enlarged by a whole number, so that their pixels and colours stay
 MOST_TRACKS = 60  # drawn over one frame

@@ -1,15 +1,25 @@
-"""Point trackers behind one Protocol: CoTracker3 on the full presets, Lucas-Kanade or DIS without weights, exact tracks."""
+"""Point trackers: each follows points through a clip, behind the Protocol `Tracker` (stages/trackers/base.py).
+
+TRACKERS lists them by the name that `data.tracker.name` gives. To add one:
+
+1. Write stages/trackers/NAME.py with a class that has the attributes and the method `track` of `Tracker`; flow.py, of 50
+   lines, is the shortest to copy. Its constructor takes a TrackerConfig and, for a neural network, a device; what it needs to
+   know comes from there (add a field with a default if none fits).
+2. Add one line to TRACKERS below: name, module, class, and `network=True` if it runs a neural network. Settings, messages,
+   the bench of trackers and the GPU that the stage TRACK asks for follow from it.
+3. Run tests/unit/stages/trackers/test_registry.py: it holds every tracker that needs no weights to the Protocol. Copy
+   test_flow.py for how well it follows known motion, and measure it: `python -m pipelines bench-trackers`.
+"""
 
 from __future__ import annotations
 
 from functools import lru_cache
 
-from stages.trackers.base import COTRACKER, Tracker, TrackerConfig, Tracks, inside, uniform_grid
-from stages.trackers.flow import DisFlow
-from stages.trackers.lucas_kanade import LucasKanade
+from stages.trackers.base import Tracker, TrackerConfig, Tracks, inside, uniform_grid
+from stages.trackers.registry import TRACKERS
 
 __all__ = [
-    "COTRACKER",
+    "TRACKERS",
     "Tracker",
     "TrackerConfig",
     "Tracks",
@@ -21,18 +31,16 @@ __all__ = [
 
 
 def make_tracker(cfg: TrackerConfig, device: str = "cpu") -> Tracker:
-    """The tracker that cfg.name asks for; device is for those that run a network. Raises ValueError listing what is wrong
-    with cfg."""
+    """Makes the point tracker that cfg.name names. device: where a neural network runs; others run on the CPU.
+
+    Raises ValueError that lists what is wrong with cfg, or why the tracker cannot be loaded.
+    """
     if problems := cfg.problems():
         raise ValueError("; ".join(problems))
-    if cfg.name in COTRACKER:
-        from stages.trackers.cotracker import CoTracker  # imports torch: late
-
-        return CoTracker(cfg, device)
-    return DisFlow(cfg) if cfg.name == "dis" else LucasKanade(cfg)
+    return TRACKERS[cfg.name].make(cfg, device)
 
 
 @lru_cache(maxsize=2)
 def shared_tracker(cfg: TrackerConfig, device: str) -> Tracker:
-    """The same tracker for the same settings: weights are loaded once a process, and a batch that was halved stays so."""
+    """Returns one tracker per settings and process, so that weights are loaded once and a halved batch stays halved."""
     return make_tracker(cfg, device)

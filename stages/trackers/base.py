@@ -1,4 +1,4 @@
-"""What a tracker is: points in, their paths and visibility out.
+"""The interface of a point tracker: points in, their paths and visibility out.
 
 Legend: T frames, n points. xy: pixels, x first, origin at the top-left corner, pixel centres at +0.5.
 """
@@ -12,18 +12,16 @@ from typing import Protocol
 import numpy as np
 
 from msmodel.points import inside, uniform_grid
+from stages.trackers.registry import TRACKERS
 
-__all__ = ["COTRACKER", "NAMES", "Tracker", "TrackerConfig", "Tracks", "check_inputs", "inside", "uniform_grid"]
-
-COTRACKER = ("cotracker3_offline", "cotracker3_online")
-NAMES = (*COTRACKER, "lucas_kanade", "dis")
+__all__ = ["Tracker", "TrackerConfig", "Tracks", "check_inputs", "inside", "uniform_grid"]
 
 
 @dataclass(frozen=True)
 class TrackerConfig:
-    """Which tracker labels real clips. The hub fields serve CoTracker only, the rest Lucas-Kanade and DIS."""
+    """Settings of the point tracker that labels real clips. Hub fields are CoTracker's, the rest Lucas-Kanade's and DIS's."""
 
-    name: str = "cotracker3_offline"
+    name: str = "cotracker3_offline"  # one of stages.trackers.TRACKERS
     hub: str = "facebookresearch/co-tracker"  # GitHub repository, or a local folder with hubconf.py
     checkpoint: str = ""  # path to scaled_offline.pth / scaled_online.pth; "" downloads the hub's own
     licence: str = "CC-BY-NC-4.0"  # of CoTracker's code and weights, stored with every shard
@@ -36,10 +34,10 @@ class TrackerConfig:
     )
 
     def problems(self) -> list[str]:
-        """Every inconsistency, as 'tracker.field: what is wrong'."""
+        """Lists every inconsistency as 'tracker.field: what is wrong'."""
         out = []
-        if self.name not in NAMES:
-            out.append(f"tracker.name: {self.name!r} is not one of {', '.join(NAMES)}")
+        if self.name not in TRACKERS:
+            out.append(f"tracker.name: {self.name!r} is not one of {', '.join(TRACKERS)}")
         if self.max_queries < 1:
             out.append(f"tracker.max_queries: {self.max_queries} must be at least 1")
         if self.work_height < 1:
@@ -55,10 +53,13 @@ class TrackerConfig:
 
 @dataclass(frozen=True)
 class Tracks:
-    """xy_px T n 2 float32, finite also where invisible: the tracker's best guess. visible T n bool. confidence T n float32 in
-    [0, 1]: how sure the tracker is that the point is seen and there; 1 or 0 from one that does not say. back_px: mean
-    forward-backward error over visible points in pixels of the frames given; NaN from a tracker that does not check it.
-    notes: what was done otherwise than configured, and changed the tracks."""
+    """Holds the paths of n points over T frames.
+
+    xy_px T n 2 float32: positions, finite also where the point is not visible (the tracker's best guess). visible T n bool.
+    confidence T n float32 in [0, 1]: how sure the tracker is that the point is visible and there; 1 or 0 from a tracker
+    without such a figure. back_px: mean forward-backward error of visible points in pixels of the given frames; NaN from a
+    tracker that does not check it. notes: in what the tracker deviated from its settings, where that changed the tracks.
+    """
 
     xy_px: np.ndarray
     visible: np.ndarray
@@ -68,7 +69,11 @@ class Tracks:
 
 
 class Tracker(Protocol):
-    """Follows points through a clip. thresholds: the settings that decide what counts as visible, by name."""
+    """Follows points through a clip.
+
+    name: as in TRACKERS. version, licence: of its code and weights, kept with every clip it labels. thresholds: by name, the
+    settings that decide what counts as visible.
+    """
 
     name: str
     version: str
@@ -76,12 +81,15 @@ class Tracker(Protocol):
     thresholds: dict[str, float]
 
     def track(self, frames: np.ndarray, queries_xy: np.ndarray, query_frame: int = 0) -> Tracks:
-        """frames T h w 3 uint8, queries_xy n 2 px at query_frame -> their paths over all T frames."""
+        """Follows points (queries_xy n 2 px at query_frame) over all frames (T h w 3 uint8).
+
+        Raises ValueError for other shapes or types: call `check_inputs` first.
+        """
         ...
 
 
 def check_inputs(frames: np.ndarray, queries_xy: np.ndarray, query_frame: int) -> None:
-    """Raises ValueError where shapes or types are not what `Tracker.track` asks for."""
+    """Raises ValueError if shapes or types are not those that `Tracker.track` takes."""
     if frames.ndim != 4 or frames.shape[-1] != 3 or frames.dtype != np.uint8:
         raise ValueError(f"frames must be T h w 3 uint8, not {frames.shape} {frames.dtype}")
     if queries_xy.ndim != 2 or queries_xy.shape[1] != 2:

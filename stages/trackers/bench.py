@@ -27,8 +27,7 @@ from stages.contracts import (
 )
 from stages.data.files import read_clip_frames
 from stages.records import Clip
-from stages.trackers import Tracker, TrackerConfig, make_tracker
-from stages.trackers.base import NAMES
+from stages.trackers import TRACKERS, Tracker, TrackerConfig, make_tracker
 from stages.trackers.ground_truth import NAME as GROUND_TRUTH
 from stages.trackers.ground_truth import read_tracks
 
@@ -62,15 +61,15 @@ def tapvid(
 class TrackerBenchConfig:
     """trackers: which to measure. clips: at most how many rendered clips, spread over scenes."""
 
-    trackers: tuple[str, ...] = NAMES
+    trackers: tuple[str, ...] = tuple(TRACKERS)
     clips: int = 24
 
     def problems(self) -> list[str]:
         """Every inconsistency, as 'tracker_bench.field: what is wrong'."""
-        unknown = [name for name in self.trackers if name not in NAMES]
-        out = [f"tracker_bench.trackers: {name!r} is not one of {', '.join(NAMES)}" for name in unknown]
+        unknown = [name for name in self.trackers if name not in TRACKERS]
+        out = [f"tracker_bench.trackers: {name!r} is not one of {', '.join(TRACKERS)}" for name in unknown]
         if not self.trackers:
-            out.append(f"tracker_bench.trackers: empty; name at least one of {', '.join(NAMES)}")
+            out.append(f"tracker_bench.trackers: empty; name at least one of {', '.join(TRACKERS)}")
         if self.clips < 1:
             out.append(f"tracker_bench.clips: {self.clips} must be at least 1")
         return out

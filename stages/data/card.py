@@ -1,4 +1,5 @@
-"""The dataset card: Markdown with Hugging Face's front matter, by which `datasets.load_dataset(folder)` finds the splits."""
+"""Writes the dataset card: Markdown with Hugging Face's front matter, so that `datasets.load_dataset(folder)` finds the
+splits."""
 
 from __future__ import annotations
 
@@ -47,10 +48,10 @@ TOKENS = "`.latents.npz` also holds {{clip m {width}; float16}}: CLIP's tokens o
 
 MADE = """## How it was made
 
-Videos are checked, cut where the picture changes, and cropped and resized to clips of one size and rate, which never run
-across a cut. Training clips are also varied (`recipe`). Scenes are rendered from stills of the real clips of their own split,
-with exact tracks; they carry those licences. Points of real clips are labelled by a tracker from a uniform grid on the first
-frame. Real clips then pass the gates below; a clip that shows what one of another video shows is dropped, held-out ones kept
+Videos are checked, cut where the picture changes, and cropped and resized to clips of one size and rate, which never
+span a cut. Training clips are also varied (`recipe`). Scenes are rendered from stills of the real clips of their own split,
+with exact tracks; they carry those licences. A point tracker labels real clips from a uniform grid on the first
+frame. Real clips then pass the gates below; of clips of different videos that show the same, one is kept, a held-out one
 first. All clips of one video are in one split."""
 
 REMOVAL = """## Removal
@@ -66,8 +67,8 @@ def card(
     gates: GateConfig | None = None,
     clip_dim: int = 0,
 ) -> str:
-    """size: frames, height, width. gates: the thresholds that the clips passed, to be listed. clip_dim: width of CLIP's tokens
-    in the samples, 0 for none."""
+    """Returns the card's text. size: frames, height, width. gates: the thresholds to list. clip_dim: width of CLIP's tokens in
+    the samples, 0 for none."""
     made = f"{size[0]} frames of {size[1]} x {size[2]} pixels at {fps:g} fps. Two sets of WebDataset shards."
     named = next((name for most, name in SIZES if len(clips) < most), OVER_ALL_SIZES)
     counts = Counter((c.split, c.kind) for c in clips)
@@ -115,7 +116,7 @@ def _sources(clips: Sequence[Clip]) -> str:
 
 
 def _tracks(clips: Sequence[Clip]) -> str:
-    lines = ["## Tracks", "", "Name, version, licence and thresholds of each tracker:", ""]
+    lines = ["## Tracks", "", "Name, version, licence and thresholds of each point tracker:", ""]
     return "\n".join(
         lines + [f"- {tracker}: {n} clips" for tracker, n in sorted(Counter(c.tracker for c in clips).items())]
     )
@@ -123,7 +124,7 @@ def _tracks(clips: Sequence[Clip]) -> str:
 
 def _gates(rejected: Sequence[Rejected], gates: GateConfig | None) -> str:
     dropped = dropped_by(rejected)
-    lines = ["## Gates", "", "Only real clips are judged. A clip may fail several.", ""]
+    lines = ["## Gates", "", "Gates apply to real clips only. A clip may fail several.", ""]
     limits = thresholds(gates) if gates else dict.fromkeys(dropped, "")
     lines += ["| gate | threshold | dropped |", "|---|---|---|"]
     return "\n".join(lines + [f"| {name} | {limit} | {dropped[name]} |" for name, limit in limits.items()])

@@ -1,5 +1,5 @@
-"""The catalogue (Parquet, one row a clip and one a rejected input or clip), the table of what was rejected, and what a
-shard's sample says of its clip. The same clips give the same bytes."""
+"""Writes the catalogue (Parquet, one row a clip and one a rejected input or clip), the table of rejected inputs, and the JSON
+of a sample. The same clips give the same bytes."""
 
 from __future__ import annotations
 
@@ -30,19 +30,19 @@ COLUMNS: dict[str, tuple[pa.DataType, str]] = {
     "licence": (pa.string(), "of the source"),
     "start_seconds": (pa.float64(), "where in the source it starts"),
     "clip_seconds": (pa.float64(), "time of the source that it shows"),
-    "tracker": (pa.string(), "name, version, licence and thresholds of what made the tracks"),
+    "tracker": (pa.string(), "name, version, licence and thresholds of the point tracker"),
     "tracks": (pa.int32(), "points"),
     "visible_share": (pa.float32(), "share of points and frames in which they are visible"),
     "moving_px": (pa.float32(), "median length of the paths while visible, pixels at clip size"),
     "moving_share": (pa.float32(), "share of tracks whose path is longer than 2% of the frame's width"),
     "back_px": (pa.float32(), "mean forward-backward error of visible points, pixels at clip size"),
-    "confidence": (pa.float32(), "the tracker's own, mean, 0 to 1"),
+    "confidence": (pa.float32(), "the point tracker's own, mean, 0 to 1"),
     "brightness": (pa.float32(), "mean luma, 0 to 1"),
     "sharpness": (pa.float32(), "variance of the Laplacian of luma (0 to 255), median over frames"),
     "letterbox": (pa.float32(), "share of the picture taken by black bars"),
-    "overlay": (pa.float32(), "share of the picture under corners that stand still while the rest moves (text, logos)"),
+    "overlay": (pa.float32(), "share of the picture under corners that do not move while the rest does (text, logos)"),
     "phash": (pa.string(), "192-bit perceptual hash of the first, middle and last frame, hexadecimal"),
-    "notes": (pa.list_(pa.string()), "what to know of the source: HDR, interlaced, damaged..."),
+    "notes": (pa.list_(pa.string()), "remarks on the source: HDR, interlaced, damaged..."),
     "shard": (pa.string(), "file of its split that holds the sample"),
 }
 FIGURES = tuple(name for name, (kind, _) in COLUMNS.items() if kind == pa.float32())
@@ -51,7 +51,7 @@ CLIP_FIELDS = tuple(name for name in COLUMNS if name in Clip.__dataclass_fields_
 
 
 def kinds_of(clips: Iterable[Clip]) -> tuple[str, ...]:
-    """The kinds of clips that a table shows: "generated" only where some are."""
+    """Returns the kinds of clips that a table shows: "generated" only if some are."""
     return (*KINDS, "generated") if any(c.kind == "generated" for c in clips) else KINDS
 
 
@@ -62,9 +62,12 @@ def write_catalogue(
     shard_of: Mapping[str, str],
     dropped: Sequence[Clip] = (),
 ) -> None:
-    """shard_of: clip_id -> shard. dropped: clips that a gate rejected (their id is the name of one of `rejected`), so that
-    their rows show their figures too. Columns a row has no value for are null. Figures of `quality` that COLUMNS does not
-    know become columns of their own. Written aside and renamed."""
+    """Writes the Parquet file to a temporary name and renames it.
+
+    shard_of: clip_id -> shard. dropped: clips that a gate rejected (each has its id as the name of one of `rejected`), so that
+    their rows show their figures too. A column without a value in a row is null. Figures of `quality` that COLUMNS does not
+    list become columns of their own.
+    """
     more = sorted({name for c in (*clips, *dropped) for name in c.quality} - set(COLUMNS))
     schema = pa.schema([(n, kind) for n, (kind, _) in COLUMNS.items()] + [(n, pa.float32()) for n in more])
     rows = [
@@ -82,12 +85,12 @@ def write_catalogue(
 
 
 def _facts(clip: Clip) -> dict[str, object]:
-    """The columns that a clip has by itself."""
+    """Returns the columns that a clip's record fills."""
     return {name: vars(clip)[name] for name in CLIP_FIELDS} | {"phash": clip.phash or None} | clip.quality
 
 
 def write_rejected(path: Path, rejected: Sequence[Rejected]) -> None:
-    """The dead-letter table: CSV (UTF-8) of name, stage, reason. Written aside and renamed."""
+    """Writes a CSV (UTF-8) of name, stage and reason, to a temporary name, and renames it."""
     aside = path.with_name(path.name + ".part")
     with open(aside, "w", encoding="utf-8", newline="") as f:
         writer = csv.writer(f)
@@ -97,15 +100,15 @@ def write_rejected(path: Path, rejected: Sequence[Rejected]) -> None:
 
 
 def in_order(rejected: Sequence[Rejected]) -> list[Rejected]:
-    """The order of every table of them."""
+    """Sorts rejected inputs by name, stage and reason, as every table shows them."""
     return sorted(rejected, key=lambda r: (r.name, r.stage, r.reason))
 
 
 def sample_json(clip: Clip, motion: str) -> bytes:
-    """The .json member of a sample: the clip's record without its folder, and the motion of a rendered one (JSON, or "").
+    """Returns the .json member of a sample: the clip's record without its folder, and a rendered clip's motion (JSON, or "").
 
-    quality and motion are JSON as text, notes one text: Hugging Face `datasets` takes the fields of all samples from the
-    first five, and fails on or loses what only later ones have.
+    quality and motion are JSON as text, notes are one text: Hugging Face `datasets` infers the fields of all samples from the
+    first five, and fails on or drops those that only later samples have.
     """
     meta = {k: v for k, v in asdict(clip).items() if k != "folder"}
     meta |= {"quality": json.dumps(clip.quality, sort_keys=True), "notes": "; ".join(clip.notes), "motion": motion}

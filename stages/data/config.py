@@ -1,4 +1,4 @@
-"""Every setting of the data stages. Who reads a field is named beside it."""
+"""Settings of the data stages. The comment of a field names the stage that reads it."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ TRAINED_ON = ("all", "real", "synthetic")
 
 @dataclass(frozen=True)
 class DataConfig:
-    """Defaults are the full presets'; the folder of the user's own videos is the top-level `src`, not a field here.
+    """Settings of the data stages. Defaults are those of the full presets. The user's own videos are the top-level `src`.
 
-    synthetic: further videos, named as `src` is, that a model has generated; their clips all train, as "generated" ones.
-    phase1_clips, phase2_clips, distill_clips: what the teacher, before and in its phase 2, and ODE pairs and DMD train on:
-    "real" clips, "synthetic" ones (generated or rendered), or "all", which every word means where no clip is generated.
+    synthetic: further videos that a model has generated, in the same forms as `src`; all their clips train, as "generated"
+    ones. phase1_clips, phase2_clips, distill_clips: the clips on which the teacher trains (before and in its phase 2), and ODE
+    pairs and DMD: "real", "synthetic" (generated or rendered), or "all". Without generated clips each of these means all.
     """
 
     synthetic: str = ""  # sources
@@ -26,11 +26,11 @@ class DataConfig:
     distill_clips: str = "synthetic"
     videos_root: str = ""  # sources: where the relative paths of a table or list start; "" where the table lies
     min_side_px: int = 16  # ingest: a video whose shorter side is below this is rejected
-    max_side_px: int = 8192  # ingest: or whose longer side is above this
+    max_side_px: int = 8192  # ingest: as is one whose longer side is above this
     min_aspect: float = 0.2  # ingest: width over height, as shown
     max_aspect: float = 5.0
     heldout_share: float = 0.15  # sources: share of a user's videos that is held out, by content hash
-    segment_seconds: float = 300.0  # cut: a longer video is worked on in parts of this length; no clip runs across
+    segment_seconds: float = 300.0  # cut: a longer video is processed in parts of this length; no clip spans two
     split_threshold: float = 3.0  # cut: PySceneDetect AdaptiveDetector, ratio of a cut to its surroundings
     split_min_content: float = 15.0  # cut: smallest change of hue, saturation and luma that can be a cut
     split_min_seconds: float = 0.2  # cut: shortest shot
@@ -41,7 +41,7 @@ class DataConfig:
     motions: int = 4  # render: clips that share one first frame
     objects: int = 4  # render: most moving objects in a scene
     supersampling: int = 2  # render
-    object_points: int = 24  # render: further tracks on each object, beside the grid
+    object_points: int = 24  # render: further tracks on each object, in addition to the grid
     grid_rows: int = 50  # render, track: uniform grid of queries on the first frame
     grid_cols: int = 50
     tracker: TrackerConfig = field(default_factory=TrackerConfig)  # track: real clips
@@ -51,7 +51,7 @@ class DataConfig:
     lossless_frames: bool = False  # pack: store uint8 frames too; else readers decode the mp4
 
     def problems(self) -> list[str]:
-        """Every inconsistency, as 'data.field: what is wrong and how to mend it'; empty when sound."""
+        """Lists every inconsistency as 'data.field: what is wrong and how to fix it'; empty if there is none."""
         out = []
         at_least = {
             "min_side_px": 2,
@@ -90,13 +90,13 @@ class DataConfig:
 
 @dataclass(frozen=True)
 class DataBenchConfig:
-    """make bench-data. clips: of the timings; memory_clips: few and many, of the memory; rounds: of each pair of timings."""
+    """Settings of `make bench-data`. clips: for the timings. memory_clips: few and many, for memory. rounds: of each timing."""
 
     clips: int = 160
     memory_clips: tuple[int, int] = (40, 400)
     rounds: int = 3
 
     def problems(self) -> list[str]:
-        """Every inconsistency, as 'bench_data.field: what is wrong'."""
+        """Lists every inconsistency as 'bench_data.field: what is wrong'."""
         counts = (self.clips, *self.memory_clips, self.rounds)
         return [] if min(counts) > 0 else ["bench_data: every count must be at least 1"]

@@ -1,4 +1,4 @@
-"""From the two configs a user writes to the small one of each data stage, whose fields alone decide what is stale."""
+"""Makes the config of each data stage from DataConfig and ModelConfig. Only its fields decide whether a step is stale."""
 
 from __future__ import annotations
 
@@ -18,6 +18,8 @@ from stages.data.track import TrackRun
 
 @dataclass(frozen=True)
 class RunConfigs:
+    """Holds one config for each data stage."""
+
     ingest: IngestRun
     cut: CutRun
     render: RenderRun
@@ -29,7 +31,7 @@ class RunConfigs:
 
 
 def run_configs(data: DataConfig, model: ModelConfig, vae_digest: str = "", image_digest: str = "") -> RunConfigs:
-    """vae_digest, image_digest: of the weights of the VAE and of the image encoder."""
+    """Makes the configs. vae_digest, image_digest: of the weights of the VAE and of the image encoder."""
     clip = model.clip
     return RunConfigs(
         ingest=IngestRun(clip, data.min_side_px, data.max_side_px, data.min_aspect, data.max_aspect),

@@ -1,4 +1,4 @@
-"""Contact sheets: what people look at to judge data. Pictures are h w 3 uint8."""
+"""Contact sheets and pictures of clips with tracks, for people who judge data. Pictures are h w 3 uint8."""
 
 from __future__ import annotations
 
@@ -18,25 +18,26 @@ DOT_SHARE = 160  # heights of a picture to the radius of a dot
 
 
 def data_uri(content: bytes, kind: str) -> str:
+    """Encodes a file for an HTML page. kind: its media type."""
     return f"data:{kind};base64,{base64.b64encode(content).decode()}"
 
 
 def png(picture: np.ndarray) -> bytes:
-    """picture: H W 3 uint8 RGB."""
+    """Encodes a picture (H W 3 uint8 RGB) as PNG."""
     ok, coded = cv2.imencode(".png", cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))
     assert ok, "a uint8 RGB picture can always be coded as PNG"
     return coded.tobytes()
 
 
 def jpeg(picture: np.ndarray) -> bytes:
-    """picture: H W 3 uint8 RGB. For pages that show many frames: a tenth of the PNG."""
+    """Encodes a picture (H W 3 uint8 RGB) as JPEG, a tenth of the size of a PNG, for pages that show many frames."""
     ok, coded = cv2.imencode(".jpg", cv2.cvtColor(picture, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, 85])
     assert ok, "a uint8 RGB picture can always be coded as JPEG"
     return coded.tobytes()
 
 
 def tracked(frames: np.ndarray, xy_px: np.ndarray, visible: np.ndarray, height: int = SHEET_HEIGHT) -> np.ndarray:
-    """A clip at about `height` px with a part of its tracks over it: T H W 3 uint8, H and W even.
+    """Draws some of a clip's tracks over its frames at about `height` px: T H W 3 uint8, H and W even.
 
     frames T h w 3 uint8, xy_px T n 2, visible T n.
     """
@@ -53,17 +54,20 @@ def tracked(frames: np.ndarray, xy_px: np.ndarray, visible: np.ndarray, height: 
 
 
 def clips_contact_sheet(clips: Sequence[Clip], rows: int = 8) -> np.ndarray:
-    """Contact sheet of up to `rows` clips, spread evenly over them, with their tracks: h w 3 uint8."""
+    """Makes a contact sheet of at most `rows` clips, spread evenly over all, with their tracks: h w 3 uint8."""
     ordered = sorted(clips, key=lambda c: (c.kind, c.clip_id))
-    picked = np.linspace(0, len(ordered) - 1, min(rows, len(ordered))).round().astype(int)
-    shown = (ordered[i] for i in picked)
+    chosen = np.linspace(0, len(ordered) - 1, min(rows, len(ordered))).round().astype(int)
+    shown = (ordered[i] for i in chosen)
     return contact_sheet([tracked(read_clip_frames(c), *read_tracks(c.folder)) for c in shown])
 
 
 def overlay_tracks(
     frames: np.ndarray, xy_px: np.ndarray, visible: np.ndarray, zoom: int = 3, trail: int = 6
 ) -> np.ndarray:
-    """frames T h w 3, tracks T n 2, flags T n -> T (zoom h) (zoom w) 3 with dots where visible and their last steps."""
+    """Draws a dot for each visible point, and its last `trail` steps, over enlarged frames.
+
+    frames T h w 3, xy_px T n 2, visible T n -> T (zoom h) (zoom w) 3.
+    """
     out = []
     hues = np.linspace(0, 179, max(xy_px.shape[1], 1), endpoint=False).astype(np.uint8)
     hsv = np.stack([hues, np.full_like(hues, 255), np.full_like(hues, 255)], axis=-1)[None]

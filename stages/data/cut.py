@@ -1,5 +1,7 @@
-"""Cut: one pass over a part of a video finds its shots and writes its clips, of the preset's length, fps and size; further
-motions are made from real training clips. Each frame is decoded once, and kept only while a clip may still need it.
+"""Stage CUT (per item): one pass over a part of a video finds its shots and writes clips of the preset's length, fps and size.
+
+Variants with other motion are made from real training clips. Each frame is decoded once, and kept only while a clip may still
+need it.
 
 Legend: T frames of a clip, h w its size. Times are seconds from the video's first frame.
 """
@@ -29,13 +31,15 @@ from stages.data.sources import assign_splits
 from stages.data.video import Unreadable, missing_end, read_container, read_frames, read_timestamps
 from stages.records import Clip, Rejected, Video
 
-STILL_SCALE = 4  # stills keep a shorter side of this many clip heights: the renderer cuts enlarged regions from them
-STILL_SIDE_LIMIT = 720  # px: but not of more than this, or than twice a clip that is larger
+STILL_SCALE = 4  # a still's shorter side in clip heights: the renderer cuts enlarged regions from stills
+STILL_SIDE_LIMIT = 720  # px: the most for a still's shorter side, or twice the clip's where that is larger
 STILLS = ("still-0.png", "still-1.png")
 
 
 @dataclass(frozen=True)
 class CutRun:
+    """Settings of CUT, as in DataConfig."""
+
     clip: ClipConfig
     overlap: float
     variants: tuple[str, ...]
@@ -46,8 +50,10 @@ class CutRun:
 
 @dataclass(frozen=True)
 class Segment:
-    """A part of a video that is worked on by itself: frames [first, end) at the video's mean rate, so that where the rate
-    varies it is the same span of time. split: "train" | "heldout"."""
+    """Describes a part of a video: frames [first, end) at its mean rate, which gives the same span of time at a variable rate.
+
+    split: "train" or "heldout".
+    """
 
     video: Video
     split: str
@@ -57,8 +63,10 @@ class Segment:
 
 
 def segments(videos: Sequence[Video], cfg: DataConfig, split: Mapping[str, str] | None = None) -> list[Segment]:
-    """Every video in parts of cfg.segment_seconds; a rest of less than half of that joins the last one. split: by video_id,
-    where it is not `assign_splits`' to decide."""
+    """Divides every video into parts of cfg.segment_seconds; a rest of less than half of that joins the last part.
+
+    split: video_id -> split, in place of what `assign_splits` decides.
+    """
     split = assign_splits(videos, cfg) if split is None else split
     out = []
     for video in videos:
@@ -73,7 +81,7 @@ def segments(videos: Sequence[Video], cfg: DataConfig, split: Mapping[str, str] 
 
 
 def run(cfg: CutRun, item: Segment, ctx: Context) -> tuple[Clip | Rejected, ...]:
-    """Segment -> its clips, and the shots that gave none. Raises Reject where the whole segment gives none."""
+    """Cuts a segment: returns its clips and, as Rejected, shots without one. Raises Reject if the segment gives no clip."""
     video = item.video
     name = f"{video.source} from {item.first / video.fps:.0f} s" if item.number else video.source
     try:
@@ -81,7 +89,7 @@ def run(cfg: CutRun, item: Segment, ctx: Context) -> tuple[Clip | Rejected, ...]
         container, stamps = read_container(path), read_timestamps(path)
     except Unreadable as e:
         raise Reject(f"{name}: {e}") from None
-    except (FileNotFoundError, PermissionError) as e:  # other errors may pass: tried again
+    except (FileNotFoundError, PermissionError) as e:  # other errors may be temporary: they are retried
         raise Reject(f"{name}: cannot be read ({e.strerror or e})") from None
     edges = (np.array([item.first, item.end]) - 0.5) / video.fps
     first, end = (int(i) for i in np.searchsorted(stamps, edges))
@@ -109,15 +117,15 @@ def run(cfg: CutRun, item: Segment, ctx: Context) -> tuple[Clip | Rejected, ...]
 
 
 def decode_side(clip: ClipConfig) -> int:
-    """Pixels of the shorter side at which a video is decoded for clips of this size, if it has as many."""
+    """Returns the shorter side, in pixels, at which a video is decoded for clips of this size, if it is that large."""
     return min(STILL_SCALE * clip.height, max(2 * clip.height, STILL_SIDE_LIMIT))
 
 
 class Cutter:
-    """Takes a segment's frames in order and writes each clip as soon as its shot is known to hold it.
+    """Takes a segment's frames in order and writes each clip as soon as its shot is known to be long enough.
 
-    Of the frames it keeps those that a clip not yet written will need, and the few that the search for cuts lags behind:
-    at most about twice the length of a clip, where its variant at twice the speed is wanted.
+    It keeps the frames that a clip not yet written will need, and the few by which the search for cuts lags behind: at most
+    about twice the length of a clip, if the variant at twice the speed is wanted.
     """
 
     def __init__(self, cfg: CutRun, item: Segment, stamps: np.ndarray, workdir: Path):
@@ -130,8 +138,8 @@ class Cutter:
         self._begin(0)
 
     def add(self, frame: np.ndarray) -> None:
-        """frame: h w 3 uint8, the next one."""
-        self.frames[self.shots.read] = frame.copy()  # of a decoded group it would keep all
+        """Takes the next frame, h w 3 uint8."""
+        self.frames[self.shots.read] = frame.copy()  # a view would keep its whole decoded group
         for cut in self.shots.add(frame):
             self._end(cut)
             self._begin(cut)
@@ -141,7 +149,7 @@ class Cutter:
         self._forget(self.shots.settled - 1)
 
     def finish(self) -> list[Clip | Rejected]:
-        """Ends the last shot after the last frame given. -> clips, and the shots too short for one, in order."""
+        """Ends the last shot after the last frame; returns clips, and shots too short for one as Rejected, in order."""
         self._end(self.shots.read)
         return self.out
 
@@ -152,12 +160,12 @@ class Cutter:
         self.written = 0
 
     def _plan(self, known: int) -> None:
-        """Makes sure that every window that may want a frame before `known` is planned, up to one that the segment ends in."""
+        """Plans every window that may need a frame before `known`, up to the one in which the segment ends."""
         while self.planned[-1].plain[0] < known and self.planned[-1].plain_reach < len(self.stamps):
             self.planned.append(next(self.upcoming))
 
     def _end(self, end: int) -> None:
-        """The running shot ends before frame `end`: writes what fits it."""
+        """Ends the current shot before frame `end`: writes the clips that fit it."""
         self._plan(end)
         for window in self.planned:
             if window.plain_reach < end:
@@ -168,12 +176,12 @@ class Cutter:
             self.out.append(Rejected(f"{self.item.video.source} at {times[0]:.2f} s", "cut", reason))
 
     def _forget(self, before: int) -> None:
-        """Drops the frames before this one that no planned window wants. The last frame of a shot may stand for later ones."""
+        """Drops the frames before this one that no planned window needs."""
         for index in [i for i in self.frames if i < before and not any(w.wants(i) for w in self.planned)]:
             del self.frames[index]
 
     def _write(self, window: Window, end: int) -> None:
-        """One window whose shot is known to reach `end`: the clip with its stills and, in training sources, its variants."""
+        """Writes the clip of a window whose shot reaches `end`, with its stills and, in training sources, its variants."""
         self.written += 1
         window = window.ended_at(end)
         video, clip, frames = self.item.video, self.cfg.clip, self.frames
@@ -211,14 +219,14 @@ class Cutter:
 
 
 def crop_box(width: int, height: int, clip: ClipConfig) -> tuple[int, int, int, int]:
-    """The largest centred box of the clip's aspect: left, top, width, height in pixels."""
+    """Returns the largest centred box of the clip's aspect: left, top, width, height in pixels."""
     scale = min(width / clip.width, height / clip.height)
     w, h = min(width, round(clip.width * scale)), min(height, round(clip.height * scale))
     return (width - w) // 2, (height - h) // 2, w, h
 
 
 def resize(frame: np.ndarray, clip: ClipConfig) -> np.ndarray:
-    """h w 3 of the clip's aspect -> the clip's size: by area when shrinking, cubic when enlarging."""
+    """Resizes a frame (h w 3, of the clip's aspect) to the clip's size: by area when shrinking, cubic when enlarging."""
     shrinks = frame.shape[0] >= clip.height
     size = (clip.width, clip.height)
     return cv2.resize(np.ascontiguousarray(frame), size, interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_CUBIC)
@@ -229,13 +237,13 @@ def _generator(clip_id: str) -> np.random.Generator:
 
 
 def _save(clip: Clip, frames: np.ndarray, fps: float) -> Clip:
-    """Writes frames T h w 3. -> the clip with what the gates want to know of its picture."""
+    """Writes frames T h w 3; returns the clip with the figures of its picture and its perceptual hash."""
     save_frames(Path(clip.folder), frames, fps)
     return replace(clip, quality=picture_quality(frames), phash=perceptual_hash(frames))
 
 
 def _frames(source: dict[int, np.ndarray], indices: np.ndarray, clip: ClipConfig) -> np.ndarray:
-    """T h w 3: cropped and resized."""
+    """Returns the frames at `indices`, cropped and resized: T h w 3."""
     done = {}
     for i in set(indices.tolist()):
         frame = source[i]
@@ -245,7 +253,7 @@ def _frames(source: dict[int, np.ndarray], indices: np.ndarray, clip: ClipConfig
 
 
 def push_in(frames: Sequence[np.ndarray], clip: ClipConfig, generator: np.random.Generator) -> np.ndarray:
-    """The crop narrows steadily towards a random window: the first frame is the plain clip's, the camera moves. T h w 3."""
+    """Makes a camera move: the crop narrows steadily from the plain clip's towards a random window. Returns T h w 3."""
     left, top, w, h = crop_box(frames[0].shape[1], frames[0].shape[0], clip)
     end_scale = generator.uniform(0.55, 0.8)
     end_corner = generator.uniform(0, 1, 2) * (1 - end_scale) * np.array([w, h])

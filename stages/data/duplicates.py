@@ -1,4 +1,4 @@
-"""Clips of different videos that show the same, found by their perceptual hashes (stages.data.quality).
+"""Finds clips of different videos that show the same, by their perceptual hashes (stages.data.quality).
 
 Legend: n hashes of 192 bits.
 """
@@ -12,15 +12,15 @@ import numpy as np
 from stages.records import Clip
 
 HASH_BITS = 192
-PLAIN_BITS = 12  # a hash with fewer ones or zeros is that of a plain picture: many unlike clips share it
+PLAIN_BITS = 12  # a hash with fewer ones or zeros is that of a uniform picture, which unlike clips share
 
 
 def duplicates(clips: Sequence[Clip], max_bits: int) -> dict[str, str]:
-    """clip_id -> the clip_id that is kept in its stead: of plain clips (no variants, no renders) of different scenes whose
-    hashes differ in at most max_bits; -1 finds none.
+    """Finds duplicates among real clips (no variants) of different scenes: clip_id -> the clip_id that is kept in its place.
 
-    Clips are taken in a fixed order, held-out ones first so that nothing of theirs is trained on, then by id; each is kept
-    unless it is like one kept before. Clips without a hash, and plain pictures, have no duplicates.
+    Two clips are duplicates if their hashes differ in at most max_bits; -1 finds none. Clips are taken in a fixed order,
+    held-out ones first so that training shows nothing of them, then by id; each is kept unless it is a duplicate of one kept
+    before. Clips without a hash, and uniform pictures, have no duplicates.
     """
     plain = [c for c in clips if c.kind == "real" and not c.recipe and c.phash]
     if max_bits < 0 or not plain:
@@ -50,7 +50,7 @@ def duplicates(clips: Sequence[Clip], max_bits: int) -> dict[str, str]:
 
 
 def unpack(phashes: Sequence[str]) -> np.ndarray:
-    """Hexadecimal hashes -> n 24 uint8. Raises ValueError where one is not of 192 bits."""
+    """Decodes hexadecimal hashes: n 24 uint8. Raises ValueError if one does not have 192 bits."""
     for text in phashes:
         if len(text) != HASH_BITS // 4:
             raise ValueError(f"perceptual hash {text!r} has not {HASH_BITS // 4} hexadecimal digits")
@@ -58,9 +58,10 @@ def unpack(phashes: Sequence[str]) -> np.ndarray:
 
 
 def near(hashes: np.ndarray, max_bits: int) -> np.ndarray:
-    """Pairs of different hashes (n 24 uint8, unique) that differ in at most max_bits: k 2 int, each once.
+    """Returns the pairs of hashes (n 24 uint8, unique) that differ in at most max_bits: k 2 int, each once.
 
-    Of max_bits + 1 bands of bits, such a pair has one band alike (pigeonhole), so only hashes alike in a band are compared.
+    Such a pair is equal in at least one of max_bits + 1 bands of bits (pigeonhole), so only hashes equal in a band are
+    compared.
     """
     bits = np.unpackbits(hashes, axis=1)
     words = np.ascontiguousarray(hashes).view(np.uint64)
@@ -76,7 +77,7 @@ def near(hashes: np.ndarray, max_bits: int) -> np.ndarray:
 
 
 def _alike(keys: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Every pair of equal keys (n), as indices, in as many pieces as the fullest bucket has members."""
+    """Yields every pair of equal keys (n) as two arrays of indices, in as many parts as the largest bucket has members."""
     order = np.argsort(keys, kind="stable")
     ranked = keys[order]
     left, shift = np.arange(len(keys)), 0

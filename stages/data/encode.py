@@ -1,4 +1,4 @@
-"""Encode: everything the models are given that never changes: clean latents, image latents, text embedding, CLIP's tokens.
+"""Stage ENCODE (per item): computes the model inputs that never change: clean and image latents, text, CLIP's image tokens.
 
 Legend: b batch, c channels, t latent frames, T pixel frames, h w latent or pixel rows and columns, l text tokens,
 m image tokens.
@@ -32,21 +32,23 @@ from stages.records import Clip, Rejected
 
 @dataclass(frozen=True)
 class EncodeRun:
+    """Settings of ENCODE: the sizes and encoders of the model."""
+
     clip: ClipConfig
     vae: VAEConfig
     text: TextConfig
-    digest: str = ""  # of the VAE's weights where they are a step of the run: new weights, new latents
+    digest: str = ""  # of the VAE's weights if a step of the run made them: other weights give other latents
     image_encoder: ImageEncoderConfig = field(default_factory=ImageEncoderConfig, metadata=OPTION)
     clip_dim: int = field(default=0, metadata=OPTION)
     image_digest: str = field(default="", metadata=OPTION)  # of the image encoder's weights
 
 
 def run(cfg: EncodeRun, item: Sequence[Clip], ctx: Context) -> tuple[Clip | Rejected, ...]:
-    """Clips of one scene or video -> the same, in folders of this stage, with latents.npz {latents, image, text} float16, and
-    with cfg.clip_dim also {clip}: CLIP's tokens of the first frame.
+    """Adds latents.npz {latents, image, text} float16 to clips of one scene or video, in folders of this stage.
 
-    What is made of a first frame is computed once for all clips of the item that share it, captions once for all clips there
-    ever are (msmodel/io/text_cache.py, in ctx.shared("text")). A clip with arrays that are not finite comes back as Rejected.
+    With cfg.clip_dim it also holds {clip}, CLIP's tokens of the first frame. Arrays of a first frame are computed once for all
+    clips of the item that share it, those of a caption once for all runs (msmodel/io/text_cache.py, in ctx.shared("text")). A
+    clip whose arrays are not finite is returned as Rejected.
     """
     vae = _vae(cfg.vae, str(ctx.device))
     captions = sorted({c.caption for c in item})
@@ -74,7 +76,7 @@ def run(cfg: EncodeRun, item: Sequence[Clip], ctx: Context) -> tuple[Clip | Reje
 def _of_image(
     cfg: EncodeRun, vae: VideoVAE | PatchVAE, first: torch.Tensor, frames: int, ctx: Context
 ) -> dict[str, np.ndarray]:
-    """first: 1 3 h w -> image c t h w and, where the model reads it, clip m c; float16."""
+    """Encodes a first frame, 1 3 h w: image c t h w and, if the model reads it, clip m c; float16."""
     made = {"image": _half(vae.encode_image(first, frames)[0])}
     if cfg.clip_dim:
         made["clip"] = _half(_image_encoder(cfg.image_encoder, cfg.clip_dim, str(ctx.device)).encode(first)[0])
@@ -82,7 +84,7 @@ def _of_image(
 
 
 def to_video(frames: np.ndarray) -> torch.Tensor:
-    """T h w 3 uint8 -> 1 3 T h w float32 in [-1, 1]."""
+    """Converts frames T h w 3 uint8 to 1 3 T h w float32 in [-1, 1]."""
     return rearrange(torch.from_numpy(frames), "T h w c -> 1 c T h w").float() / 127.5 - 1
 
 
@@ -91,7 +93,7 @@ def _half(x: torch.Tensor) -> np.ndarray:
 
 
 def _text(cfg: TextConfig, captions: list[str], ctx: Context) -> np.ndarray:
-    """b l c float16."""
+    """Encodes captions: b l c float16."""
     cache = TextCache(ctx.shared("text"), cfg, partial(_encoder, cfg, str(ctx.device)))
     return cache.encode(captions).to(torch.float16).numpy()
 

@@ -19,13 +19,13 @@ from stages.records import Clip
 
 
 def slug(name: str, most: int = 40) -> str:
-    """A key-safe name: lower-case ASCII letters, digits and hyphens. WebDataset cuts keys at the first dot."""
+    """Makes a name safe for keys: lower-case ASCII letters, digits and hyphens. WebDataset ends a key at the first dot."""
     plain = unicodedata.normalize("NFKD", name).encode("ascii", "ignore").decode().lower()
     return re.sub(r"[^a-z0-9]+", "-", plain).strip("-")[:most].strip("-") or "video"
 
 
 def save_npz(path: Path, arrays: Mapping[str, np.ndarray], compress: bool = False) -> None:
-    """Write aside, then rename: a reader never meets half a file."""
+    """Writes to a temporary name and renames it, so that a reader never finds half a file."""
     aside = path.with_name(path.name + ".part")
     with open(aside, "wb") as f:
         (np.savez_compressed if compress else np.savez)(f, **arrays)  # type: ignore[arg-type]
@@ -33,15 +33,15 @@ def save_npz(path: Path, arrays: Mapping[str, np.ndarray], compress: bool = Fals
 
 
 def load_npz(path: str | Path) -> dict[str, np.ndarray]:
-    """All arrays of a npz file; nothing is unpickled."""
+    """Loads all arrays of an npz file; nothing is unpickled."""
     with np.load(path, allow_pickle=False) as f:
         return {name: f[name] for name in f.files}
 
 
 def write_mp4(path: Path, frames: np.ndarray, fps: float, crf: int = 18) -> None:
-    """frames T h w 3 uint8 (h, w even) -> H.264, yuv420p, faststart: plays in browsers and in the tracker's viewer.
+    """Writes frames (T h w 3 uint8; h, w even) as H.264, yuv420p, faststart, which browsers and MLflow's viewer play.
 
-    Written aside and renamed when ffmpeg has ended well. Raises OSError with ffmpeg's words when it has not (disk full).
+    The file is renamed when ffmpeg has succeeded. Raises OSError with ffmpeg's message if it fails (disk full).
     """
     height, width = frames.shape[1:3]
     aside = path.with_name(f".{path.stem}.part.mp4")
@@ -58,7 +58,7 @@ def write_mp4(path: Path, frames: np.ndarray, fps: float, crf: int = 18) -> None
 
 
 def write_png(path: Path, picture: np.ndarray) -> None:
-    """picture h w 3 uint8 RGB. Raises OSError when it could not be written (disk full)."""
+    """Writes a picture (h w 3 uint8 RGB). Raises OSError if it cannot be written (disk full)."""
     aside = path.with_name(f".{path.stem}.part.png")
     if not cv2.imwrite(str(aside), cv2.cvtColor(picture, cv2.COLOR_RGB2BGR)):
         aside.unlink(missing_ok=True)
@@ -67,19 +67,19 @@ def write_png(path: Path, picture: np.ndarray) -> None:
 
 
 def save_frames(folder: Path, frames: np.ndarray, fps: float) -> None:
-    """clip.npz {frames} and frames.mp4 in folder, which is made."""
+    """Writes clip.npz {frames} and frames.mp4 to `folder`, and makes it if needed."""
     folder.mkdir(parents=True, exist_ok=True)
     write_mp4(folder / "frames.mp4", frames, fps)
     save_npz(folder / "clip.npz", {"frames": frames})
 
 
 def read_clip_frames(clip: Clip) -> np.ndarray:
-    """T h w 3 uint8."""
+    """Loads a clip's frames, T h w 3 uint8."""
     return load_npz(Path(clip.folder) / "clip.npz")["frames"]
 
 
 def link(source: Path, target: Path) -> None:
-    """target becomes source: a hard link, across devices a copy."""
+    """Makes `target` a hard link to `source`, or a copy where they are on different devices."""
     target.unlink(missing_ok=True)
     try:
         os.link(source, target)
@@ -88,7 +88,7 @@ def link(source: Path, target: Path) -> None:
 
 
 def inherit(clip: Clip, workdir: Path) -> Clip:
-    """The clip in a folder of its own under workdir, its files hard-linked (copied across devices), ready to be added to."""
+    """Returns the clip in a new folder under workdir that links its files (see `link`), so that files can be added."""
     folder = workdir / clip.clip_id
     folder.mkdir(parents=True, exist_ok=True)
     for name in sorted(p.name for p in Path(clip.folder).iterdir() if not p.name.endswith(".part")):

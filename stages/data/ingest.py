@@ -1,4 +1,4 @@
-"""Ingest: is this file a video we can use, and what is in it? Nothing is decoded but the first frame."""
+"""Stage INGEST (per item): checks whether a file is a usable video, and reads its facts. It decodes only the first frame."""
 
 from __future__ import annotations
 
@@ -27,11 +27,13 @@ from stages.data.video import (
 from stages.records import Video
 
 PROBE_SIDE = 256  # px: the first frame is decoded at this size, however large it is
-SPAN_TOLERANCE = 0.1  # seconds that a table's span may reach beyond the video's end: tables round
+SPAN_TOLERANCE = 0.1  # seconds that a table's span may end after the video: tables round
 
 
 @dataclass(frozen=True)
 class IngestRun:
+    """Limits of a usable video, as in DataConfig."""
+
     clip: ClipConfig
     min_side_px: int
     max_side_px: int
@@ -40,17 +42,21 @@ class IngestRun:
 
 
 def run(cfg: IngestRun, item: Candidate, ctx: Context) -> Video:
-    """Candidate -> Video. Raises Reject with the reason where the file is of no use."""
+    """Makes a Video of a candidate. Raises Reject with the reason if the file cannot be used."""
     try:
         return probe(cfg, item, str(ctx.fetch(item.path)))
     except Unreadable as e:
         raise Reject(f"{item.name}: {e}") from None
-    except (FileNotFoundError, PermissionError, IsADirectoryError) as e:  # other errors may pass: tried again
+    except (
+        FileNotFoundError,
+        PermissionError,
+        IsADirectoryError,
+    ) as e:  # other errors may be temporary: they are retried
         raise Reject(f"{item.name}: cannot be read ({e.strerror or e})") from None
 
 
 def probe(cfg: IngestRun, item: Candidate, path: str) -> Video:
-    """path: where the candidate's file lies here. Raises Unreadable, or OSError."""
+    """Reads the facts of a video. path: of the candidate's file on this machine. Raises Unreadable, or OSError."""
     container = read_container(path)
     _check_size(cfg, container)
     stamps = read_timestamps(path)
@@ -94,7 +100,7 @@ def _check_size(cfg: IngestRun, container: Container) -> None:
 
 
 def _check_length(cfg: IngestRun, item: Candidate, seconds: float) -> None:
-    """Whether the video, or the span of it that is meant, holds one clip."""
+    """Raises Unreadable if the video, or its given span, is shorter than one clip."""
     start, end = item.start_seconds, item.end_seconds or seconds
     if start >= seconds or end > seconds + SPAN_TOLERANCE:
         shown = f"{start:g}-{end:g} s" if item.end_seconds else f"from {start:g} s"
@@ -105,7 +111,7 @@ def _check_length(cfg: IngestRun, item: Candidate, seconds: float) -> None:
 
 
 def _span_of(item: Candidate) -> str:
-    """What tells spans of one file apart, in milliseconds; "" for a whole file."""
+    """Returns the suffix of an id that distinguishes spans of one file, in milliseconds; "" for a whole file."""
     if not (item.start_seconds or item.end_seconds):
         return ""
     return f"-{round(item.start_seconds * 1000)}to{round(item.end_seconds * 1000) if item.end_seconds else 'end'}"

@@ -1,4 +1,4 @@
-"""Authored motions of rendered scenes: paths of objects and of the camera as affine maps from frame 0.
+"""Chooses the motions of rendered scenes: paths of objects and of the camera as affine maps from frame 0.
 
 Legend: s in [0, 1] runs over the clip. Lengths are clip pixels, origin top-left, pixel centres at +0.5; angles radians.
 Every map is the identity at s = 0, so that all motions of a scene share their first frame.
@@ -19,7 +19,9 @@ KIND_WEIGHTS = (0.18, 0.22, 0.24, 0.26, 0.06, 0.04)
 
 @dataclass(frozen=True)
 class Path:
-    """One body's motion: shift to `end`, bent sideways by `bend` of its length, turning and scaling as it goes."""
+    """Describes the motion of an object or the camera: a shift to `end`, bent sideways by `bend` of its length, with
+    rotation and
+    scaling on the way."""
 
     end: tuple[float, float] = (0.0, 0.0)
     bend: float = 0.0
@@ -34,7 +36,7 @@ class Path:
 
 @dataclass(frozen=True)
 class Motion:
-    """What a clip of a scene does. objects: one Path for each object, far to near."""
+    """Describes the motion in one clip of a scene. objects: one Path for each object, far to near."""
 
     kind: str
     objects: tuple[Path, ...]
@@ -42,7 +44,7 @@ class Motion:
 
 
 def progress(profile: str, s: float) -> float:
-    """How far along its path a body is: 0 at s = 0. "return" comes back to where it started."""
+    """Returns how far along its path an object is at s: 0 at s = 0. "return" comes back to the start."""
     if profile == "linear":
         return s
     if profile == "late":
@@ -53,7 +55,8 @@ def progress(profile: str, s: float) -> float:
 
 
 def affine(path: Path, s: float, centre: tuple[float, float], shift_gain: float = 1.0) -> np.ndarray:
-    """3 x 3 map of frame-0 positions to positions at s: turn and scale about centre, then shift."""
+    """Returns the 3 x 3 map from positions at frame 0 to positions at s: rotation and scaling about `centre`, then the
+    shift."""
     p = progress(path.profile, s)
     dx, dy = (shift_gain * e for e in path.end)
     side = path.bend * math.sin(math.pi * p)
@@ -67,7 +70,7 @@ def affine(path: Path, s: float, centre: tuple[float, float], shift_gain: float 
 def author(
     centres: Sequence[tuple[float, float]], height: int, width: int, count: int, generator: np.random.Generator
 ) -> list[Motion]:
-    """`count` unlike motions for objects at these centres; the first always drags one object far."""
+    """Draws `count` different motions for objects at these centres; the first always drags one object far."""
     kinds = ["drag", *generator.choice(KINDS, size=count - 1, p=KIND_WEIGHTS).tolist()]
     stills = [i for i, kind in enumerate(kinds) if kind == "static"]
     for i in stills[1:]:
@@ -82,9 +85,9 @@ def author(
         )
         paths = [Path()] * len(centres)
         for i in sorted(moving):
-            seen = ends if i == main else []
-            paths[i] = _object_path(kind, centres[i], height, width, seen, generator)
-            seen.append(paths[i].end)
+            earlier = ends if i == main else []
+            paths[i] = _object_path(kind, centres[i], height, width, earlier, generator)
+            earlier.append(paths[i].end)
         camera = Path()
         if kind in ("camera", "combo"):
             camera = _camera_path(height, width, cameras, generator)
@@ -94,15 +97,15 @@ def author(
 
 
 def _furthest(
-    candidates: np.ndarray, seen: Sequence[tuple[float, float]], generator: np.random.Generator
+    candidates: np.ndarray, earlier: Sequence[tuple[float, float]], generator: np.random.Generator
 ) -> tuple[float, float]:
-    """Of candidates (k 2), the one furthest from all seen shifts, so that one first frame gets unlike motions."""
-    if not seen:
-        pick = candidates[generator.integers(len(candidates))]
+    """Returns the candidate (of k 2) furthest from earlier shifts, so that motions from one first frame differ."""
+    if not earlier:
+        chosen = candidates[generator.integers(len(candidates))]
     else:
-        gaps = np.linalg.norm(candidates[:, None] - np.array(seen)[None], axis=-1).min(axis=1)
-        pick = candidates[int(gaps.argmax())]
-    return float(pick[0]), float(pick[1])
+        gaps = np.linalg.norm(candidates[:, None] - np.array(earlier)[None], axis=-1).min(axis=1)
+        chosen = candidates[int(gaps.argmax())]
+    return float(chosen[0]), float(chosen[1])
 
 
 def _object_path(
@@ -110,10 +113,11 @@ def _object_path(
     centre: tuple[float, float],
     height: int,
     width: int,
-    seen: Sequence[tuple[float, float]],
+    earlier: Sequence[tuple[float, float]],
     generator: np.random.Generator,
 ) -> Path:
-    """A drag of 0.15 to 0.55 frame widths that ends on or near the frame; a spin shifts little and turns much."""
+    """Draws a drag of 0.15 to 0.55 frame widths that ends in or near the frame, or a spin: a small shift and a large
+    rotation."""
     if kind == "spin":
         sign = generator.choice([-1.0, 1.0])
         shift = generator.uniform(-0.08, 0.08, 2) * width
@@ -125,15 +129,17 @@ def _object_path(
     fitting = shifts[(length >= 0.15 * width) & (length <= 0.55 * width)]
     if not len(fitting):
         fitting = shifts * (0.35 * width / np.maximum(length, 1.0))[:, None]
-    end = _furthest(fitting[:8], seen, generator)
+    end = _furthest(fitting[:8], earlier, generator)
     bend = float(generator.uniform(-0.5, 0.5)) if generator.random() < 0.5 else 0.0
     angle = float(generator.uniform(-0.8, 0.8)) if generator.random() < 0.35 else 0.0
     scale = float(generator.uniform(-0.35, 0.35)) if generator.random() < 0.35 else 0.0
     return Path(end, bend, angle, scale, _profile(generator))
 
 
-def _camera_path(height: int, width: int, seen: Sequence[tuple[float, float]], generator: np.random.Generator) -> Path:
-    """Pan, zoom, roll or several. The camera's path is what it does to the picture: panning right shifts all left."""
+def _camera_path(
+    height: int, width: int, earlier: Sequence[tuple[float, float]], generator: np.random.Generator
+) -> Path:
+    """Draws a pan, zoom, roll or several. The path is that of the picture: panning right shifts it left."""
     has = generator.random(3) < (0.75, 0.45, 0.25)
     if not has.any():
         has[0] = True
@@ -142,7 +148,7 @@ def _camera_path(height: int, width: int, seen: Sequence[tuple[float, float]], g
         turns = generator.uniform(0, 2 * math.pi, 8)
         reach = generator.uniform(0.1, 0.3, 8)
         shifts = np.stack([np.cos(turns) * reach * width, np.sin(turns) * reach * min(width, 1.4 * height)], axis=1)
-        end = _furthest(shifts, seen, generator)
+        end = _furthest(shifts, earlier, generator)
     scale = float(generator.uniform(0.12, 0.4) * generator.choice([-0.6, 1.0])) if has[1] else 0.0
     angle = float(generator.uniform(0.06, 0.25) * generator.choice([-1, 1])) if has[2] else 0.0
     return Path(end, 0.0, angle, scale, str(generator.choice(PROFILES[:3])))
@@ -153,7 +159,7 @@ def _profile(generator: np.random.Generator) -> str:
 
 
 def heading(shift: tuple[float, float]) -> str:
-    """The main direction of a shift in the picture, in words."""
+    """Names the main direction of a shift in the picture."""
     dx, dy = shift
     if abs(dx) >= abs(dy):
         return "right" if dx > 0 else "left"
@@ -161,7 +167,7 @@ def heading(shift: tuple[float, float]) -> str:
 
 
 def describe(motion: Motion, names: Sequence[str]) -> str:
-    """The motion in words: "the red oval moves left while the camera pans right"."""
+    """Describes the motion: "the red oval moves left while the camera pans right"."""
     parts = []
     for name, path in zip(names, motion.objects, strict=True):
         if motion.kind == "spin" and path.moves:

@@ -1,6 +1,6 @@
-"""Pack: the shards of both splits in one folder each with an index, the catalogue, the dead-letter table and the card.
+"""Stage PACK (once): collects the shards of each split in a folder with an index, and writes catalogue, rejected.csv and card.
 
-The same clips give the same bytes. Shards are written by shard.py and hard-linked here.
+The same clips give the same bytes. Stage SHARD writes the shards, which are hard-linked here.
 """
 
 from __future__ import annotations
@@ -32,6 +32,8 @@ PARTS = ("train_real", "train_synthetic")
 
 @dataclass(frozen=True)
 class PackRun:
+    """Settings of PACK: the clips' size, the gates to list, and the width of CLIP's tokens (0 for none)."""
+
     clip: ClipConfig
     gates: GateConfig
     clip_dim: int = field(default=0, metadata=OPTION)
@@ -39,7 +41,8 @@ class PackRun:
 
 @dataclass(frozen=True)
 class PackInputs:
-    """clips: those in the shards; rejected: what is not, and why; dropped: clips among these that a gate turned away."""
+    """Inputs of PACK. clips: those in the shards. rejected: inputs and clips that are not, with the reason. dropped: the clips
+    among these that a gate dropped."""
 
     clips: tuple[Clip, ...]
     rejected: tuple[Rejected, ...]
@@ -49,14 +52,15 @@ class PackInputs:
 
 @dataclass(frozen=True)
 class PartsInputs:
-    """shards: all of them; those of train hold real clips only, or none (shard.plan_shards). catalogue: their path."""
+    """Inputs of PACK_PARTS. shards: all; one of train holds real clips only or none (shard.plan_shards). catalogue: its
+    path."""
 
     shards: tuple[ShardFile, ...]
     catalogue: str
 
 
 def require_splits(clips: Sequence[Clip]) -> None:
-    """Before anything is packed. Raises StageError where a split has no clip or two clips share an id."""
+    """Raises StageError if a split has no clip or two clips share an id."""
     if len({c.clip_id for c in clips}) != len(clips):
         raise StageError("pack: two clips have the same id")
     for split in SPLITS:
@@ -67,7 +71,7 @@ def require_splits(clips: Sequence[Clip]) -> None:
 
 
 def run(cfg: PackRun, inputs: PackInputs, ctx: Context) -> tuple[ShardSet, ShardSet]:
-    """(train, heldout). Raises StageError as `require_splits`."""
+    """Packs both splits: returns (train, heldout). Raises StageError as `require_splits` does."""
     require_splits(inputs.clips)
     catalogue = ctx.workdir / "catalogue.parquet"
     out = []
@@ -94,13 +98,13 @@ def run(cfg: PackRun, inputs: PackInputs, ctx: Context) -> tuple[ShardSet, Shard
 
 
 def run_parts(cfg: PackRun, inputs: PartsInputs, ctx: Context) -> tuple[ShardSet, ShardSet]:
-    """(real, synthetic): the shards of train as two sets."""
+    """Packs the shards of train as two sets: returns (real, synthetic)."""
     out = []
     for split in PARTS:
         mine = [s for s in inputs.shards if s.split == "train" and ("real" in s.kinds) == (split == PARTS[0])]
         kinds = [kind for s in mine for kind in s.kinds]
         real, rendered = kinds.count("real"), kinds.count("rendered")
-        assert real in (0, len(kinds)), "shards of mixed clips: plan_shards keeps them apart where any is generated"
+        assert real in (0, len(kinds)), "shards of mixed clips: plan_shards separates them if any is generated"
         folder, names = ctx.workdir / split, tuple(s.name for s in mine)
         digest = write_index(cfg.clip, mine, folder)
         out.append(ShardSet(str(folder), split, names, len(kinds), real, rendered, digest, inputs.catalogue))
@@ -108,7 +112,7 @@ def run_parts(cfg: PackRun, inputs: PartsInputs, ctx: Context) -> tuple[ShardSet
 
 
 def write_index(clip: ClipConfig, shards: Sequence[ShardFile], folder: Path) -> str:
-    """Links the shards into folder and writes index.json beside them. Returns the index's SHA-256."""
+    """Links the shards into `folder` and writes index.json next to them. Returns the SHA-256 of the index."""
     folder.mkdir(parents=True, exist_ok=True)
     entries = []
     for shard in shards:

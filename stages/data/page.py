@@ -1,4 +1,4 @@
-"""Stage DATA_PAGE (once): one self-contained data.html that shows what was packed and what was left out, for people."""
+"""Stage DATA_PAGE (once): writes data.html, one self-contained page that shows what was packed and what was left out."""
 
 from __future__ import annotations
 
@@ -34,7 +34,10 @@ BINS = 30
 
 
 def histogram(title: str, values: Mapping[str, Sequence[float]], limits: Mapping[str, float]) -> bytes:
-    """Shares of clips by value, one outline a kind. values: kind -> finite figures; limits: setting -> threshold, dashed."""
+    """Draws a histogram, as PNG: shares of clips by value, one outline a kind.
+
+    values: kind -> finite figures. limits: setting -> threshold, drawn as a dashed line.
+    """
     import matplotlib
 
     matplotlib.use("agg")
@@ -72,14 +75,16 @@ TEMPLATE = Path(__file__).with_name("page.html.j2")
 
 @dataclass(frozen=True)
 class DataPageRun:
+    """Settings of DATA_PAGE: the clips' size, and the gates to show."""
+
     clip: ClipConfig
     gates: GateConfig
 
 
 def run(cfg: DataPageRun, inputs: Sequence[Clip | Rejected | ShardSet], ctx: Context) -> DataPage:
-    """Tracked clips as packed, what was rejected, and the shard sets -> the page, also handed to the tracker with its figures.
+    """Writes the page from the packed clips, what was rejected, and the shard sets. Page and figures also go to MLflow.
 
-    The clips' folders are read for the few that are drawn; figures are of all.
+    Only the folders of the few clips that are drawn are read; figures are of all clips.
     """
     clips = [r for r in inputs if isinstance(r, Clip)]
     rejected = [r for r in inputs if isinstance(r, Rejected)]
@@ -98,7 +103,7 @@ def run(cfg: DataPageRun, inputs: Sequence[Clip | Rejected | ShardSet], ctx: Con
 
 
 def counted(clips: Sequence[Clip], rejected: Sequence[Rejected]) -> dict[str, float]:
-    """Figures for the tracker: clips by kind, rejected, dropped by each gate, and the median of each figure."""
+    """Returns metrics for MLflow: clips by kind, rejected, dropped by each gate, and the median of each figure."""
     out = {f"data/{kind}": float(sum(c.kind == kind for c in clips)) for kind in kinds_of(clips)}
     out["data/rejected"] = float(len(rejected))
     out |= {f"data/dropped/{name}": float(n) for name, n in dropped_by(rejected).items()}
@@ -109,7 +114,7 @@ def counted(clips: Sequence[Clip], rejected: Sequence[Rejected]) -> dict[str, fl
 
 
 def figures(clips: Collection[Clip], name: str) -> dict[str, list[float]]:
-    """Kind -> the figure of every clip that has it."""
+    """Returns kind -> the figure `name` of every clip that has it."""
     out: dict[str, list[float]] = {kind: [] for kind in kinds_of(clips)}
     for clip in clips:
         value = clip.quality.get(name, math.nan)
@@ -125,7 +130,7 @@ def page(
     sets: Sequence[ShardSet],
     contact_sheets: Mapping[str, bytes],
 ) -> str:
-    """The HTML page. Nothing in it is fetched from elsewhere. contact_sheets: kind -> JPEG."""
+    """Returns the HTML page, which loads nothing from elsewhere. contact_sheets: kind -> JPEG."""
     from jinja2 import Environment
 
     environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
@@ -141,7 +146,7 @@ def page(
         rejected_by=Counter(r.stage for r in rejected).most_common(),
         counts={
             "Licences": _counts(clips, lambda c: c.licence),
-            "Trackers": _counts(clips, lambda c: c.tracker),
+            "Point trackers": _counts(clips, lambda c: c.tracker),
             "Recipes": _counts(clips, lambda c: f"{c.kind}: {c.recipe or 'plain'}"),
             "Notes": _counts(clips, lambda c: "; ".join(c.notes)),
             "Sources": _counts((c for c in clips if c.kind != "rendered"), lambda c: c.source),
@@ -155,7 +160,7 @@ def page(
 
 
 def _counts(clips: Iterable[Clip], of: Callable[[Clip], str]) -> list[tuple[str, int]]:
-    """The commonest values with their counts; the rest as one row. Empty values are not told."""
+    """Returns the most frequent values with their counts, and the rest as one row. Empty values are not counted."""
     found = Counter(value for c in clips if (value := of(c)))
     rows = sorted(found.items(), key=lambda row: (-row[1], row[0]))
     rest = sum(n for _, n in rows[MOST_ROWS:])
@@ -163,7 +168,7 @@ def _counts(clips: Iterable[Clip], of: Callable[[Clip], str]) -> list[tuple[str,
 
 
 def _gates(cfg: GateConfig, clips: Sequence[Clip], rejected: Sequence[Rejected]) -> list[dict[str, Any]]:
-    """A row a gate: setting, threshold, clips dropped; 5th, 50th and 95th percentile of its figure in the real clips kept."""
+    """Returns a row a gate: setting, threshold, clips dropped, and percentiles (5, 50, 95) of its figure in real clips kept."""
     dropped, figure_of = dropped_by(rejected), {g.setting: g.figure for g in GATES}
     rows = []
     for setting, limit in thresholds(cfg).items():
@@ -174,7 +179,7 @@ def _gates(cfg: GateConfig, clips: Sequence[Clip], rejected: Sequence[Rejected])
 
 
 def _plots(cfg: GateConfig, clips: Sequence[Clip]) -> list[tuple[str, bytes]]:
-    """(figure, PNG) of every figure that some clip has, with the thresholds that judge it."""
+    """Returns (figure, PNG) of every figure that some clip has, with its thresholds."""
     out = []
     for name in FIGURES:
         values = figures(clips, name)

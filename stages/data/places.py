@@ -1,4 +1,4 @@
-"""Where a path leads: the local disk, or an address (s3://...) that `Files` reads for the stages."""
+"""Reads paths on the local disk and, through `Files`, addresses (s3://...)."""
 
 from __future__ import annotations
 
@@ -20,44 +20,45 @@ MAGIC = re.compile(r"[*?[]")
 
 
 class Files(Protocol):
-    """Files behind addresses. A file's stamp changes when its content may have.
+    """Reads files behind addresses. A file's stamp changes when its content may have changed.
 
-    What is gone or forbidden comes back as an OSError in the value's place. ValueError, with how to mend it, where the
-    whole address is of no use or an error may pass (credentials, network, a package that is not installed).
+    For a file that is missing or forbidden an OSError is returned in place of the value. ValueError, which says what to do, is
+    raised if no file of the address can be read, or the error may be temporary (credentials, network, a missing package).
     """
 
     def listing(self, address: str) -> Mapping[str, str]:
-        """Every file below a folder, matching a glob, or the file itself: address -> stamp. At least one."""
+        """Lists every file below a folder, those that a glob matches, or the file itself: address -> stamp. At least one."""
         ...
 
     def look(self, addresses: Sequence[str]) -> Mapping[str, str | OSError]:
-        """address -> stamp, without reading the files."""
+        """Returns address -> stamp, without reading the files."""
         ...
 
     def read(self, addresses: Sequence[str]) -> Mapping[str, bytes | OSError]:
-        """Whole small files: captions, lists and tables."""
+        """Reads small files whole: captions, lists and tables."""
         ...
 
 
 @dataclass(frozen=True)
 class Places:
-    """The local disk and, through `remote`, what lies behind addresses. None: the local disk alone."""
+    """Reads the local disk and, through `remote`, addresses. remote: None for the local disk alone."""
 
     remote: Files | None = None
 
     def behind(self, address: str) -> Files:
-        """Raises StageError where addresses cannot be read here."""
+        """Returns what reads addresses. Raises StageError if nothing does."""
         if self.remote is None:
             raise StageError(f"{address}: addresses cannot be read here: give a local path")
         return self.remote
 
     def look(self, paths: Iterable[str]) -> dict[str, str | OSError]:
-        """path -> stamp, or why it is no readable file."""
+        """Returns path -> stamp, or the OSError that says why it is no readable file."""
         local, remote = _parted(paths)
         found = {path: _stamp(path) for path in local}
         return {**found, **self.behind(remote[0]).look(remote)} if remote else found
 
     def read(self, paths: Iterable[str]) -> dict[str, bytes | OSError]:
+        """Returns path -> content, or the OSError that says why it cannot be read."""
         local, remote = _parted(paths)
         found = {path: _content(path) for path in local}
         return {**found, **self.behind(remote[0]).read(remote)} if remote else found
@@ -68,14 +69,14 @@ def is_address(path: str) -> bool:
 
 
 def is_glob(src: str) -> bool:
-    """A local name that is there counts as itself, whatever characters it has; a web address may hold a query's "?"."""
+    """Returns whether src is a glob. An existing local name is none, whatever its characters; a web address may have a "?"."""
     if is_address(src):
         return ("*" in src) if src.startswith("http") else MAGIC.search(src) is not None
     return MAGIC.search(src) is not None and not os.path.lexists(os.path.expanduser(src))
 
 
 def base_folder(src: str) -> str:
-    """The folder that names are relative to: of a glob the part before its first wildcard, else src itself."""
+    """Returns the folder that names are relative to: of a glob the part before its first wildcard, else src itself."""
     if not is_glob(src):
         return src.rstrip("/") or "/"
     head = MAGIC.split(src, maxsplit=1)[0]
@@ -83,7 +84,7 @@ def base_folder(src: str) -> str:
 
 
 def joined(base: str, path: str) -> str:
-    """path, taken from the folder `base` where it is relative. Either may be an address."""
+    """Joins a relative path to the folder `base`. Either may be an address."""
     if is_address(path):
         return path
     path = path.removeprefix("file://")
@@ -93,8 +94,10 @@ def joined(base: str, path: str) -> str:
 
 
 def decoded(data: bytes) -> tuple[str, str]:
-    """(text, note): UTF-8 with or without a byte order mark, else UTF-16 that has one, Windows-1252 or Latin-1, which the note
-    then says."""
+    """Decodes text: UTF-8 with or without a byte order mark, else UTF-16 with one, Windows-1252 or Latin-1.
+
+    Returns (text, note); the note names an encoding other than UTF-8.
+    """
     wide = [("utf-16", "UTF-16")] if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else []
     for encoding, note in (*wide, ("utf-8-sig", ""), ("cp1252", "Windows-1252")):
         try:
@@ -105,8 +108,11 @@ def decoded(data: bytes) -> tuple[str, str]:
 
 
 def walk(folder: Path, root: Path) -> tuple[list[str], list[Rejected]]:
-    """All files below folder, sorted, links to folders not followed. Rejected: folders that cannot be listed, what is no
-    regular file (a pipe would be waited on for ever), names that are not UTF-8 (they fit no catalogue)."""
+    """Lists all files below `folder`, sorted, without following links to folders.
+
+    Rejected: folders that cannot be listed, what is no regular file (reading a pipe would never end), and names that are not
+    UTF-8 (the catalogue cannot hold them).
+    """
     files: list[str] = []
     rejected: list[Rejected] = []
     try:
@@ -129,7 +135,7 @@ def walk(folder: Path, root: Path) -> tuple[list[str], list[Rejected]]:
 
 
 def matching(pattern: str) -> tuple[list[str], list[Rejected]]:
-    """Local files that a glob matches (** for any depth), sorted; folders among them are passed over."""
+    """Lists the local files that a glob matches (** for any depth), sorted, without folders; and those it rejects."""
     pattern = os.path.expanduser(pattern)
     base = Path(base_folder(pattern))
     paths = sorted(p for p in glob.iglob(pattern, recursive=True) if not os.path.isdir(p))
@@ -139,7 +145,7 @@ def matching(pattern: str) -> tuple[list[str], list[Rejected]]:
 
 
 def _unusable(entry: os.DirEntry[str]) -> str:
-    """Why a folder's entry is not even looked at; "" where it is."""
+    """Returns why an entry of a folder is not opened at all; "" if it may be."""
     if not _is_utf8(entry.name):
         return "its name is not UTF-8: rename it"
     if entry.is_dir(follow_symlinks=False) or entry.is_file() or not os.path.exists(entry.path):
@@ -172,7 +178,7 @@ def _stamp(path: str) -> str | OSError:
         mode = os.stat(path).st_mode
         if stat.S_ISDIR(mode):
             return IsADirectoryError(errno.EISDIR, "a folder, no file")
-        if not stat.S_ISREG(mode):  # a pipe would be waited on for ever
+        if not stat.S_ISREG(mode):  # reading a pipe would never end
             return OSError(errno.EINVAL, "a pipe, socket or device, no file")
         with open(path, "rb") as f:
             found = os.fstat(f.fileno())

@@ -1,7 +1,7 @@
-"""Render: scenes with several authored motions from one first frame, and exact tracks of points on their surfaces.
+"""Stage RENDER (per item): draws scenes with several motions from one first frame, and exact tracks of points on surfaces.
 
 Legend: T frames, n points, h w frame size. Maps are 3 x 3 affine, frame 0 -> frame t, in clip pixels (centres at +0.5).
-Drawn at `supersampling` times the size, then averaged down.
+Frames are drawn at `supersampling` times the size, then averaged down.
 """
 
 from __future__ import annotations
@@ -27,12 +27,14 @@ from stages.records import Clip
 from stages.trackers.base import inside, uniform_grid
 from stages.trackers.ground_truth import NAME as GROUND_TRUTH
 
-MOTION_IN_CAPTION = 0.5  # share of clips whose caption tells the motion: with every one, text would stand in for tracks
-EDGE_MARGIN_PX = 1.0  # points nearer than this to an outline would mix two surfaces
+MOTION_IN_CAPTION = 0.5  # share of clips whose caption describes the motion: if all did, text could replace tracks
+EDGE_MARGIN_PX = 1.0  # points closer than this to an outline would mix two surfaces
 
 
 @dataclass(frozen=True)
 class RenderRun:
+    """Settings of RENDER, as in DataConfig."""
+
     clip: ClipConfig
     motions: int
     supersampling: int
@@ -42,7 +44,7 @@ class RenderRun:
 
 
 def run(cfg: RenderRun, item: SceneItem, ctx: Context) -> tuple[Clip, ...]:
-    """One scene -> one clip a motion, with tracks.npz and recipe.json beside the frames."""
+    """Renders one clip of a scene for each motion, with tracks.npz and recipe.json next to the frames."""
     generator = np.random.default_rng(item.seed)
     scene = build_scene(item, cfg.clip, cfg.supersampling, generator)
     points = place_points(scene, cfg, generator)
@@ -52,7 +54,10 @@ def run(cfg: RenderRun, item: SceneItem, ctx: Context) -> tuple[Clip, ...]:
 
 
 def place_points(scene: Scene, cfg: RenderRun, generator: np.random.Generator) -> np.ndarray:
-    """Queries on frame 0, n 2: a uniform grid and random points on the visible part of each object, clear of outlines."""
+    """Returns query points on frame 0, n 2: a uniform grid, and random points on the visible part of each object.
+
+    Points close to an outline are left out.
+    """
     clip = cfg.clip
     groups = [uniform_grid(clip.height, clip.width, cfg.grid_rows, cfg.grid_cols)]
     for i, layer in enumerate(scene.objects, start=1):
@@ -66,13 +71,13 @@ def place_points(scene: Scene, cfg: RenderRun, generator: np.random.Generator) -
 
 
 def _clear(scene: Scene, xy: np.ndarray) -> np.ndarray:
-    """Whether points keep their distance from every outline on frame 0."""
+    """Returns whether points (n 2) keep their distance from every outline on frame 0: n bool."""
     levels = [np.abs(o.shape.level(xy)) for o in scene.objects if o.shape]
     return np.min(levels, axis=0) >= EDGE_MARGIN_PX
 
 
 def top_layer(scene: Scene, xy: np.ndarray) -> np.ndarray:
-    """Index of the nearest layer at each point of frame 0: n int, 0 is the background."""
+    """Returns the index of the nearest layer at each point of frame 0: n int, 0 is the background."""
     top = np.zeros(len(xy), int)
     for i, layer in enumerate(scene.layers):
         if layer.shape:
@@ -81,7 +86,7 @@ def top_layer(scene: Scene, xy: np.ndarray) -> np.ndarray:
 
 
 def layer_maps(scene: Scene, motion: Motion, clip: ClipConfig) -> np.ndarray:
-    """T layers 3 3: where each layer's frame-0 positions lie at each frame. The identity at frame 0."""
+    """Returns the map from frame 0 to each frame for each layer: T layers 3 3, the identity at frame 0."""
     middle = (clip.width / 2, clip.height / 2)
     maps = np.empty((clip.frames, len(scene.layers), 3, 3))
     for t in range(clip.frames):
@@ -95,7 +100,7 @@ def layer_maps(scene: Scene, motion: Motion, clip: ClipConfig) -> np.ndarray:
 
 
 def exact_tracks(scene: Scene, maps: np.ndarray, points: np.ndarray, clip: ClipConfig) -> tuple[np.ndarray, np.ndarray]:
-    """xy_px T n 2 float32, visible T n: within the frame and under no nearer layer."""
+    """Returns xy_px T n 2 float32 and visible T n: in the frame and under no nearer layer."""
     owner = top_layer(scene, points)
     xy = apply(maps[:, owner], points[None])
     visible = inside(xy, clip.height, clip.width)
@@ -107,12 +112,12 @@ def exact_tracks(scene: Scene, maps: np.ndarray, points: np.ndarray, clip: ClipC
 
 
 def apply(maps: np.ndarray, xy: np.ndarray) -> np.ndarray:
-    """Affine maps ... 3 3 on points ... 2."""
+    """Applies affine maps (... 3 3) to points (... 2)."""
     return np.einsum("...ij,...j->...i", maps[..., :2, :2], xy) + maps[..., :2, 2]
 
 
 def draw(scene: Scene, maps: np.ndarray, clip: ClipConfig, supersampling: int) -> np.ndarray:
-    """T h w 3 uint8."""
+    """Draws the frames of a clip, T h w 3 uint8. maps: T layers 3 3."""
     size = (clip.width * supersampling, clip.height * supersampling)
     frames = []
     for per_layer in maps:
@@ -127,7 +132,7 @@ def draw(scene: Scene, maps: np.ndarray, clip: ClipConfig, supersampling: int) -
 
 
 def _warp(layer: SceneLayer, matrix: np.ndarray, size: tuple[int, int], ss: int, border: int) -> np.ndarray:
-    """The layer's texture at one frame, enlarged. OpenCV's pixel centres lie at whole numbers, hence the halves."""
+    """Warps a layer's texture to one frame, enlarged. OpenCV's pixel centres lie at whole numbers, hence the halves."""
     half = np.array([[1, 0, 0.5], [0, 1, 0.5], [0, 0, 1]])
     enlarge = np.diag([ss, ss, 1.0])
     full = np.linalg.inv(half) @ enlarge @ matrix @ layer.to_frame @ half
@@ -153,14 +158,14 @@ def _write(
     words = describe(motion, [o.name for o in scene.objects])
     recipe = {"kind": motion.kind, "words": words, "seed": item.seed, "motion": asdict(motion)}
     (folder / "recipe.json").write_text(json.dumps(recipe, sort_keys=True))
-    told = generator.random() < MOTION_IN_CAPTION
+    describes_motion = generator.random() < MOTION_IN_CAPTION
     return Clip(
         clip_id=clip_id,
         folder=str(folder),
         scene=item.scene_id,
         split=item.split,
         kind="rendered",
-        caption=f"{scene.caption}, {words}" if told else scene.caption,
+        caption=f"{scene.caption}, {words}" if describes_motion else scene.caption,
         source="rendered from " + " + ".join(_unique(p.source for p in item.stills)),
         licence=" + ".join(_unique(p.licence for p in item.stills)),
         recipe=motion.kind,

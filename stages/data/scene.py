@@ -1,4 +1,4 @@
-"""Rendered scenes: a still of a real clip as background, textured shapes cut from other stills as objects.
+"""Plans and builds rendered scenes: a still of a real clip as background, textured shapes cut from other stills as objects.
 
 Legend: h w frame size in clip pixels; positions are clip pixels, origin top-left, pixel centres at +0.5.
 """
@@ -26,7 +26,7 @@ BACKGROUND_REACH = (1.6, 2.0)  # the background is cut this much wider than the 
 
 @dataclass(frozen=True)
 class Still:
-    """A still of a real clip that scenes may cut from."""
+    """Describes a still picture of a real clip, from which scenes cut textures."""
 
     path: str
     source: str
@@ -36,7 +36,7 @@ class Still:
 
 @dataclass(frozen=True)
 class SceneItem:
-    """One scene to render. stills: the background's first, then one for each object; all of the scene's own split."""
+    """Describes a scene to render. stills: the background's first, then one for each object; all of the scene's own split."""
 
     scene_id: str
     split: str
@@ -46,7 +46,7 @@ class SceneItem:
 
 @dataclass(frozen=True)
 class Shape:
-    """A star-shaped outline about `centre`: radius(angle) = sum of a cosine series."""
+    """Describes a star-shaped outline around `centre`: its radius is a cosine series of the angle."""
 
     name: str
     centre: tuple[float, float]
@@ -55,7 +55,7 @@ class Shape:
     stretch: float = 1.0
 
     def level(self, xy: np.ndarray) -> np.ndarray:
-        """Pixels inside the outline, measured along the ray from the centre: positive inside. ... 2 -> ..."""
+        """Returns how far points (... 2) lie inside the outline along the ray from the centre, px: positive inside."""
         x = (xy[..., 0] - self.centre[0]) / self.stretch
         y = (xy[..., 1] - self.centre[1]) * self.stretch
         turn = np.arctan2(y, x)
@@ -63,13 +63,17 @@ class Shape:
         return outline - np.hypot(x, y)
 
     def alpha(self, xy: np.ndarray) -> np.ndarray:
-        """Opacity 0..1; 0.5 on the outline."""
+        """Returns the opacity at points (... 2), 0 to 1; 0.5 on the outline."""
         return np.clip(self.level(xy) / EDGE_PX + 0.5, 0, 1)
 
 
 @dataclass(frozen=True, eq=False)
 class SceneLayer:
-    """texture h w 3 (or 4, with alpha) uint8. to_frame: 3 x 3, texture pixels (centres at +0.5) -> frame 0. shape None: all."""
+    """Holds one layer of a scene: the background or an object.
+
+    texture: h w 3 (or 4, with alpha) uint8. to_frame: 3 x 3 map, texture pixels (centres at +0.5) -> frame 0. shape: None for
+    the background, which covers everything.
+    """
 
     name: str
     texture: np.ndarray
@@ -80,7 +84,7 @@ class SceneLayer:
 
 @dataclass(frozen=True, eq=False)
 class Scene:
-    """layers: the background first, then objects from far to near."""
+    """Holds a scene's layers: the background first, then objects from far to near."""
 
     item: SceneItem
     layers: tuple[SceneLayer, ...]
@@ -97,7 +101,7 @@ class Scene:
 
 
 def stills_of(clips: Sequence[Clip], split: str) -> list[Still]:
-    """The stills of a split's real clips, in a fixed order."""
+    """Returns the stills of a split's real clips, in a fixed order."""
     plain = sorted(
         (c for c in clips if c.kind == "real" and not c.recipe and c.split == split), key=lambda c: c.clip_id
     )
@@ -106,9 +110,10 @@ def stills_of(clips: Sequence[Clip], split: str) -> list[Still]:
 
 
 def plan_scenes(cfg: DataConfig, clips: Sequence[Clip], seed: int, log: Callable[[str], None]) -> list[SceneItem]:
-    """What to render, decided from `seed`: each split cuts from its own real clips only.
+    """Plans the scenes to render, from `seed`. Each split cuts from its own real clips only.
 
-    With no held-out real clip, the stills divide: the middle frames serve the held-out scenes, and that is said.
+    Without a held-out real clip, held-out scenes are cut from the middle frames and training scenes from the first ones; this
+    is logged.
     """
     stills = {split: stills_of(clips, split) for split in ("train", "heldout")}
     if not stills["heldout"] and cfg.heldout_scenes:
@@ -143,8 +148,10 @@ class StillChooser:
         self.marks = _marks(self.sources)
 
     def choose(self, count: int, seed: int) -> tuple[Still, ...]:
-        """A background, then objects, from other sources than the background's where there are any. The source is drawn
-        first, then one of its stills: a long video does not crowd out the others."""
+        """Returns a background, then objects, from other sources than the background's if there are any.
+
+        The source is drawn first, then one of its stills, so that a long video is not used more often than others.
+        """
         ground = self._source(seed, 0, "")
         others = [self._source(seed, layer, ground) for layer in range(1, count)]
         return tuple(self._still(source, seed, layer) for layer, source in enumerate([ground, *others]))
@@ -171,13 +178,13 @@ def _drawn_name(path: str) -> str:
 
 
 def _marks(names: np.ndarray) -> np.ndarray:
-    """A number for each name, the same everywhere: n uint64."""
+    """Returns a number for each name, the same on every machine: n uint64."""
     digests = b"".join(hashlib.blake2b(str(n).encode(), digest_size=8).digest() for n in names)
     return np.frombuffer(digests, np.uint64)
 
 
 def _draw(marks: np.ndarray, seed: int, layer: int) -> np.ndarray:
-    """Numbers that look random, one a mark (splitmix64's finish; Steele et al. 2014): n uint64."""
+    """Returns a pseudo-random number for each mark (the finish of splitmix64; Steele et al. 2014): n uint64."""
     x = marks ^ _marks(np.array([f"{seed} {layer}"]))
     for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
         x = (x ^ (x >> np.uint64(shift))) * np.uint64(factor)
@@ -185,7 +192,7 @@ def _draw(marks: np.ndarray, seed: int, layer: int) -> np.ndarray:
 
 
 def build_scene(item: SceneItem, clip: ClipConfig, supersampling: int, generator: np.random.Generator) -> Scene:
-    """Cuts textures and shapes. Every random choice comes from `generator`. Raises ValueError where a still is missing."""
+    """Cuts textures and shapes. Every random choice comes from `generator`. Raises ValueError if a still is missing."""
     layers = [_background(_read(item.stills[0]), clip, supersampling, generator)]
     for depth, still in enumerate(item.stills[1:], start=1):
         layers.append(_object(_read(still), depth, clip, supersampling, generator))
@@ -195,12 +202,12 @@ def build_scene(item: SceneItem, clip: ClipConfig, supersampling: int, generator
 def _read(still: Still) -> np.ndarray:
     picture = cv2.imread(still.path, cv2.IMREAD_COLOR)
     if picture is None:
-        raise ValueError(f"the still {still.path} is missing or unreadable: cut the clips again")
+        raise ValueError(f"the still {still.path} is missing or unreadable: make the data again (`make data`)")
     return cv2.cvtColor(picture, cv2.COLOR_BGR2RGB)
 
 
 def _background(picture: np.ndarray, clip: ClipConfig, ss: int, generator: np.random.Generator) -> SceneLayer:
-    """A random window of the clip's aspect, resized so that the frame sits in its middle with room on all sides."""
+    """Cuts a random window of the clip's aspect, resized so that the frame lies in its middle with room on all sides."""
     height, width = picture.shape[:2]
     reach = generator.uniform(*BACKGROUND_REACH)
     fit = min(width / clip.width, height / clip.height) * generator.uniform(0.75, 1.0)
@@ -219,7 +226,7 @@ def _background(picture: np.ndarray, clip: ClipConfig, ss: int, generator: np.ra
 
 
 def _object(picture: np.ndarray, depth: int, clip: ClipConfig, ss: int, generator: np.random.Generator) -> SceneLayer:
-    """A shape with the liveliest of six random square cuts of the still as its texture."""
+    """Makes a shape whose texture is the most varied of six random square cuts of the still."""
     shape = _shape(clip, generator)
     cuts = []
     for _ in range(6):
@@ -261,7 +268,7 @@ def _shape(clip: ClipConfig, generator: np.random.Generator) -> Shape:
 
 
 def _colour(pixels: np.ndarray) -> str:
-    """A plain word for the mean colour of pixels n 3 uint8."""
+    """Names the mean colour of pixels n 3 uint8."""
     hue, saturation, value = colorsys.rgb_to_hsv(*(pixels.mean(axis=0) / 255))
     if value < 0.2:
         return "black"

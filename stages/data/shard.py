@@ -1,7 +1,7 @@
-"""Shard: one WebDataset tar an item, so that packing is parallel and a killed run goes on with the next shard.
+"""Stage SHARD (per item): writes one WebDataset tar, so that packing is parallel and a killed run continues with the next.
 
-The same clips give the same bytes: fixed times, owners and order. A sample's key is its clip_id, which holds no dot
-(WebDataset cuts keys at the first). Members: mp4, json, txt, tracks.npz, latents.npz and, for lossless frames, frames.npz.
+The same clips give the same bytes: fixed times, owners and order. A sample's key is its clip_id, which has no dot
+(WebDataset ends a key at the first). Members: mp4, json, txt, tracks.npz, latents.npz and, for lossless frames, frames.npz.
 """
 
 from __future__ import annotations
@@ -25,12 +25,14 @@ from stages.records import Clip
 
 @dataclass(frozen=True)
 class ShardRun:
+    """Settings of SHARD. lossless_frames: whether samples also hold frames.npz."""
+
     lossless_frames: bool
 
 
 @dataclass(frozen=True)
 class ShardPlan:
-    """What goes into one shard. name: of the file; clips: in order."""
+    """Lists the clips of one shard, in order. name: of its file."""
 
     name: str
     split: str
@@ -39,7 +41,7 @@ class ShardPlan:
 
 @dataclass(frozen=True)
 class ShardFile:
-    """A written shard, and what its entry in the index says of it. kinds, clip_ids: one a sample, in order."""
+    """Describes a written shard, as its entry in the index does. kinds, clip_ids: one a sample, in order."""
 
     path: str
     name: str
@@ -53,9 +55,10 @@ class ShardFile:
 
 
 def plan_shards(clips: Sequence[Clip], split: str, clips_per_shard: int) -> list[ShardPlan]:
-    """Clips of a split in the order of a hash of their id, so that each shard is a mixture of scenes.
+    """Divides a split's clips into shards, in the order of a hash of their id, so that each shard mixes scenes.
 
-    Where some are generated, real and synthetic ones (generated or rendered) have shards of their own, to be trained on alone.
+    If some clips are generated, real and synthetic ones (generated or rendered) get shards of their own, so that training can
+    read one kind alone.
     """
     mine = sorted((c for c in clips if c.split == split), key=lambda c: hashlib.sha256(c.clip_id.encode()).digest())
     apart = any(c.kind == "generated" for c in mine)
@@ -65,7 +68,7 @@ def plan_shards(clips: Sequence[Clip], split: str, clips_per_shard: int) -> list
 
 
 def run(cfg: ShardRun, item: ShardPlan, ctx: Context) -> ShardFile:
-    """Writes the tar aside and renames it, so that a full disk or a kill leaves none."""
+    """Writes the tar to a temporary name and renames it, so that a full disk or a kill leaves no partial shard."""
     path = ctx.workdir / item.name
     aside = path.with_name(item.name + ".part")
     try:
@@ -90,6 +93,7 @@ def run(cfg: ShardRun, item: ShardPlan, ctx: Context) -> ShardFile:
 
 
 def write_tar(path: Path, clips: Sequence[Clip], lossless: bool) -> None:
+    """Writes the samples of clips as a tar file. lossless: whether frames.npz goes in too."""
     with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as tar:
         for clip in clips:
             for ending, data in members(clip, lossless):
@@ -100,7 +104,7 @@ def write_tar(path: Path, clips: Sequence[Clip], lossless: bool) -> None:
 
 
 def members(clip: Clip, lossless: bool) -> Iterator[tuple[str, bytes]]:
-    """(ending, bytes) of one sample. Nothing in it depends on where the run lies."""
+    """Yields (ending, bytes) of one sample. No content depends on the folder of the run."""
     folder = Path(clip.folder)
     recipe = folder / "recipe.json"
     yield "json", sample_json(clip, recipe.read_text() if recipe.is_file() else "")

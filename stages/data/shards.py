@@ -1,4 +1,4 @@
-"""Reading shards back: verified against the index, so that a damaged shard is an error that names it."""
+"""Reads shards, verified against their index: a damaged shard gives an error that names it."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ NEEDED = ("json", "txt", "mp4", "tracks.npz", "latents.npz")
 
 @dataclass(frozen=True)
 class Sample:
-    """One clip, read in full.
+    """Holds everything of one clip.
 
     frames: T h w 3 uint8. xy_px: T n 2 float32. visible: T n bool. latents, image: c t h w float32. text: l c float32.
     meta: the clip's record without its folder. clip: m c float32, CLIP's tokens of the first frame, if they were made.
@@ -45,7 +45,7 @@ class Sample:
 
 @dataclass(frozen=True)
 class Shard:
-    """An entry of an index. kinds: "real" or "rendered", one a sample, in order. tracks: most in one sample."""
+    """Describes a shard, as its entry in the index does. kinds: one a sample, in order. tracks: the most in one sample."""
 
     path: Path
     sha256: str
@@ -55,7 +55,7 @@ class Shard:
 
 
 class Members(Mapping[str, bytes]):
-    """One sample of a shard by ending ("json", "tracks.npz"...): bytes, read from the file when they are asked for."""
+    """Maps the endings of a sample ("json", "tracks.npz"...) to bytes, which are read from the shard on access."""
 
     def __init__(self, key: str, path: Path) -> None:
         self.key, self.path = key, path
@@ -78,7 +78,7 @@ class Members(Mapping[str, bytes]):
 
 
 def read_index(shard_set: ShardSet) -> list[Shard]:
-    """The shards of a set. Raises ValueError where the index is missing or is not the one the record describes."""
+    """Returns the shards of a set. Raises ValueError if the index is missing or is not the one that the record describes."""
     path = Path(shard_set.folder) / INDEX
     if not path.is_file():
         raise ValueError(f"{path} is missing: make the data again (`make data`)")
@@ -92,21 +92,21 @@ def read_index(shard_set: ShardSet) -> list[Shard]:
 
 
 def verify(shard: Shard) -> None:
-    """Raises ValueError naming the shard where it is missing, cut short or altered."""
-    mend = "copy it again or make the data again (`make data`)"
+    """Raises ValueError that names the shard if it is missing, truncated or altered."""
+    fix = "copy it again or make the data again (`make data`)"
     if not shard.path.is_file():
-        raise ValueError(f"shard {shard.path} is missing: {mend}")
+        raise ValueError(f"shard {shard.path} is missing: {fix}")
     size = shard.path.stat().st_size
     if size != shard.bytes:
-        raise ValueError(f"shard {shard.path} has {size} bytes, its index says {shard.bytes}: {mend}")
+        raise ValueError(f"shard {shard.path} has {size} bytes, its index says {shard.bytes}: {fix}")
     with open(shard.path, "rb") as f:
         digest = hashlib.file_digest(f, "sha256").hexdigest()
     if digest != shard.sha256:
-        raise ValueError(f"shard {shard.path} has SHA-256 {digest[:16]}, its index says {shard.sha256[:16]}: {mend}")
+        raise ValueError(f"shard {shard.path} has SHA-256 {digest[:16]}, its index says {shard.sha256[:16]}: {fix}")
 
 
 def read_members(shard: Shard) -> list[Members]:
-    """The samples of a verified shard in the order of its index. Raises ValueError naming the shard."""
+    """Returns the samples of a shard in the order of its index, after `verify`. Raises ValueError that names the shard."""
     verify(shard)
     samples: dict[str, Members] = {}
     try:
@@ -125,28 +125,29 @@ def read_members(shard: Shard) -> list[Members]:
 
 
 def require_shards(shard_set: ShardSet, ranks: int, workers: int) -> None:
-    """Raises ValueError where there are fewer shards than processes that read them: ranks x loader.workers (0 as 1)."""
+    """Raises ValueError if there are fewer shards than reading processes: ranks x loader.workers (0 counts as 1)."""
     require_count(len(shard_set.shards), shard_set.folder, ranks, workers)
 
 
 def require_count(shards: int, where: str, ranks: int, workers: int) -> None:
-    """The same for shards that are counted already."""
+    """Raises ValueError as `require_shards` does, for a number of shards. where: their folder, for the message."""
     if shards >= ranks * max(workers, 1):
         return
     readers = f"{ranks} ranks" + (f" x {workers} loader workers" if workers > 1 else "")
     raise ValueError(
-        f"{shards} shards in {where} for {readers}: pack smaller shards (data.clips_per_shard), or lower "
+        f"{shards} shards in {where} are too few for {readers}: pack smaller shards (data.clips_per_shard), or lower "
         f"compute.workers or loader.workers"
     )
 
 
 def arrays(data: bytes) -> dict[str, np.ndarray]:
+    """Loads the arrays of an npz file from its bytes."""
     with np.load(io.BytesIO(data), allow_pickle=False) as f:
         return {name: f[name] for name in f.files}
 
 
 def read_samples(shard_set: ShardSet) -> list[Sample]:
-    """Every sample of a set, in order of key, in memory: for held-out sets and small ones."""
+    """Loads every sample of a set into memory, in the order of keys: for held-out sets and small ones."""
     samples = [_sample(members) for shard in read_index(shard_set) for members in read_members(shard)]
     return sorted(samples, key=lambda s: s.key)
 
@@ -187,7 +188,7 @@ def _sample(members: Members) -> Sample:
 
 
 def decode_mp4(data: bytes) -> np.ndarray:
-    """H.264 bytes -> T h w 3 uint8, as compressed."""
+    """Decodes H.264 bytes: T h w 3 uint8."""
     with tempfile.NamedTemporaryFile(suffix=".mp4") as f:
         f.write(data)
         f.flush()

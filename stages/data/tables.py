@@ -1,4 +1,7 @@
-"""Lists and tables of videos: text files, CSV, TSV and Parquet become rows; a row of no use is told apart by its number."""
+"""Reads lists and tables of videos: text files, CSV, TSV and Parquet become rows. A row that cannot be used becomes a BadRow.
+
+To add a format, write a function of (name, bytes) -> (rows, note) and add it to READERS under the file's ending.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,7 @@ import csv
 import io
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,9 +19,7 @@ import pyarrow.parquet as pq
 from stages.contracts import StageError
 from stages.data.places import decoded
 
-LISTS = (".txt", ".lst")
-TABLES = (".csv", ".tsv", ".parquet")
-# A column by any of these names, in any case; the first that is there counts. Other columns are not read.
+# A column may have any of these names, in upper or lower case; the first that exists counts. Other columns are not read.
 COLUMNS = {
     "path": ("path", "video", "file", "url"),
     "caption": ("caption", "text", "prompt"),
@@ -27,14 +28,14 @@ COLUMNS = {
     "licence": ("licence", "license"),
 }
 DELIMITERS = {",": "commas", ";": "semicolons", "\t": "tabs"}
-EXCEL_HINT = re.compile(r"sep=(.)\r?\n")  # a first line that Excel reads, and other programs write for it
+EXCEL_HINT = re.compile(r"sep=(.)\r?\n")  # a first line that Excel reads, and other programs write for Excel
 LONGEST_CAPTION = 1 << 20  # characters of a CSV field: more is a quote that was never closed
 CLOCK = re.compile(r"(?:(\d+):)?(\d{1,2}):(\d{1,2}(?:\.\d*)?)")
 
 
 @dataclass(frozen=True)
 class Row:
-    """One video, or a part of one. end_seconds 0: to its end. number: of the row below the header, or the line, from 1."""
+    """Names one video, or a part of one. number: the row below the header, or the line, from 1. end_seconds: 0 for its end."""
 
     number: int
     path: str
@@ -46,29 +47,26 @@ class Row:
 
 @dataclass(frozen=True)
 class BadRow:
+    """A row that names no usable video, and why."""
+
     number: int
     path: str
     reason: str
 
 
 def read_rows(name: str, suffix: str, data: bytes) -> tuple[list[Row | BadRow], str]:
-    """(rows, note on the text's encoding or ""). suffix: one of LISTS or TABLES.
+    """Returns (rows, a note on the text's encoding or ""). suffix: the file's ending, one of READERS.
 
-    Raises StageError where the file is no such table, lacks a column of paths, or holds no row.
+    Raises StageError if the file is not such a table, lacks a column of paths, or holds no row.
     """
-    note = ""
-    if suffix == ".parquet":
-        rows = list(_parquet_rows(name, data))
-    else:
-        text, note = decoded(data)
-        rows = list(_lines(text) if suffix in LISTS else _csv_rows(name, text, "\t" if suffix == ".tsv" else ""))
+    rows, note = READERS[suffix](name, data)
     if not rows:
         raise StageError(f"SRC={name}: holds no row: name a video in each line or row")
     return rows, f"{name}: {note}" if note else ""
 
 
 def seconds(text: str) -> float:
-    """A time: "" is 0, "12.5", "1:02.5", "00:01:02.500". Raises ValueError for what is none, or is negative."""
+    """Parses a time: "" is 0, "12.5", "1:02.5", "00:01:02.500". Raises ValueError for anything else, or if it is negative."""
     text = text.strip()
     clock = CLOCK.fullmatch(text)
     if clock:
@@ -87,7 +85,7 @@ def _lines(text: str) -> Iterator[Row]:
 
 
 def _csv_rows(name: str, text: str, delimiter: str) -> Iterator[Row | BadRow]:
-    """delimiter: "" for what the file is written with."""
+    """Yields the rows of a CSV text. delimiter: "" to find it out."""
     csv.field_size_limit(LONGEST_CAPTION)
     if hint := EXCEL_HINT.match(text):
         delimiter, text = delimiter or hint[1], text[hint.end() :]
@@ -112,8 +110,10 @@ def _csv_rows(name: str, text: str, delimiter: str) -> Iterator[Row | BadRow]:
 
 
 def _delimiter(text: str) -> str:
-    """The first of DELIMITERS by which the header has a column of paths; a comma where none gives one. Excel writes
-    semicolons where the decimal mark is a comma."""
+    """Returns the first of DELIMITERS with which the header has a column of paths, else a comma.
+
+    Excel writes semicolons in countries whose decimal mark is a comma.
+    """
     header = text.partition("\n")[0].lower()
     for delimiter in DELIMITERS:
         if any(cell.strip().strip('"') in COLUMNS["path"] for cell in header.split(delimiter)):
@@ -136,7 +136,7 @@ def _parquet_rows(name: str, data: bytes) -> Iterator[Row | BadRow]:
 
 
 def _columns(name: str, header: Sequence[str]) -> dict[str, int]:
-    """Where each kind of column stands."""
+    """Returns the index of each known column. Raises StageError if there is no column of paths."""
     names = [column.strip().lower() for column in header]
     found = {}
     for kind, aliases in COLUMNS.items():
@@ -169,3 +169,29 @@ def _row(number: int, values: Mapping[str, Any]) -> Row | BadRow:
     if text["end"] and times["end"] <= times["start"]:
         return BadRow(number, path, f"end {text['end']} is not after start {text['start'] or '0'}")
     return Row(number, path, text["caption"], times["start"], times["end"], text["licence"])
+
+
+Rows = tuple[list[Row | BadRow], str]
+
+
+def _read_list(name: str, data: bytes) -> Rows:
+    text, note = decoded(data)
+    return list(_lines(text)), note
+
+
+def _read_csv(name: str, data: bytes, delimiter: str = "") -> Rows:
+    text, note = decoded(data)
+    return list(_csv_rows(name, text, delimiter)), note
+
+
+def _read_tsv(name: str, data: bytes) -> Rows:
+    return _read_csv(name, data, "\t")
+
+
+def _read_parquet(name: str, data: bytes) -> Rows:
+    return list(_parquet_rows(name, data)), ""
+
+
+LISTS: dict[str, Callable[[str, bytes], Rows]] = {".txt": _read_list, ".lst": _read_list}
+TABLES: dict[str, Callable[[str, bytes], Rows]] = {".csv": _read_csv, ".tsv": _read_tsv, ".parquet": _read_parquet}
+READERS = LISTS | TABLES

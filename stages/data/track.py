@@ -1,4 +1,4 @@
-"""Track: points through every clip. Renders keep their exact tracks; real clips are labelled from a uniform grid.
+"""Stage TRACK (per item): labels real clips with a point tracker, from a uniform grid; renders keep their exact tracks.
 
 Legend: T frames, n points.
 """
@@ -24,18 +24,20 @@ from stages.trackers import TRACKERS, Tracker, TrackerConfig, Tracks, shared_tra
 from stages.trackers.ground_truth import NAME as GROUND_TRUTH
 from stages.trackers.ground_truth import read_tracks
 
-MOVING = 0.02  # of the frame's width: a longer path is a moving point's
+MOVING = 0.02  # of the frame's width: a point with a longer path counts as moving
 
 
 @dataclass(frozen=True)
 class TrackRun:
+    """Settings of TRACK: the point tracker and its grid of queries."""
+
     tracker: TrackerConfig
     grid_rows: int
     grid_cols: int
 
 
 def run(cfg: TrackRun, item: Sequence[Clip], ctx: Context) -> tuple[Clip, ...]:
-    """Clips of one scene or video -> the same, in folders of this stage, with tracks.npz and figures about it."""
+    """Adds tracks.npz, and the figures of the tracks, to clips of one scene or video, in folders of this stage."""
     done = tuple(_one(cfg, clip, ctx) for clip in item)
     for note in dict.fromkeys(
         n for before, after in zip(item, done, strict=True) for n in after.notes[len(before.notes) :]
@@ -69,13 +71,13 @@ def _one(cfg: TrackRun, clip: Clip, ctx: Context) -> Clip:
 
 
 def tracker_text(tracker: Tracker) -> str:
-    """Name, version, licence and what counts as visible: two labels with the same text were made the same way."""
+    """Describes a point tracker: name, version, licence and thresholds. Labels with the same text were made the same way."""
     thresholds = [f"{name}={value:g}" for name, value in sorted(tracker.thresholds.items())]
     return ", ".join([f"{tracker.name} {tracker.version} ({tracker.licence})", *thresholds])
 
 
 def stored(found: Tracks) -> dict[str, np.ndarray]:
-    """The arrays of tracks.npz. confidence (float16) only from a tracker that has one: others say 0 or 1, as `visible`."""
+    """Returns the arrays of tracks.npz. confidence (float16) is kept only if it says more than `visible`."""
     arrays = {"xy_px": found.xy_px, "visible": found.visible}
     if ((found.confidence > 0) & (found.confidence < 1)).any():
         arrays["confidence"] = found.confidence.astype(np.float16)
@@ -83,9 +85,9 @@ def stored(found: Tracks) -> dict[str, np.ndarray]:
 
 
 def track_figures(found: Tracks, width: int) -> dict[str, float]:
-    """What the gates judge and the catalogue shows, by name; a figure that nothing is known of is left out.
+    """Returns the figures that gates judge and the catalogue shows, by name; an unknown figure is left out.
 
-    visible_share: of tracks and frames. moving_px: see path_px. moving_share: of the tracks seen at least twice, those whose
+    visible_share: of tracks and frames. moving_px: see path_px. moving_share: of the tracks visible at least twice, those whose
     path while visible is longer than MOVING of the frame's width. confidence: mean over visible points. back_px: see Tracks.
     """
     visible = found.visible
@@ -104,27 +106,28 @@ def track_figures(found: Tracks, width: int) -> dict[str, float]:
 
 
 def held(xy_px: np.ndarray, visible: np.ndarray) -> np.ndarray:
-    """Positions with those of invisible points replaced by where the point was seen last: a label holds no guess. T n 2."""
+    """Replaces positions of invisible points by where they were last visible, so that a label holds no guess: T n 2."""
     last = np.maximum.accumulate(np.where(visible, np.arange(len(xy_px))[:, None], 0), axis=0)
     return np.take_along_axis(xy_px, last[..., None], axis=0)
 
 
 def path_px(xy_px: np.ndarray, visible: np.ndarray) -> float:
-    """Median over tracks of the length of the path while visible, px. Tracks never seen twice in a row are left out."""
+    """Returns the median path length of tracks while visible, px. Tracks never visible in two frames in a row are left out."""
     seen = (visible[1:] & visible[:-1]).any(axis=0)
     return float(np.median(path_lengths_px(xy_px, visible)[seen])) if seen.any() else 0.0
 
 
 def path_lengths_px(xy_px: np.ndarray, visible: np.ndarray) -> np.ndarray:
-    """Each track's length over steps that it is visible before and after, px: n."""
+    """Returns each track's length over the steps in which it is visible before and after, px: n."""
     steps = np.linalg.norm(np.diff(xy_px, axis=0), axis=-1)
     return (steps * (visible[1:] & visible[:-1])).sum(axis=0)
 
 
 def group_clips(clips: Iterable[Clip], most: int = 16) -> list[tuple[Clip, ...]]:
-    """Items for TRACK and ENCODE: the clips of one scene (or source) and segment, at most `most`, in a fixed order.
+    """Groups clips into items for TRACK and ENCODE: those of one scene (or source) and segment, at most `most`, in a fixed
+    order.
 
-    What is in an item depends on that segment's clips alone: a longer list keeps the items that a shorter one had.
+    An item depends on the clips of its segment alone, so further videos keep the items that exist.
     """
     ordered = sorted(clips, key=lambda c: (c.scene, c.segment, c.clip_id))
     groups = []

@@ -1,7 +1,7 @@
-"""Reading video files: facts from the container (ffmpeg), timestamps and pixels (decord), ffmpeg where decord is wrong.
+"""Reads video files: facts of the container (ffmpeg), timestamps and pixels (decord, or ffmpeg for files that it misreads).
 
-decord ignores or mangles rotated, very small and damaged files and leaves the combs of interlaced ones; those go through
-ffmpeg's own decoder, which applies rotation, and its filter for interlaced pictures.
+decord misreads rotated, very small and damaged files, and does not deinterlace. Such files are decoded by ffmpeg, which applies
+the rotation and can deinterlace.
 """
 
 from __future__ import annotations
@@ -17,24 +17,27 @@ import decord
 import imageio_ffmpeg
 import numpy as np
 
-decord.logging.set_level(decord.logging.QUIET)  # reasons go to the user as Unreadable, not as lines on stderr
+decord.logging.set_level(decord.logging.QUIET)  # the user gets the reason as Unreadable, not as lines on stderr
 
 DECODE_GROUP = 8  # frames held at once: a 1080p frame is 6 MB
-TIMEOUT_SECONDS = 60  # for ffmpeg to find out what a file is
-SEEK_FROM = 200  # frames: ffmpeg seeks to a start beyond this; before it, decoding and dropping is as quick
-UNSTAMPED = 1e9  # seconds: decord's stand-in for times that a file does not state lies far beyond this
+TIMEOUT_SECONDS = 60  # for ffmpeg to examine a file
+SEEK_FROM = 200  # frames: ffmpeg seeks to a start beyond this; before it, decoding and dropping frames is as fast
+UNSTAMPED = 1e9  # seconds: beyond this lies decord's placeholder for times that a file does not state
 HDR = {"smpte2084": "PQ", "arib-std-b67": "HLG"}  # ffmpeg's names of the transfer curves
 
 
 class Unreadable(ValueError):
-    """A file that cannot be used as a video; the message is the reason a user reads."""
+    """Raised for a file that cannot be used as a video; the message is the reason for the user."""
 
 
 @dataclass(frozen=True)
 class Container:
-    """Facts of the first video stream. width, height: as shown, rotation (degrees, multiple of 90) and the shape of a pixel
-    (pixel_aspect: its width over its height) applied. seconds: what the header says, 0 where it does not. bit_depth: of
-    one colour. hdr: ffmpeg's name of an HDR transfer curve, "" for SDR."""
+    """Holds facts of the first video stream.
+
+    width, height: as shown, after rotation (degrees, a multiple of 90) and with square pixels (pixel_aspect: width over height
+    of a stored pixel). seconds: from the header, 0 if it has none. bit_depth: of one colour. hdr: ffmpeg's name of an HDR
+    transfer curve, "" for SDR.
+    """
 
     width: int
     height: int
@@ -46,7 +49,7 @@ class Container:
     hdr: str = ""
 
     def scaled_to(self, side: int) -> Container:
-        """The same with a shorter side of `side` px, aspect kept, sizes even; itself where it is not larger than that."""
+        """Returns it with a shorter side of `side` px and even sizes, at the same aspect; unchanged if it is not larger."""
         ratio = side / min(self.width, self.height)
         if ratio >= 1:
             return self
@@ -54,7 +57,7 @@ class Container:
         return replace(self, width=width, height=height)
 
     def notes(self) -> tuple[str, ...]:
-        """What its pictures are that a reader of the catalogue should know."""
+        """Returns remarks on its pictures for the catalogue."""
         out = []
         if self.interlaced:
             out.append("interlaced: deinterlaced, one frame for two fields")
@@ -68,7 +71,7 @@ class Container:
 
 
 def read_container(path: str) -> Container:
-    """Asks ffmpeg, decodes nothing. Raises Unreadable with the reason."""
+    """Reads a file's facts with ffmpeg, without decoding. Raises Unreadable with the reason."""
     if not Path(path).stat().st_size:
         raise Unreadable("empty file")
     try:
@@ -79,7 +82,7 @@ def read_container(path: str) -> Container:
             check=False,
         ).stderr.decode("utf-8", "replace")
     except subprocess.TimeoutExpired:
-        raise Unreadable(f"ffmpeg found no end in {TIMEOUT_SECONDS} s") from None
+        raise Unreadable(f"ffmpeg needed more than {TIMEOUT_SECONDS} s to examine it") from None
     streams = [line for line in text.splitlines() if re.match(r"\s*Stream #\d+:\d+.*: Video: ", line)]
     if not streams:
         raise Unreadable(_why_no_video(path, text))
@@ -89,7 +92,7 @@ def read_container(path: str) -> Container:
 
 
 def _facts(stream: str, text: str) -> Container:
-    """From ffmpeg's words on the stream, and on the whole file."""
+    """Parses ffmpeg's line on the stream, and its text on the whole file."""
     size = re.search(r", (\d{1,6})x(\d{1,6})\b", stream)
     if not size:
         raise Unreadable("the video stream has no size: truncated file?")
@@ -132,13 +135,13 @@ def _why_no_video(path: str, text: str) -> str:
 
 
 def read_timestamps(path: str) -> np.ndarray:
-    """Presentation time of every frame in seconds, from 0: N float64. Decodes nothing. Raises Unreadable."""
+    """Returns the presentation time of every frame in seconds, from 0: N float64, without decoding. Raises Unreadable."""
     stamps = _decord_timestamps(path)
     return stamps - stamps[0]
 
 
 def _decord_timestamps(path: str) -> np.ndarray:
-    """As the file counts them."""
+    """Returns the times as the file states them, which need not start at 0."""
     try:
         reader = decord.VideoReader(path, num_threads=1)
         stamps = np.asarray(reader.get_frame_timestamp(range(len(reader))), dtype=np.float64)
@@ -150,7 +153,7 @@ def _decord_timestamps(path: str) -> np.ndarray:
 
 
 def missing_end(container: Container, stamps: np.ndarray) -> str:
-    """Where the header promises clearly more than there are frames: that, in words; else "". stamps: as read."""
+    """Returns a message if the header claims a clearly longer video than there are frames for; else "". stamps: as read."""
     seconds = float(stamps[-1]) + 1.0 / (frame_rate(stamps) or 1.0)
     if container.seconds - seconds <= max(1.0, 0.1 * seconds):
         return ""
@@ -158,16 +161,16 @@ def missing_end(container: Container, stamps: np.ndarray) -> str:
 
 
 def frame_rate(stamps: np.ndarray) -> float:
-    """Mean frames per second; 0 where time does not advance."""
+    """Returns the mean frames per second; 0 if time does not advance."""
     span = float(stamps[-1] - stamps[0]) if len(stamps) > 1 else 0.0
     rate = (len(stamps) - 1) / span if span > 0 else 0.0
     return rate if math.isfinite(rate) else 0.0
 
 
 def read_frames(path: str, container: Container, indices: Sequence[int]) -> Iterator[np.ndarray]:
-    """Frames h w 3 uint8 at strictly rising indices, one by one, upright, resized while decoding where container is scaled.
+    """Yields frames, h w 3 uint8, at strictly rising indices, upright, and resized while decoding if `container` is scaled.
 
-    Raises Unreadable where a frame cannot be decoded.
+    Raises Unreadable if a frame cannot be decoded.
     """
     wanted = list(indices)
     done = 0
@@ -178,12 +181,12 @@ def read_frames(path: str, container: Container, indices: Sequence[int]) -> Iter
                 done += 1
             return
         except (decord.DECORDError, RuntimeError, IndexError, _WrongShape):
-            pass  # ffmpeg goes on from the first frame that is still missing
+            pass  # ffmpeg continues from the first missing frame
     yield from _ffmpeg_frames(path, container, wanted[done:])
 
 
 class _WrongShape(Exception):
-    """decord returned frames of another size than the container states."""
+    """Raised if decord returns frames of another size than the container states."""
 
 
 def _decord_frames(path: str, container: Container, indices: Sequence[int]) -> Iterator[np.ndarray]:
@@ -196,7 +199,7 @@ def _decord_frames(path: str, container: Container, indices: Sequence[int]) -> I
 
 
 def _ffmpeg_frames(path: str, container: Container, indices: Sequence[int]) -> Iterator[np.ndarray]:
-    """Ends at the first error: ffmpeg would go on with the frames after it, whose numbers are not known."""
+    """Yields frames until the first error, after which ffmpeg would continue with frames of unknown number."""
     if not indices:
         return
     start, seek = _seek(path, indices[0])
@@ -230,7 +233,7 @@ def _ffmpeg_frames(path: str, container: Container, indices: Sequence[int]) -> I
 
 
 def _seek(path: str, index: int) -> tuple[int, list[str]]:
-    """The number of the first frame that ffmpeg gives with these arguments."""
+    """Returns the number of the first frame that ffmpeg gives, and the arguments that make it start there."""
     if index < SEEK_FROM:
         return 0, []
     stamps = _decord_timestamps(path)
@@ -241,6 +244,6 @@ def _seek(path: str, index: int) -> tuple[int, list[str]]:
 
 
 def _filters(container: Container) -> list[str]:
-    """ffmpeg's filters from a decoded frame to RGB of the container's size."""
+    """Returns ffmpeg's filters from a decoded frame to the container's size."""
     deinterlace = ["bwdif=mode=send_frame:deint=interlaced"] if container.interlaced else []
     return [*deinterlace, f"scale={container.width}:{container.height}:flags=area"]

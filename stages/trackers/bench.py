@@ -1,7 +1,7 @@
-"""Stage TRACKER_BENCH (once): every tracker that can run here, against the exact tracks of rendered clips.
+"""Stage TRACKER_BENCH (once): measures every point tracker that can run here against the exact tracks of rendered clips.
 
-Trackers take turns clip by clip, so that a busy machine slows all alike; all use one thread. Each is run with its own
-defaults, on the same device; one that cannot run is listed with its reason.
+Trackers run in turn on each clip, so that a busy machine slows all alike; all use one thread. Each has its own defaults, on
+the same device; one that cannot run is listed with the reason.
 
 Figures are the TAP-Vid metrics (Doersch et al. 2022): delta_avg, occlusion accuracy (OA), average Jaccard (AJ), on a
 256 x 256 raster with thresholds of 1, 2, 4, 8, 16 px (strict <).
@@ -38,9 +38,9 @@ THRESHOLDS_PX = (1.0, 2.0, 4.0, 8.0, 16.0)
 def tapvid(
     true_xy: np.ndarray, true_visible: np.ndarray, xy: np.ndarray, visible: np.ndarray, height: int, width: int
 ) -> dict[str, float]:
-    """Tracks T n 2 in pixels of a height x width frame, flags T n -> delta_avg, oa, aj in [0, 1].
+    """Computes delta_avg, oa and aj in [0, 1] of tracks T n 2, in pixels of a height x width frame, with flags T n.
 
-    Frame 0 is the query (mode `first`) and is left out. NaN where no ground-truth point is ever visible.
+    Frame 0 is the query (mode `first`) and is left out. NaN if no ground-truth point is ever visible.
     """
     scale = np.array([RASTER / width, RASTER / height])
     distance = np.linalg.norm((xy - true_xy)[1:] * scale, axis=-1)
@@ -59,13 +59,13 @@ def tapvid(
 
 @dataclass(frozen=True)
 class TrackerBenchConfig:
-    """trackers: which to measure. clips: at most how many rendered clips, spread over scenes."""
+    """Settings of the bench. trackers: those to measure. clips: the most rendered clips, spread over scenes."""
 
     trackers: tuple[str, ...] = tuple(TRACKERS)
     clips: int = 24
 
     def problems(self) -> list[str]:
-        """Every inconsistency, as 'tracker_bench.field: what is wrong'."""
+        """Lists every inconsistency as 'tracker_bench.field: what is wrong'."""
         unknown = [name for name in self.trackers if name not in TRACKERS]
         out = [f"tracker_bench.trackers: {name!r} is not one of {', '.join(TRACKERS)}" for name in unknown]
         if not self.trackers:
@@ -77,7 +77,7 @@ class TrackerBenchConfig:
 
 @dataclass(frozen=True)
 class TrackerBenchRun:
-    """tracker: settings that all trackers share; its name is replaced by each of bench.trackers."""
+    """Settings of TRACKER_BENCH. tracker: shared by all point trackers; its name is replaced by each of bench.trackers."""
 
     tracker: TrackerConfig
     bench: TrackerBenchConfig
@@ -85,8 +85,12 @@ class TrackerBenchRun:
 
 @dataclass(frozen=True)
 class TrackerFigures:
-    """One tracker's means over clips. back_px: mean forward-backward error of visible points, clip pixels; NaN where it is not
-    checked. ms: median time a clip, one thread. reason: why it could not run, else ""; its figures are NaN then."""
+    """Holds one point tracker's means over clips.
+
+    back_px: mean forward-backward error of visible points, clip pixels; NaN if it does not check it. ms: median time a
+    clip, one
+    thread. reason: why it could not run (its figures are then NaN), else "".
+    """
 
     tracker: str
     version: str
@@ -102,7 +106,7 @@ class TrackerFigures:
 
 @dataclass(frozen=True)
 class TrackerBench:
-    """The same figures for scripts (json) and as a Markdown table (table)."""
+    """Names the files of the figures: JSON, and a Markdown table."""
 
     json: str
     table: str
@@ -110,7 +114,7 @@ class TrackerBench:
 
 
 def run(cfg: TrackerBenchRun, item: Sequence[Clip], ctx: Context) -> TrackerBench:
-    """Rendered clips with exact tracks -> trackers.json and trackers.md in ctx.workdir. StageError where there are none."""
+    """Measures on rendered clips; writes trackers.json and trackers.md to ctx.workdir. Raises StageError without such clips."""
     if problems := cfg.bench.problems():
         raise StageError("; ".join(problems))
     clips = _spread([c for c in item if c.tracker == GROUND_TRUTH], cfg.bench.clips)
@@ -136,7 +140,7 @@ def run(cfg: TrackerBenchRun, item: Sequence[Clip], ctx: Context) -> TrackerBenc
 
 
 def table(figures: Sequence[TrackerFigures]) -> str:
-    """Markdown, one row a tracker."""
+    """Returns a Markdown table, one row a point tracker."""
     lines = ["| tracker | version | licence | clips | delta_avg | OA | AJ | back_px | ms a clip |"]
     lines.append("|---|---|---|---:|---:|---:|---:|---:|---:|")
     for f in figures:
@@ -151,7 +155,7 @@ def table(figures: Sequence[TrackerFigures]) -> str:
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """OpenCV and torch on one thread, and back to what they had."""
+    """Limits OpenCV and torch to one thread inside, and restores their numbers of threads."""
     before, torch_before = cv2.getNumThreads(), torch.get_num_threads()
     cv2.setNumThreads(1)
     torch.set_num_threads(1)
@@ -163,7 +167,7 @@ def one_thread() -> Iterator[None]:
 
 
 def _load(cfg: TrackerBenchRun) -> tuple[dict[str, Tracker], dict[str, TrackerFigures]]:
-    """Trackers that can run here by name, and rows for those that cannot."""
+    """Returns the point trackers that can run here by name, and rows for those that cannot."""
     trackers: dict[str, Tracker] = {}
     missing: dict[str, TrackerFigures] = {}
     nan = float("nan")
@@ -178,7 +182,7 @@ def _load(cfg: TrackerBenchRun) -> tuple[dict[str, Tracker], dict[str, TrackerFi
 def _measure(
     tracker: Tracker, frames: np.ndarray, xy: np.ndarray, visible: np.ndarray, clock: Callable[[], float]
 ) -> dict[str, float]:
-    """One clip, queried on frame 0. Points that are not visible there are left out."""
+    """Measures one clip, queried on frame 0. Points that are not visible there are left out."""
     seen = visible[0]
     start = clock()
     found = tracker.track(frames, xy[0, seen])
@@ -194,23 +198,23 @@ def _summary(tracker: Tracker, rows: Sequence[dict[str, float]]) -> TrackerFigur
 
 
 def _mean(values: Sequence[float]) -> float:
-    """Over clips that say something: a clip without a visible point has no figure."""
+    """Returns the mean of the known values: a clip without a visible point has none."""
     known = [v for v in values if not np.isnan(v)]
     return float(np.mean(known)) if known else float("nan")
 
 
 def _spread(clips: Sequence[Clip], most: int) -> list[Clip]:
-    """At most `most` clips, one a scene before any scene's second, held-out scenes first."""
-    turns: dict[str, int] = {}
+    """Chooses at most `most` clips: one of every scene before any scene's second, held-out scenes first."""
+    count: dict[str, int] = {}
     ranked = []
     for clip in sorted(clips, key=lambda c: (c.split != "heldout", c.scene, c.clip_id)):
-        turns[clip.scene] = turns.get(clip.scene, -1) + 1
-        ranked.append((turns[clip.scene], clip))
+        count[clip.scene] = count.get(clip.scene, -1) + 1
+        ranked.append((count[clip.scene], clip))
     return [clip for _, clip in sorted(ranked, key=lambda r: r[0])[:most]]
 
 
 def _plain(figures: TrackerFigures) -> dict[str, float | int | str | None]:
-    """For JSON, which has no NaN."""
+    """Returns the figures for JSON, which has no NaN: null stands for it."""
     return {k: None if isinstance(v, float) and np.isnan(v) else v for k, v in asdict(figures).items()}
 
 

@@ -1,6 +1,6 @@
-"""CoTracker3 (Karaev et al. 2024) through torch.hub: the paper's tracker, used by the full-size presets.
+"""CoTracker3 (Karaev et al. 2024) through torch.hub: the paper's point tracker, used by the full-size presets.
 
-Code and weights are CC-BY-NC, so they are fetched by the user's choice and are no dependency.
+Its code and weights are CC-BY-NC: the user chooses to download them, and they are no dependency.
 Legend: b batch (1), T frames, n points, c channels.
 """
 
@@ -22,17 +22,18 @@ from torch import Tensor, nn
 from stages.trackers.base import TrackerConfig, Tracks, check_inputs, inside
 
 OFFLINE, ONLINE = "cotracker3_offline", "cotracker3_online"
-# Fixed in the hub's predictors: what they call visible lies above these.
+# Fixed in the hub's predictors: a point above these counts as visible.
 THRESHOLDS = {OFFLINE: {"min_visibility": 0.9}, ONLINE: {"min_visibility_x_confidence": 0.6}}
 NO_MEMORY = ("out of memory", "can't allocate memory", "alloc_failed")  # CUDA; torch on CPU; cuDNN and cuBLAS
 
 
 class CoTracker:
-    """cfg.name picks the variant: offline (whole clip at once, any query frame) or online (windows, query frame 0).
+    """Runs CoTracker3. cfg.name selects offline (whole clip at once, any query frame) or online (windows, query frame 0).
 
-    cfg.hub may be a local folder with hubconf.py; cfg.checkpoint replaces the download of the weights.
-    Points of one call attend to each other, so how many go together changes the tracks: where memory runs out, the whole
-    clip is tracked again with half as many a call, its Tracks.notes say so, and later clips start from there.
+    cfg.hub may be a local folder with hubconf.py; cfg.checkpoint replaces the download of the weights. Points of one call
+    attend
+    to each other, so their number changes the tracks: if memory runs out, the whole clip is tracked again with half as many a
+    call, which Tracks.notes records, and later clips start from that number.
     """
 
     def __init__(self, cfg: TrackerConfig, device: str = "cpu") -> None:
@@ -42,18 +43,18 @@ class CoTracker:
         self.licence = cfg.licence
         self.thresholds: dict[str, float] = dict(THRESHOLDS[cfg.name])
         self._device = torch.device(device)
-        self._points = cfg.max_queries  # a call; never grows again
+        self._points = cfg.max_queries  # per call; it is only ever lowered
         self._predictor = load_predictor(cfg).to(self._device).eval()
 
     def track(self, frames: np.ndarray, queries_xy: np.ndarray, query_frame: int = 0) -> Tracks:
-        """See Tracker.track. visible: as the predictor decides, within the frame. confidence: offline the probability of
-        being visible, online that times the confidence in the position.
+        """Tracks points as Tracker.track describes. visible: as the predictor decides, in the frame. confidence: offline the
+        probability of being visible, online that times the confidence in the position.
 
-        Raises ValueError where memory does not even suffice for one point a call, or online is to look back.
+        Raises ValueError if memory does not suffice for one point a call, or for online with another query frame than 0.
         """
         check_inputs(frames, queries_xy, query_frame)
         if query_frame and self.name == ONLINE:
-            raise ValueError(f"{ONLINE} cannot look back: query frame 0 only, or use {OFFLINE}")
+            raise ValueError(f"{ONLINE} tracks from frame 0 only: use query frame 0, or {OFFLINE}")
         if not len(queries_xy):
             empty = np.zeros((len(frames), 0), bool)
             return Tracks(np.zeros((len(frames), 0, 2), np.float32), empty, empty.astype(np.float32))
@@ -68,7 +69,7 @@ class CoTracker:
                     raise
                 if points == 1:
                     raise ValueError(self._too_big(frames, e)) from e
-            points = self._points = (points + 1) // 2  # outside `except`, whose traceback holds on to the tensors
+            points = self._points = (points + 1) // 2  # outside `except`, whose traceback keeps the tensors alive
             if self._device.type == "cuda":
                 torch.cuda.empty_cache()
         notes = (f"{self.name} ran out of memory: {points} points a call, not {together}",) if points < together else ()
@@ -77,7 +78,7 @@ class CoTracker:
     def _track(
         self, frames: np.ndarray, queries_xy: np.ndarray, query_frame: int, points: int
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """xy_px T n 2, visible T n, confidence T n, `points` a call."""
+        """Returns xy_px T n 2, visible T n and confidence T n, with `points` a call."""
         run = self._offline if self.name == OFFLINE else self._online
         with torch.inference_mode():
             video = rearrange(torch.from_numpy(frames).to(self._device), "T h w c -> 1 T c h w").float()  # 0..255
@@ -92,9 +93,9 @@ class CoTracker:
 
     def _offline(self, video: Tensor, queries: Tensor, query_frame: int) -> tuple[Tensor, Tensor, Tensor]:
         n = queries.shape[1]
-        with overheard(self._predictor.model) as answers:
+        with captured(self._predictor.model) as answers:
             tracks, visible = self._predictor(video, queries=queries, backward_tracking=query_frame > 0)
-        seen = answers[0][0][..., :n]  # behind them lie the predictor's own support points
+        seen = answers[0][0][..., :n]  # the predictor's own support points follow them
         if query_frame:
             seen[:, :query_frame] = answers[1][0].flip(1)[
                 :, :query_frame, :n
@@ -104,7 +105,7 @@ class CoTracker:
     def _online(self, video: Tensor, queries: Tensor, query_frame: int) -> tuple[Tensor, Tensor, Tensor]:
         step = self._predictor.step
         self._predictor(video_chunk=video[:, :1], is_first_step=True, queries=queries)
-        with overheard(self._predictor.model) as answers:
+        with captured(self._predictor.model) as answers:
             for start in range(0, max(video.shape[1] - step, 1), step):
                 tracks, visible = self._predictor(video_chunk=video[:, start : start + 2 * step])  # all frames so far
         tracks[:, query_frame] = queries[..., 1:]  # offline puts the queries there itself
@@ -120,16 +121,16 @@ class CoTracker:
 
 
 def out_of_memory(error: BaseException) -> bool:
-    """torch has a class for it on accelerators only; elsewhere the words tell."""
+    """Returns whether an error means lack of memory. torch has a class for it on accelerators only; else its text says so."""
     known = isinstance(error, (torch.OutOfMemoryError, MemoryError))
     return known or any(words in str(error).lower() for words in NO_MEMORY)
 
 
 @contextmanager
-def overheard(model: Any) -> Iterator[list[tuple[Tensor, Tensor]]]:
-    """Visibility and confidence (probabilities, b T n) of every call of the model inside, in order: the predictors drop them.
+def captured(model: Any) -> Iterator[list[tuple[Tensor, Tensor]]]:
+    """Captures visibility and confidence (probabilities, b T n) of every call of the model inside, which predictors discard.
 
-    They call `forward` itself, past any hook, and write into the visibility: hence a wrapper, and copies.
+    They call `forward` directly, so that a hook would not run, and write into the visibility: hence a wrapper, and copies.
     """
     answers: list[tuple[Tensor, Tensor]] = []
     forward = model.forward
@@ -147,9 +148,9 @@ def overheard(model: Any) -> Iterator[list[tuple[Tensor, Tensor]]]:
 
 
 def load_predictor(cfg: TrackerConfig) -> Any:
-    """The hub's predictor with its weights, on CPU. Importing it reseeds torch, so the RNG state is put back afterwards.
+    """Loads the hub's predictor with its weights, on CPU. Importing it reseeds torch, so the RNG state is restored.
 
-    Raises ValueError naming the hub folder, repository or checkpoint that cannot be used.
+    Raises ValueError that names the hub folder, repository or checkpoint that cannot be used.
     """
     local = Path(cfg.hub).expanduser()
     if not local.is_dir() and not re.fullmatch(r"[\w.-]+/[\w.-]+(:[\w./-]+)?", cfg.hub):
@@ -180,13 +181,13 @@ def _first_line(error: BaseException) -> str:
     return str(error).strip().partition("\n")[0] or type(error).__name__
 
 
-MEND = "download it again from huggingface.co/facebook/cotracker3 (scaled_offline.pth or scaled_online.pth)"
+FIX = "download it again from huggingface.co/facebook/cotracker3 (scaled_offline.pth or scaled_online.pth)"
 
 TIME: dict[tuple[int, ...], str] = {(1, 60, 1110): "cotracker3_offline", (1, 16, 1110): "cotracker3_online"}  # time_emb
 
 
 def weights_name(checkpoint: str) -> str:
-    """The file's name and the start of its SHA-256, for the records of what it tracked."""
+    """Returns the file's name and the start of its SHA-256, which are kept with the tracks."""
     path = Path(checkpoint).expanduser()
     if not checkpoint or not path.is_file():
         return "hub weights"
@@ -195,7 +196,8 @@ def weights_name(checkpoint: str) -> str:
 
 
 def load_weights(model: nn.Module, checkpoint: str, name: str) -> None:
-    """Fills the model of variant `name`. Raises ValueError naming the file, what is wrong, and which variant it looks like."""
+    """Loads the weights of variant `name`. Raises ValueError that names the file, what is wrong, and the variant it looks
+    like."""
     state = read_state(checkpoint)
     wanted = {key: tuple(value.shape) for key, value in model.state_dict().items()}
     found = {key: tuple(value.shape) for key, value in state.items()}
@@ -207,21 +209,21 @@ def load_weights(model: nn.Module, checkpoint: str, name: str) -> None:
 
 
 def read_state(checkpoint: str) -> Mapping[str, Tensor]:
-    """Tensors by name; training's own files keep them under "model". Raises ValueError where the file holds none."""
+    """Reads tensors by name; files of a training have them under "model". Raises ValueError if the file holds none."""
     try:
         data: Any = torch.load(Path(checkpoint).expanduser(), map_location="cpu", weights_only=True)
     except (OSError, RuntimeError, EOFError, pickle.UnpicklingError, ValueError, LookupError, AttributeError) as e:
         reason = str(e).strip().partition("\n")[0] or type(e).__name__
-        raise ValueError(f"tracker.checkpoint: {checkpoint} is no readable weights file ({reason}): {MEND}") from e
+        raise ValueError(f"tracker.checkpoint: {checkpoint} is no readable weights file ({reason}): {FIX}") from e
     if isinstance(data, dict) and "model" in data:
         data = data["model"]
     if not isinstance(data, dict) or not data or not all(isinstance(value, Tensor) for value in data.values()):
-        raise ValueError(f"tracker.checkpoint: {checkpoint} holds no weights but {_content(data)}: {MEND}")
+        raise ValueError(f"tracker.checkpoint: {checkpoint} holds no weights but {_content(data)}: {FIX}")
     return data
 
 
 def difference(wanted: Mapping[str, tuple[int, ...]], found: Mapping[str, tuple[int, ...]], most: int = 3) -> str:
-    """Shapes by name -> which are missing, unknown or other, the first of each."""
+    """Describes how shapes by name differ: the first of those that are missing, unknown or other."""
 
     def some(words: list[str]) -> str:
         return ", ".join(words[:most]) + (f" and {len(words) - most} more" if len(words) > most else "")
@@ -233,16 +235,16 @@ def difference(wanted: Mapping[str, tuple[int, ...]], found: Mapping[str, tuple[
 
 
 def advice(found: Mapping[str, tuple[int, ...]], name: str) -> str:
-    """What the file looks like, by the length and width of its time embedding, and what to do about it."""
+    """Says what the file looks like, by the size of its time embedding, and what to do."""
     time = found.get("time_emb", ())
     like = TIME.get(time)
     if like == name:
-        return f"It looks like a damaged or altered {name}: {MEND}"
+        return f"It looks like a damaged or altered {name}: {FIX}"
     if like:
         return f"It looks like {like}: set tracker.name={like}, or give the weights of {name}"
     if time[-1:] == (456,):
         return f"It looks like CoTracker 2, which cannot be used: give the weights of {name}"
-    return f"It looks like no CoTracker3: give the weights of {name}, {MEND}"
+    return f"It looks like no CoTracker3: give the weights of {name}, {FIX}"
 
 
 def _content(data: Any) -> str:

@@ -1,4 +1,4 @@
-"""Dense inverse search flow (DIS, Kroeger et al. 2016, OpenCV) chained frame to frame, with a forward-backward check."""
+"""Point tracker DIS: dense inverse search flow (Kroeger et al. 2016, OpenCV) chained from frame to frame."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from stages.trackers.matching import outward, resized, sample
 
 
 class DisFlow:
-    """Needs no weights. A point that fails the check once is invisible from then on; the flow carries it further all the
-    same, while it lies in the frame, as a best guess."""
+    """Tracks points without weights. A point that once fails the forward-backward check is invisible from then on; the flow
+    still carries it, while it lies in the frame, as a best guess."""
 
     name = "dis"
     version = f"opencv-{cv2.__version__}"
@@ -23,7 +23,7 @@ class DisFlow:
         self._dis = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
 
     def track(self, frames: np.ndarray, queries_xy: np.ndarray, query_frame: int = 0) -> Tracks:
-        """See Tracker.track. Frames before query_frame are tracked backwards from it."""
+        """Tracks points as Tracker.track describes. Frames before query_frame are tracked backwards from it."""
         check_inputs(frames, queries_xy, query_frame)
         video = resized(frames, self.cfg.work_height)
         xy = np.repeat(video.to_work(queries_xy)[None], len(frames), axis=0)
@@ -49,5 +49,5 @@ class DisFlow:
         )
 
     def _flow(self, a: np.ndarray, b: np.ndarray) -> np.ndarray:
-        """Grey pictures -> h w 2. DIS starts from the array that it is given, so that must say something: no motion."""
+        """Computes the flow between grey pictures: h w 2. DIS starts from the given array, which must be set: no motion."""
         return self._dis.calc(a, b, np.zeros((*a.shape, 2), np.float32))

@@ -1,4 +1,4 @@
-"""Exact tracks of rendered scenes, as the renderer wrote them. Not a Tracker: it needs the clip's folder, not its frames."""
+"""Reads the exact tracks that the renderer wrote. This is no Tracker: it needs the clip's folder, not its frames."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ NAME = "ground_truth"
 
 
 def read_tracks(folder: str | Path) -> tuple[np.ndarray, np.ndarray]:
-    """xy_px T n 2 float32, visible T n bool of folder/tracks.npz. Raises ValueError where it is missing."""
+    """Loads xy_px T n 2 float32 and visible T n bool of folder/tracks.npz. Raises ValueError if it is missing."""
     path = Path(folder) / "tracks.npz"
     if not path.is_file():
         raise ValueError(f"{path} is missing: a rendered clip carries its exact tracks, render it again")

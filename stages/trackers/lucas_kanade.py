@@ -1,8 +1,8 @@
-"""Lucas-Kanade with motions: points are chained frame to frame, those that move together are found, and each such group is
-matched against the query frame warped by its motion.
+"""Point tracker Lucas-Kanade with motion groups: points are matched from frame to frame, those that move together are grouped,
+and each group is matched against the query frame warped by its motion.
 
-The chain drifts and loses what is covered; the groups do neither: a group's map is fitted to all its points, says where a
-covered one is, and whether the colours there are still its own. A point of no group keeps its chain.
+Matching from frame to frame drifts and loses covered points. A group does neither: its map is fitted to all its points, and
+tells where a covered one is and whether the colours there are still its own. A point of no group keeps its frame-to-frame path.
 """
 
 from __future__ import annotations
@@ -15,18 +15,21 @@ from stages.trackers.matching import Video, match, outward, resized
 from stages.trackers.motion_groups import Aligner, MotionGroup
 from stages.trackers.motions import find_motions
 
-MAX_REACH = 0.15  # frame widths that an unchecked point may move in one frame
-TOLERANCE = 2.5  # work pixels that a point's chain may stray from its group's motion
-STRAY = 5.0  # work pixels: a point whose chain lies further from its group's motion most of the time may be on its own
-DOUBT = 8.0  # mean colour error, 0..255, from which it is: below, the chain has slipped
-SUPPORT = (8, 12)  # rows, columns of points tracked besides, where the queries are too few to show what moves
+MAX_REACH = 0.15  # frame widths that a point may move in one frame after it failed the check
+TOLERANCE = 2.5  # work pixels that a point's path may deviate from its group's motion
+STRAY = 5.0  # work pixels: a point whose path is mostly further from its group's motion may not belong to it
+DOUBT = 8.0  # mean colour error, 0..255, above which it does not; below, the path has slipped
+SUPPORT = (8, 12)  # rows, columns of additional points, if there are too few queries to find motions
 
 
 class LucasKanade:
-    """Needs no weights. A point is visible where its group's motion lies in the frame, could be measured, and the colours
-    around it are still those of the query frame; it may come back. A point of no group that fails the forward-backward check
-    once is invisible from then on, but followed further as well as may be, as is one while its group's motion cannot be
-    measured; so followed, one that leaves the frame stays where it left."""
+    """Tracks points without weights.
+
+    A point is visible where its group's motion was measured and puts it in the frame, and the colours around it are those
+    of the
+    query frame; it may become visible again. A point of no group that once fails the forward-backward check is invisible from
+    then on. Invisible points still get a best guess; one that leaves the frame stays at its border.
+    """
 
     name = "lucas_kanade"
     version = f"opencv-{cv2.__version__}+motions"
@@ -37,7 +40,7 @@ class LucasKanade:
         self.thresholds = {"max_back_px": cfg.max_back_px, "max_colour_error": cfg.max_colour_error}
 
     def track(self, frames: np.ndarray, queries_xy: np.ndarray, query_frame: int = 0) -> Tracks:
-        """See Tracker.track. Frames before query_frame are tracked backwards from it."""
+        """Tracks points as Tracker.track describes. Frames before query_frame are tracked backwards from it."""
         check_inputs(frames, queries_xy, query_frame)
         n, (height, width) = len(queries_xy), frames.shape[1:3]
         if not n:
@@ -57,7 +60,8 @@ class LucasKanade:
         return Tracks(xy_px, visible, (sureness * within).astype(np.float32), back_px)
 
     def _follow(self, video: Video, query: np.ndarray, query_frame: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """query n 2 -> positions T n 2 (work pixels), sureness T n (over 0.5: visible), forward-backward error T n."""
+        """Follows queries n 2: returns positions T n 2 (work pixels), confidence T n (visible above 0.5), forward-backward
+        error T n."""
         max_back = self.cfg.max_back_px * float(video.scale.mean())
         xy, seen, back = self._chain(video, query, query_frame, max_back)
         sureness = np.where(seen, _sureness(back / max_back), 0.0)
@@ -78,10 +82,11 @@ class LucasKanade:
     def _chain(
         self, video: Video, query: np.ndarray, query_frame: int, max_back: float
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Matched from frame to frame: positions T n 2, who passed every check so far T n, forward-backward error T n."""
+        """Matches from frame to frame: returns positions T n 2, whether every check so far passed T n, forward-backward
+        error T n."""
         xy = np.repeat(query[None], len(video.grey), axis=0)
         seen, back = np.zeros(xy.shape[:2], bool), np.full(xy.shape[:2], np.inf, np.float32)
-        present = seen.copy()  # within the frame so far
+        present = seen.copy()  # in the frame so far
         seen[query_frame] = present[query_frame] = video.holds(query)
         back[query_frame] = 0.0
         for before, now in outward(query_frame, len(xy)):
@@ -90,7 +95,7 @@ class LucasKanade:
             found, error = match(video.grey[before], video.grey[now], xy[before, alive], self.cfg.window_px)
             kept = seen[before, alive] & (error <= max_back)
             reach = np.abs(found - xy[before, alive]).max(axis=-1, initial=0.0)
-            believed = kept | (reach < MAX_REACH * video.size[0])  # further in one frame: a mismatch
+            believed = kept | (reach < MAX_REACH * video.size[0])  # a larger step is a mismatch
             stays = ~believed | video.holds(found)
             moves = believed & stays
             xy[now, alive[moves]] = found[moves]
@@ -100,11 +105,12 @@ class LucasKanade:
 
 
 def _sureness(error: np.ndarray) -> np.ndarray:
-    """Errors as shares of what is allowed, >= 0 -> (0, 1]: 1 without error, 0.5 at the limit."""
+    """Converts errors, as shares of the limit (>= 0), to confidence in (0, 1]: 1 without error, 0.5 at the limit."""
     return np.exp2(-np.square(error))
 
 
 def _off_motion(xy: np.ndarray, seen: np.ndarray, group: MotionGroup) -> np.ndarray:
-    """n bool: points whose chain does not follow the motion on most of the frames that it was seen in, nor do the colours."""
+    """Returns the points whose path, on most frames where they were visible, and whose colours do not fit the motion: n
+    bool."""
     far = np.linalg.norm(xy - group.place, axis=-1) > STRAY
     return ((far & seen).sum(axis=0) > 0.5 * seen.sum(axis=0)) & (group.cost > DOUBT)

@@ -1,4 +1,4 @@
-"""Sparse matching of points between two pictures, and frames made ready for it.
+"""Matches points between two pictures, and prepares frames for that.
 
 Legend: work pixels are those of the resized frames in OpenCV's convention, pixel centres at whole numbers.
 """
@@ -15,7 +15,7 @@ import numpy as np
 
 @dataclass(frozen=True, eq=False)
 class Video:
-    """rgb, grey: T resized frames. scale (2,): work pixels a pixel, x first."""
+    """Holds resized frames. rgb, grey: T frames. scale (2,): work pixels per pixel, x first."""
 
     rgb: list[np.ndarray]
     grey: list[np.ndarray]
@@ -23,25 +23,27 @@ class Video:
 
     @property
     def size(self) -> tuple[int, int]:
-        """(width, height), work pixels."""
+        """Returns (width, height) in work pixels."""
         height, width = self.grey[0].shape
         return width, height
 
     def to_work(self, xy: np.ndarray) -> np.ndarray:
+        """Converts pixels of the original frames to work pixels."""
         return (xy * self.scale - 0.5).astype(np.float32)
 
     def to_frame(self, xy: np.ndarray) -> np.ndarray:
+        """Converts work pixels to pixels of the original frames."""
         return ((xy + 0.5) / self.scale).astype(np.float32)
 
     def holds(self, xy: np.ndarray) -> np.ndarray:
-        """Whether points (... 2, work pixels) lie within the frame."""
+        """Returns whether points (... 2, work pixels) lie in the frame."""
         width, height = self.size
         x, y = xy[..., 0] + 0.5, xy[..., 1] + 0.5
         return (x >= 0) & (x < width) & (y >= 0) & (y < height)
 
 
 def resized(frames: np.ndarray, height: int) -> Video:
-    """frames T h w 3 uint8 -> the same at a working height: small ones enlarged, large ones reduced."""
+    """Resizes frames T h w 3 uint8 to a working height: small ones are enlarged, large ones reduced."""
     size = (max(1, round(frames.shape[2] * height / frames.shape[1])), height)
     how = cv2.INTER_AREA if height < frames.shape[1] else cv2.INTER_CUBIC
     rgb = [cv2.resize(f, size, interpolation=how) for f in frames]
@@ -50,7 +52,7 @@ def resized(frames: np.ndarray, height: int) -> Video:
 
 
 def outward(query_frame: int, frames: int) -> Iterator[tuple[int, int]]:
-    """(before, now): every frame but the query's, each after its neighbour on the query's side."""
+    """Yields (before, now) for every frame but the query's, each after its neighbour on the query's side."""
     yield from ((t - 1, t) for t in range(query_frame + 1, frames))
     yield from ((t + 1, t) for t in range(query_frame - 1, -1, -1))
 
@@ -58,8 +60,10 @@ def outward(query_frame: int, frames: int) -> Iterator[tuple[int, int]]:
 def match(
     a: np.ndarray, b: np.ndarray, xy: np.ndarray, window: int, levels: int = 4, steps: int = 30
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Pyramidal Lucas-Kanade (Bouguet 2000) there and back. a, b grey pictures, xy n 2 in a -> positions in b, n 2, finite;
-    and how far from its start each point comes back, work pixels, n: infinite where it was not found."""
+    """Matches points xy (n 2) of the grey picture a in b, by pyramidal Lucas-Kanade (Bouguet 2000), forward and backward.
+
+    Returns their positions in b (n 2, finite) and the forward-backward error (n, work pixels; infinite if not found).
+    """
     if not len(xy):
         return xy, np.zeros(0, np.float32)
     criteria = (cv2.TERM_CRITERIA_EPS | cv2.TERM_CRITERIA_COUNT, steps, 0.01)
@@ -73,7 +77,7 @@ def match(
 
 
 def sample(values: np.ndarray, xy: np.ndarray) -> np.ndarray:
-    """values h w (c) float32 at xy n 2, bilinear: n (c). Beyond the border, the border's."""
+    """Samples values (h w (c) float32) at xy n 2, bilinearly: n (c). Beyond the border the border's value is used."""
     if not len(xy):
         return np.zeros((0, *values.shape[2:]), np.float32)
     x, y = np.ascontiguousarray(xy.T, np.float32)

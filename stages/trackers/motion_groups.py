@@ -1,7 +1,7 @@
-"""Points that share a motion, measured against the query frame itself: no drift, and a verdict on what is covered.
+"""Aligns groups of points that share a motion with the query frame itself, without drift, and finds what is covered.
 
 For each motion and frame the query frame is warped by the motion's map, and its members are matched between that picture and
-the frame; the map is fitted anew to the matches. Where the warped picture and the frame differ in colour, the point is covered.
+the frame; the map is fitted again to the matches. Where the warped picture and the frame differ in colour, a point is covered.
 
 Legend: T frames, n points. Positions are work pixels (stages.trackers.matching).
 """
@@ -17,26 +17,30 @@ import numpy as np
 from stages.trackers.matching import Video, match, outward, sample
 from stages.trackers.motions import apply_maps, fit_maps, path_maps
 
-REACH = 3.0  # work pixels that a match may lie from where the motion puts it
-REACH_LOST = 4.0  # the same where the motion is extrapolated
-FEWEST_SHARE = 0.1  # of the members within the frame must be matched for a map to be fitted anew
-SLOWING = 0.8  # what an extrapolated motion keeps of its shift each frame
-SKETCH = 3  # the first alignment looks at the colours of every third frame
+REACH = 3.0  # work pixels that a match may lie from where the motion predicts it
+REACH_LOST = 4.0  # the same if the motion is extrapolated
+FEWEST_SHARE = 0.1  # of the members in the frame must be matched for a map to be fitted
+SLOWING = 0.8  # share of its shift that an extrapolated motion keeps each frame
+SKETCH = 3  # the first alignment compares colours on every third frame
 NOISE = 0.2  # root mean square offset of matches of a rigid surface, work pixels
 SPREAD = 0.6  # sigma of the neighbourhood whose offsets are averaged, mean distances between points
-DAMPING = 0.5  # points without offset added to each average
+DAMPING = 0.5  # number of points without offset that are added to each average
 BLUR = 1.5  # sigma of the window of colours, work pixels
-CAP = 20.0  # colour error, 0..255: more says no more about which motion a point has
-MEMBER_BONUS = 2.0  # colour error by which another motion must do better to win a point from its own
+CAP = 20.0  # colour error, 0..255: a larger one says no more about a point's motion
+MEMBER_BONUS = 2.0  # colour error by which another motion must be better to take a member
 SAME = 1.0  # colour error within which a larger motion explains the members of a smaller one as well
 
 
 @dataclass(frozen=True, eq=False)
 class MotionGroup:
-    """members n bool. maps T 2 3, query frame -> frame. place T n 2: all points under this motion. back T n: how far from its
-    start a member's match comes back (infinite where there is no match). colour T n: mean difference from the query frame's
-    colours around the point, 0..255, on the frames `looked` at (T bool). within T n: place lies in the frame.
-    fitted T: the map was measured at the frame, not extrapolated."""
+    """Holds a motion and how well it explains each point.
+
+    members n bool. maps T 2 3, query frame -> frame. place T n 2: all points under this motion. back T n: forward-backward
+    error
+    of a member's match (infinite without a match). colour T n: mean difference from the query frame's colours around the point,
+    0..255, on the `compared` frames (T bool). within T n: place lies in the frame. fitted T: the map was measured at the frame,
+    not extrapolated.
+    """
 
     members: np.ndarray
     maps: np.ndarray
@@ -44,19 +48,19 @@ class MotionGroup:
     back: np.ndarray
     colour: np.ndarray
     within: np.ndarray
-    looked: np.ndarray
+    compared: np.ndarray
     fitted: np.ndarray
 
     @property
     def cost(self) -> np.ndarray:
-        """n: how badly this motion explains each point, by colour, over the frames that it lies in."""
-        judged = self.within & self.looked[:, None]
+        """Returns the mean colour error of each point under this motion, over the frames in which it lies: n."""
+        judged = self.within & self.compared[:, None]
         return (np.minimum(self.colour, CAP) * judged).sum(axis=0) / np.maximum(judged.sum(axis=0), 1)
 
 
 @dataclass(frozen=True, eq=False)
 class Aligner:
-    """A clip's frames, and queries (n 2) on one of them. window, max_back: of a match, work pixels."""
+    """Aligns motions to a clip. query: n 2 points on query_frame. window, max_back: of a match, work pixels."""
 
     video: Video
     query: np.ndarray
@@ -67,9 +71,9 @@ class Aligner:
     def groups(
         self, xy: np.ndarray, seen: np.ndarray, motions: Sequence[np.ndarray]
     ) -> tuple[list[MotionGroup], np.ndarray]:
-        """Paths T n 2, T n and the motions found in them -> groups, and which of them each point belongs to, n int.
+        """Returns the groups of the motions found in paths (T n 2, T n), and the number of each point's group: n int.
 
-        A motion that a larger one explains as well is dropped; the rest are aligned again with all points they won.
+        A motion is dropped if a larger one explains its members as well; the rest are aligned again with all their points.
         """
         first = []
         for members in motions:
@@ -82,8 +86,8 @@ class Aligner:
         return last, _owners(last)
 
     def _align(self, members: np.ndarray, maps: np.ndarray, known: np.ndarray, every: int = 1) -> MotionGroup:
-        """Maps made exact by matching the warped query frame; where not `known` they are extrapolated first. Colours are
-        looked at on every `every`th frame."""
+        """Refines maps by matching the warped query frame; where they are not `known` they are extrapolated first. Colours are
+        compared on every `every`th frame."""
         frames, n = len(maps), len(self.query)
         maps, returned, offset = (
             maps.copy(),
@@ -111,14 +115,23 @@ class Aligner:
         place = (apply_maps(maps, self.query) + self._bent(members, offset, np.isfinite(returned))).astype(np.float32)
         fitted = np.less(returned.min(axis=1), np.inf)
         within = self.video.holds(place)
-        looked = np.isin(np.arange(frames), np.arange(self.query_frame % every, frames, every))
+        compared = np.isin(np.arange(frames), np.arange(self.query_frame % every, frames, every))
         return MotionGroup(
-            members, maps, place, returned, self._colour(maps, place, within & members, looked), within, looked, fitted
+            members,
+            maps,
+            place,
+            returned,
+            self._colour(maps, place, within & members, compared),
+            within,
+            compared,
+            fitted,
         )
 
     def _bent(self, members: np.ndarray, offset: np.ndarray, matched: np.ndarray) -> np.ndarray:
-        """T n 2: by how much the surface bends away from its map around each point: the mean offset (T n 2) of the members
-        matched nearby (T n), as far as it stands out from the noise of matches."""
+        """Returns how far the surface deviates from its map around each point: T n 2.
+
+        This is the mean offset (T n 2) of the members matched nearby (T n), damped as far as it may be noise.
+        """
         away = ((self.query[:, None] - self.query[None, members]) ** 2).sum(axis=-1)
         width, height = self.video.size
         near = np.exp(-away * len(self.query) / (2 * SPREAD**2 * width * height)).astype(np.float32)
@@ -127,10 +140,11 @@ class Aligner:
         size = (offset[:, members] ** 2).sum(axis=(1, 2)) / np.maximum(has.sum(axis=(1, 2)), 1)
         return bend * (size / (size + NOISE**2))[:, None, None]
 
-    def _colour(self, maps: np.ndarray, place: np.ndarray, judge: np.ndarray, looked: np.ndarray) -> np.ndarray:
-        """T n: colour error at each place on frames `looked` at. A change of light, the median of T n judge, is taken out."""
+    def _colour(self, maps: np.ndarray, place: np.ndarray, judge: np.ndarray, compared: np.ndarray) -> np.ndarray:
+        """Returns the colour error at each place on the `compared` frames: T n. A change of light (the median over points that
+        `judge` marks, T n) is subtracted."""
         out = np.zeros(place.shape[:2], np.float32)
-        for now in np.flatnonzero(looked):
+        for now in np.flatnonzero(compared):
             difference = self._warped(self.video.rgb, maps[now]).astype(np.float32) - self.video.rgb[now]
             if judge[now].any():
                 x, y = np.floor(place[now, judge[now]] + 0.5).astype(int).T
@@ -146,8 +160,10 @@ class Aligner:
 
 
 def _extrapolated(now: np.ndarray, earlier: np.ndarray, points: np.ndarray) -> np.ndarray:
-    """2 3: the map a frame on, where it is not known: the middle of the points keeps most of its speed. Turning and growing on
-    would throw the points that are far from it out of the frame."""
+    """Extrapolates a map by one frame: the centre of the points keeps most of its speed. Returns 2 3.
+
+    Extrapolated rotation and scaling would move points far from the centre out of the frame.
+    """
     middle = np.append(points.mean(axis=0), 1.0)
     out: np.ndarray = now.copy()
     out[:, 2] += SLOWING * ((now - earlier) @ middle)
@@ -155,7 +171,7 @@ def _extrapolated(now: np.ndarray, earlier: np.ndarray, points: np.ndarray) -> n
 
 
 def _distinct(groups: Sequence[MotionGroup]) -> list[MotionGroup]:
-    """Without those whose members an earlier, larger one explains as well."""
+    """Drops the groups whose members an earlier, larger group explains as well."""
     kept: list[MotionGroup] = []
     for group in groups:
         own = group.cost[group.members]
@@ -165,5 +181,5 @@ def _distinct(groups: Sequence[MotionGroup]) -> list[MotionGroup]:
 
 
 def _owners(groups: Sequence[MotionGroup]) -> np.ndarray:
-    """n int: which group explains each point best."""
+    """Returns the number of the group that explains each point best: n int."""
     return np.argmin([group.cost - MEMBER_BONUS * group.members for group in groups], axis=0)

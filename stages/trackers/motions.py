@@ -1,7 +1,7 @@
-"""Which points move together: affine motions found in the paths of tracked points, by RANSAC over whole paths.
+"""Finds points that move together: affine motions in the paths of tracked points, by RANSAC over whole paths.
 
 Objects and the camera move rigidly for the most part, so a few affine maps from the query frame explain most points. A map
-fitted to many points is truer than each of them, and says where a point is that cannot be seen.
+fitted to many points is more exact than each of them, and predicts where an invisible point is.
 
 Legend: T frames, n points. query n 2, xy T n 2, seen T n bool; maps ... 2 3 take query positions to positions at a frame.
 """
@@ -11,25 +11,26 @@ from __future__ import annotations
 import numpy as np
 
 SEEDS = 150  # points from which triples are drawn, spread evenly over the list
-NEIGHBOURS = 9  # a triple lies among this many neighbours
-FRAMES_JUDGED = 10  # frames on which triples are judged, spread evenly over the clip
-AGREEING = 0.85  # share of the frames where a member was seen that its motion must explain
+NEIGHBOURS = 9  # a triple is chosen among this many neighbours
+FRAMES_JUDGED = 10  # frames on which triples are judged, evenly spread over the clip
+AGREEING = 0.85  # share of the frames with a visible member that its motion must explain
 FEWEST = 6  # members of a motion
 MOST = 8  # motions
 
 
 def apply_maps(maps: np.ndarray, xy: np.ndarray) -> np.ndarray:
-    """Maps ... 2 3 on points n 2 -> ... n 2."""
+    """Applies maps (... 2 3) to points n 2: ... n 2."""
     return xy @ np.swapaxes(maps[..., :2], -1, -2) + maps[..., None, :, 2]
 
 
 def fit_maps(
     query: np.ndarray, xy: np.ndarray, weight: np.ndarray, towards: np.ndarray, ridge: float = 3.0
 ) -> np.ndarray:
-    """Least squares: query n 2, xy ... n 2, weight ... n, towards ... 2 3 -> maps ... 2 3.
+    """Fits maps (... 2 3) by least squares: query n 2, xy ... n 2, weight ... n, towards ... 2 3.
 
-    The linear part is drawn towards that of `towards` (ridge, px^2), which decides where points lie close together or in a
-    line. With no weight at all the map is `towards` itself.
+    The linear part is regularised towards that of `towards` (ridge, px^2), which decides for points that lie close
+    together or in a
+    line. Without any weight the map is `towards` itself.
     """
     total = weight.sum(axis=-1)[..., None, None]
     share = weight[..., None] / np.maximum(total, 1e-9)
@@ -44,16 +45,16 @@ def fit_maps(
 
 
 def path_maps(query: np.ndarray, xy: np.ndarray, weight: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """One motion's map at every frame, T 2 3, from its members' paths (weight T n); and the frames, T, where 3 were seen."""
+    """Fits one motion to its members' paths (weight T n): maps T 2 3, and whether a frame has 3 visible members, T."""
     still = np.broadcast_to(np.eye(2, 3), (len(xy), 2, 3))
     return fit_maps(query, xy, weight, still), (weight > 0).sum(axis=-1) >= 3
 
 
 def find_motions(query: np.ndarray, xy: np.ndarray, seen: np.ndarray, tolerance: float) -> list[np.ndarray]:
-    """Members (n bool) of each motion, the largest first; no point is in two. tolerance: how far a member strays, px.
+    """Returns the members (n bool) of each motion, the largest first; no point is in two. tolerance: deviation of a member, px.
 
-    A triple of neighbours proposes a map at every frame; the triple that explains most points is fitted to all of them,
-    they are taken away, and the next is sought.
+    A triple of neighbours proposes a map at every frame. The one that explains most points is fitted to all of them, these are
+    removed, and the search is repeated.
     """
     support = _proposals(query, xy, seen, 2 * tolerance)
     free = np.ones(len(query), bool)
@@ -78,7 +79,7 @@ def find_motions(query: np.ndarray, xy: np.ndarray, seen: np.ndarray, tolerance:
 def _explained(
     query: np.ndarray, xy: np.ndarray, seen: np.ndarray, members: np.ndarray, tolerance: float
 ) -> np.ndarray:
-    """n bool: whose paths the members' motion explains, where both are known."""
+    """Returns the points whose paths the members' motion explains, where both are known: n bool."""
     maps, known = path_maps(query, xy, (seen & members).astype(float))
     near = np.linalg.norm(apply_maps(maps, query) - xy, axis=-1) < tolerance
     both = seen & known[:, None]
@@ -86,7 +87,7 @@ def _explained(
 
 
 def _proposals(query: np.ndarray, xy: np.ndarray, seen: np.ndarray, tolerance: float) -> np.ndarray:
-    """Triples of neighbours -> whom each explains: h n bool. Frames are a sample; thin triples are left out."""
+    """Returns the points that each triple of neighbours explains: h n bool. Frames are sampled; thin triples are left out."""
     if len(query) < FEWEST or len(xy) < 2:
         return np.zeros((0, len(query)), bool)
     seeds = np.unique(np.linspace(0, len(query) - 1, SEEDS).astype(int))

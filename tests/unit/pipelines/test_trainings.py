@@ -24,12 +24,12 @@ def shards(count: int, split: str) -> ShardSet:
 @pytest.mark.parametrize(
     ("target", "overrides", "message"),
     [
-        ("teacher", ["compute.workers=4"], "3 shards in /data/train for 4 ranks:"),
-        ("teacher", ["loader.workers=4"], "3 shards in /data/train for 1 ranks x 4 loader workers:"),
+        ("teacher", ["compute.workers=4"], "3 shards in /data/train are too few for 4 ranks:"),
+        ("teacher", ["loader.workers=4"], "3 shards in /data/train are too few for 1 ranks x 4 loader workers:"),
         (
             "distill",
             ["compute.workers=2", "loader.workers=2"],
-            "3 shards in /data/train for 2 ranks x 2 loader workers:",
+            "3 shards in /data/train are too few for 2 ranks x 2 loader workers:",
         ),
     ],
 )

@@ -1,3 +1,4 @@
+import json
 import os
 import tempfile
 from dataclasses import dataclass, field, replace
@@ -6,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from stages.contracts import StageError
+from stages.data import sources
 from stages.data.config import DataConfig
 from stages.data.sources import (
     PACKAGED,
@@ -228,6 +230,48 @@ def test_a_latin1_caption_is_read_and_noted_and_a_closed_one_is_noted(videos):
     assert found["x/b.mp4"].caption == "b"
     assert found["x/b.mp4"].notes == ("caption b.txt cannot be opened: Is a directory",)
     assert (found["x/y/c.mp4"].caption, found["x/y/c.mp4"].notes) == ("with a mark", ())
+
+
+@pytest.mark.parametrize("place", ["t.csv", "x/t.csv"])
+def test_a_folder_with_a_table_of_its_videos_is_refused_with_what_to_type(videos, place):
+    names = {"t.csv": ("a.mp4", "./x/b.mp4"), "x/t.csv": ("../a.mp4", str(videos / "x" / "b.mp4"))}[place]
+    (videos / place).write_text("video,caption\n" + "".join(f"{name},words\n" for name in (*names, "gone.mp4")))
+    with pytest.raises(StageError) as raised:
+        find_candidates(str(videos))
+    assert f"SRC={videos}: the table t.csv names 2 of its videos" in str(raised.value)
+    assert f"give SRC={videos / place}; to do without, move it out of the folder" in str(raised.value)
+    assert [c.caption for c in find_candidates(str(videos / place))[0]] == ["words", "words"]
+
+
+@pytest.mark.parametrize(
+    "text", ["day,rain\n1,2\n", "path,caption\nelsewhere.mp4,words\n", "path,caption\n", "no table at all", ""]
+)
+def test_an_unrelated_table_in_a_folder_is_a_file_like_others(videos, text):
+    (videos / "t.csv").write_text(text)
+    found, rejected = find_candidates(str(videos))
+    assert "t.csv" in [c.name for c in found] and rejected == []  # ingest rejects it with a reason
+
+
+def test_a_tables_root_counts_when_it_is_compared_with_the_folder(videos):
+    (videos / "t.tsv").write_text("path\tcaption\nb.mp4\twords\n")
+    assert len(find_candidates(str(videos))[0]) == 5
+    with pytest.raises(StageError, match=r"the table t\.tsv names 1 of its videos"):
+        find_candidates(str(videos), str(videos / "x"))
+
+
+def test_a_remote_folder_with_a_table_of_its_videos_is_refused_too():
+    files = FakeFiles({"fake://f/a.mp4": b"", "fake://f/t.csv": b"path,caption\na.mp4,words\n"})
+    with pytest.raises(StageError, match=r"give SRC=fake://f/t\.csv"):
+        find_candidates("fake://f/", files=files)
+
+
+def test_a_caption_file_of_another_kind_is_one_line(videos, monkeypatch):
+    monkeypatch.setitem(sources.CAPTION_READERS, ".json", lambda text: json.loads(text)["caption"])
+    (videos / "x" / "b.json").write_text('{"caption": "a blue car"}')
+    (videos / "a.json").write_text('{"caption": "unread: the text counts first"}')
+    found = {c.name: c.caption for c in find_candidates(str(videos))[0]}
+    assert (found["x/b.mp4"], found["a.mp4"]) == ("a blue car", "words of a.txt")
+    assert not {"a.txt", "a.json", "x/b.json"} & found.keys()
 
 
 @dataclass

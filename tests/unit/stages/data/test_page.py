@@ -66,7 +66,7 @@ def test_the_page_shows_counts_figures_clips_and_reasons(clips, tmp_path):
 def test_one_clip_and_nothing_rejected(clips, tmp_path):
     _, text, _ = made([replace(clips[1], quality={})], tmp_path)
     assert "Left out: 0" in text
-    assert "Nothing." in text
+    assert "Nothing was left out." in text
     assert "histogram of" not in text
     assert text.count("contact sheet of") == 1
 

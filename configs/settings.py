@@ -76,9 +76,9 @@ RENAMED: dict[str, str] = {
 class Config:
     """Everything a user can set. Overrides read `teacher.phase1_steps=200 student.window=2`."""
 
-    preset: str = "nano"
-    seed: int = 0
-    runs: str = "runs"
+    preset: str = "nano"  # name of a file in configs/preset, set by --preset
+    seed: int = 0  # of everything random
+    runs: str = "runs"  # folder of all results, set by --runs
     src: str = ""  # folder, glob, list, table or address of one's own videos; "" takes the packaged clips
     clip: ClipConfig = field(default_factory=ClipConfig)
     vae: VAEConfig = field(default_factory=VAEConfig)
@@ -250,13 +250,17 @@ def _unfreeze(tree: DictConfig) -> None:
 
 def _preset_values(preset: str, problems: list[str]) -> list[tuple[str, str, Any]]:
     """(file, dotted key, value) of every leaf of the preset's file."""
-    path = PRESETS / f"{preset}.yaml"
     if preset not in preset_names():
         problems.append(f"preset: {preset!r} does not exist; there are {', '.join(preset_names())}")
         return []
-    loaded = OmegaConf.to_container(OmegaConf.load(path)) or {}
+    return [(f"configs/preset/{preset}.yaml", key, value) for key, value in preset_leaves(preset)]
+
+
+def preset_leaves(preset: str) -> list[tuple[str, Any]]:
+    """Returns (dotted key, value) of every leaf of a preset's file."""
+    loaded = OmegaConf.to_container(OmegaConf.load(PRESETS / f"{preset}.yaml")) or {}
     assert isinstance(loaded, dict)
-    return [(f"configs/preset/{path.name}", key, value) for key, value in _leaves(loaded, "")]
+    return list(_leaves(loaded, ""))
 
 
 def _leaves(tree: Mapping[Any, Any], prefix: str) -> Iterator[tuple[str, Any]]:

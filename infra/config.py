@@ -39,7 +39,7 @@ class ComputeConfig:
     item_workers: int = 0
     item_gpus: float = 1.0
     pool: str = "auto"
-    engine: str = "deepspeed"
+    engine: str = "deepspeed"  # what trains: "deepspeed", or "torch" (one process's plain loop)
     zero_stage: int = 0
     offload: str = "none"
     ema: str = "device"

@@ -15,10 +15,10 @@ OPTION = {"option": True}  # metadata of a field that a step's key leaves out wh
 class ClipConfig:
     """The pixel side. frames must be 1 + a multiple of the VAE's temporal stride."""
 
-    height: int = 480
-    width: int = 832
-    frames: int = 81
-    fps: float = 16.0
+    height: int = 480  # pixels
+    width: int = 832  # pixels
+    frames: int = 81  # of a clip: 1 + a multiple of vae.stride_t
+    fps: float = 16.0  # frames a second of every clip, training and generated
 
 
 @dataclass(frozen=True)
@@ -26,9 +26,9 @@ class VAEConfig:
     """A Wan VAE (diffusers' AutoencoderKLWan). Latents are normalised: (mu - mean) / std."""
 
     source: str = "Wan-AI/Wan2.1-T2V-1.3B-Diffusers"  # hub id, local folder, or "embedded:nano"
-    z_channels: int = 16
-    stride_t: int = 4
-    stride_s: int = 8
+    z_channels: int = 16  # latent channels
+    stride_t: int = 4  # frames a latent frame, after the first, which stands for one
+    stride_s: int = 8  # pixels a latent cell, in both directions
     image_tail: str = "grey"  # image conditioning after the first frame: "grey" as Wan, or "still", the frame repeated
 
 
@@ -37,8 +37,8 @@ class TextConfig:
     """Text encoder. Embeddings are computed once, offline, zero past the prompt and padded with zeros to `length`."""
 
     source: str = "Wan-AI/Wan2.1-T2V-1.3B-Diffusers"  # hub id, local folder, or (nano only) "embedded:minilm"
-    dim: int = 4096
-    length: int = 512
+    dim: int = 4096  # width of the text embeddings
+    length: int = 512  # text tokens a prompt
 
 
 @dataclass(frozen=True)
@@ -72,32 +72,38 @@ class ImageEncoderConfig:
 class DiTConfig:
     """Wan DiT. Input channels, in order: noise z, mask stride_t, image z, track (track last)."""
 
-    dim: int = 1536
-    ffn_dim: int = 8960
-    heads: int = 12
-    layers: int = 30
-    freq_dim: int = 256
-    patch: tuple[int, int, int] = (1, 2, 2)
+    dim: int = 1536  # width of the transformer
+    ffn_dim: int = 8960  # width of its feed-forward layers
+    heads: int = 12  # attention heads
+    layers: int = 30  # transformer blocks
+    freq_dim: int = 256  # width of the sinusoidal time embedding
+    patch: tuple[int, int, int] = (1, 2, 2)  # latent frames, rows and columns of one token
     image: str = (
         "channels"  # "channels": mask and image latents; "first_latent": clean first latent at t = 0 (Wan 2.2 5B)
     )
     track_encoding: str = "head"  # or "rgb_vae": coloured discs through the VAE, the paper's ablation (section 3.1)
     track_channels: int = 16  # of the track head; "rgb_vae" has vae.z_channels
-    track_id_dim: int = 64
+    track_id_dim: int = 64  # width of the sinusoidal embedding of a track's id
     track_offsets: bool = False  # also tell where in its cell a track lies: for small frames, whose cells are wide
     clip_dim: int = 0  # width of CLIP's image tokens for Wan 2.1's image branch (1280), 0 for no such branch
-    eps: float = 1e-6
+    eps: float = 1e-6  # of the norms
     shift: float = 6.0  # timestep shift k of flow matching (paper, section 3)
 
 
 @dataclass(frozen=True)
 class StudentConfig:
-    """cXsYwZ: chunk latent frames, sink chunks, window chunks (paper: c3s1w1), and K denoising steps a chunk."""
+    """The causal student, written cXsYwZ: X latent frames a chunk, Y sink chunks, Z window chunks (paper: c3s1w1).
 
-    chunk: int = 3
-    sink: int = 1
-    window: int = 1
-    steps: int = 3
+    A chunk attends to itself, to the first `sink` chunks of the video and to the `window` chunks just before it. Nothing
+    else is kept in the cache (msmodel/cache.py), so a chunk costs the same however long the video gets.
+    """
+
+    chunk: int = 3  # latent frames made at once
+    sink: int = 1  # first chunks that stay in the cache indefinitely, so that long videos do not drift
+    window: int = (
+        1  # chunks just before the current one that stay in the cache, besides the sink; older ones are dropped
+    )
+    steps: int = 3  # denoising steps a chunk
 
 
 @dataclass(frozen=True)

@@ -162,9 +162,9 @@ def _use(facts: Facts) -> str:
     code = _with_diffusers(facts)
     ours = """import json
 
-from msmodel.backbones import load_backbone
+from msmodel.io.backbones import load_backbone
 from msmodel.causal import CausalDiT
-from msmodel.weights import model_config
+from msmodel.io.weights import model_config
 
 with open("track_head/config.json") as f:
     model = CausalDiT(model_config(json.load(f)["model"]))

@@ -28,7 +28,7 @@ class DataConfig:
     min_side_px: int = 16  # ingest: a video whose shorter side is below this is rejected
     max_side_px: int = 8192  # ingest: as is one whose longer side is above this
     min_aspect: float = 0.2  # ingest: width over height, as shown
-    max_aspect: float = 5.0
+    max_aspect: float = 5.0  # width / height above which a video is rejected
     heldout_share: float = 0.15  # sources: share of a user's videos that is held out, by content hash
     segment_seconds: float = 300.0  # cut: a longer video is processed in parts of this length; no clip spans two
     split_threshold: float = 3.0  # cut: PySceneDetect AdaptiveDetector, ratio of a cut to its surroundings
@@ -43,7 +43,7 @@ class DataConfig:
     supersampling: int = 2  # render
     object_points: int = 24  # render: further tracks on each object, in addition to the grid
     grid_rows: int = 50  # render, track: uniform grid of queries on the first frame
-    grid_cols: int = 50
+    grid_cols: int = 50  # columns of the grid of points that is tracked
     tracker: TrackerConfig = field(default_factory=TrackerConfig)  # track: real clips
     gates: GateConfig = field(default_factory=GateConfig)
     report_only: bool = False  # make data: print what each gate would drop, and pack nothing

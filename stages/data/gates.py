@@ -28,7 +28,7 @@ class GateConfig:
     """
 
     min_brightness: float = 0.04  # mean luma, 0 black to 1 white
-    max_brightness: float = 0.98
+    max_brightness: float = 0.98  # mean luma above which a clip is dropped
     min_sharpness: float = 0.0  # variance of the Laplacian of luma (0..255) at clip size, median over frames
     max_letterbox: float = 0.12  # share of the picture taken by black bars
     max_overlay: float = 1.0  # share of the picture under still text or logos while the rest moves

@@ -48,7 +48,7 @@ class SelectConfig:
 
     clips: int = 30  # of each kind (rendered, real), as many as there are if fewer
     counterfactual_clips: int = 8  # of each kind, for each counterfactual
-    counterfactuals: tuple[str, ...] = KINDS
+    counterfactuals: tuple[str, ...] = KINDS  # kinds of motion that a held-out clip never had
     tracks: int = 2500  # most tracks a clip that a model is asked to follow: as many as in training
     motions: Motions = field(default_factory=Motions)
     batch: int = 4  # clips generated at once
@@ -66,8 +66,8 @@ class GenerateConfig:
 class MeasureConfig:
     """The raster that EPE is measured on (the paper's 832x480), the re-tracker, and the extractors' settings."""
 
-    raster_height: int = 480
-    raster_width: int = 832
+    raster_height: int = 480  # rows of the raster that EPE is measured on
+    raster_width: int = 832  # columns of that raster
     tracker: TrackerConfig = field(default_factory=TrackerConfig)  # its max_back_px counts clip pixels
     moving_px: float = 4.0  # raster pixels: a track that gets this far counts as moving
     fvd_frames: int = 16  # frames a clip shown to I3D, evenly spread
@@ -82,10 +82,10 @@ class MeasureConfig:
 class SpeedConfig:
     """The teacher is always timed at the paper's setting (50 steps of joint guidance: 150 evaluations)."""
 
-    teacher_steps: int = 50
-    teacher_rollouts: int = 1
+    teacher_steps: int = 50  # Euler steps of the timed teacher
+    teacher_rollouts: int = 1  # clips that the teacher is timed on
     chunks: int = 60  # timed chunks of the student, at least
-    warmup_rollouts: int = 2
+    warmup_rollouts: int = 2  # rollouts before the timed ones
 
 
 @dataclass(frozen=True)
@@ -93,15 +93,15 @@ class LongRunConfig:
     """Rollouts far beyond the training horizon, and a longer one, undecoded, for the slope of the latency."""
 
     clips: int = 4  # kinds take turns
-    horizons: int = 10
+    horizons: int = 10  # length of the long rollouts, in training clips
     chunks: int = 400  # of the latency run
-    warmup_chunks: int = 10
+    warmup_chunks: int = 10  # chunks before the timed ones
     beside: tuple[str, ...] = ("s0w1", "s0w6")  # sink and window of the same student under other caches
 
 
 @dataclass(frozen=True)
 class ReportConfig:
-    fvd_splits: int = 2
+    fvd_splits: int = 2  # disjoint parts of the clips that FVD is also computed on, to show its spread
     show_clips: int = 2  # of each kind, as videos in report.html
     video_height: int = 192  # pixels of each tile of those videos
 

@@ -22,14 +22,14 @@ KINDS = ("swap", "pan", "zoom", "drag_dense", "drag_sparse")
 class Motions:
     """How far authored motions go, as shares of the clip's width (pan, drag) or of its size (zoom)."""
 
-    pan: float = 0.2
-    zoom: float = 1.3
-    drag: float = 0.2
-    drag_radius: float = 0.2
+    pan: float = 0.2  # how far a pan goes, share of the width
+    zoom: float = 1.3  # size at the end of a zoom, relative to its start
+    drag: float = 0.2  # how far a drag goes, share of the width
+    drag_radius: float = 0.2  # radius of what a dense drag moves, share of the width
     grid_rows: int = 50  # the dense motions' points; as many a latent cell as in training (the paper's 50 x 50)
-    grid_cols: int = 50
-    sparse_dragged: int = 4
-    sparse_pinned: int = 8
+    grid_cols: int = 50  # columns of the dense motions' points
+    sparse_dragged: int = 4  # points that a sparse drag moves
+    sparse_pinned: int = 8  # points that a sparse drag holds still
 
 
 def authored(

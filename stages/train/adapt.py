@@ -47,12 +47,12 @@ class AdaptConfig(StepsConfig):
     steps: int = 2000
     lr: float = 2e-6
     betas: tuple[float, float] = (0.9, 0.999)
-    sinks: tuple[int, int] = (0, 2)
-    windows: tuple[int, int] = (1, 3)
+    sinks: tuple[int, int] = (0, 2)  # fewest and most sink chunks that are drawn
+    windows: tuple[int, int] = (1, 3)  # fewest and most window chunks that are drawn
     own_share: float = 0.5
     gate: float = 0.0
-    heldout_pairs: int = 16
-    picture_clips: int = 2
+    heldout_pairs: int = 16  # pairs that the held-out loss is measured on
+    picture_clips: int = 2  # held-out clips on the contact sheet
 
     def checks(self) -> list[str]:
         out = super().checks() + at_least(self, {"gate": 0, "heldout_pairs": 1, "picture_clips": 0})

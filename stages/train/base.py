@@ -46,10 +46,10 @@ class BaseConfig(GroupedConfig):
     warmup_steps: int = 50
     cooldown_steps: int = 300
     ema_decay: float = 0.995
-    text_dropout: float = 0.1
-    probe_clips: int = 8
-    picture_clips: int = 2
-    picture_steps: int = 10
+    text_dropout: float = 0.1  # probability that a clip's prompt is left empty
+    probe_clips: int = 8  # held-out clips that the loss is measured on
+    picture_clips: int = 2  # held-out clips on the contact sheet
+    picture_steps: int = 10  # Euler steps of the contact sheet's videos
     scenes: int = 500  # rendered for `make nano-base`; the user's own `make data` renders data.train_scenes
 
     @property

@@ -25,10 +25,10 @@ class Augment:
     Tracks per latent cell matter more than their number: the paper's 2,500 on 60 x 104 cells are 0.4 a cell.
     """
 
-    tracks_low: int = 1000
-    tracks_high: int = 2500
-    text_dropout: float = 0.1
-    track_dropout: float = 0.1
+    tracks_low: int = 1000  # fewest tracks given for a clip
+    tracks_high: int = 2500  # most tracks given for a clip
+    text_dropout: float = 0.1  # probability that a clip's prompt is left empty
+    track_dropout: float = 0.1  # probability that a clip's tracks are left out
     mask: float = 0.2  # probability that a mid-clip chunk's tracks are zeroed, in phase 2 only
 
     def problems(self) -> list[str]:

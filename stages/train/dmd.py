@@ -66,18 +66,18 @@ class DmdConfig(StepsConfig):
 
     group: ClassVar[str] = "dmd"
 
-    steps: int = 2000
-    ratio: int = 5
+    steps: int = 2000  # critic updates
+    ratio: int = 5  # critic updates for one of the generator
     lr: float = 2e-6
-    critic_lr: float = 4e-7
+    critic_lr: float = 4e-7  # learning rate of the critic
     betas: tuple[float, float] = (0.0, 0.999)
     clip_norm: float = 10.0
     t_low: float = 0.02
     t_high: float = 0.98
     teacher_placement: str = "device"
     augment: Augment = field(default_factory=Augment)  # of this, only the number of tracks matters here
-    heldout_clips: int = 4
-    picture_clips: int = 2
+    heldout_clips: int = 4  # clips that held-out figures are measured on
+    picture_clips: int = 2  # held-out clips on the contact sheet
 
     def settings_that_save_memory(self, ranks: int) -> list[str]:
         places = TEACHER_PLACEMENTS[TEACHER_PLACEMENTS.index(self.teacher_placement) + 1 :]

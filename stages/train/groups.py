@@ -25,9 +25,9 @@ class GroupedConfig(LoopConfig):
     groups of a step.
     """
 
-    group_steps: int = 0
-    groups_per_clip: int = 2
-    group_later: int = 3
+    group_steps: int = 0  # first steps, which train on frame groups
+    groups_per_clip: int = 2  # frame groups drawn from each clip
+    group_later: int = 3  # most later frames in a group
 
     def grouped(self, step: int) -> bool:
         """Whether `step` (from 0) trains on groups."""

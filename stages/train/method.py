@@ -35,17 +35,17 @@ class LoopConfig(ABC):
     accumulate: int = 1  # micro-steps a step; follows from global_batch where that is given
     global_batch: int = 0
     optimizer: str = "adamw"  # or "muon", for small models that train unsharded (stages/train/optim.py)
-    lr: float = 1e-4
-    betas: tuple[float, float] = (0.9, 0.99)
-    weight_decay: float = 0.01
-    warmup_steps: int = 0
+    lr: float = 1e-4  # learning rate
+    betas: tuple[float, float] = (0.9, 0.99)  # of the optimizer's moving averages
+    weight_decay: float = 0.01  # of the optimizer
+    warmup_steps: int = 0  # first steps, over which the learning rate rises linearly from zero
     cooldown_steps: int = 0  # the last steps, over which the learning rate falls linearly to zero
     clip_norm: float = 1.0
     checkpoint_layers: bool = False  # recompute layers in the backward pass, to save memory
-    ema_decay: float = 0.99
-    save_steps: int = 500
-    save_minutes: float = 10.0
-    log_steps: int = 10
+    ema_decay: float = 0.99  # of the moving average of the weights, which is what is published
+    save_steps: int = 500  # steps between saved training states
+    save_minutes: float = 10.0  # minutes between saved training states
+    log_steps: int = 10  # steps between logged figures
     validate_steps: int = 500  # held-out figures and contact sheets every so many steps
 
     @property

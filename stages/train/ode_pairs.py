@@ -52,10 +52,10 @@ class OdeConfig:
 
     group: ClassVar[str] = "ode"
 
-    pairs: int = 4000
-    heldout_pairs: int = 64
-    batch: int = 4
-    solver_steps: int = 48
+    pairs: int = 4000  # teacher trajectories to train on
+    heldout_pairs: int = 64  # teacher trajectories that held-out figures are measured on
+    batch: int = 4  # trajectories a rank solves at once
+    solver_steps: int = 48  # solver steps a trajectory; a multiple of student.steps
     augment: Augment = field(default_factory=Augment)  # of this, only the number of tracks matters here
 
     def problems(self) -> list[str]:

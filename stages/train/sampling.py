@@ -25,8 +25,8 @@ Decode = Callable[[Tensor], Tensor]  # latents b z t h w -> video b 3 T H W in [
 class Guidance:
     """Weights of joint guidance (paper, section 3.2)."""
 
-    text: float = 3.0
-    track: float = 1.5
+    text: float = 3.0  # weight of guidance by the prompt
+    track: float = 1.5  # weight of guidance by the tracks
 
     def problems(self) -> list[str]:
         if self.text < 0 or self.track < 0 or self.text + self.track == 0:

@@ -110,17 +110,17 @@ class TeacherConfig(GroupedConfig):
     strict_init: bool = True
     track_init: str = "zero"
     phase1_steps: int = 4800  # on whole clips, after the groups
-    phase2_steps: int = 800
-    lr: float = 1e-5
-    phase2_lr: float = 1e-6
-    weighting: str = "bell"
+    phase2_steps: int = 800  # steps of phase 2, which masks tracks of chunks
+    lr: float = 1e-5  # learning rate of phase 1
+    phase2_lr: float = 1e-6  # learning rate of phase 2
+    weighting: str = "bell"  # of the loss over time: "bell" or "uniform"
     context_share: float = (
         0.0  # of the steps after the groups: on one chunk with clean context (stages/train/context.py)
     )
     context_noise: float = 0.1  # most noise that this context keeps
     augment: Augment = field(default_factory=Augment)
     probe_clips: int = 8  # held-out clips of the paired loss gap
-    picture_clips: int = 2
+    picture_clips: int = 2  # held-out clips on the contact sheet
     picture_steps: int = 10  # Euler steps for contact sheets
 
     @property

@@ -56,12 +56,12 @@ class TinyVAEConfig(StepsConfig):
     init: str = RANDOM
     latent_frames: int = 6
     side_px: int = 144
-    gradient_weight: float = 1.0
-    adversarial_weight: float = 0.0
-    discriminator_lr: float = 1e-4
+    gradient_weight: float = 1.0  # weight of the image-gradient loss added to the pixel loss
+    adversarial_weight: float = 0.0  # weight of the discriminator's loss; 0 trains none
+    discriminator_lr: float = 1e-4  # learning rate of the discriminator
     fit_clips: int = 8
-    heldout_clips: int = 8
-    picture_clips: int = 2
+    heldout_clips: int = 8  # clips that held-out figures are measured on
+    picture_clips: int = 2  # held-out clips on the contact sheet
 
     def checks(self) -> list[str]:
         least = dict.fromkeys(("width", "heldout_clips"), 1)

@@ -56,15 +56,15 @@ class VAETrainConfig(StepsConfig):
     weight_decay: float = 1e-4
     save_steps: int = 200
     validate_steps: int = 200
-    width: int = 96
-    layers: int = 3
-    frames: int = 9
-    gradient_weight: float = 0.5
+    width: int = 96  # channels of the hidden layers
+    layers: int = 3  # hidden layers
+    frames: int = 9  # frames of a training clip
+    gradient_weight: float = 0.5  # weight of the image-gradient loss added to the pixel loss
     latent_noise: float = 0.05
     component_clips: int = 800
     short_side: int = 96
     max_frames: int = 160
-    heldout_clips: int = 8
+    heldout_clips: int = 8  # clips that held-out figures are measured on
 
     def checks(self) -> list[str]:
         ones = ("width", "layers", "frames", "component_clips", "short_side", "max_frames", "heldout_clips")

@@ -1,0 +1,209 @@
+"""Writes docs/settings.md, the reference of all settings: `python -m configs.document`.
+
+Everything in it is read from the code. A setting's meaning is the comment behind it, or, where that is too long, its entry
+`name: meaning.` in the docstring of its class. A class that inherits a setting inherits the meaning.
+"""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import io
+import re
+import tokenize
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, fields, is_dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any, get_args, get_origin, get_type_hints
+
+from configs.settings import Config, preset_leaves, preset_names
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGE = ROOT / "docs" / "settings.md"
+PACKAGES = ("msmodel", "stages", "infra", "configs", "demo", "pipelines")
+MOST_READERS = 4
+INTRODUCTION = """\
+# Settings
+
+Every setting of `ARGS="KEY=VALUE ..."` and of the files in `configs/preset`. The page is generated from the code:
+do not edit it, run `python -m configs.document`. `motionstream config --preset NAME` prints a preset; a wrong key or value stops a
+command before anything starts, with all mistakes at once. Lists are written `[1,2]`. The column *presets* names the presets
+that set another value than the default. *Read in* names the modules that use the setting.
+"""
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A row of the page. group: dotted, "" for the top. owner: the class that declares it."""
+
+    group: str
+    name: str
+    hint: Any
+    default: Any
+    owner: type
+
+    @property
+    def key(self) -> str:
+        return f"{self.group}.{self.name}" if self.group else self.name
+
+
+def settings(kind: type = Config, group: str = "") -> Iterator[Setting]:
+    """Yields every setting, a group's own ones before those of the groups inside it."""
+    hints, default, inner = get_type_hints(kind), kind(), []
+    for f in fields(kind):
+        if is_dataclass(hints[f.name]):
+            inner.append((hints[f.name], f"{group}.{f.name}" if group else f.name))
+        else:
+            yield Setting(group, f.name, hints[f.name], vars(default)[f.name], kind)
+    for kind_inside, name in inner:
+        yield from settings(kind_inside, name)
+
+
+def meaning(setting: Setting) -> str:
+    """Returns what a setting means, from its class or the nearest base that tells; "" where none does."""
+    for kind in setting.owner.__mro__:
+        if is_dataclass(kind) and (text := _meanings(kind).get(setting.name)):
+            return text
+    return ""
+
+
+@cache
+def _meanings(kind: type) -> Mapping[str, str]:
+    source = inspect.getsource(kind)
+    tokens = tokenize.generate_tokens(io.StringIO(source).readline)
+    comments = {t.start[0]: t.string.lstrip("# ") for t in tokens if t.type == tokenize.COMMENT}
+    (tree,) = ast.parse(source).body
+    assert isinstance(tree, ast.ClassDef)
+    declared = [n for n in tree.body if isinstance(n, ast.AnnAssign) and isinstance(n.target, ast.Name)]
+    found = _entries(kind.__doc__ or "", [ast.unparse(node.target) for node in declared])
+    for node in declared:
+        lines = range(node.lineno, (node.end_lineno or node.lineno) + 1)
+        if text := next((comments[n] for n in lines if n in comments), ""):
+            found[ast.unparse(node.target)] = text
+    return found
+
+
+def _entries(text: str, names: list[str]) -> dict[str, str]:
+    """Returns the entries `name: meaning.` and `name, name: meaning.` of a docstring."""
+    if not names:
+        return {}
+    either, text = "|".join(names), " ".join(text.split())
+    starts = list(re.finditer(rf"(?:^|(?<=[.;] ))((?:{either})(?:, (?:{either}))*): ", text))
+    found = {}
+    for number, match in enumerate(starts):
+        end = starts[number + 1].start() if number + 1 < len(starts) else len(text)
+        found |= dict.fromkeys(match.group(1).split(", "), text[match.end() : end].strip().rstrip(".;"))
+    return found
+
+
+def about(kind: type) -> str:
+    """Returns the docstring of a group before its entries."""
+    text = " ".join((kind.__doc__ or "").split())
+    names = "|".join(f.name for f in fields(kind))
+    return re.split(rf"(?:^|(?<=[.;] ))(?:{names})(?:, (?:{names}))*: ", text)[0].strip()
+
+
+@dataclass(frozen=True)
+class Module:
+    """What a module mentions. reads: (last name before the dot, attribute) of every attribute that it reads."""
+
+    path: str
+    names: frozenset[str]
+    reads: frozenset[tuple[str, str]]
+
+
+@cache
+def modules() -> tuple[Module, ...]:
+    return tuple(_module(path) for package in PACKAGES for path in sorted((ROOT / package).rglob("*.py")))
+
+
+def _module(path: Path) -> Module:
+    names, reads = set(), set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Name):
+            names.add(node.id)
+        elif isinstance(node, ast.ImportFrom):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load):
+            base = node.value
+            last = base.attr if isinstance(base, ast.Attribute) else base.id if isinstance(base, ast.Name) else ""
+            reads.add((last, node.attr))
+    return Module(str(path.relative_to(ROOT)), frozenset(names), frozenset(reads))
+
+
+def readers(setting: Setting) -> list[str]:
+    """Returns the modules that read `group.name`, or an attribute of that name where they mention its class.
+
+    A module that declares other settings is meant only where it mentions this class; the module that declares the class
+    stands for a setting that is read nowhere else.
+    """
+    kinds = {k.__name__ for k in setting.owner.__mro__ if is_dataclass(k) and setting.name in get_type_hints(k)}
+    group, home = setting.group.rpartition(".")[2], _home(setting.owner)
+    found = []
+    for module in modules():
+        reads = {last for last, attribute in module.reads if attribute == setting.name}
+        names = {setting.owner.__name__} if module.path in _homes() else kinds
+        if module.path != home and reads and (group in reads or names & module.names):
+            found.append(module.path)
+    return found or [home]
+
+
+@cache
+def _homes() -> frozenset[str]:
+    """Returns the modules that declare settings."""
+    return frozenset(_home(setting.owner) for setting in settings())
+
+
+def _home(kind: type) -> str:
+    return f"{kind.__module__.replace('.', '/')}.py"
+
+
+def page() -> str:
+    """Returns docs/settings.md."""
+    changed: dict[str, list[str]] = {}
+    for preset in preset_names():
+        for key, value in preset_leaves(preset):
+            changed.setdefault(key, []).append(f"{preset}: {_value(value)}")
+    parts, last = [INTRODUCTION], None
+    for setting in settings():
+        if setting.group != last:
+            last = setting.group
+            home = f"`{setting.owner.__name__}` in `{_home(setting.owner)}`."
+            parts.append(f"\n## {setting.group or 'Top level'}\n\n{about(setting.owner)} {home}\n\n{HEAD}")
+        found = readers(setting)
+        more = f" and {len(found) - MOST_READERS} more" if len(found) > MOST_READERS else ""
+        row = (
+            f"`{setting.key}`",
+            _type(setting.hint),
+            f"`{_value(setting.default)}`",
+            "<br>".join(changed.get(setting.key, [])),
+            meaning(setting),
+            ", ".join(f"`{path}`" for path in found[:MOST_READERS]) + more,
+        )
+        parts.append("\n| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |")
+    return "".join(parts) + "\n"
+
+
+HEAD = "| key | type | default | presets | meaning | read in |\n|---|---|---|---|---|---|"
+
+
+def _type(hint: Any) -> str:
+    if get_origin(hint) is tuple:
+        inner = [a.__name__ for a in get_args(hint) if a is not Ellipsis]
+        return f"list of {inner[0]}" if Ellipsis in get_args(hint) else f"list of {len(inner)} {inner[0]}"
+    return hint.__name__
+
+
+def _value(value: Any) -> str:
+    """Returns a value as an override writes it."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, (list, tuple)):
+        return f"[{','.join(map(_value, value))}]"
+    return '""' if value == "" else str(value)
+
+
+if __name__ == "__main__":
+    PAGE.write_text(page(), encoding="utf-8")
+    print(f"wrote {PAGE}")

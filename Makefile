@@ -29,7 +29,7 @@ endif
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help setup data teacher distill eval plan plan-check inspect export demo demo-check generate bench bench-data bench-trackers kill-test slurm-check sweep nano-base notebooks ui test test-gpu lint clean
+.PHONY: help setup data teacher distill eval plan plan-check inspect export demo demo-check generate bench bench-data bench-trackers kill-test slurm-check sweep nano-base notebooks ui check test test-gpu lint clean
 .NOTPARALLEL:
 
 help:  ## this table
@@ -123,6 +123,9 @@ lint: $(STAMP)  ## ruff, mypy, import contracts
 # Rays on two cores run into their time limits. But for the kill test, which is long and mostly waits.
 ALONE := tests/browser $(addprefix tests/smoke/test_,data.py pipeline.py slurm.py team.py) \
 	$(addprefix tests/unit/infra/test_,cluster.py executor.py distributed.py) tests/unit/demo tests/unit/stages/train/test_distributed.py
+check: lint  ## lint, types, import contracts and the fast tests: no Ray, distributed job or browser, nothing marked slow
+	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive $(PY) -m pytest tests/unit tests/golden tests/contract -m 'not slow and not gpu' -n 2 --dist loadfile --no-loadscope-reorder $(addprefix --ignore=,$(ALONE))
+
 test: lint  ## lint and all tests
 	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive $(PY) -m pytest tests -n 2 --dist loadfile --no-loadscope-reorder --durations 10 $(addprefix --ignore=,$(ALONE))
 	$(PY) -m pytest --durations 20 $(ALONE)

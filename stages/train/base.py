@@ -41,7 +41,7 @@ class BaseConfig(GroupedConfig):
 
     group: ClassVar[str] = "base"
 
-    steps: int = 1500
+    steps: int = 1500  # optimizer steps after those on frame groups
     lr: float = 1e-3
     warmup_steps: int = 50
     cooldown_steps: int = 300

@@ -111,7 +111,7 @@ class LoopConfig(ABC):
 class StepsConfig(LoopConfig):
     """The settings of a training of one phase, `steps` long. Method configs inherit it and state their own defaults."""
 
-    steps: int = 1000
+    steps: int = 1000  # optimizer steps
 
     @property
     def total_steps(self) -> int:

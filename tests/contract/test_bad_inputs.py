@@ -92,6 +92,7 @@ def through(root: Path, work: Path):
     return made, {r.name: r.reason for r in rejected}, videos, rejected
 
 
+@pytest.mark.slow
 def test_every_input_is_used_or_listed_with_its_reason(folder, tmp_path):
     made, reasons, _, _ = through(folder, tmp_path)
     assert set(made) == USABLE
@@ -142,6 +143,7 @@ def test_damage_in_mid_video_keeps_what_is_before_and_says_from_where(tmp_path):
     assert reasons[where].startswith(f"damaged from {at:.1f} s: nothing is used from there to 4.0 s")
 
 
+@pytest.mark.slow
 def test_a_ten_hour_video_is_probed_and_split_into_parts(tmp_path):
     source = tmp_path / "src"
     source.mkdir()
@@ -160,6 +162,7 @@ def test_a_ten_hour_video_is_probed_and_split_into_parts(tmp_path):
     assert {c.segment for c in clips} == {100}
 
 
+@pytest.mark.slow
 def test_an_8k_frame_is_decoded_small(tmp_path):
     source = tmp_path / "src"
     source.mkdir()

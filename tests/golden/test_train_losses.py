@@ -14,6 +14,7 @@ def now() -> dict[str, dict[str, list[float]]]:
     return measured()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", GOLDEN)
 def test_losses_are_unchanged(method, now):
     golden = json.loads(FILE.read_text())["values"][method]

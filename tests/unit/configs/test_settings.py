@@ -24,6 +24,7 @@ def debug() -> Config:
     return load("debug")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("preset", ["nano", "debug", "wan21-1.3b", "wan22-5b"])
 def test_presets_are_sound(preset):
     assert load(preset).problems() == []
@@ -42,6 +43,7 @@ def test_wan_presets_have_the_papers_layouts():
     assert (large.latent_frames, large.chunks, large.image_alone) == (31, 10, True)
 
 
+@pytest.mark.slow
 def test_overrides_set_nested_fields_with_their_types():
     cfg = load(
         "nano", ["teacher.phase1_steps=7", "student.window=2", "dmd.betas=[0.1,0.2]", "data.variants=[fast]", "seed=3"]
@@ -111,6 +113,7 @@ def test_new_names_are_known_and_old_ones_are_not():
     assert all(new in known and old not in known for old, new in RENAMED.items())
 
 
+@pytest.mark.slow
 def test_muon_and_sharded_weights_exclude_each_other_before_anything_starts():
     with pytest.raises(ConfigError, match=r"teacher\.optimizer: muon needs whole weights") as error:
         load("nano", ["compute.zero_stage=1"])
@@ -124,6 +127,7 @@ def test_muon_and_sharded_weights_exclude_each_other_before_anything_starts():
     )
 
 
+@pytest.mark.slow
 def test_lists_of_a_wrong_length_and_patches_over_time_are_said_before_anything_starts():
     with pytest.raises(ConfigError) as error:
         load("nano", ["dit.patch=[1,2]", "adapt.sinks=[0]", "teacher.betas=0.9", "data.variants=[fast]"])
@@ -137,6 +141,7 @@ def test_lists_of_a_wrong_length_and_patches_over_time_are_said_before_anything_
         load("nano", ["dit.patch=[2,1,1]"])
 
 
+@pytest.mark.slow
 def test_the_embedded_text_encoder_is_for_nano_only():
     with pytest.raises(
         ConfigError, match=r"text\.source: embedded:minilm stands in for umT5 at nano only, and dit\.dim=1536"
@@ -241,6 +246,7 @@ def test_a_global_batch_that_the_workers_cannot_make_is_told_before_anything_sta
     assert "compute.workers=1, 2, 4, 8, 16, 32, 64" in error.value.problems[2]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("settings", "told"),
     [

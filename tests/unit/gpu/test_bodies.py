@@ -16,6 +16,7 @@ from tests.unit.stages.train.methods import small
 CPU = torch.device("cpu")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("image", ["channels", "first_latent"])
 @pytest.mark.parametrize("stage", sorted(bodies.STAGES))
 def test_one_step_of_each_stage(stage, image, tmp_path):
@@ -50,6 +51,7 @@ def test_a_kernel_that_computes_another_function_is_found(monkeypatch):
     assert bodies.flash_against_sdpa(CPU, torch.float32, 3, 5, 2, 8, rounds=2)["worst_difference"] > 0.05
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("z", "stride_s"), [(16, 8), (48, 16)])
 def test_a_fresh_vae_of_a_wan_family_has_its_sizes(z, stride_s):
     """On the meta device: at full width."""

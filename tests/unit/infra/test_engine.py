@@ -52,6 +52,7 @@ def train(engine, steps: int, start: int = 0) -> list[float]:
     return losses
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS[1:])
 @pytest.mark.parametrize("accumulate", [1, 2])
 def test_deepspeed_equals_torch(kind, accumulate):

@@ -54,6 +54,7 @@ def tree(tmp_path_factory):
     return tracking
 
 
+@pytest.mark.slow
 def test_one_parent_and_a_nested_run_per_stage(tree):
     client = tree.parent.client
     experiment = client.get_experiment_by_name("motionstream")
@@ -87,6 +88,7 @@ def test_checkpoint_is_registered_as_candidate(tree):
     assert {m.key: (m.value, m.dataset_name) for m in logged.metrics} == {"final/epe": (2.0, "train")}
 
 
+@pytest.mark.slow
 def test_a_broken_server_is_said_once_and_stops_nothing(tmp_path, monkeypatch):
     (tmp_path / "file").touch()
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/file/mlflow.db")

@@ -39,6 +39,7 @@ def reference_for(student: CausalDiT) -> Reference:
     return Reference(student, cfg.chunk, cfg.sink, cfg.window)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("image", ["channels", "first_latent"])
 @pytest.mark.parametrize(("sink", "window"), [(0, 0), (0, 1), (0, 2), (1, 0), (1, 1), (1, 2), (2, 0), (2, 1), (2, 2)])
 @torch.no_grad()
@@ -144,6 +145,7 @@ def test_the_order_of_slots_means_nothing():
     torch.testing.assert_close(predict_x0(student, x, t, own, a), predict_x0(student, x, t, own, b), atol=1e-12, rtol=0)
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_work_and_memory_of_a_steady_chunk_are_constant_past_1100_frames():
     student = student_of(chunk=16, sink=1, window=1).float()
@@ -173,6 +175,7 @@ def test_work_and_memory_of_a_steady_chunk_are_constant_past_1100_frames():
     assert flops[0] < flops[1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("image", ["channels", "first_latent"])
 @pytest.mark.parametrize("exit_step", [0, 2])
 @pytest.mark.parametrize("checkpointed", [False, True])
@@ -275,6 +278,7 @@ def test_one_chunk_without_context_is_the_bidirectional_model():
     torch.testing.assert_close(student.forward_chunk(noise, t, cond, Context((), 0), cached_text)[0], v, **EXACT)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("image", ["channels", "first_latent"])
 @pytest.mark.parametrize(("sink", "window"), [(0, 1), (1, 1), (2, 0), (1, 3)])
 @torch.no_grad()

@@ -120,6 +120,7 @@ def no_calls():
     CALLS.clear()
 
 
+@pytest.mark.slow
 def test_the_second_command_does_nothing_and_says_so(tmp_path, capsys):
     first = teacher(new_run(tmp_path))
     assert CALLS == ["a", "bad", "train 1"]
@@ -130,6 +131,7 @@ def test_the_second_command_does_nothing_and_says_so(tmp_path, capsys):
     assert "nothing to do: all 2 steps are up to date" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_steps_count_for_their_own_target(tmp_path):
     run = new_run(tmp_path)
     teacher(run)
@@ -143,6 +145,7 @@ def test_steps_count_for_their_own_target(tmp_path):
     assert cached.seconds() == run.seconds()
 
 
+@pytest.mark.slow
 def test_only_what_follows_a_change_runs(tmp_path):
     teacher(new_run(tmp_path))
     CALLS.clear()
@@ -150,6 +153,7 @@ def test_only_what_follows_a_change_runs(tmp_path):
     assert CALLS == ["train 2"]
 
 
+@pytest.mark.slow
 def test_what_is_left_out_of_the_key_makes_nothing_stale(tmp_path):
     teacher(new_run(tmp_path), note="one commit")
     CALLS.clear()
@@ -157,6 +161,7 @@ def test_what_is_left_out_of_the_key_makes_nothing_stale(tmp_path):
     assert CALLS == []
 
 
+@pytest.mark.slow
 def test_rejected_items_carry_the_name_the_stage_gave(tmp_path):
     run = new_run(tmp_path)
     data(run)
@@ -166,6 +171,7 @@ def test_rejected_items_carry_the_name_the_stage_gave(tmp_path):
     assert cached.rejected == run.rejected
 
 
+@pytest.mark.slow
 def test_unexpected_failures_stop_the_command_and_the_next_tries_them_again(tmp_path):
     with pytest.raises(StageFailed, match="flaky: OSError: disk full"):
         data(new_run(tmp_path), ("a", "flaky"))
@@ -173,6 +179,7 @@ def test_unexpected_failures_stop_the_command_and_the_next_tries_them_again(tmp_
     assert CALLS == ["a", "flaky", "flaky"]
 
 
+@pytest.mark.slow
 def test_unexpected_failures_that_were_allowed_are_tried_again_when_asked(tmp_path):
     allow = "compute.max_failed_share=0.5"
     assert data(new_run(tmp_path, False, False, allow), ("a", "flaky")) == ("A",)
@@ -181,12 +188,14 @@ def test_unexpected_failures_that_were_allowed_are_tried_again_when_asked(tmp_pa
     assert CALLS == ["a", "flaky", "flaky"]
 
 
+@pytest.mark.slow
 def test_what_is_made_once_a_command_is_made_once(tmp_path):
     run, made = new_run(tmp_path), []
     assert [run.once("x", lambda: made.append(1) or len(made)) for _ in range(3)] == [1, 1, 1]
     assert new_run(tmp_path).once("x", lambda: 5) == 5
 
 
+@pytest.mark.slow
 def test_a_dry_run_lists_and_makes_nothing(tmp_path):
     run = new_run(tmp_path, dry=True)
     with pytest.raises(NotMade):
@@ -208,6 +217,7 @@ def test_a_dry_run_takes_steps_that_the_target_borrows_from_another(tmp_path):
     assert [line.stage for line in lines] == ["videos", "train"]
 
 
+@pytest.mark.slow
 def test_a_plan_says_which_weights_are_not_there(tmp_path):
     assert plan.hints(load("nano")) == plan.hints(load("debug")) == []
     assert "fetches it from Hugging Face's hub" in plan.hints(load("wan21-1.3b"))[0]
@@ -215,6 +225,7 @@ def test_a_plan_says_which_weights_are_not_there(tmp_path):
     assert plan.hints(load("wan21-1.3b", [f"teacher.init={tmp_path}"])) == []
 
 
+@pytest.mark.slow
 def test_the_teacher_does_not_see_what_only_the_student_reads():
     wide, narrow = load("nano", ["student.window=2", "student.steps=2"]), load("nano")
     assert without_student(wide, "chunk") == without_student(narrow, "chunk")
@@ -251,6 +262,7 @@ def test_the_report_lies_where_scripts_look_for_it(tmp_path):
     assert sorted(p.name for p in Path(published.folder).iterdir()) == sorted(names)
 
 
+@pytest.mark.slow
 def test_a_chain_gives_each_stage_what_the_one_before_made(tmp_path):
     """As one after the other: cached by stage, told in the table with its label, seen by a dry run."""
     second = Stage("second", 1, "per_item", lambda cfg, item, ctx: item + "!")

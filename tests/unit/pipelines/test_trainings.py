@@ -21,6 +21,7 @@ def shards(count: int, split: str) -> ShardSet:
     return ShardSet(f"/data/{split}", split, names, 64 * count, 64 * count, 0, split, "")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("target", "overrides", "message"),
     [
@@ -43,6 +44,7 @@ def test_too_few_shards_are_said_before_a_training_is_launched(tmp_path, monkeyp
         vars(module)[target](run)
 
 
+@pytest.mark.slow
 def test_how_a_training_reads_its_data_is_not_in_its_key(tmp_path, monkeypatch):
     monkeypatch.setattr(teacher, "data", lambda run: Dataset(shards(3, "train"), shards(1, "heldout")))
     folders = set()
@@ -53,6 +55,7 @@ def test_how_a_training_reads_its_data_is_not_in_its_key(tmp_path, monkeypatch):
     assert len(folders) == 1
 
 
+@pytest.mark.slow
 def test_phases_and_distillation_take_the_clips_they_are_told_to(tmp_path, monkeypatch):
     """Of the full presets' choice and of nano's; without generated clips every training takes all."""
     parts = (shards(3, "train"), shards(1, "heldout"), shards(2, "train_real"), shards(1, "train_synthetic"))

@@ -70,6 +70,7 @@ def accounted(report: Report, model: WanDiT, incoming) -> bool:
     return sorted(own) == sorted(model.state_dict()) and sorted(theirs) == sorted(incoming)
 
 
+@pytest.mark.slow
 @torch.no_grad()
 @pytest.mark.parametrize(
     ("channels", "layout", "given", "words"),
@@ -279,6 +280,7 @@ def test_our_own_checkpoints_come_whole(tmp_path):
     assert not (report.resized or report.new or report.unused or report.notes)
 
 
+@pytest.mark.slow
 def test_shipped_weights_load_into_the_nano_preset():
     from configs.settings import load
 

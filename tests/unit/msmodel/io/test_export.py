@@ -95,6 +95,7 @@ def test_the_single_file_is_wans_and_comes_back_bit_for_bit(kind, tmp_path):
     assert same(other, model)
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_diffusers_reads_the_single_file_too(tmp_path):
     """By its own conversion of Wan's names; the track head is not its."""

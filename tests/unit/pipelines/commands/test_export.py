@@ -84,6 +84,7 @@ def run(tmp_path_factory):
     return root / "export", teacher, student
 
 
+@pytest.mark.slow
 def test_the_newest_models_are_exported_and_come_back_bit_for_bit(run):
     folder, teacher, student = run
     assert sorted(p.name for p in folder.iterdir()) == ["student", "teacher"]
@@ -180,6 +181,7 @@ def test_a_card_for_a_model_that_reads_latents_of_tracks_has_no_head_in_its_code
     assert "latents of a canvas" in text and "conv3d" not in text and "empty: tracks come as latents" in text
 
 
+@pytest.mark.slow
 def test_an_earlier_export_is_replaced_whole_and_kept_when_a_new_one_fails(tmp_path, capsys):
     save_weights(alive(WanDiT, small()), tmp_path / "mine", {"name": "tuned", "step": 9})
     words = ["export", "--preset", "debug", "--runs", str(tmp_path), "--checkpoint", str(tmp_path / "mine")]
@@ -196,6 +198,7 @@ def test_an_earlier_export_is_replaced_whole_and_kept_when_a_new_one_fails(tmp_p
     assert [p.name for p in folder.parent.iterdir()] == ["tuned"]
 
 
+@pytest.mark.slow
 def test_nothing_to_export_is_one_line(tmp_path, capsys):
     assert cli.main(["export", "--preset", "debug", "--runs", str(tmp_path)]) == cli.FAILED
     assert "`make teacher` and `make distill` make them" in capsys.readouterr().err

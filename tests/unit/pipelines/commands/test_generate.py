@@ -61,6 +61,7 @@ def pixels(path) -> np.ndarray:
     return np.stack(list(read_frames(str(path), read_container(str(path)), range(12))))
 
 
+@pytest.mark.slow
 def test_a_clip_of_the_asked_length_with_and_without_tracks(folder, tmp_path, capsys):
     out = tmp_path / "new" / "a.mp4"
     assert generate(folder, out, "--motion", "drag:0.2,0.5,0.8", "--prompt", "a hall") == cli.OK
@@ -77,6 +78,7 @@ def test_a_clip_of_the_asked_length_with_and_without_tracks(folder, tmp_path, ca
     assert cv2.imread(str(out.with_name("a-strip.png"))).shape[1] > 8 * 300
 
 
+@pytest.mark.slow
 def test_the_same_words_give_the_same_film_and_another_seed_another(folder, tmp_path):
     names = [tmp_path / f"{i}.mp4" for i in range(3)]
     for out, seed in zip(names, ("1", "1", "2"), strict=True):
@@ -86,6 +88,7 @@ def test_the_same_words_give_the_same_film_and_another_seed_another(folder, tmp_
     assert first != other
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("words", "says"),
     [
@@ -110,6 +113,7 @@ def test_mistakes_are_said_and_nothing_is_written(folder, tmp_path, capsys, word
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_a_file_that_is_no_picture_is_an_error(folder, tmp_path, capsys):
     for name, words in (("a.txt", "no PNG, JPEG or WebP"), ("b.png", "no PNG")):
         (tmp_path / name).write_text("x")

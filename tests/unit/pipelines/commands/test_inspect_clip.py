@@ -56,6 +56,7 @@ def inspect(runs, clip: str, capsys) -> tuple[int, str, str]:
     return status, out, err
 
 
+@pytest.mark.slow
 def test_a_clip_is_drawn_and_its_row_printed(runs, capsys):
     status, out, _ = inspect(runs, "clip-train-000", capsys)
     assert status == cli.OK
@@ -81,6 +82,7 @@ def test_a_dropped_clip_tells_why(runs, capsys):
     assert (status, out.strip()) == (cli.OK, f"{DROPPED.name} was rejected by gates: {DROPPED.reason}")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("asked", "words"),
     [
@@ -96,6 +98,7 @@ def test_an_unknown_id_is_an_error_with_close_ones(runs, capsys, asked, words):
     assert words in err
 
 
+@pytest.mark.slow
 def test_no_data_and_a_damaged_shard_say_make_data(runs, tmp_path, capsys):
     status, _, err = inspect(tmp_path / "empty", "x", capsys)
     assert status == cli.FAILED

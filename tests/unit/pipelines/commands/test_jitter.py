@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 
+import pytest
+
 from configs.settings import load
 from demo.playing.player import Picture
 from msmodel.causal import CausalDiT
@@ -14,6 +16,7 @@ from tests.unit.stages.eval import world
 from tests.unit.stages.play import players
 
 
+@pytest.mark.slow
 def test_tracks_and_video_are_figured_and_a_sheet_is_left(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("stages.play.playing.load_text_encoder", players.FakeEncoder)
     monkeypatch.setattr(jitter, "SEEDS", 2)

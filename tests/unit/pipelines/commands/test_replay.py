@@ -36,6 +36,7 @@ def no_text_encoder(monkeypatch):
     monkeypatch.setattr("stages.play.playing.load_text_encoder", players.FakeEncoder)
 
 
+@pytest.mark.slow
 def test_a_session_is_replayed_by_the_weights_that_played_it_once(recorded, capsys):
     runs, folder = recorded
     for state in ("ran", "cached"):
@@ -48,6 +49,7 @@ def test_a_session_is_replayed_by_the_weights_that_played_it_once(recorded, caps
         assert {"replay.json", "video.mp4", "drawn.mp4"} <= {p.name for p in made.iterdir()}
 
 
+@pytest.mark.slow
 def test_a_difference_on_the_same_machine_stops_the_command(recorded, tmp_path):
     runs, folder = recorded
     changed = tmp_path / "changed"
@@ -62,6 +64,7 @@ def test_a_difference_on_the_same_machine_stops_the_command(recorded, tmp_path):
     evaluate_or_replay(new_run(runs, False, False, f"eval.replay={changed}"))
 
 
+@pytest.mark.slow
 def test_other_presets_and_weights_and_no_recording_are_errors(recorded, tmp_path):
     runs, folder = recorded
     values = json.loads((folder / "recording.json").read_text())

@@ -79,6 +79,7 @@ def scenes(path, *more):
     return path
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("overlap", [0.0, 0.5])
 @pytest.mark.parametrize("rate", ["even", "variable"])
 def test_one_pass_gives_what_two_give(tmp_path, monkeypatch, overlap, rate):

@@ -117,6 +117,7 @@ def test_duplicates_are_those_that_comparing_all_finds(max_bits):
     assert len(found) > 20
 
 
+@pytest.mark.slow
 def test_duplicates_of_a_large_set_are_found_in_seconds():
     clips = planted(25_000, seed=3)
     clips += [replace(c, clip_id=f"{c.clip_id}-{n}", scene=f"other-{n}") for n in range(3) for c in clips]

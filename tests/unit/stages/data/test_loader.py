@@ -70,6 +70,7 @@ def test_ten_random_stops_resume_to_the_identical_sequence(sets):
         assert ids(after, 5) == expected[stop : stop + 5]
 
 
+@pytest.mark.slow
 def test_worker_processes_change_nothing_and_end_with_the_iterator(sets):
     """Ten stops in the order of two workers: each goes on in this process, and the last with other workers."""
     expected = list(islice(Loader((sets[0],), 4, seed=1), 14))
@@ -95,6 +96,7 @@ def test_worker_processes_change_nothing_and_end_with_the_iterator(sets):
     assert ids(after, 3) == [b.clip_ids for b in expected[7:10]]
 
 
+@pytest.mark.slow
 def test_two_ranks_of_two_workers_see_every_clip_once_an_epoch(sets):
     loaders = [Loader((sets[0],), 1, 5, rank, 2, PROCESSES) for rank in range(2)]
     sizes = [loader._assignments[rank].size(0) for rank, loader in enumerate(loaders)]
@@ -128,6 +130,7 @@ def test_the_position_is_the_same_on_every_rank(sets):
     assert loaders[0].state_dict() == loaders[1].state_dict()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("ranks", "micro_steps"), [(2, 2), (4, 1), (1, 4)])
 @pytest.mark.parametrize("workers", [0, 1])
 def test_the_batches_of_a_step_do_not_depend_on_how_many_ranks_make_it(sets, ranks, micro_steps, workers):
@@ -186,6 +189,7 @@ def test_a_state_of_other_data_is_refused(sets):
         loader.load_state_dict(Loader((sets[1],), 2, seed=1).state_dict())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cfg", [LoaderConfig(), PROCESSES])
 def test_a_damaged_shard_stops_with_its_name_alone(clips, tmp_path, cfg):
     train, _ = packed(clips, tmp_path / "x")
@@ -197,6 +201,7 @@ def test_a_damaged_shard_stops_with_its_name_alone(clips, tmp_path, cfg):
     assert not multiprocessing.active_children()
 
 
+@pytest.mark.slow
 def test_a_skipped_shard_is_counted_said_once_and_never_seen(clips, tmp_path):
     train, _ = packed(clips, tmp_path / "x")
     lost = inside(train, 1)

@@ -42,6 +42,7 @@ def made(inputs, folder: Path):
     return record, Path(record.html).read_text(encoding="utf-8"), ctx
 
 
+@pytest.mark.slow
 def test_the_page_shows_counts_figures_clips_and_reasons(clips, tmp_path):
     rejected = [
         Rejected("ü.mp4", "ingest", "empty <file>"),
@@ -71,6 +72,7 @@ def test_one_clip_and_nothing_rejected(clips, tmp_path):
     assert text.count("contact sheet of") == 1
 
 
+@pytest.mark.slow
 def test_a_large_set_makes_a_small_page_in_seconds(clips, tmp_path):
     many = [
         replace(clips[i % 8], clip_id=f"c{i:06d}", source=f"v{i}.mp4", quality={"brightness": (i % 997) / 997})

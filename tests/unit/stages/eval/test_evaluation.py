@@ -102,6 +102,7 @@ def full_report(world) -> tuple[dict, Path, FakeContext]:
     return json.loads(Path(out.json).read_text()), Path(out.html), ctx
 
 
+@pytest.mark.slow
 def test_selection_takes_scenes_in_turn_and_keeps_spare_clips(world):
     for kind in ("rendered", "real"):
         chosen = [c for c in world.selection.clips if c.kind == kind and not c.spare]
@@ -180,6 +181,7 @@ def test_the_rgb_ablation_is_generated_and_streamed_from_the_same_latents(world)
     torch.testing.assert_close(torch.cat(streamed, dim=2), asked, atol=1e-5, rtol=0)
 
 
+@pytest.mark.slow
 def test_report_keeps_its_contract(full_report):
     r, _, _ = full_report
     assert {"preset", "git_sha", "seed", "dataset", "rendered", "real", "long_run", "seconds"} <= r.keys()

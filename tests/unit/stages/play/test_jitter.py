@@ -52,6 +52,7 @@ def test_figures_of_a_known_track():
     assert figures(ramp, SIZE, FPS)["jerk"] == pytest.approx(6 / 64 * FPS**3)
 
 
+@pytest.mark.slow
 def test_treatment_brings_a_shaken_drag_nearer_to_what_was_meant():
     raw, treated = mean_figures(RAW, False, Jitter()), mean_figures(TAMED, True, Jitter())
     assert treated["path"] < 0.5 * raw["path"]

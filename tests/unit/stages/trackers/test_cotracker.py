@@ -143,6 +143,7 @@ def test_online_cannot_look_back(hub):
         make_tracker(fake(hub, ONLINE)).track(FRAMES, POINTS, 4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("error", [0, 1, 2])
 def test_out_of_memory_halves_the_batch_for_good_and_is_noted(hub, error):
     tracker = make_tracker(fake(hub, ONLINE, joint=0.01, limit=4, error=error))

@@ -77,6 +77,7 @@ def test_gate_warns_and_passes(tmp_path):
         assert len(ctx.series("heldout/ode")) == 2  # at the start and at the end
 
 
+@pytest.mark.slow
 def test_it_learns_the_trajectories_it_is_shown(tmp_path):
     ctx = FakeContext(tmp_path)
     train_adapt(ctx, small(), steps=24, lr=5e-3, picture_clips=0, validate_steps=100)

@@ -40,6 +40,7 @@ def conditioning(m: dmd.DmdMethod) -> Conditioning:
     return condition(batch, draw_tracks(batch, m.cfg.augment, m.model, RngStreams(0, 0)), m.model)
 
 
+@pytest.mark.slow
 def test_the_critic_steps_every_step_and_the_generator_every_fifth(tmp_path):
     ctx = FakeContext(tmp_path)
     train_dmd(ctx, small(), steps=10, ratio=5, picture_clips=0, validate_steps=100)

@@ -28,6 +28,7 @@ class DyingContext(FakeContext):
         super().emit(step, metrics)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", METHODS)
 def test_four_steps_equal_two_and_two(name, tmp_path):
     model, train = small(), METHODS[name]

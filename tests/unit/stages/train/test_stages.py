@@ -40,6 +40,7 @@ def fake_vae(monkeypatch):
     monkeypatch.setattr(publish, "load_vae", lambda cfg: FakeVAE())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("image", ["channels", "first_latent"])
 def test_the_whole_training_chain(image, tmp_path, fake_vae):
     model = small(image)

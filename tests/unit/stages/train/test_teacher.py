@@ -125,6 +125,7 @@ class Shown(FakeLoader):
         return map(shown, super().__iter__())
 
 
+@pytest.mark.slow
 def test_a_teacher_learns_to_use_tracks_on_a_task_that_needs_them(tmp_path):
     model, ctx = small(), FakeContext(tmp_path)
     changes = {"phase1_steps": 60, "batch": 8, "lr": 5e-3, "validate_steps": 1000, "picture_clips": 0, "log_steps": 40}
@@ -274,6 +275,7 @@ def test_a_position_is_exact_before_at_and_after_the_change_on_any_number_of_ran
         assert [batch for turn in zip(*got, strict=True) for batch in turn] == whole[2 * steps :], (before, after)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("steps", [1, 2])  # the save after step 2 lies in phase 2, or at its beginning
 def test_four_steps_equal_two_and_two_across_the_phases(inputs, tmp_path, steps):
     cfg = teacher_config(group_steps=0, phase1_steps=steps, phase2_steps=4 - steps, save_steps=2, ema_decay=0.0)

@@ -133,6 +133,7 @@ def test_gradients_that_pile_up_are_counted_once():
     assert piled.moments["training"] == pytest.approx(apart.moments["training"] - 4e9)
 
 
+@pytest.mark.slow
 def test_the_full_sizes_are_those_published():
     """1.42 and 5.0 billion parameters; the VAEs 127 and 705 million."""
     small, large = load("wan21-1.3b").model, load("wan22-5b").model
@@ -142,6 +143,7 @@ def test_the_full_sizes_are_those_published():
         assert vae_bytes(cfg.vae) / 4e6 == pytest.approx(millions, rel=2e-3)
 
 
+@pytest.mark.slow
 def test_recomputation_and_smaller_batches_lower_activations_and_nothing_else():
     def memory(*overrides: str):
         cfg = load("nano", ["teacher.optimizer=adamw", *overrides])
@@ -153,6 +155,7 @@ def test_recomputation_and_smaller_batches_lower_activations_and_nothing_else():
     assert plain.fixed == recomputed.fixed == half.fixed
 
 
+@pytest.mark.slow
 def test_the_work_of_dmd_is_the_mean_over_its_exit_steps():
     cfg = load("debug", ["clip.frames=9", "student.steps=3", "ode.solver_steps=6", "dmd.batch=2"])
     how, w = How(2), cfg.guidance
@@ -163,6 +166,7 @@ def test_the_work_of_dmd_is_the_mean_over_its_exit_steps():
     assert dmd.flops == pytest.approx(dmd.clips * each, rel=1e-9)
 
 
+@pytest.mark.slow
 def test_five_critic_updates_come_for_one_of_the_generator():
     def flops(ratio: int) -> float:
         return next(

@@ -31,6 +31,7 @@ from pipelines.commands.plan.work import (
 SHORT = "clip.frames=9"  # one chunk, which is traced soon
 
 
+@pytest.mark.slow
 def test_a_full_size_is_planned_without_a_gpu(tmp_path, capsys):
     words = ["plan", "--preset", "wan21-1.3b", "--gpus", "8", "--runs", str(tmp_path), SHORT]
     assert cli.main(words) == cli.OK
@@ -53,6 +54,7 @@ def test_a_full_size_is_planned_without_a_gpu(tmp_path, capsys):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_what_is_advised_is_a_configuration_and_fits():
     overrides = ["clip.frames=5", *(f"{name}.batch=8" for name in TRAININGS)]
     cfg = load("debug", overrides, gpus="2")
@@ -86,6 +88,7 @@ def test_where_the_teacher_of_dmd_takes_too_much_it_is_spread():
     assert alone is None or "dmd.teacher_placement=shard" not in alone.settings
 
 
+@pytest.mark.slow
 def test_what_does_not_fit_is_said_with_what_would():
     few, none = (
         "\n".join(plan.describe(load("debug", ["clip.frames=5", f"plan.spare={spare}"], gpus="2"), asked=True))
@@ -138,6 +141,7 @@ def test_the_last_line_is_the_cost_and_a_price_only_where_one_is_given():
         load("nano", ["plan.usd_per_gpu_hour=-1"])
 
 
+@pytest.mark.slow
 def test_files_are_as_large_as_foretold(tmp_path):
     """A pair of latents, an image, a text and tracks in float16 and float32."""
     cfg = load("nano")
@@ -155,6 +159,7 @@ def test_the_makefile_hands_the_number_of_gpus_on():
     assert make("plan-check")[0].endswith("pipelines plan-check")
 
 
+@pytest.mark.slow
 def test_predicted_memory_is_what_a_training_takes(tmp_path):
     """As `make plan-check`, at a size for CI and without DeepSpeed: every tensor of two steps of DMD's three models."""
     cfg = load("debug", ["dmd.steps=2", "dmd.ratio=1", "compute.engine=torch"])
@@ -165,6 +170,7 @@ def test_predicted_memory_is_what_a_training_takes(tmp_path):
     assert predicted == pytest.approx(counter.peak, rel=plan_check.TOLERANCE)
 
 
+@pytest.mark.slow
 def test_workers_beyond_the_tiny_vaes_batch_stand_by():
     """16 clips a step, on 8 of 32 GPUs."""
     assert "3,200,000 clips" in "\n".join(describe(load("wan22-5b", ["compute.workers=32"]), 32, gpu=True))

@@ -130,6 +130,7 @@ CASES: dict[str, tuple[Callable[[ModelConfig, bool], Work], tuple[Any, ...]]] = 
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("checkpoint", [False, True], ids=["plain", "recomputed"])
 @pytest.mark.parametrize("case", CASES)
 def test_flops_and_peak_are_those_of_a_real_step(case, checkpoint):

@@ -187,7 +187,13 @@ def _trainer(job: DistributedJob, workers: int, cpus: float, gpus: float, start:
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 
-    return TorchTrainer(
+    class Trainer(TorchTrainer):
+        """Leaves Ctrl-C to Python. Ray's own handler would stay after the job, and end a later stage with exit code 0."""
+
+        def _register_sigint_handler(self, controller: Any) -> None:
+            """Registers none: KeyboardInterrupt ends the command, which shuts Ray down with all workers."""
+
+    return Trainer(
         _train_worker,
         train_loop_config={"job": job},
         scaling_config=ScalingConfig(

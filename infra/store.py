@@ -16,12 +16,15 @@ from typing import Any
 from infra.codec import Codec
 from infra.files import FolderLock, git_sha, read_json, write_atomic
 
-SCHEMA = 1
+SCHEMA = 1  # of manifest.json
+# Part of every key. Raise it where keys must change though no stage's version does: then no earlier result is reused.
+# 2: settings and records got the field's names, which keys hash.
+KEY_VERSION = 2
 
 
 @dataclass(frozen=True)
 class Step:
-    """One piece of work: `key` = SHA-256 of stage name, version, seed, config and inputs; `folder` is its own."""
+    """One piece of work: `key` = SHA-256 of KEY_VERSION, stage name, version, seed, config and inputs; `folder` is its own."""
 
     stage: str
     key: str
@@ -62,20 +65,20 @@ class Store:
         self.codec = codec
 
     def step(self, stage: str, version: int, config: Any, inputs: Any, seed: int) -> Step:
-        """Where work with this config and these inputs belongs."""
+        """Returns the key and the folder of the stage with this config and these inputs."""
         encoded = self.codec.encode(config)
-        parts = [stage, version, seed, encoded, self.codec.digest(inputs)]
+        parts = [KEY_VERSION, stage, version, seed, encoded, self.codec.digest(inputs)]
         key = self.codec.digest(parts)
         return Step(stage, key, self.root / stage / key[:12], encoded)
 
     def item(self, step: Step, version: int, item: Any, seed: int) -> Step:
-        """The place of one item of a per-item step: shared by all steps with the same config, so a new video in the
-        folder costs only itself."""
-        key = self.codec.digest([step.stage, version, seed, step.config, self.codec.digest(item)])
+        """Returns the key and the folder of one item of a per-item step. All steps with the same config share it, so a new
+        video in the folder costs only itself."""
+        key = self.codec.digest([KEY_VERSION, step.stage, version, seed, step.config, self.codec.digest(item)])
         return Step(step.stage, key, self.root / step.stage / "items" / f"{item_name(item)}-{key[:12]}", step.config)
 
     def load(self, step: Step) -> Manifest | None:
-        """The manifest, or None where the step is unfinished or what its records name is gone."""
+        """Returns the manifest, or None where the step is unfinished or what its records name is gone."""
         data = read_json(step.folder / "manifest.json")
         if data is None or data["schema"] != SCHEMA or data["key"] != step.key:
             return None
@@ -93,7 +96,7 @@ class Store:
         failures: tuple[Failure, ...] = (),
         provenance: dict[str, Any] | None = None,
     ) -> Manifest:
-        """The commit. Returns the manifest as a later run will read it."""
+        """Writes the manifest, which commits the step. Returns it as a later run will read it."""
         data = {
             "schema": SCHEMA,
             "stage": step.stage,
@@ -112,11 +115,12 @@ class Store:
         return published
 
     def lock(self, step: Step, log: Callable[[str], None]) -> FolderLock:
+        """Returns the lock of the step's folder. Who waits for it logs that once."""
         return FolderLock(step.folder, lambda owner: log(f"{step.name}: waiting for {owner}, which is working on it"))
 
 
 def item_label(item: Any) -> str:
-    """What people call an item: the first text field of a record (its id), of a group the first's, else "item"."""
+    """Returns what people call an item: the first text field of a record (its id), of a group the first's, else "item"."""
     if is_dataclass(item) and not isinstance(item, type):
         values = (vars(item)[f.name] for f in fields(item))
         return next((v for v in values if isinstance(v, str) and v), None) or next(
@@ -128,7 +132,7 @@ def item_label(item: Any) -> str:
 
 
 def item_name(item: Any) -> str:
-    """The label as part of a folder's name."""
+    """Returns the label as part of a folder's name."""
     return re.sub(r"[^A-Za-z0-9_-]+", "-", Path(item_label(item)).name).strip("-")[:48] or "item"
 
 

@@ -1,6 +1,7 @@
 """MLflow: one parent run per command, a nested run per stage that was executed, checkpoints as registered models.
 
-A failing tracker never stops the work: it is said once, and counted. Everything that MLflow shows also lies on disk.
+A failing tracker never stops the work: its failures are counted, and the first one is logged. Everything that MLflow shows
+also lies on disk.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ REST = 9  # a failed call is followed by so many times its length without any
 # MLflow's own (7 and 120) keep one call waiting for 4 minutes where nobody listens, for 20 where nobody answers: longer than
 # the ranks of a distributed job wait for each other. These: half a minute, enough for a server's restart, and 6 minutes.
 PATIENCE = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "4", "MLFLOW_HTTP_REQUEST_TIMEOUT": "60"}
+ALIAS_PAUSES = (0.1, 0.2, 0.4, 0.8, 1.6)  # seconds before each further try to set an alias
 DIGEST_LENGTH = 36  # MLflow allows no more
 CHILD_RUN = "mlflow.parentRunId"
 ADDRESS = "MLFLOW_TRACKING_URI"
@@ -107,9 +109,9 @@ def close_abandoned(client: Any, experiment: str) -> None:
             client.set_terminated(run.info.run_id, "KILLED")
 
 
-class Guard:
-    """Runs tracking calls. A failure is said once and counted; the work goes on, and what can wait or be missed is not
-    tried while `resting`, so that a tracker that is gone takes a tenth of a training's time at most."""
+class BestEffort:
+    """Runs tracking calls, none of which may stop the work. The first failure is logged, each is counted, and what can wait or
+    be missed is not tried while `resting`, so that a tracker that is gone takes a tenth of a training's time at most."""
 
     def __init__(self, log: Callable[[str], None]) -> None:
         self.log = log
@@ -190,13 +192,19 @@ def _made_before() -> Iterator[None]:
             raise
 
 
+def _may_pass(error: Any) -> bool:
+    """Whether another command caused the error and a second try may succeed. A server reports a database's error as its own,
+    and the class of the database's error only in the message."""
+    return error.error_code in ("BAD_REQUEST", "INTERNAL_ERROR", "TEMPORARILY_UNAVAILABLE", "RESOURCE_ALREADY_EXISTS")
+
+
 class RunLogger:
     """Logs to one run, buffered. Points at or before the last step of a metric that the run already holds are dropped,
     so a resumed worker logs no step twice. Points that cannot be sent are kept and sent later."""
 
     def __init__(self, address: RunAddress, log: Callable[[str], None]) -> None:
         self.address = address
-        self.guard = Guard(log)
+        self.best_effort = BestEffort(log)
         self._buffer: list[tuple[str, float, int, int]] = []  # key, value, time in ms, step
         self._last: dict[str, int] = {}
         self._flushed = time.monotonic()
@@ -212,15 +220,15 @@ class RunLogger:
         now = int(time.time() * 1000)
         self._buffer += [(key, float(value), now, step) for key, value in values.items()]
         due = len(self._buffer) >= FLUSH_METRICS or time.monotonic() - self._flushed > FLUSH_SECONDS
-        if due and not self.guard.resting:
+        if due and not self.best_effort.resting:
             self.flush()
 
     def flush(self) -> None:
         """Sends what is buffered; keeps it where that fails. MLflow takes a point that it has already for the same one."""
         self._flushed = time.monotonic()
-        failures = self.guard.failures
-        while self._buffer and self.guard.failures == failures:
-            with self.guard("logging metrics"):
+        failures = self.best_effort.failures
+        while self._buffer and self.best_effort.failures == failures:
+            with self.best_effort("logging metrics"):
                 self._send(self._buffer[:BATCH])
                 del self._buffer[:BATCH]
         del self._buffer[:-KEPT_METRICS]
@@ -247,22 +255,22 @@ class RunLogger:
 
     def image(self, key: str, picture: np.ndarray, step: int) -> None:
         """picture: h w 3 uint8. Missed while MLflow does not answer."""
-        if self.guard.resting:
+        if self.best_effort.resting:
             return
-        with self.guard("logging a picture"):
+        with self.best_effort("logging a picture"):
             self.client.log_image(self.address.run_id, picture, key=key.replace("/", "_"), step=step)
 
     def artifact(self, path: Path, folder: str = "") -> None:
-        with self.guard("logging an artifact"):
+        with self.best_effort("logging an artifact"):
             log = self.client.log_artifacts if path.is_dir() else self.client.log_artifact
             log(self.address.run_id, str(path), folder or None)
 
     def text(self, text: str, name: str) -> None:
-        with self.guard("logging a text"):
+        with self.best_effort("logging a text"):
             self.client.log_text(self.address.run_id, text, name)
 
     def tags(self, values: Mapping[str, str]) -> None:
-        with self.guard("tagging"):
+        with self.best_effort("tagging"):
             for key, value in values.items():
                 self.client.set_tag(self.address.run_id, key, value)
 
@@ -273,7 +281,7 @@ class RunLogger:
         from mlflow.entities import DatasetInput, InputTag
         from mlflow.utils.mlflow_tags import MLFLOW_DATASET_CONTEXT
 
-        with self.guard("logging a data set"):
+        with self.best_effort("logging a data set"):
             place = CodeDatasetSource({"folder": source})
             made = MetaDataset(place, name=name, digest=digest[:DIGEST_LENGTH])  # type: ignore[abstract]
             tag = InputTag(MLFLOW_DATASET_CONTEXT, context)
@@ -282,7 +290,7 @@ class RunLogger:
     def checkpoint(self, model: TrackedModel) -> None:
         """An external LoggedModel (weights stay in their folder) with its metrics, and a registered version with the
         alias `candidate`."""
-        with self.guard("registering a checkpoint"), _tracking_uri(self.address.uri):
+        with self.best_effort("registering a checkpoint"), _tracking_uri(self.address.uri):
             logged = self._log_model(model)
             if model.registered_as:
                 self._register(model, logged)
@@ -317,18 +325,33 @@ class RunLogger:
             tags={**model.all_tags(), "model_id": model_id},  # the sqlite registry does not keep model_id itself
             model_id=model_id,
         )
-        self.client.set_registered_model_alias(model.registered_as, "candidate", version.version)
+        self._set_alias(model.registered_as, "candidate", version.version)
+
+    def _set_alias(self, name: str, alias: str, version: str) -> None:
+        """Points the alias at a version; the last command to do so wins. MLflow reads the alias and then inserts or updates it,
+        so of several commands that set a new one at once all but the first fail: those try again, and then update it."""
+        from mlflow.exceptions import MlflowException
+
+        for pause in ALIAS_PAUSES:
+            try:
+                self.client.set_registered_model_alias(name, alias, version)
+                return
+            except MlflowException as error:
+                if not _may_pass(error):
+                    raise
+            time.sleep(pause)
+        self.client.set_registered_model_alias(name, alias, version)
 
     def close(self) -> None:
         """The last of a worker: sends what is buffered, and says what is lost."""
         self.flush()
         if self._buffer:
-            self.guard.log(f"MLflow: {len(self._buffer)} points of curves could not be logged")
+            self.best_effort.log(f"MLflow: {len(self._buffer)} points of curves could not be logged")
             self._buffer.clear()
 
     def finish(self, status: str = "FINISHED") -> None:
         self.close()
-        with self.guard("closing the run"):
+        with self.best_effort("closing the run"):
             self.client.set_terminated(self.address.run_id, status)
 
 
@@ -338,7 +361,7 @@ class Tracking:
     def __init__(self, runs: Path, experiment: str, run_name: str, log: Callable[[str], None]) -> None:
         self.runs, self.experiment, self.run_name, self.log = runs, experiment, run_name, log
         self.uri = tracking_uri(runs)
-        self.guard = Guard(log)
+        self.best_effort = BestEffort(log)
         self.parent: RunLogger | None = None
         self._tried = False
         self._about: tuple[dict[str, str], dict[str, str]] = ({}, {})
@@ -352,7 +375,7 @@ class Tracking:
         parent = self._parent()
         if parent is None:
             return None
-        with self.guard("opening a stage's run"):
+        with self.best_effort("opening a stage's run"):
             experiment = parent.client.get_run(parent.address.run_id).info.experiment_id
             all_tags = {CHILD_RUN: parent.address.run_id, **_mine(), **tags}
             run = parent.client.create_run(experiment, tags=all_tags, run_name=name)
@@ -362,7 +385,7 @@ class Tracking:
     def _parent(self) -> RunLogger | None:
         if self.parent is None and not self._tried:
             self._tried = True
-            with self.guard("opening the run"):
+            with self.best_effort("opening the run"):
                 prepare_database(self.uri, self.runs)
                 client = _client(self.uri)
                 experiment = self._experiment(client)

@@ -25,6 +25,7 @@ from infra.files import CHECKOUT
 
 CLUSTER, DOCKER = CHECKOUT / "infra" / "cluster", CHECKOUT / "infra" / "docker"
 SCHEMAS = Path(__file__).parent / "schemas"
+HANG_SECONDS = 500  # below pytest's own limit, so that the assertion names what hangs
 
 
 def read(path: Path) -> dict[str, Any]:
@@ -238,7 +239,7 @@ def allocation(tmp_path):
 def test_slurm_starts_ray_on_all_nodes_runs_make_and_stops_ray(allocation):
     log, start = allocation
     job = start("data", "PRESET=nano", "ARGS=teacher.phase1_steps=1 dmd.steps=2")
-    out, _ = job.communicate(timeout=60)
+    out, _ = job.communicate(timeout=HANG_SECONDS)
     assert job.returncode == 0, out
     lines = log.read_text().splitlines()
     address = f"10.0.0.1:{20000 + 123456 % 20000}"
@@ -254,7 +255,7 @@ def test_slurm_starts_ray_on_all_nodes_runs_make_and_stops_ray(allocation):
 def test_slurm_passes_makes_failure_on_and_does_not_requeue_it(allocation):
     log, start = allocation
     job = start(MAKE_STATUS="2")
-    job.communicate(timeout=60)
+    job.communicate(timeout=HANG_SECONDS)
     assert job.returncode == 2
     lines = log.read_text().splitlines()
     assert any(line.startswith("make [data] [teacher] [distill] [eval] on") for line in lines)
@@ -268,11 +269,11 @@ def test_slurm_interrupts_make_and_only_before_the_time_limit_goes_back_into_the
     log, start = allocation
     assert "\n#SBATCH --signal=B:USR1@" in (CLUSTER / "slurm.sh").read_text()
     job = start(MAKE_WAITS="1")
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + HANG_SECONDS
     while not (log.exists() and "make [" in log.read_text()) and time.monotonic() < deadline:
         time.sleep(0.02)
     job.send_signal(stop)
-    out, _ = job.communicate(timeout=60)
+    out, _ = job.communicate(timeout=HANG_SECONDS)
     assert job.returncode == 130, out
     lines = log.read_text().splitlines()
     made = next(i for i, line in enumerate(lines) if line.startswith("make ["))

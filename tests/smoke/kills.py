@@ -28,7 +28,7 @@ TITLES = {"worker": ("(run_row)", "(advance)"), "actor": ("submit",), "tally": (
 KINDS = ("driver", *TITLES)
 # Whom a command loses, by the kind of its workers; with the driver it ends, and the next one has the other kind.
 WAVES = {"auto": ("worker",) * 4 + ("driver",), "actors": ("actor", "tally", "actor", "actor", "driver")}
-PATIENCE_SECONDS = 90  # for a worker or an actor to show
+HANG_SECONDS = 900  # without one more finished item, a process to kill, or the end: not slow, but stuck
 
 
 def make_videos(folder: Path, count: int = VIDEOS) -> Path:
@@ -47,26 +47,33 @@ def command(src: Path, runs: Path, executor: str, pool: str = "auto") -> list[st
     return [*words, f"compute.executor={executor}", f"compute.pool={pool}"]
 
 
-def undisturbed(src: Path, runs: Path) -> float:
-    """Seconds that one process takes for the same work, without Ray."""
-    started = time.monotonic()
-    subprocess.run(command(src, runs, "local"), cwd=ROOT, check=True, capture_output=True, timeout=600)
-    return time.monotonic() - started
+def undisturbed(src: Path, runs: Path) -> int:
+    """Does the same work in one process, without Ray, and returns the number of its items."""
+    subprocess.run(command(src, runs, "local"), cwd=ROOT, check=True, capture_output=True, timeout=4 * HANG_SECONDS)
+    return finished(runs)
 
 
-def under_fire(src: Path, runs: Path, kills: int, seconds: float, seed: int) -> Counter[str]:
-    """Runs the command, again and again, through so many kills; then to its end. Who was killed.
+def finished(runs: Path) -> int:
+    """Returns how many items of all stages are done."""
+    return sum(1 for _ in runs.rglob("item.json"))
 
-    seconds: that the work takes. What two workers do until they are shot comes to half of it at most.
+
+def under_fire(src: Path, runs: Path, kills: int, items: int, seed: int) -> Counter[str]:
+    """Runs the command again and again through so many kills, then to its end, and returns who was killed.
+
+    items: how many the work has. A random number of them is finished between two kills, half of all at most, so that work is
+    left to be killed at any speed of the machine. Only the command itself and processes that descend from it are killed.
     """
     moments, killed, waves = random.Random(seed), Counter[str](), cycle(WAVES)
-    driver, wave = None, ()
+    driver, wave, starts = None, (), 0
     while killed.total() < kills:
         if driver is None or driver.poll() is not None:
             assert driver is None or driver.returncode, f"done after {killed.total()} of {kills} kills"
+            starts += 1
+            assert starts <= kills, f"started {kills} times, with {killed.total()} kills"
             pool = next(waves)
             driver, wave = _start(src, runs, pool), WAVES[pool]
-        time.sleep(moments.uniform(0, seconds / (2 * kills)))
+        _advance(driver, runs, moments.randint(0, max(1, items // (2 * kills))))
         victim = _find(driver, wave[0], moments)
         if victim is not None:
             victim.kill()
@@ -74,12 +81,25 @@ def under_fire(src: Path, runs: Path, kills: int, seconds: float, seed: int) -> 
             wave = wave[1:]
             if not wave:
                 driver.wait()
-    for _ in range(3):  # a worker that was shot three times on one item gives it up: the same command tries again
+    for _ in range(3):  # a worker that was killed three times on one item gives it up: the same command tries again
         assert driver is not None
-        if driver.wait(timeout=600) == 0:
+        _advance(driver, runs, items)
+        if driver.wait() == 0:
             return killed
         driver = _start(src, runs, next(waves))
     raise AssertionError("the command does not come to its end")
+
+
+def _advance(driver: subprocess.Popen[bytes], runs: Path, count: int) -> None:
+    """Returns when `count` more items are finished, or the driver has ended. Items that are done already do not count, so for
+    all of them it waits for the driver's end."""
+    have, goal, changed = finished(runs), finished(runs) + count, time.monotonic()
+    while driver.poll() is None and have < goal:
+        time.sleep(0.05)
+        now = finished(runs)
+        changed = changed if now == have else time.monotonic()
+        assert time.monotonic() - changed < HANG_SECONDS, f"no item finished for {HANG_SECONDS} s"
+        have = now
 
 
 def _start(src: Path, runs: Path, pool: str) -> subprocess.Popen[bytes]:
@@ -91,8 +111,9 @@ def _find(driver: subprocess.Popen[bytes], kind: str, moments: random.Random) ->
     """The driver itself, or one of its processes of this kind, as soon as there is one; None where the driver ended first."""
     if kind == "driver":
         return psutil.Process(driver.pid) if driver.poll() is None else None
-    deadline = time.monotonic() + PATIENCE_SECONDS
-    while driver.poll() is None and time.monotonic() < deadline:
+    deadline = time.monotonic() + HANG_SECONDS
+    while driver.poll() is None:
+        assert time.monotonic() < deadline, f"no {kind} to kill for {HANG_SECONDS} s"
         found = [p for p in _family(driver.pid) if _is(kind, p)]
         if found:
             return moments.choice(found)
@@ -127,12 +148,12 @@ def main(rounds: int = 5, kills: int = 20) -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         src = make_videos(folder / "src")
-        seconds = undisturbed(src, folder / "alone")
+        items = undisturbed(src, folder / "alone")
         expected = results(folder / "alone")
-        print(f"undisturbed: {seconds:.0f} s, {len(expected)} files")
+        print(f"undisturbed: {items} items, {len(expected)} files")
         for number in range(rounds):
             runs, started = folder / f"fire-{number}", time.monotonic()
-            killed = under_fire(src, runs, kills, seconds, seed=number)
+            killed = under_fire(src, runs, kills, items, seed=number)
             same = results(runs) == expected
             print(f"round {number}: {dict(killed)}, {time.monotonic() - started:.0f} s, the same bytes: {same}")
             if not same:

@@ -20,7 +20,7 @@ from infra.files import CHECKOUT
 COMPOSE = CHECKOUT / "infra" / "docker" / "compose.yaml"
 PORT = "5000"
 PROGRAMS = Path(sys.executable).parent
-START_SECONDS = 120
+START_SECONDS = 600
 FEWER = ["--workers", "2"]  # of four by default, each of which imports for seconds
 
 
@@ -48,7 +48,7 @@ class Composed:
             self.kill(server)
 
     def make_bucket(self) -> None:
-        subprocess.run(self._words(self.bucket["command"]), env=self._environment(self.bucket), check=True, timeout=60)
+        subprocess.run(self._words(self.bucket["command"]), env=self._environment(self.bucket), check=True, timeout=600)
 
     def start(self) -> subprocess.Popen[bytes]:
         with self.log.open("ab") as log:

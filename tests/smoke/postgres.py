@@ -30,7 +30,7 @@ def postgres(programs: Path) -> Iterator[str]:
         shutil.chown(folder, "postgres")
 
     def run(*words: str) -> None:
-        done = subprocess.run([*user, *words], cwd="/", capture_output=True, text=True, timeout=60, check=False)
+        done = subprocess.run([*user, *words], cwd="/", capture_output=True, text=True, timeout=600, check=False)
         log = folder / "log"
         assert done.returncode == 0, done.stderr + (log.read_text()[-2000:] if log.exists() else "")
 

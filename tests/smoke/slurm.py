@@ -97,7 +97,7 @@ class Slurm:
             )
 
     def run(self, *words: str, cwd: Path | None = None) -> str:
-        done = subprocess.run(words, env=self.environment, cwd=cwd, capture_output=True, text=True, timeout=60)
+        done = subprocess.run(words, env=self.environment, cwd=cwd, capture_output=True, text=True, timeout=600)
         assert done.returncode == 0, f"{' '.join(words)}: {done.stderr}"
         return done.stdout
 
@@ -119,7 +119,7 @@ class Slurm:
             daemon.kill()
 
 
-def until(true: Callable[[], bool], what: str, seconds: float = 60) -> None:
+def until(true: Callable[[], bool], what: str, seconds: float = 600) -> None:
     deadline = time.monotonic() + seconds
     while not true():
         assert time.monotonic() < deadline, f"{what}: not within {seconds:.0f} s"

@@ -59,7 +59,7 @@ if __name__ == "__main__":
     for module in (*SLOW_TO_IMPORT, *(THROUGH_A_SERVER if server else DIRECT)):
         importlib.import_module(module)
     fork = multiprocessing.get_context("fork")
-    barrier = fork.Barrier(WRITERS, timeout=240)
+    barrier = fork.Barrier(WRITERS, timeout=1200)
     folders = Path(sys.argv[1]), Path(sys.argv[2])
     writers = [fork.Process(target=write, args=(number, *folders, barrier)) for number in range(WRITERS)]
     for writer in writers:

@@ -29,7 +29,7 @@ def submitted(cluster, tmp_path):
     log = tmp_path / "log"
     words = ["--nodes=2", "--cpus-per-task=2", f"--output={log}", "infra/cluster/slurm.sh"]
     job = cluster.submit(CHECKOUT, *words, "data", "PRESET=debug", f"RUNS={tmp_path}/runs")
-    until(lambda: log.exists() and "\n== " in log.read_text(), "the first step", seconds=120)
+    until(lambda: log.exists() and "\n== " in log.read_text(), "the first step")
     return job, log
 
 
@@ -38,7 +38,7 @@ def test_a_job_at_its_time_limit_goes_back_into_the_queue_and_on_from_there(clus
     cluster.run("scancel", "--batch", "--signal=USR1", job)  # what Slurm sends by the script's --signal
     until(lambda: (cluster.job(job)["JobState"], cluster.job(job)["Restarts"]) == ("PENDING", "1"), "the requeue")
     cluster.run("scontrol", "update", f"JobId={job}", "StartTime=now")
-    until(lambda: cluster.job(job)["JobState"] == "COMPLETED", "the end", seconds=180)
+    until(lambda: cluster.job(job)["JobState"] == "COMPLETED", "the end")
     said = log.read_text()
     assert said.count("Ray on 2 nodes: n1 n2\n") == 2 and said.count("back into the queue") == 1, said
     assert list((tmp_path / "runs" / "debug").rglob("shard-*.tar"))

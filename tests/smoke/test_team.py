@@ -72,7 +72,7 @@ def filled(request, database, store, tmp_path_factory):
     with request.param(database, store, answers) as (mine, bucket, place):
         command = [sys.executable, "-m", "tests.smoke.team", str(tmp_path_factory.mktemp("runs")), str(answers)]
         done = subprocess.run(
-            command, cwd=ROOT, env={**os.environ, **mine}, capture_output=True, text=True, timeout=300
+            command, cwd=ROOT, env={**os.environ, **mine}, capture_output=True, text=True, timeout=1500
         )
         assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
         said = {number: json.loads((answers / f"{number}.json").read_text()) for number in NUMBERS}

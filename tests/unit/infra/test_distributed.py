@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import io
 import json
 import os
@@ -12,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from ray.train.torch import TorchTrainer
 from safetensors.torch import load_file
 
 from infra import distributed
@@ -154,3 +156,11 @@ def test_too_small_a_gpu_is_no_reason_to_start_again(tmp_path):
     distributed.run_rank(job, 0, 1)
     with pytest.raises(ValueError, match=r"memory is too small.*compute\.zero_stage=2; compute\.zero_stage=3"):
         distributed.raise_noted(job)
+
+
+def test_ctrl_c_stays_pythons_own_during_and_after_a_job(tmp_path):
+    """Ray Train's handler would end a later stage with exit code 0, as if it had finished."""
+    before = signal.getsignal(signal.SIGINT)
+    distributed._trainer(job_in(tmp_path), 1, 1.0, 0.0, 0)._register_sigint_handler(None)
+    assert signal.getsignal(signal.SIGINT) is before
+    assert "_register_sigint_handler" in inspect.getsource(TorchTrainer._initialize_and_run_controller)  # what calls it

@@ -43,7 +43,7 @@ def kill_and_rerun(root: Path, stage: str, executor: str, after: list[float]) ->
         time.sleep(seconds)
         process.send_signal(signal.SIGKILL)
         process.wait()
-    return subprocess.run(command, check=True, capture_output=True, text=True, timeout=300, cwd=CHECKOUT).stdout
+    return subprocess.run(command, check=True, capture_output=True, text=True, timeout=1800, cwd=CHECKOUT).stdout
 
 
 def test_per_item_stage_survives_kill_9(tmp_path):

@@ -8,6 +8,8 @@ import subprocess
 import numpy as np
 import pytest
 from mlflow.entities import Metric
+from mlflow.exceptions import MlflowException
+from mlflow.protos.databricks_pb2 import BAD_REQUEST, PERMISSION_DENIED
 
 from infra import tracking
 from infra.tracking import (
@@ -119,6 +121,53 @@ def test_runs_of_commands_that_were_killed_are_closed_and_nobody_elses(tree):
     close_abandoned(client, experiment)
     status = {r.info.run_name: r.info.status for r in client.search_runs([experiment])}
     assert status == {"dead": "KILLED", "alive": "RUNNING", "elsewhere": "RUNNING"}
+
+
+class Registry:
+    """As much of MlflowClient as an alias needs. Others set the same new alias at the same moment as the first `lost` calls."""
+
+    def __init__(self, lost: int, code: int) -> None:
+        self.lost, self.code, self.aliases, self.calls = lost, code, {}, 0
+
+    def set_registered_model_alias(self, name, alias, version):
+        self.calls += 1
+        if self.calls <= self.lost:
+            self.aliases[name, alias] = "another"
+            raise MlflowException("(psycopg.errors.UniqueViolation) duplicate key value", error_code=self.code)
+        self.aliases[name, alias] = version
+
+
+def logger_to(registry, monkeypatch):
+    """(logger, pauses that it makes)"""
+    pauses: list[float] = []
+    monkeypatch.setattr(tracking.time, "sleep", pauses.append)
+    logger = RunLogger(RunAddress("http://server", "1"), print)
+    logger._mlflow = registry
+    return logger, pauses
+
+
+def test_the_last_of_several_commands_that_set_an_alias_at_once_wins(monkeypatch):
+    registry = Registry(lost=3, code=BAD_REQUEST)
+    logger, pauses = logger_to(registry, monkeypatch)
+    logger._set_alias("teacher", "candidate", "7")
+    assert registry.aliases == {("teacher", "candidate"): "7"}
+    assert pauses == list(tracking.ALIAS_PAUSES[:3])
+
+
+def test_an_alias_is_tried_a_bounded_number_of_times(monkeypatch):
+    registry = Registry(lost=100, code=BAD_REQUEST)
+    logger, pauses = logger_to(registry, monkeypatch)
+    with pytest.raises(MlflowException, match="UniqueViolation"):
+        logger._set_alias("teacher", "candidate", "7")
+    assert pauses == list(tracking.ALIAS_PAUSES) and registry.calls == len(pauses) + 1
+
+
+def test_an_alias_that_the_server_refuses_is_not_tried_again(monkeypatch):
+    registry = Registry(lost=100, code=PERMISSION_DENIED)
+    logger, pauses = logger_to(registry, monkeypatch)
+    with pytest.raises(MlflowException):
+        logger._set_alias("teacher", "candidate", "7")
+    assert registry.calls == 1 and pauses == []
 
 
 class Clock:

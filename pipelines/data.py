@@ -1,4 +1,4 @@
-"""make data: from any pile of videos, or the packaged clips, to two sets of shards. Read it top-down."""
+"""make data: from a folder or list of videos, or the packaged clips, to two sets of shards. Read it from the top."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ NOT_APART = (
 
 @dataclass(frozen=True)
 class Dataset:
-    """real, synthetic: the two parts of train; None where no clip is generated."""
+    """Holds the packed sets. real, synthetic: the two parts of train; None if no clip is generated."""
 
     train: ShardSet
     heldout: ShardSet
@@ -46,14 +46,15 @@ class Dataset:
     synthetic: ShardSet | None = None
 
     def clips(self, which: str) -> ShardSet:
-        """What data.phase1_clips, phase2_clips or distill_clips names: a part of train where there are parts, else all."""
+        """Returns the set that data.phase1_clips, phase2_clips or distill_clips names: a part of train, or all if it has
+        none."""
         return {"real": self.real, "synthetic": self.synthetic}.get(which) or self.train
 
 
 @dataclass(frozen=True)
 class Real:
-    """Clips of videos, generated ones marked. cut: as they left CUT; encoded: what passed every gate; dropped: what one turned
-    away."""
+    """Holds the clips of videos, generated ones marked. cut: as CUT returned them. encoded: those that passed every gate.
+    dropped: those that a gate dropped."""
 
     cut: tuple[Clip, ...]
     encoded: tuple[Clip, ...]
@@ -62,17 +63,17 @@ class Real:
 
 
 def data(run: Run) -> Dataset:
-    """Videos -> clips, and scenes cut from them -> tracks -> latents -> shards.
+    """Makes the data set: videos -> clips, and scenes rendered from them -> tracks -> latents -> shards.
 
-    Once a command: whatever is added to the source meanwhile belongs to the next one.
+    It runs once a command: files that are added to the source meanwhile are used by the next command.
     """
     if run.cfg.data.report_only:
-        raise ValueError("data.report_only packs nothing, so there is nothing to go on with: leave it out")
+        raise ValueError("data.report_only packs nothing, so that no later step can run: leave it out")
     return run.once(("data", run.cfg), lambda: _data(run))
 
 
 def data_or_report(run: Run) -> Dataset | None:
-    """The target `data`: with data.report_only, what each gate would drop, and no shard."""
+    """Runs the target `data`. With data.report_only it prints what each gate would drop and packs nothing."""
     if not run.cfg.data.report_only:
         return data(run)
     with run.making("data"):
@@ -100,7 +101,7 @@ def _data(run: Run) -> Dataset:
 
 
 def real_clips(run: Run, videos: list[Video], generated: Sequence[Video] = ()) -> Real:
-    """Cut, tracked and encoded at the same time. What a gate turns away goes no further. generated: videos that train only."""
+    """Cuts, tracks and encodes videos at the same time; a clip that a gate drops goes no further. generated: train only."""
     cfg, stage, gates = run.cfg, stage_configs(run), run.cfg.data.gates
     cut, tracked, encoded = _chain(run, stage, _segments(run, videos, generated), gates)
     before_tracking, picture_rejections = dropped_by_gates(cut[0], gates, gate.picture_gates)
@@ -119,14 +120,14 @@ def real_clips(run: Run, videos: list[Video], generated: Sequence[Video] = ()) -
     real, synthetic = ([c for c in kept if (c.scene in made) == of] for of in (False, True))
     sources.require_usable(real, rejected, cfg.src)
     if generated:
-        with _called_synthetic():
+        with _naming_synthetic():
             sources.require_usable(synthetic, rejected, cfg.data.synthetic)
     encoded_clips = (*settle_splits(real, run.log), *marked(synthetic))
     return Real(marked(_clips(cut[0])), encoded_clips, marked(dropped), rejected)
 
 
 def rendered_clips(run: Run, real: Real) -> tuple[tuple[Clip, ...], list[Rejected]]:
-    """Scenes cut from stills of the real clips that are kept, with exact tracks, encoded."""
+    """Renders scenes from stills of the real clips that are kept, with exact tracks, and encodes them."""
     cfg, stage = run.cfg, stage_configs(run)
     split = {c.clip_id: c.split for c in real.encoded}
     stills = [replace(c, split=split[c.clip_id]) for c in real.cut if c.clip_id in split]
@@ -140,7 +141,7 @@ def rendered_clips(run: Run, real: Real) -> tuple[tuple[Clip, ...], list[Rejecte
 
 
 def _segments(run: Run, videos: Sequence[Video], generated: Sequence[Video]) -> list[Segment]:
-    """Parts of all videos; generated ones are never held out, as figures are of real and of rendered clips."""
+    """Divides all videos into parts. Generated ones are never held out: figures are of real and of rendered clips."""
     train = dict.fromkeys((v.video_id for v in generated), "train")
     return segments(videos, run.cfg.data) + segments(generated, run.cfg.data, train)
 
@@ -170,7 +171,7 @@ def _pack(run: Run, inputs: PackInputs) -> Dataset:
 
 
 def publish(page: DataPage, pack: Path, folder: Path) -> None:
-    """Copies the page and the dead-letter table to where people look for them."""
+    """Copies the page and rejected.csv to the report folder."""
     folder.mkdir(parents=True, exist_ok=True)
     for file in (Path(page.html), pack / "rejected.csv"):
         aside = folder / f".{file.name}"
@@ -179,16 +180,16 @@ def publish(page: DataPage, pack: Path, folder: Path) -> None:
 
 
 def usable_videos(run: Run, generated: Sequence[Video] = ()) -> tuple[list[Video], list[Rejected]]:
-    """Every readable video of SRC once, and the files that are none, with the reason. generated: videos that do not count
-    again, where SRC holds them too."""
+    """Returns every readable video of SRC once, and the other files with the reason. generated: videos that are left out of
+    SRC, if it holds them too."""
     return _ingested(run, run.cfg.src, "", generated)
 
 
 def generated_videos(run: Run) -> tuple[list[Video], list[Rejected]]:
-    """The same of data.synthetic; nothing where it is empty."""
+    """Returns the readable videos of data.synthetic, and its other files with the reason; nothing if it is empty."""
     if not run.cfg.data.synthetic:
         return [], []
-    with _called_synthetic():
+    with _naming_synthetic():
         return _ingested(run, run.cfg.data.synthetic, "generated")
 
 
@@ -204,8 +205,8 @@ def _ingested(run: Run, src: str, label: str, known: Sequence[Video] = ()) -> tu
 
 
 @contextmanager
-def _called_synthetic() -> Iterator[None]:
-    """Errors inside call the source as the user does."""
+def _naming_synthetic() -> Iterator[None]:
+    """Makes errors inside name data.synthetic in place of SRC."""
     try:
         yield
     except ValueError as error:

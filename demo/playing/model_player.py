@@ -187,7 +187,7 @@ class ModelPerformance:
         if self._live is None:
             clip = self._player.playable.student.cfg.clip
             self._live = LiveTracker(clip, self._player.about.grid, self._player.setup.tracker)
-        self._steering.see(*self._live.see(frame))
+        self._steering.see(*self._live.add_frame(frame))
 
     def save(self, title: str) -> Path:
         if self._recorder is None:

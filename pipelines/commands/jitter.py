@@ -30,9 +30,9 @@ from stages.data.contact_sheets import contact_sheet
 from stages.data.files import write_png
 from stages.eval.epe import retrack
 from stages.play.jitter import (
-    MEANT,
+    INTENDED,
     RAW,
-    TAMED,
+    SMOOTHED,
     Jitter,
     Script,
     figures,
@@ -45,8 +45,8 @@ from stages.trackers import make_tracker
 SEEDS = 20
 HANDS: dict[str, tuple[InputSmoothing, bool]] = {
     "raw": (RAW, False),
-    "chunks only": (TAMED, False),
-    "treated": (TAMED, True),
+    "chunks only": (SMOOTHED, False),
+    "treated": (SMOOTHED, True),
 }
 UNTIL = 2.4  # seconds of the script before the hand leaves the frame: what can be tracked again
 
@@ -54,7 +54,7 @@ UNTIL = 2.4  # seconds of the script before the hand leaves the frame: what can 
 def of_tracks(cfg: Config, jitter: Jitter) -> dict[str, dict[str, float]]:
     """Mean figures (stages.play.jitter.figures) of each way to treat a hand."""
     clip, grid = cfg.model.clip, (cfg.data.grid_rows, cfg.data.grid_cols)
-    size, member = (clip.height, clip.width), MEANT[:1, 1:]
+    size, member = (clip.height, clip.width), INTENDED[:1, 1:]
     chunk = cfg.model.student.chunk * cfg.model.vae.stride_t
     chunks = (chunk - cfg.model.vae.stride_t + 1, chunk)
     out = {}
@@ -87,7 +87,7 @@ def of_video(
     script = Script(hand, steadied, members, jitter, about.height / about.width, 0)
     performance = player.open(Start(frame.frame, frame.prompt, 0, hand), record=False)
     made: list[Any] = []
-    while sum(len(p.frames) for p in made) / about.fps < MEANT[-1, 0]:
+    while sum(len(p.frames) for p in made) / about.fps < INTENDED[-1, 0]:
         made.append(performance.next_chunk(script.controls(sum(len(p.frames) for p in made) / about.fps)))
         performance.settle()
     performance.close()
@@ -95,7 +95,7 @@ def of_video(
     n, end = len(members), int(UNTIL * about.fps)
     asked = np.concatenate([p.xy_px for p in made])[:, :n]
     seen = np.concatenate([p.visible for p in made])[:, :n]
-    of_asked = figures(asked.mean(axis=1) + shares_to_px(MEANT[0, 1:] - members.mean(axis=0), size), size, about.fps)
+    of_asked = figures(asked.mean(axis=1) + shares_to_px(INTENDED[0, 1:] - members.mean(axis=0), size), size, about.fps)
     wanted = shares_to_px(target(members, end, about.fps, of_asked["lag_ms"] / 1000), size).astype(np.float32)
     raster, measure = cfg.eval.measure.raster, cfg.eval.measure
     scale = measure.raster_height / about.height

@@ -45,6 +45,7 @@ from stages.records import ShardSet
 __all__ = ["INDEX", "IN_PROCESS", "Loader", "LoaderConfig", "Sample", "SampleLoader", "fit_tracks", "read_samples"]
 
 POLICIES = ("stop", "skip")
+START_METHOD = "spawn"  # of worker processes: a fork would inherit CUDA, Ray's threads and locks
 
 
 @dataclass(frozen=True)
@@ -221,7 +222,7 @@ class SampleLoader:
             sampler=count(self._taken),
             num_workers=workers,
             prefetch_factor=self.cfg.prefetch if workers else None,
-            multiprocessing_context="spawn" if workers else None,  # a fork would inherit CUDA, Ray's threads and locks
+            multiprocessing_context=START_METHOD if workers else None,
             generator=torch.Generator(),  # its own: otherwise starting changes the global random state
         )
         for fetched in loaded:

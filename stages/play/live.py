@@ -1,6 +1,6 @@
-"""A tracker for pictures that come one by one, as from a webcam: pairwise Lucas-Kanade with a forward-backward check.
+"""Tracks points in pictures that come one by one, as from a webcam: pairwise Lucas-Kanade with a forward-backward check.
 
-A point that fails the check or leaves is lost; where a cell of the grid holds no point, a new one begins, under a new name.
+A point that fails the check or leaves the frame is dropped. A cell of the grid without a point gets a new one, with a new name.
 
 Legend: k points. Clip pixels, pixel centres at +0.5.
 """
@@ -20,7 +20,8 @@ DROP_BELOW = 0.5  # grid steps below which the later of two points is given up
 
 
 class LiveTracker:
-    """grid: rows and columns. Frames may be of any size, but all of one; the middle of the clip's aspect is used."""
+    """Tracks points from frame to frame. grid: rows and columns. Frames may have any size, which restarts the tracking when it
+    changes; their centre, of the clip's aspect, is used."""
 
     def __init__(self, clip: ClipConfig, grid: tuple[int, int], cfg: TrackerConfig) -> None:
         self._clip, self._grid, self._cfg = clip, grid, cfg
@@ -29,13 +30,13 @@ class LiveTracker:
         self.reset()
 
     def reset(self) -> tuple[list[int], np.ndarray]:
-        """Begins anew from the grid, on the last picture. Names are not used again. -> as `see`."""
+        """Starts again from the grid on the last frame, with names not used before. Returns the same as `add_frame`."""
         self._names = np.zeros(0, int)
         self._xy = np.zeros((0, 2), np.float32)  # work pixels
         return self._seeded()
 
-    def see(self, frame: np.ndarray) -> tuple[list[int], np.ndarray]:
-        """The next picture (h w 3 uint8) -> names of the points that are followed, and where they are (k 2 clip pixels)."""
+    def add_frame(self, frame: np.ndarray) -> tuple[list[int], np.ndarray]:
+        """Takes the next frame (h w 3 uint8); returns the names of the tracked points and their positions (k 2 clip pixels)."""
         left, top, w, h = crop_box(frame.shape[1], frame.shape[0], self._clip)
         video = resized(np.ascontiguousarray(frame[None, top : top + h, left : left + w]), self._cfg.work_height)
         last, self._last = self._last, video
@@ -45,7 +46,7 @@ class LiveTracker:
         return self._seeded()
 
     def _seeded(self) -> tuple[list[int], np.ndarray]:
-        """Names and clip pixels, after new points have begun where there is room; none before the first picture."""
+        """Adds new points where there is room; returns names and positions, none before the first frame."""
         if self._last is None:
             return [], np.zeros((0, 2), np.float32)
         self._seed(self._last)
@@ -59,7 +60,7 @@ class LiveTracker:
         self._names, self._xy = self._names[kept], found[kept].astype(np.float32)
 
     def _seed(self, video: Video) -> None:
-        """Gives up points that crowd others, and begins one in every cell that holds none."""
+        """Drops points too close to others, and adds one to every cell without a point."""
         rows, cols = self._grid
         step = np.array([video.size[0] / cols, video.size[1] / rows])
         kept = ~too_close(self._xy / step, self._names, DROP_BELOW)

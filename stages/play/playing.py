@@ -1,8 +1,7 @@
-"""A student ready to be played: weights, decoder and encoders loaded once, streams opened from a picture, a prompt
-and a seed.
+"""Loads a student with its decoder and encoders once, and opens streams from a picture, a prompt and a seed.
 
-Demo, offline twin and replay open their streams here, so that the same picture, seed, prompts and tracks give the same frames,
-bit for bit on one machine with one number of threads.
+The demo, `generate` and replay all open their streams here, so the same picture, seed, prompts and tracks give the same frames,
+bit for bit on one machine with the same number of threads.
 
 Legend: b batch, l text tokens, m image tokens, c channels, H W pixels, T pixel frames, n tracks.
 """
@@ -40,9 +39,12 @@ Look = Callable[[Tensor], Tensor]  # frames b 3 H W in [-1, 1] -> b m c
 
 @dataclass(frozen=True)
 class Playable:
-    """look: CLIP's tokens of a first frame, None for a student that does not read them. decoder: "vae" or "tiny". digest: of
-    the student's weights. points: most tracks a stream may be asked to follow; the ids that are drawn, and so the frames,
-    depend on it."""
+    """Holds a loaded student.
+
+    look: computes CLIP's tokens of a first frame; None for a student that does not read them. decoder: "vae" or "tiny". digest:
+    of the student's weights. points: the most tracks of a stream; the track ids that are drawn, and so the frames, depend
+    on it.
+    """
 
     student: CausalDiT
     vae: VideoVAE | PatchVAE
@@ -55,7 +57,7 @@ class Playable:
     device: torch.device
 
     def open(self, frame: np.ndarray, prompt: str, seed: int, controls: Controls) -> StreamingSession:
-        """A new stream from frame (H W 3 uint8). ValueError for a frame of another size than the student's."""
+        """Opens a new stream from a frame (H W 3 uint8). Raises ValueError for a frame of another size than the student's."""
         model = self.student.cfg
         size = (model.clip.height, model.clip.width)
         if frame.shape != (*size, 3) or frame.dtype != np.uint8:
@@ -75,16 +77,18 @@ class Playable:
         )
 
     def text(self, prompt: str) -> Tensor:
-        """1 l c."""
+        """Encodes a prompt: 1 l c."""
         return self.encode([prompt]).to(self.device)
 
 
 def load_playable(
     student: Checkpoint, tiny_vae: Checkpoint | None, decoder: str, points: int, device: torch.device
 ) -> Playable:
-    """decoder: "vae", "tiny", or "auto" for the faster: the tiny VAE where there is one and the VAE is Wan's; the nano
-    VAE is as fast as its tiny one (docs/LOG.md). ValueError where weights cannot be read, or "tiny" is asked for and
-    there is none."""
+    """Loads a student. decoder: "vae", "tiny", or "auto" for the faster one.
+
+    That is the tiny VAE if there is one and the VAE is Wan's; the nano VAE is as fast as its tiny one (docs/LOG.md). Raises
+    ValueError if weights cannot be read, or "tiny" is chosen and there is none.
+    """
     net = load_student(student.folder).eval().requires_grad_(False).to(device, inference_dtype(device))
     vae = load_vae(net.cfg.vae).eval().requires_grad_(False).to(device)
     tiny = decoder == "tiny" or (decoder == "auto" and tiny_vae is not None and not isinstance(vae, PatchVAE))
@@ -111,7 +115,7 @@ def load_playable(
 
 @contextmanager
 def torch_threads(count: int) -> Iterator[None]:
-    """Runs what is inside with so many threads: sums are taken in another order with another number."""
+    """Runs what is inside with this number of torch threads: another number sums in another order."""
     before = torch.get_num_threads()
     torch.set_num_threads(count)
     try:

@@ -1,8 +1,8 @@
-"""Recordings: a played session on disk, with all that it takes to play it again, bit for bit.
+"""Reads and writes recordings: sessions on disk, with everything that is needed to replay them bit for bit.
 
 A folder holds recording.json, first.png (the picture it began with), tracks.npz {xy_px T n 2 float32 in clip pixels,
-visible T n bool: as asked, frame by frame; fps, height, width}, video.mp4, and drawn.mp4 with the tracks over it.
-It is written aside and renamed.
+visible T n bool: the controls, frame by frame; fps, height, width}, video.mp4, and drawn.mp4 with the tracks over it.
+It is written to a temporary name and renamed.
 
 Legend: T frames, n tracks.
 """
@@ -29,10 +29,13 @@ FILES = (ABOUT, FIRST, TRACKS, VIDEO, DRAWN)
 
 @dataclass(frozen=True)
 class Recording:
-    """recording.json. student: where the weights were; digest: theirs, decoder_digest: of the tiny VAE, "" for the VAE.
-    picture: SHA-256 of the first frame's bytes. prompts: (chunk from which it holds, text). refreshes: chunks before
-    which the sink was refreshed. points: track ids that were drawn. lengths: pixel frames of each chunk. frames_sha256:
-    of each chunk's frames. ended: why it is shorter than what was played, "" where it is not."""
+    """Holds the content of recording.json.
+
+    student: folder of the weights; digest: of them. decoder_digest: of the tiny VAE, "" for the VAE. picture: SHA-256 of the
+    first frame's bytes. prompts: (first chunk with it, text). refreshes: chunks before which the sink was refreshed. points:
+    number of track ids that were drawn. lengths: pixel frames of each chunk. frames_sha256: of each chunk's frames. ended: why
+    the recording is shorter than the session, "" if it is not.
+    """
 
     format: int
     id: str
@@ -66,17 +69,17 @@ class Recording:
 
     @property
     def prompt(self) -> str:
-        """The one it began with."""
+        """Returns the first prompt."""
         return self.prompts[0][1]
 
     def summary(self) -> dict[str, Any]:
-        """What a gallery shows."""
+        """Returns what a gallery shows."""
         shown = ("id", "title", "prompt", "seed", "frames", "saved", "student", "digest", "preset", "ended")
         return {name: getattr(self, name) for name in shown} | {"seconds": self.frames / self.fps}
 
 
 def digest_of(frames: np.ndarray) -> str:
-    """SHA-256 of uint8 pixels."""
+    """Returns the SHA-256 of uint8 pixels."""
     return hashlib.sha256(np.ascontiguousarray(frames).tobytes()).hexdigest()
 
 
@@ -95,7 +98,7 @@ def write_tracks(folder: Path, xy_px: np.ndarray, visible: np.ndarray, fps: floa
 
 
 def read_recording(folder: Path) -> Recording:
-    """Raises ValueError where it is missing, damaged, incomplete or of another format."""
+    """Reads recording.json. Raises ValueError if it is missing, damaged, incomplete or of another format."""
     path = folder / ABOUT
     again = "record it again, or take another recording"
     try:
@@ -136,10 +139,10 @@ def _tuples(value: Any) -> Any:
 
 
 def read_first(folder: Path, recording: Recording) -> np.ndarray:
-    """H W 3 uint8. Raises ValueError where it is missing, or not the picture that was recorded."""
+    """Reads the first frame, H W 3 uint8. Raises ValueError if it is missing, or not the picture that was recorded."""
     picture = cv2.imread(str(folder / FIRST), cv2.IMREAD_COLOR)
     if picture is None:
-        raise ValueError(f"{folder / FIRST} is missing or damaged: the recording cannot be played again without it")
+        raise ValueError(f"{folder / FIRST} is missing or damaged: the recording cannot be replayed without it")
     frame = cv2.cvtColor(picture, cv2.COLOR_BGR2RGB)
     if digest_of(frame) != recording.picture:
         raise ValueError(f"{folder / FIRST} is not the picture that was recorded: its pixels have another digest")
@@ -147,7 +150,8 @@ def read_first(folder: Path, recording: Recording) -> np.ndarray:
 
 
 def read_asked(folder: Path, recording: Recording) -> tuple[np.ndarray, np.ndarray]:
-    """xy_px T n 2 float32, visible T n bool. Raises ValueError where they are missing, damaged, or of another length."""
+    """Reads the controls: xy_px T n 2 float32, visible T n bool. Raises ValueError if they are missing, damaged, or of another
+    length."""
     path = folder / TRACKS
     try:
         arrays = load_npz(path)
@@ -157,12 +161,12 @@ def read_asked(folder: Path, recording: Recording) -> tuple[np.ndarray, np.ndarr
     if visible.ndim != 2 or xy_px.shape != (*visible.shape, 2) or visible.shape[1] > recording.points:
         raise ValueError(f"{path} holds tracks {xy_px.shape} and {visible.shape}; T n 2 and T n were recorded")
     if len(visible) != recording.frames:
-        raise ValueError(f"{path} holds {len(visible)} frames, and {ABOUT} tells of {recording.frames}")
+        raise ValueError(f"{path} holds {len(visible)} frames, but {ABOUT} lists {recording.frames}")
     return xy_px.astype(np.float32), visible.astype(bool)
 
 
 def replay_digest(folder: Path) -> str:
-    """Digest of what a replay depends on."""
+    """Returns the digest of the files that a replay depends on."""
     total = hashlib.sha256()
     for name in (ABOUT, FIRST, TRACKS):
         path = folder / name
@@ -171,7 +175,7 @@ def replay_digest(folder: Path) -> str:
 
 
 def found(root: Path, log: Callable[[str], None]) -> Sequence[Recording]:
-    """The readable recordings of a folder, newest first; what is damaged is left out, and said."""
+    """Returns the readable recordings of a folder, newest first; damaged ones are left out and logged."""
     out = []
     for path in root.glob(f"*/{ABOUT}"):
         if path.parent.name.startswith("."):

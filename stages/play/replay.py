@@ -1,8 +1,7 @@
-"""Stage REPLAY (once): plays a recording again from its files, and says whether every chunk comes out bit for bit.
+"""Stage REPLAY (once): generates a recorded session again from its files, and compares every chunk bit for bit.
 
-The tracks are those that were asked for, so the hand, the camera and the tracker that made them need not run again. EPE
-is taken of what is played now, in windows of one horizon (as LONG_RUN does), so that memory does not grow with the
-recording.
+Tracks are read from the recording, so input smoothing, camera and point tracker need not run again. EPE is measured on the new
+frames, in windows of one horizon (as LONG_RUN does), so that memory does not grow with the recording.
 
 Legend: T frames, n tracks.
 """
@@ -57,7 +56,8 @@ SHOWN = 6  # frames of the contact sheet
 
 @dataclass(frozen=True)
 class ReplayInputs:
-    """folder: of the recording; digest: of what a replay depends on there. tiny_vae: needed where it was decoded with it."""
+    """Inputs of REPLAY. folder: of the recording; digest: of its files (replay_digest). tiny_vae: needed if it decoded the
+    frames."""
 
     folder: str
     digest: str
@@ -67,7 +67,7 @@ class ReplayInputs:
 
 @dataclass(frozen=True)
 class Piece:
-    """One chunk: recorded digest, and what is played now. seconds: of generating and decoding."""
+    """Holds one replayed chunk. wanted: the recorded digest of its frames. seconds: for generating and decoding."""
 
     index: int
     wanted: str
@@ -78,7 +78,7 @@ class Piece:
 
 
 def run(cfg: ReplayRun, inputs: ReplayInputs, ctx: Context) -> Figures:
-    """Writes replay.json, video.mp4 and drawn.mp4. StageError where the recording was made by other weights, or is damaged."""
+    """Writes replay.json, video.mp4 and drawn.mp4. Raises StageError if the recording is from other weights, or damaged."""
     folder = Path(inputs.folder)
     recording = read_recording(folder)
     check_weights(recording, inputs)
@@ -103,7 +103,7 @@ def run(cfg: ReplayRun, inputs: ReplayInputs, ctx: Context) -> Figures:
 
 
 def check_weights(recording: Recording, inputs: ReplayInputs) -> None:
-    """Frames of other weights would differ from the first chunk on and say nothing."""
+    """Raises StageError if the recording was made with other weights: its frames would differ without meaning."""
     if inputs.student.digest != recording.digest:
         raise StageError(
             f"the recording {recording.id} was played by the student {recording.student} ({recording.digest[:12]}), "
@@ -118,7 +118,7 @@ def check_weights(recording: Recording, inputs: ReplayInputs) -> None:
 
 
 def played(playable: Playable, recording: Recording, folder: Path) -> Iterator[Piece]:
-    """Chunk after chunk as recorded: prompts and sink refreshes come before the chunks that they came before."""
+    """Yields the replayed chunks; prompts and sink refreshes come before the same chunks as in the recording."""
     xy_px, visible = read_asked(folder, recording)
     asked = torch.from_numpy(xy_px), torch.from_numpy(visible)
     prompts, refreshes = dict(recording.prompts), set(recording.refreshes)
@@ -142,7 +142,7 @@ def played(playable: Playable, recording: Recording, folder: Path) -> Iterator[P
 
 
 def compared(cfg: ReplayRun, recording: Recording, pieces: Iterator[Piece], ctx: Context) -> dict[str, Any]:
-    """identical, first_difference (chunk, or None), chunks, frames, fps, epe; writes the videos."""
+    """Writes the videos; returns identical, first_difference (a chunk or None), chunks, frames, fps and epe."""
     writers = {name: VideoWriter(ctx.workdir, Path(name).stem, recording.fps) for name in (VIDEO, DRAWN)}
     trails, windows = TrailPainter(), Windows(cfg, retracker(cfg.measure, recording.height, ctx))
     every = max(1, (recording.frames - 1) // (SHOWN - 1))
@@ -177,7 +177,7 @@ def compared(cfg: ReplayRun, recording: Recording, pieces: Iterator[Piece], ctx:
 
 
 class Windows:
-    """EPE over windows of one horizon, each tracked anew from the points that are visible at its start."""
+    """Measures EPE over windows of one horizon, each tracked again from the points that are visible at its start."""
 
     def __init__(self, cfg: ReplayRun, tracker: Tracker) -> None:
         self._cfg, self._tracker = cfg, tracker
@@ -190,7 +190,7 @@ class Windows:
             self._measure()
 
     def figures(self) -> dict[str, Any]:
-        """The fields of TrackError, means over the windows (None where nothing was visible), and their number."""
+        """Returns the fields of TrackError, as means over the windows (None if nothing was visible), and their number."""
         if sum(len(frames) for frames, _, _ in self._held) > 1:
             self._measure()
         mean = asdict(average(self._errors)) if self._errors else {"epe": float("nan")}
@@ -218,7 +218,7 @@ def about(recording: Recording, ctx: Context) -> dict[str, Any]:
 
 
 def elsewhere(out: dict[str, Any]) -> str:
-    """What may explain a difference."""
+    """Returns what differs between the machines, which may explain other frames; "" if nothing."""
     then, now = out["recorded_on"], out["played_on"]
     other = [f"{name} {then[name]}, now {now[name]}" for name in now if then[name] != now[name]]
     return f" (recorded on {'; '.join(other)})" if other else ""

@@ -1,4 +1,4 @@
-"""Motion transfer: the tracks of a video somebody brings, as tracks of our clip's size and frame rate on the training grid.
+"""Motion transfer: tracks the user's video from the training grid, at the clip's size and frame rate.
 
 Legend: T frames, n points. Clip pixels, pixel centres at +0.5.
 """
@@ -22,7 +22,7 @@ TRACKED_SIDE = 192  # a small clip's motion is tracked at up to this height, whe
 
 @dataclass(frozen=True)
 class TransferLimits:
-    """What a video may be. seconds: of its length; pixels: of a frame, as it is shown."""
+    """Limits of a video. seconds: of its length. pixels: of a frame as shown."""
 
     seconds: float = 12.0
     pixels: int = 3840 * 2160
@@ -31,16 +31,16 @@ class TransferLimits:
 def motion_of_clip(
     path: str, clip: ClipConfig, grid: tuple[int, int], tracker: Tracker, limits: TransferLimits
 ) -> tuple[np.ndarray, np.ndarray]:
-    """A video's tracks from its first frame's grid (rows, columns): xy_px T n 2 float32, visible T n, at the clip's
-    size and rate. The picture is cut to the clip's aspect in the middle. ValueError where it is no video, too long,
-    too large or short."""
+    """Returns a video's tracks from a grid (rows, columns) on its first frame: xy_px T n 2 float32, visible T n.
+
+    They have the clip's size and rate; the picture is cropped to the clip's aspect at its centre. Raises ValueError for a file
+    that is no video, or is too long, too large or too short.
+    """
     container, stamps = _probe(path, limits)
     seconds = float(stamps[-1]) + 1 / (frame_rate(stamps) or clip.fps)
     count = int(seconds * clip.fps + 1e-6)
     if count < 2:
-        raise ValueError(
-            f"{seconds:.2f} s of video are less than two frames at {clip.fps:g} a second: take a longer one"
-        )
+        raise ValueError(f"{seconds:.2f} s of video are less than two frames at {clip.fps:g} fps: choose a longer one")
     wanted = nearest(stamps, np.arange(count) / clip.fps)
     frames = _cut(path, container.scaled_to(max(clip.height, TRACKED_SIDE)), wanted, clip)
     size = (frames.shape[1], frames.shape[2])
@@ -51,7 +51,7 @@ def motion_of_clip(
 
 
 def _probe(path: str, limits: TransferLimits) -> tuple[Container, np.ndarray]:
-    """Facts and the time of each frame; nothing is decoded before they are known to be within limits."""
+    """Reads facts and the time of each frame, and checks the limits before anything is decoded."""
     container = read_container(path)
     if container.width * container.height > limits.pixels:
         raise ValueError(
@@ -59,15 +59,15 @@ def _probe(path: str, limits: TransferLimits) -> tuple[Container, np.ndarray]:
             "make it smaller"
         )
     if container.seconds > limits.seconds:
-        raise ValueError(f"{container.seconds:.1f} s of video, at most {limits.seconds:g} s are taken: cut it")
+        raise ValueError(f"{container.seconds:.1f} s of video; at most {limits.seconds:g} s are accepted: shorten it")
     stamps = read_timestamps(path)
-    if stamps[-1] > limits.seconds:  # its header did not tell
-        raise ValueError(f"{stamps[-1]:.1f} s of video, at most {limits.seconds:g} s are taken: cut it")
+    if stamps[-1] > limits.seconds:  # its header does not state it
+        raise ValueError(f"{stamps[-1]:.1f} s of video; at most {limits.seconds:g} s are accepted: shorten it")
     return container, stamps
 
 
 def _cut(path: str, container: Container, wanted: np.ndarray, clip: ClipConfig) -> np.ndarray:
-    """The frames asked for, cut to the clip's aspect in the middle: T h w 3 uint8."""
+    """Reads the frames `wanted`, cropped to the clip's aspect at the centre: T h w 3 uint8."""
     left, top, w, h = crop_box(container.width, container.height, clip)
     each = np.unique(wanted)
     cut = {

@@ -1,5 +1,4 @@
-"""Videos of a stream: H.264 that is written while frames come, so that nothing of them stays in memory, and tracks drawn
-over them.
+"""Writes videos of a stream as H.264 while frames come, so that none stays in memory, and draws tracks over them.
 
 Legend: T frames, n tracks, H W pixels.
 """
@@ -16,16 +15,16 @@ import numpy as np
 
 from stages.data.drawing import TRAIL, draw_trails, enlarge
 
-VIDEO_HEIGHT = 320  # px: smaller frames are enlarged by a whole number, so that their pixels and colours stay
+VIDEO_HEIGHT = 320  # px: smaller frames are enlarged by a whole number, which keeps their pixels and colours
 MOST_TRACKS = 60  # drawn over one frame
-FFMPEG_SECONDS = 60  # to write out what it holds
+FFMPEG_SECONDS = 600  # for ffmpeg to finish: far more than it needs, also on a busy machine
 
 
 class VideoWriter:
-    """One H.264 video. `push` frames of one size, then `finish`; it may go on after that, and be finished again.
+    """Writes one H.264 video: `push` frames of one size, then `finish`. More may be pushed after that, and finished again.
 
-    Raises OSError with ffmpeg's words where it cannot be written (disk full); the video is of no use after that. `discard`
-    removes what was written aside and ends ffmpeg; it may always be called.
+    Raises OSError with ffmpeg's message if it cannot be written (disk full); the writer cannot be used after that. `discard`
+    removes temporary files and ends ffmpeg; it may always be called.
     """
 
     def __init__(self, folder: Path, name: str, fps: float) -> None:
@@ -34,7 +33,7 @@ class VideoWriter:
         self._process: subprocess.Popen[bytes] | None = None
 
     def push(self, frames: np.ndarray) -> None:
-        """T H W 3 uint8, H and W even."""
+        """Adds frames, T H W 3 uint8, H and W even."""
         if self._process is None:
             self._process = self._encoder(*frames.shape[1:3])
         assert self._process.stdin is not None
@@ -44,7 +43,7 @@ class VideoWriter:
             raise OSError(f"ffmpeg could not write {self._piece}: {self._end() or error}") from None
 
     def finish(self, path: Path) -> None:
-        """All frames so far as an mp4 that browsers play, written aside and renamed."""
+        """Writes all frames so far as an mp4 that browsers play, to a temporary name, and renames it."""
         if self._process is not None:
             words = self._end()
             if words:
@@ -72,6 +71,7 @@ class VideoWriter:
         os.replace(aside, path)
 
     def discard(self) -> None:
+        """Ends ffmpeg and removes the temporary files."""
         if self._process is not None:
             self._process.kill()
             self._end()
@@ -98,7 +98,7 @@ class VideoWriter:
         return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
 
     def _end(self) -> str:
-        """Lets ffmpeg end; what it complains of, "" if all is well."""
+        """Waits for ffmpeg to end; returns its error message, "" if it succeeded."""
         process, self._process = self._process, None
         assert process is not None
         try:
@@ -106,25 +106,25 @@ class VideoWriter:
         except subprocess.TimeoutExpired:
             process.kill()
             process.communicate()
-            return f"no end within {FFMPEG_SECONDS} s"
+            return f"it did not end within {FFMPEG_SECONDS} s"
         return words.decode(errors="replace").strip() or (f"status {process.returncode}" if process.returncode else "")
 
 
 def enlarged(frames: np.ndarray) -> np.ndarray:
-    """T h w 3 -> T H W 3 uint8 with even sizes, at about VIDEO_HEIGHT px or its own larger height."""
+    """Enlarges frames (T h w 3) to about VIDEO_HEIGHT px, or keeps a larger height: T H W 3 uint8 with even sizes."""
     height = frames.shape[1] * max(1, round(VIDEO_HEIGHT / frames.shape[1]))
     large = np.stack([enlarge(frame, height) for frame in frames])
     return large[:, : large.shape[1] // 2 * 2, : large.shape[2] // 2 * 2]
 
 
 class TrailPainter:
-    """Draws the tracks of a stream, piece by piece: each piece's trails begin in the one before."""
+    """Draws the tracks of a stream chunk by chunk; trails continue from the chunk before."""
 
     def __init__(self) -> None:
         self._xy, self._visible = np.zeros((0, 0, 2), np.float32), np.zeros((0, 0), bool)
 
     def draw(self, frames: np.ndarray, xy_px: np.ndarray, visible: np.ndarray) -> np.ndarray:
-        """The next T h w 3 uint8 with their tracks (T n 2, T n) -> T H W 3 uint8, sizes as of `enlarged`."""
+        """Draws tracks (T n 2, T n) over the next frames (T h w 3 uint8): T H W 3 uint8, sized as by `enlarged`."""
         large = enlarged(frames)
         xy = joined(self._xy, xy_px * (large.shape[1] / frames.shape[1]))
         seen = joined(self._visible, visible)
@@ -137,6 +137,6 @@ class TrailPainter:
 
 
 def joined(before: np.ndarray, after: np.ndarray) -> np.ndarray:
-    """Tracks or flags (T n ...) one after the other; where one has fewer tracks, zeros (not visible) stand for the others."""
+    """Concatenates tracks or flags (T n ...) in time; missing tracks of the shorter one are zeros (not visible)."""
     n = max(before.shape[1], after.shape[1])
     return np.concatenate([np.pad(x, [(0, 0), (0, n - x.shape[1]), *[(0, 0)] * (x.ndim - 2)]) for x in (before, after)])

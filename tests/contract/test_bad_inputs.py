@@ -92,9 +92,15 @@ def through(root: Path, work: Path):
     return made, {r.name: r.reason for r in rejected}, videos, rejected
 
 
+@pytest.fixture(scope="module")
+def outcome(folder, tmp_path_factory):
+    return through(folder, tmp_path_factory.mktemp("work"))
+
+
 @pytest.mark.slow
-def test_every_input_is_used_or_listed_with_its_reason(folder, tmp_path):
-    made, reasons, _, _ = through(folder, tmp_path)
+def test_every_input_is_used_or_listed_with_its_reason(outcome):
+    made, found, _, _ = outcome
+    reasons = dict(found)
     assert set(made) == USABLE
     assert all(made.values())
     late = {name: reasons.pop(name) for name in list(reasons) if name.startswith("liar.mp4 at")}
@@ -117,8 +123,8 @@ def test_a_folder_with_nothing_usable_fails_and_says_why(folder, tmp_path):
         require_usable(videos, rejected, str(bad))
 
 
-def test_a_file_with_the_content_of_another_is_listed(folder, tmp_path):
-    _, _, videos, _ = through(folder, tmp_path)
+def test_a_file_with_the_content_of_another_is_listed(outcome):
+    _, _, videos, _ = outcome
     kept, repeated = drop_duplicates(videos)
     assert [(r.name, r.reason) for r in repeated] == [("good.mp4", "same content as again.mp4")]
     assert "good.mp4" not in {v.source for v in kept}

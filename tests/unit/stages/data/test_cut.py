@@ -79,16 +79,22 @@ def scenes(path, *more):
     return path
 
 
+@pytest.fixture(scope="module")
+def scene_videos(tmp_path_factory):
+    """The video of `scenes` at an even and a variable rate."""
+    folder = tmp_path_factory.mktemp("scenes")
+    even, variable = scenes(folder / "even.mp4"), folder / "variable.mp4"
+    drop = "select='not(mod(n,3))+gt(mod(n,40),15)'"
+    ffmpeg("-i", str(even), "-vf", drop, "-fps_mode", "vfr", "-bf", "0", str(variable))
+    return {"even": even, "variable": variable}
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("overlap", [0.0, 0.5])
 @pytest.mark.parametrize("rate", ["even", "variable"])
-def test_one_pass_gives_what_two_give(tmp_path, monkeypatch, overlap, rate):
+def test_one_pass_gives_what_two_give(tmp_path, monkeypatch, scene_videos, overlap, rate):
     """Shots, starts, variants and every frame; in the whole video and in parts of it."""
-    path = scenes(tmp_path / "even.mp4")
-    if rate == "variable":
-        drop = "select='not(mod(n,3))+gt(mod(n,40),15)'"
-        ffmpeg("-i", str(path), "-vf", drop, "-fps_mode", "vfr", "-bf", "0", str(tmp_path / "vfr.mp4"))
-        path = tmp_path / "vfr.mp4"
+    path = scene_videos[rate]
     video = ingested(path, FakeContext(tmp_path))
     run = replace(RUN, overlap=overlap, variants=("reversed", "fast"))
     most, kept = 0, stage.Cutter._forget
@@ -218,13 +224,13 @@ def test_variants_share_or_turn_the_first_frame_and_are_for_training_only(tmp_pa
     assert {c.recipe for c in held} == {""}
 
 
-def test_a_short_shot_is_listed_and_the_rest_is_used(tmp_path):
-    video = ingested(scenes(tmp_path / "a.mp4"), FakeContext(tmp_path))
+def test_a_short_shot_is_listed_and_the_rest_is_used(tmp_path, scene_videos):
+    video = ingested(scene_videos["even"], FakeContext(tmp_path))
     out = stage.run(RUN, whole(video), FakeContext(tmp_path))
     (short,) = (r for r in out if isinstance(r, Rejected))
-    assert short == Rejected("a.mp4 at 4.10 s", "cut", "shot of 0.17 s is too short, a clip needs 0.38 s")
+    assert short == Rejected("even.mp4 at 4.10 s", "cut", "shot of 0.17 s is too short, a clip needs 0.38 s")
     assert sum(isinstance(r, Clip) for r in out) >= 8
-    with pytest.raises(Reject, match=r"a.mp4: shot of 0.13 s is too short"):
+    with pytest.raises(Reject, match=r"even.mp4: shot of 0.13 s is too short"):
         stage.run(RUN, Segment(video, "train", 0, 0, 5), FakeContext(tmp_path))
 
 

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 
+from stages.data import loader as loader_module
 from stages.data.loader import Loader, LoaderConfig
 from stages.data.order import SampleOrder, ShardAssignment
 from stages.data.shards import require_shards
@@ -22,6 +23,13 @@ from tests.unit.stages.data.fakes import packed as pack_clips
 CLIPS = 14  # in shards of 3, the last of 2
 PROCESSES = LoaderConfig(workers=2)
 SKIP = LoaderConfig(on_corrupt="skip")
+
+
+@pytest.fixture
+def quick_workers(monkeypatch):
+    """Worker processes that fork from a fresh process with the loader imported, where how they start is not what is tested."""
+    multiprocessing.set_forkserver_preload(["stages.data.loader"])
+    monkeypatch.setattr(loader_module, "START_METHOD", "forkserver")
 
 
 @pytest.fixture(scope="module")
@@ -97,7 +105,7 @@ def test_worker_processes_change_nothing_and_end_with_the_iterator(sets):
 
 
 @pytest.mark.slow
-def test_two_ranks_of_two_workers_see_every_clip_once_an_epoch(sets):
+def test_two_ranks_of_two_workers_see_every_clip_once_an_epoch(sets, quick_workers):
     loaders = [Loader((sets[0],), 1, 5, rank, 2, PROCESSES) for rank in range(2)]
     sizes = [loader._assignments[rank].size(0) for rank, loader in enumerate(loaders)]
     seen = [flat(ids(loader, size)) for loader, size in zip(loaders, sizes, strict=True)]
@@ -133,7 +141,9 @@ def test_the_position_is_the_same_on_every_rank(sets):
 @pytest.mark.slow
 @pytest.mark.parametrize(("ranks", "micro_steps"), [(2, 2), (4, 1), (1, 4)])
 @pytest.mark.parametrize("workers", [0, 1])
-def test_the_batches_of_a_step_do_not_depend_on_how_many_ranks_make_it(sets, ranks, micro_steps, workers):
+def test_the_batches_of_a_step_do_not_depend_on_how_many_ranks_make_it(
+    sets, ranks, micro_steps, workers, quick_workers
+):
     """4 micro-batches a step, dealt to the ranks in turn; also after a stop, on another number of ranks."""
     alone = Loader((sets[0],), 2, seed=5, micro_steps=4)
     expected = ids(alone, 12)
@@ -170,14 +180,16 @@ def test_ranks_that_share_one_partition_need_neither_shards_nor_clips_of_their_o
 
 
 def test_other_ranks_go_on_at_the_start_of_the_epoch(sets):
-    said: list[str] = []
+    logged: list[str] = []
     before = Loader((sets[0],), 2, seed=5, rank=0, world_size=2)
     ids(before, 5)  # 10 clips of some 7 an epoch: both ranks are in the second
-    after = Loader((sets[0],), 2, seed=5, log=said.append)
+    after = Loader((sets[0],), 2, seed=5, log=logged.append)
     after.load_state_dict(before.state_dict())
     fresh = flat(ids(Loader((sets[0],), 2, seed=5), 14))
     assert flat(ids(after, 7)) == fresh[CLIPS:]
-    assert said == ["a step was 2 micro-batches of 2 clips, now it is 1 of 2: the data goes on at the start of epoch 1"]
+    assert logged == [
+        "a step was 2 micro-batches of 2 clips and now is 1 of 2: the data continues at the start of epoch 1"
+    ]
     again = Loader((sets[0],), 2, seed=5)
     again.load_state_dict(after.state_dict())
     assert ids(again, 3) == ids(after, 3)
@@ -191,7 +203,7 @@ def test_a_state_of_other_data_is_refused(sets):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("cfg", [LoaderConfig(), PROCESSES])
-def test_a_damaged_shard_stops_with_its_name_alone(clips, tmp_path, cfg):
+def test_a_damaged_shard_stops_with_its_name_alone(clips, tmp_path, cfg, quick_workers):
     train, _ = packed(clips, tmp_path / "x")
     spoil(train, 1)
     with pytest.raises(
@@ -202,26 +214,26 @@ def test_a_damaged_shard_stops_with_its_name_alone(clips, tmp_path, cfg):
 
 
 @pytest.mark.slow
-def test_a_skipped_shard_is_counted_said_once_and_never_seen(clips, tmp_path):
+def test_a_skipped_shard_is_counted_said_once_and_never_seen(clips, tmp_path, quick_workers):
     train, _ = packed(clips, tmp_path / "x")
     lost = inside(train, 1)
     spoil(train, 1)
-    said: list[str] = []
-    loader = Loader((train,), 2, seed=1, cfg=SKIP, log=said.append)
+    logged: list[str] = []
+    loader = Loader((train,), 2, seed=1, cfg=SKIP, log=logged.append)
     assert loader.metrics() == {"loader/skipped_shards": 0}
     seen = ids(loader, 14)
     assert loader.metrics() == {"loader/skipped_shards": 1}
-    assert len(said) == 1
-    assert "shard-000001.tar has" in said[0]
+    assert len(logged) == 1
+    assert "shard-000001.tar has" in logged[0]
     for epoch in (flat(seen[:7]), flat(seen[7:])):
         assert len(set(epoch)) == CLIPS - len(lost)
         assert not lost & set(epoch)
     for stop in (1, 6, 9):
-        before, after = (Loader((train,), 2, seed=1, cfg=SKIP, log=said.append) for _ in range(2))
+        before, after = (Loader((train,), 2, seed=1, cfg=SKIP, log=logged.append) for _ in range(2))
         ids(before, stop)
         after.load_state_dict(before.state_dict())
         assert ids(after, 14 - stop) == seen[stop:]
-    assert ids(Loader((train,), 2, seed=1, cfg=LoaderConfig(2, on_corrupt="skip"), log=said.append), 14) == seen
+    assert ids(Loader((train,), 2, seed=1, cfg=LoaderConfig(2, on_corrupt="skip"), log=logged.append), 14) == seen
 
 
 def test_when_every_shard_is_bad_skipping_is_an_error(clips, tmp_path):

@@ -95,7 +95,7 @@ def test_missing_and_foreign_files_are_errors(tmp_path):
     written(tmp_path / "a")
     with pytest.raises(ValueError, match="another digest"):
         recordings.read_first(tmp_path / "a", replace(RECORDING, picture="0" * 64))
-    with pytest.raises(ValueError, match=r"5 frames, and recording\.json tells of 3"):
+    with pytest.raises(ValueError, match=r"5 frames, but recording\.json lists 3"):
         recordings.read_asked(tmp_path / "a", replace(RECORDING, lengths=(1, 2), frames_sha256=("x", "y")))
     with pytest.raises(ValueError, match="holds tracks"):
         recordings.read_asked(tmp_path / "a", replace(RECORDING, points=4))

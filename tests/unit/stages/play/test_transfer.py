@@ -44,7 +44,7 @@ def test_a_clips_tracks_come_at_our_size_and_rate(pan):
 
 
 def test_videos_beyond_the_limits_are_refused_with_their_size(pan, tmp_path):
-    with pytest.raises(ValueError, match=r"2\.1 s of video, at most 1 s"):
+    with pytest.raises(ValueError, match=r"2\.1 s of video; at most 1 s"):
         move(pan, TransferLimits(seconds=1.0))
     with pytest.raises(ValueError, match="160x120"):
         move(pan, TransferLimits(pixels=10_000))
@@ -55,7 +55,7 @@ def test_videos_beyond_the_limits_are_refused_with_their_size(pan, tmp_path):
 
 def live(frames: np.ndarray) -> list[dict[int, np.ndarray]]:
     tracker = LiveTracker(CLIP, GRID, CFG)
-    return [dict(zip(*tracker.see(f), strict=True)) for f in frames]
+    return [dict(zip(*tracker.add_frame(f), strict=True)) for f in frames]
 
 
 def test_live_points_follow_a_moving_scene_and_lost_ones_begin_anew():
@@ -87,7 +87,7 @@ def test_a_still_camera_gives_the_same_points_for_ever_and_a_cut_new_ones():
 def test_live_frames_of_another_size_are_cut_to_the_clips_aspect():
     tracker = LiveTracker(CLIP, GRID, CFG)
     big = np.random.default_rng(0).integers(0, 256, (240, 320, 3), dtype=np.uint8)
-    names, xy = tracker.see(big)
+    names, xy = tracker.add_frame(big)
     np.testing.assert_allclose(xy, uniform_grid(40, 64, *GRID), atol=1e-3)
     assert names == list(range(160))
 
@@ -96,7 +96,7 @@ def test_a_live_tracker_that_is_reset_begins_with_the_grid_under_new_names():
     frames, _ = warped(6, 0.0, 1.0, (8.0, 0.0), 40, 64)
     tracker = LiveTracker(CLIP, GRID, CFG)
     assert tracker.reset()[0] == []
-    used = {name for f in frames for name in tracker.see(f)[0]}
+    used = {name for f in frames for name in tracker.add_frame(f)[0]}
     names, xy = tracker.reset()
     np.testing.assert_allclose(xy, uniform_grid(40, 64, *GRID), atol=1e-3)
     assert not used & set(names)

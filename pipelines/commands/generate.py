@@ -26,7 +26,7 @@ from demo.playing.player import (
 )
 from demo.server.uploads import (
     PICTURES,
-    Cut,
+    CroppedPicture,
     read_picture,
 )
 from msmodel.steering.authored import (
@@ -181,7 +181,9 @@ def chunks(
         performance.close()
 
 
-def asked_tracks(job: Job, about: About, points: int, cut: Cut, frames: int) -> tuple[np.ndarray, np.ndarray]:
+def asked_tracks(
+    job: Job, about: About, points: int, cut: CroppedPicture, frames: int
+) -> tuple[np.ndarray, np.ndarray]:
     """xy_px T n 2, visible T n: of the authored motion, or of the file, whose pixels are those of the picture
     before it was cut where it is of that size."""
     size = (about.height, about.width)
@@ -218,12 +220,12 @@ def motion_of(text: str) -> tuple[str, Authored]:
     return kind, replace(how, zoom=given[0]) if kind == "zoom" else replace(how, orbit=given[0])
 
 
-def first_frame(image: str, player: ModelPlayer, megapixels: float) -> tuple[Cut, str]:
+def first_frame(image: str, player: ModelPlayer, megapixels: float) -> tuple[CroppedPicture, str]:
     """The picture at clip size, centre-cropped, and a prompt for it ("" for a file). ValueError where it cannot be read."""
     known = {picture.id: picture for picture in player.pictures()}
     if image in known:
         height, width = known[image].frame.shape[:2]
-        return Cut(known[image].frame, width, height, (0, 0, width, height)), known[image].prompt
+        return CroppedPicture(known[image].frame, width, height, (0, 0, width, height)), known[image].prompt
     path = Path(image).expanduser()
     if not path.is_file():
         raise ValueError(f"--image: there is no file {path}, and no picture of that id: {', '.join(known)}")

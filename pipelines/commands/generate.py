@@ -109,7 +109,10 @@ class Job:
 
 
 def generate(cfg: Config, job: Job, log: Callable[[str], None] = print) -> list[Path]:
-    """Writes the films and the strip: their paths. ValueError for what cannot be read or asked for, OSError for a full disk."""
+    """Writes the videos and the contact sheet; returns their paths.
+
+    Raises ValueError for a wrong input or setting, OSError for a full disk.
+    """
     job.check()
     if job.motion:
         motion_of(job.motion)  # a mistake is said before a model is loaded
@@ -118,10 +121,10 @@ def generate(cfg: Config, job: Job, log: Callable[[str], None] = print) -> list[
     frames = max(1, round(job.seconds * about.fps))
     cut, caption = first_frame(job.image, player, cfg.demo.max_megapixels)
     motion = asked_tracks(job, about, player.playable.points, cut, frames)
-    return film(player, Start(cut.frame, job.prompt or caption, job.seed), motion, frames, Path(job.out), log)
+    return write_videos(player, Start(cut.frame, job.prompt or caption, job.seed), motion, frames, Path(job.out), log)
 
 
-def film(
+def write_videos(
     player: ModelPlayer,
     start: Start,
     motion: tuple[np.ndarray, np.ndarray],
@@ -129,7 +132,7 @@ def film(
     out: Path,
     log: Callable[[str], None],
 ) -> list[Path]:
-    """motion: tracks T n 2, T n; a shorter one than the film is played forward and backward. wanted: frames."""
+    """motion: tracks T n 2, T n; tracks shorter than the video are played forward and backward. wanted: frames."""
     out = out.expanduser().resolve()
     out.parent.mkdir(parents=True, exist_ok=True)
     about, plain = player.about, out.with_name(f"{out.stem}-plain.mp4")

@@ -21,7 +21,7 @@ from stages.data.contact_sheets import (
 from stages.data.files import write_mp4, write_png
 from stages.data.shards import arrays, decode_mp4, read_sample
 
-FILM_HEIGHT, STRIP_HEIGHT = 320, 160  # px: smaller clips are enlarged
+VIDEO_HEIGHT, SHEET_HEIGHT = 320, 160  # px: smaller clips are enlarged
 SHOWN = 5  # ids of a kind, or close matches
 
 
@@ -53,14 +53,14 @@ def inspect(cfg: Config, clip_id: str) -> None:
             print(f"{clip_id} was rejected by {row['stage']}: {row['reason']}")
             continue
         folder = next(s.folder for s in sets if s.split == row["split"])
-        film, strip = draw(Path(folder) / row["shard"], clip_id, cfg.root / "inspect", cfg.clip.fps)
+        video, sheet = draw(Path(folder) / row["shard"], clip_id, cfg.root / "inspect", cfg.clip.fps)
         width = max(len(name) for name in row)
         print(
             "\n".join(
                 f"{name.ljust(width)}  {_cell(value)}" for name, value in row.items() if value not in (None, "", [])
             )
         )
-        print(f"film:  {film}\nstrip: {strip}")
+        print(f"video: {video}\ncontact sheet: {sheet}")
 
 
 def draw(shard: Path, clip_id: str, folder: Path, fps: float) -> tuple[Path, Path]:
@@ -69,10 +69,10 @@ def draw(shard: Path, clip_id: str, folder: Path, fps: float) -> tuple[Path, Pat
     tracks = arrays(members["tracks.npz"])
     frames = arrays(members["frames.npz"])["frames"] if "frames.npz" in members else decode_mp4(members["mp4"])
     folder.mkdir(parents=True, exist_ok=True)
-    film, strip = folder / f"{clip_id}.mp4", folder / f"{clip_id}.png"
-    write_mp4(film, _tracked(frames, tracks, FILM_HEIGHT), fps)
-    write_png(strip, contact_sheet([_tracked(frames, tracks, STRIP_HEIGHT)]))
-    return film, strip
+    video, sheet = folder / f"{clip_id}.mp4", folder / f"{clip_id}.png"
+    write_mp4(video, _tracked(frames, tracks, VIDEO_HEIGHT), fps)
+    write_png(sheet, contact_sheet([_tracked(frames, tracks, SHEET_HEIGHT)]))
+    return video, sheet
 
 
 def _tracked(frames: np.ndarray, tracks: Mapping[str, np.ndarray], height: int) -> np.ndarray:

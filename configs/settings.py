@@ -16,6 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from configs.demo import DemoConfig
+from configs.distill import DistillConfig
 from configs.export import ExportConfig
 from configs.plan import PlanConfig
 from infra.config import ComputeConfig
@@ -48,7 +49,8 @@ from stages.train.tiny_vae import TINY_VAE, TinyBaseConfig, TinyVAEConfig
 from stages.train.vae import VAETrainConfig
 
 PRESETS = Path(__file__).resolve().parents[1] / "configs" / "preset"
-TRAININGS = (BASE, TEACHER, ADAPT, DMD, TINY_VAE)  # each reads the group of its name
+DISTILLATIONS = (DMD,)  # what distill.method can name
+TRAININGS = (BASE, TEACHER, ADAPT, *DISTILLATIONS, TINY_VAE)  # each reads the group of its name
 FROM_COMMAND_LINE = ("preset", "runs", "src")  # set by --preset, --runs, --src
 # Old name of a setting or group -> its present name. An old name is refused with the new one.
 RENAMED: dict[str, str] = {
@@ -96,6 +98,7 @@ class Config:
     teacher: TeacherConfig = field(default_factory=TeacherConfig)
     ode: OdeConfig = field(default_factory=OdeConfig)
     adapt: AdaptConfig = field(default_factory=AdaptConfig)
+    distill: DistillConfig = field(default_factory=DistillConfig)
     dmd: DmdConfig = field(default_factory=DmdConfig)
     tiny_vae: TinyVAEConfig = field(default_factory=TinyVAEConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
@@ -135,15 +138,9 @@ class Config:
             self.model,
             self.data,
             self.loader,
-            self.vae_training,
-            self.base,
-            self.phase1,
-            self.phase1_context,
-            self.tiny_base,
             TeacherRun(self.model, self.teacher),
             *runs,
-            self.adapt,
-            self.tiny_vae,
+            *(group for group in vars(self).values() if isinstance(group, LoopConfig)),
             self.eval,
             self.sweep,
             self.bench,
@@ -155,7 +152,12 @@ class Config:
             self.demo,
         )
         found = [f"seed: {self.seed} is below zero"] if self.seed < 0 else []
-        found += self._unshardable() + self._indivisible() + folder_problems(self.image_encoder, self.dit.clip_dim)
+        found += (
+            self._unshardable()
+            + self._indivisible()
+            + self._unknown_method()
+            + folder_problems(self.image_encoder, self.dit.clip_dim)
+        )
         for group in groups:
             try:
                 found += group.problems()
@@ -178,6 +180,13 @@ class Config:
             f"them: set compute.zero_stage=0 or {c.group}.optimizer=adamw"
             for c in trainings
         ]
+
+    def _unknown_method(self) -> list[str]:
+        """Returns the complaint about a distillation method that does not exist."""
+        known = [stage.name for stage in DISTILLATIONS]
+        if self.distill.method in known:
+            return []
+        return [f"distill.method: {self.distill.method!r} is not one of {', '.join(known)}"]
 
     def _indivisible(self) -> list[str]:
         """Trainings whose global batch the workers cannot make."""

@@ -1,7 +1,12 @@
-"""make distill: the teacher becomes a causal few-step student, and a small decoder keeps up with it."""
+"""make distill: the teacher becomes a causal few-step student, and a small decoder keeps up with it.
+
+The setting `distill.method` chooses how the adapted student is distilled: a name in METHODS. stages/train/method.py says how to
+add one.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from pipelines.data import data
@@ -11,40 +16,71 @@ from pipelines.run import (
 )
 from pipelines.stamps import weights_stamp
 from pipelines.teacher import teacher
+from stages.contracts import Stage
 from stages.data.shards import require_shards
-from stages.records import Checkpoint
+from stages.records import Checkpoint, ShardSet
 from stages.train.adapt import ADAPT, AdaptInputs, AdaptRun
 from stages.train.dmd import DMD, DmdInputs, DmdRun
 from stages.train.ode_pairs import ODE_PAIRS, OdeInputs, OdeRun
 from stages.train.tiny_vae import TINY_VAE, TinyVAEInputs, TinyVAERun
 
-STAGES = (ODE_PAIRS, ADAPT, DMD, TINY_VAE)
-
 
 @dataclass(frozen=True)
 class Distilled:
-    """adapted: the student before distribution matching, to compare with."""
+    """The models that `make distill` makes. adapted: the student before distillation, to compare with."""
 
     adapted: Checkpoint
     student: Checkpoint
     tiny_vae: Checkpoint
 
 
+@dataclass(frozen=True)
+class Start:
+    """What a distillation method may start from: clips, the teacher, and the causal student after adaptation."""
+
+    train: ShardSet
+    heldout: ShardSet
+    teacher: Checkpoint
+    adapted: Checkpoint
+
+
+@dataclass(frozen=True)
+class DistillationMethod:
+    """A stage that distills, and the function that runs it and returns the checkpoint "student"."""
+
+    stage: Stage
+    train: Callable[[Run, Start], Checkpoint]
+
+
+def dmd(run: Run, start: Start) -> Checkpoint:
+    """Trains the student by distribution matching."""
+    cfg = DmdRun(run.cfg.model, run.cfg.dmd, run.cfg.guidance)
+    inputs = DmdInputs(start.train, start.heldout, start.teacher, start.adapted)
+    return run.step(DMD, cfg, replace(inputs, loader=run.cfg.loader), key_inputs=inputs)
+
+
+METHODS = {"dmd": DistillationMethod(DMD, dmd)}
+STAGES = (ODE_PAIRS, ADAPT, *(method.stage for method in METHODS.values()), TINY_VAE)
+
+
+def unused_stages(method: str) -> set[str]:
+    """Returns the names of the stages of the other distillation methods."""
+    return {other.stage.name for name, other in METHODS.items() if name != method}
+
+
 def distill(run: Run) -> Distilled:
-    """Teacher -> its trajectories -> causal adaptation -> distribution matching; latents -> small decoder."""
-    shards, taught = data(run), teacher(run)
+    """Teacher -> its trajectories -> causal adaptation -> the chosen distillation; latents -> small decoder."""
+    shards, teacher_checkpoint = data(run), teacher(run)
     with run.making("distill"):
         cfg = run.cfg
-        train = shards.clips(cfg.data.distill_clips)
-        for stage, read in ((DMD, train), (TINY_VAE, shards.train)):
+        method, train = METHODS[cfg.distill.method], shards.clips(cfg.data.distill_clips)
+        for stage, read in ((method.stage, train), (TINY_VAE, shards.train)):
             require_shards(read, cfg.ranks(stage), cfg.loader.workers)
         ode = OdeRun(without_student(cfg, "chunk", "steps"), cfg.ode, cfg.guidance)
-        ode_inputs = OdeInputs(train, shards.heldout, taught)
+        ode_inputs = OdeInputs(train, shards.heldout, teacher_checkpoint)
         pairs = run.step(ODE_PAIRS, ode, replace(ode_inputs, loader=cfg.loader), key_inputs=ode_inputs)
-        adapted = run.step(ADAPT, AdaptRun(cfg.model, cfg.adapt), AdaptInputs(taught, pairs))
-        dmd = DmdRun(cfg.model, cfg.dmd, cfg.guidance)
-        dmd_inputs = DmdInputs(train, shards.heldout, taught, adapted)
-        student = run.step(DMD, dmd, replace(dmd_inputs, loader=cfg.loader), key_inputs=dmd_inputs)
+        adapted = run.step(ADAPT, AdaptRun(cfg.model, cfg.adapt), AdaptInputs(teacher_checkpoint, pairs))
+        student = method.train(run, Start(train, shards.heldout, teacher_checkpoint, adapted))
         tiny = TinyVAERun(without_student(cfg), cfg.tiny_vae)
         inputs = TinyVAEInputs(shards.train, shards.heldout)
         start = weights_stamp(cfg.tiny_vae.init, "tiny_vae")

@@ -31,10 +31,7 @@ from pipelines.commands.model_card import (
 from pipelines.commands.options import OK, add_settings, configured
 from pipelines.results import Trained, checkpoint_in, students, teachers
 from stages.records import Checkpoint
-from stages.train.dmd import GENERATOR
 from stages.train.raw import raw_weights
-
-LEARNERS = {"teacher": "dit", "student": GENERATOR}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -117,7 +114,7 @@ def _write(trained: Trained, made: list[Trained], cfg: Config, folder: Path) -> 
 def _write_raw(checkpoint: Checkpoint, model: WanDiT, cfg: Config, folder: Path) -> str:
     """Writes the weights before averaging, where the training's saves still have them. Returns what to say of them."""
     try:
-        step, state = raw_weights(Path(checkpoint.folder).parent, LEARNERS.get(checkpoint.name, checkpoint.name))
+        step, state = raw_weights(Path(checkpoint.folder).parent)
         model.to(next(iter(state.values())).dtype)
         fit_state(model, state, "the training's newest save")
     except ValueError as reason:

@@ -1,6 +1,29 @@
-"""What a training method tells the one loop: what it trains, which module steps when, its losses, what to look at.
+"""What a training method tells the training loop: which modules it trains, when each is updated, its losses, its validation.
 
-A Method owns its losses and its fixed held-out inputs. It never saves, clips, counts or logs: loop.py does.
+A Method owns its losses and its fixed held-out inputs. The loop (loop.py) owns accumulation, clipping, the average of the
+weights (EMA), logging, saving, exact resuming and the alarms for losses that are not finite. It knows no method by name.
+
+How to add a distillation method. Its pattern is tests/unit/stages/train/latent_regression.py, a whole method in one file.
+
+1. stages/train/NAME.py, in this order:
+   Config   a frozen dataclass that inherits StepsConfig, with `group = "NAME"`, its own defaults, and checks() for the fields
+            that it adds. The loop's settings (steps, batch, lr, ema_decay, save_steps...) are inherited.
+   Run      a frozen dataclass of all settings that the stage reads: model, the Config, guidance... It is hashed into the
+            step's key, so a changed setting never reuses an old result.
+   Inputs   a frozen dataclass of the records that it reads (shard sets, checkpoints) and the loader's settings.
+   Method   the protocol below. Draw random numbers from `rng` only: own(purpose) for what differs between micro-batches,
+            shared(purpose) for decisions that all ranks must take alike.
+   fit, run fit() calls loop.train. run() loads models (publish.py), opens the loader and returns publish("student", ...), a
+            Checkpoint. Exactly one module keeps an average (TrainableModule.ema), and that module is published.
+   NAME     the Stage: name="NAME", version=1, how="distributed".
+2. configs/settings.py: one field `NAME: Config`, and the Stage in DISTILLATIONS. Its problems are then checked at load.
+3. pipelines/distill.py: a function (run, start) -> Checkpoint, and its line in METHODS. `distill.method=NAME` chooses it.
+4. Tests: a function in tests/unit/stages/train/methods.py, whose METHODS feeds the exact-resume test in test_resume.py; its
+   name in GOLDEN of tests/golden/train_losses.py; what is particular to its losses, as in test_dmd.py. Then
+   `python -m tests.golden.train_losses` and `python -m tests.golden.test_defaults` write the golden values.
+
+Nothing else names the method: export, ship, the demo and the evaluation find a student by its checkpoint's name and class.
+`make plan` estimates memory and time of the trainings that it knows (pipelines/commands/plan/loads.py); it runs without yours.
 """
 
 from __future__ import annotations

@@ -14,6 +14,7 @@ from msmodel.io.tensor_files import (
     HUB_ID,
 )
 from pipelines.commands.plan import tables
+from pipelines.distill import unused_stages
 from pipelines.run import (
     Line,
     NotMade,
@@ -33,10 +34,11 @@ def dry_run(run: Run, targets: Mapping[str, Any], stages: Mapping[str, tuple[Sta
             lines.append(missing.line)
     waiting: dict[tuple[str, str], Line] = {(line.target, line.stage): line for line in lines}
     done = {(line.target, line.stage) for line in run.lines}
+    unused = unused_stages(run.cfg.distill.method)
     for target, names in stages.items():
         for stage in names:
             place = (target, stage.name)
-            if place not in done and place not in waiting:
+            if stage.name not in unused and place not in done and place not in waiting:
                 note = "after the step above it"
                 waiting[place] = Line(target, stage.name, "would run", 0.0, run.store.root / stage.name, note)
     order = [(target, stage.name) for target, names in stages.items() for stage in names]

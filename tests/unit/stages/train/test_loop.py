@@ -105,14 +105,18 @@ def test_the_module_ends_with_the_average(tmp_path):
 
 def test_the_newest_save_has_the_weights_before_averaging(tmp_path):
     with pytest.raises(ValueError, match="no saved training states"):
-        raw_weights(tmp_path, "w")
+        raw_weights(tmp_path)
     method = OneWeight()
     loop.train(method, Numbers(), replace(QUICK, ema_decay=0.9), 0, FakeContext(tmp_path))
-    step, weights = raw_weights(tmp_path, "w")
+    step, weights = raw_weights(tmp_path)
     assert (step, float(weights["weight"])) == (2, -3.0)
     assert float(method.module.weight.detach()) > -3.0
-    with pytest.raises(ValueError, match="does not hold other whole"):
-        raw_weights(tmp_path, "other")
+    next(tmp_path.glob("saves/*02/w.state-*")).unlink()
+    with pytest.raises(ValueError, match="does not hold w whole"):
+        raw_weights(tmp_path)
+    next(tmp_path.glob("saves/*02/w.ema-*")).unlink()
+    with pytest.raises(ValueError, match="averages of no module"):
+        raw_weights(tmp_path)
 
 
 def test_observing_every_so_often_and_at_the_end(tmp_path):

@@ -134,7 +134,7 @@ class Config:
     def problems(self) -> list[str]:
         """Every inconsistency of every group, as 'group.field: what is wrong and how to mend it'."""
         runs = (OdeRun(self.model, self.ode, self.guidance), DmdRun(self.model, self.dmd, self.guidance))
-        groups = (
+        groups: tuple[Any, ...] = (
             self.model,
             self.data,
             self.loader,

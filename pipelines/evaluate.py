@@ -1,5 +1,9 @@
-"""make eval: how well, how fast and how long. Leaves report.json, report.html and overview.png in RUNS/PRESET/report. With
-eval.replay a recorded session is played again instead (replay.py)."""
+"""make eval: how well, how fast and how long.
+
+Every report stays in the folder of its step, RUNS/PRESET/eval_report/KEY. RUNS/PRESET/report holds copies of the report that
+was asked for last: report.json, report.html and overview.png, the first two with the key, the date and the place of the
+settings. With eval.replay a recorded session is played again instead (replay.py).
+"""
 
 from __future__ import annotations
 
@@ -25,17 +29,17 @@ def evaluate_or_replay(run: Run) -> Report | ev.Figures:
 
 def evaluate(run: Run) -> Report:
     """Held-out clips and motions they never had -> generated clips -> figures -> one page."""
-    shards, taught, made = data(run), teacher(run), distill(run)
+    shards, teacher_checkpoint, made = data(run), teacher(run), distill(run)
     with run.making("eval"):
         cfg, model = run.cfg.eval, run.cfg.model
         selection = run.step(ev.SELECT, ev.SelectRun(model, cfg.select), ev.SelectInputs(shards.heldout))
-        plan = ev.plan(selection, cfg.select.batch, taught, made.student, made.adapted)
+        plan = ev.plan(selection, cfg.select.batch, teacher_checkpoint, made.student, made.adapted)
         generated, _ = run.items(ev.GENERATE, ev.GenerateRun(model, cfg.generate), plan)
         measured, _ = run.items(ev.MEASURE, ev.MeasureRun(model, cfg.measure), generated)
         speed = run.step(
             ev.SPEED,
             ev.SpeedRun(model, cfg.speed),
-            ev.SpeedInputs(selection, taught, made.student, made.tiny_vae),
+            ev.SpeedInputs(selection, teacher_checkpoint, made.student, made.tiny_vae),
         )
         long_run = run.step(
             ev.LONG_RUN, ev.LongRunRun(model, cfg.measure, cfg.long_run), ev.LongRunInputs(selection, made.student)
@@ -47,7 +51,7 @@ def evaluate(run: Run) -> Report:
             measured=measured,
             speed=speed,
             long_run=long_run,
-            teacher=taught,
+            teacher=teacher_checkpoint,
             student=made.student,
             adapted=made.adapted,
             tiny_vae=made.tiny_vae,
@@ -61,7 +65,7 @@ def evaluate(run: Run) -> Report:
 
 
 def publish(report: Report, folder: Path) -> Report:
-    """Copies the report to where scripts look for it."""
+    """Copies the report to where scripts look for it, over the copies of the report before, which stays in its step."""
     folder.mkdir(parents=True, exist_ok=True)
     copies = []
     for file in (Path(report.json), Path(report.html), Path(report.overview)):

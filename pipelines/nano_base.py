@@ -43,12 +43,14 @@ def nano_base(run: Run) -> None:
         shards = data(fresh)
         model = without_student(fresh.cfg)
         dit = run.step(BASE, BaseRun(model, run.cfg.base), ClipInputs(shards.train, shards.heldout))
-        taught = dit
+        teacher_checkpoint = dit
         for phase in (run.cfg.phase1, run.cfg.phase1_context):
             teacher = TeacherRun(without_student(fresh.cfg, "chunk"), phase)
-            taught = run.step(TEACHER, teacher, TeacherInputs(shards.train, shards.heldout, taught), label=phase.group)
+            teacher_checkpoint = run.step(
+                TEACHER, teacher, TeacherInputs(shards.train, shards.heldout, teacher_checkpoint), label=phase.group
+            )
         tiny = run.step(TINY_VAE, TinyVAERun(model, run.cfg.tiny_base), TinyVAEInputs(shards.train, shards.heldout))
-        parts = {"nano/vae": vae, "nano/dit": dit, "nano-phase1/dit": taught, "nano/tiny_vae": tiny}
+        parts = {"nano/vae": vae, "nano/dit": dit, "nano-phase1/dit": teacher_checkpoint, "nano/tiny_vae": tiny}
         for part, checkpoint in parts.items():
             ship(checkpoint, ASSETS / part)
             run.log(f"shipped {checkpoint.name} to {ASSETS / part}")

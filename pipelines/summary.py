@@ -24,14 +24,25 @@ def summarise(run: Run, seconds: float, status: str) -> None:
     rejected(run)
     by_target = ", ".join(f"{target} {duration(s)}" for target, s in run.seconds().items())
     print(f"seconds of work: {by_target} | this command: {duration(seconds)}")
-    report = run.store.root / "report" / "report.html"
-    if report.is_file() and any(line.stage == "eval_report" for line in run.lines):
-        print(f"report: {_short(report)} and report.json beside it")
+    for line in run.lines:
+        if line.stage == "eval_report":
+            reports(run.store.root, line.folder)
     ran = [line for line in run.lines if line.state == "ran"]
     if ran:
         print(f"MLflow: make ui (or MLFLOW_TRACKING_URI={run.tracking.uri})")
     elif status == "FINISHED":
         print(f"nothing to do: all {len(run.lines)} steps are up to date")
+
+
+def reports(root: Path, kept: Path) -> None:
+    """Where the report is, where it stays when later settings replace the copy, and how many others are kept."""
+    copy = root / "report" / "report.html"
+    if not copy.is_file():
+        return
+    print(f"report: {_short(copy)} and report.json next to it, copies of the one kept in {_short(kept)}")
+    others = [page for page in kept.parent.glob("*/report.html") if page.parent != kept]
+    if others:
+        print(f"reports of other settings: {len(others)}, in {_short(kept.parent)}/*/report.html")
 
 
 def rejected(run: Run) -> None:

@@ -1,4 +1,5 @@
-"""make sweep: the ablations of the paper from one trained model. Leaves sweep.json, .html and .png in RUNS/PRESET/sweep."""
+"""make sweep: the ablations of the paper from one trained model. Leaves sweep.json, .html and .png in
+RUNS/PRESET/eval_sweep_report/KEY, and copies of the newest in RUNS/PRESET/sweep."""
 
 from __future__ import annotations
 
@@ -18,7 +19,7 @@ STAGES = (ev.SELECT, ev.SWEEP, ev.GENERATE, ev.MEASURE, ev.SWEEP_REPORT)
 
 def sweep(run: Run) -> Report:
     """Every setting of the student is a step, and so a run in MLflow, of its own."""
-    shards, taught, made = data(run), teacher(run), distill(run)
+    shards, teacher_checkpoint, made = data(run), teacher(run), distill(run)
     with run.making("sweep"):
         cfg, model, own = run.cfg.eval, run.cfg.model, run.cfg.sweep
         selection = run.step(ev.SELECT, ev.SelectRun(model, cfg.select), ev.SelectInputs(shards.heldout))
@@ -31,7 +32,7 @@ def sweep(run: Run) -> Report:
             )
             for name in own.settings
         )
-        items = ev.guided_items(selection, own.guidance_clips, cfg.select.batch, taught)
+        items = ev.guided_items(selection, own.guidance_clips, cfg.select.batch, teacher_checkpoint)
         guided = []
         for weights in own.guidance:
             setting = replace(cfg.generate, guidance=ev.read_weights(weights))

@@ -23,7 +23,7 @@ from stages.eval.counterfactual import KINDS
 from stages.eval.items import CLIP_KINDS, EvalClip, read_clip, read_tracks, read_videos
 from stages.eval.paper import ROWS, differences, findings
 from stages.eval.plots import drift_plot, epe_bars, latency_plot
-from stages.eval.summary import ReportInputs, build, read_json, shown_clips
+from stages.eval.summary import ReportInputs, build, read_json, shown_clips, version
 from stages.eval.videos import Tile, mosaic, mp4
 from stages.records import Report
 
@@ -43,7 +43,7 @@ class Shown:
 
 def run(cfg: ReportRun, inputs: ReportInputs, ctx: Context) -> Report:
     """Writes report.json and report.html into ctx.workdir, and hands both and the contact sheets to the tracker."""
-    report = build(cfg, inputs, ctx.seed)
+    report = build(cfg, inputs, ctx.seed) | {"version": version(ctx.workdir)}
     ctx.workdir.mkdir(parents=True, exist_ok=True)
     json_file, html_file = ctx.workdir / "report.json", ctx.workdir / "report.html"
     json_file.write_text(json.dumps(report, indent=1, allow_nan=False, ensure_ascii=False))
@@ -206,4 +206,4 @@ def words(name: str) -> str:
     return name.replace("_", " ")
 
 
-REPORT = Stage("eval_report", version=3, how="once", run=run)
+REPORT = Stage("eval_report", version=4, how="once", run=run)

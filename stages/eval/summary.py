@@ -5,6 +5,7 @@ Every figure is a mean over clips. FVD and KVD compare equal numbers of generate
 
 from __future__ import annotations
 
+import datetime
 import hashlib
 import json
 import math
@@ -114,6 +115,16 @@ def build(cfg: ReportRun, inputs: ReportInputs, seed: int) -> dict[str, Any]:
     report["provenance"] = provenance(cfg, inputs, speed)
     report["null_reasons"] = dict(sorted(nulls.reasons.items()))
     return report
+
+
+def version(folder: Path) -> dict[str, str]:
+    """Returns what tells this report from others: its step (stage/key), when it was made, and the file with its settings.
+
+    folder: where it is written, RUNS/PRESET/STAGE/KEY, which later settings never overwrite.
+    """
+    made = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    step = f"{folder.parent.name}/{folder.name}"
+    return {"step": step, "made": made, "settings": f"{step}/manifest.json"}
 
 
 def read_json(figures: Figures | None) -> dict[str, Any]:

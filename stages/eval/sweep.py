@@ -31,7 +31,7 @@ from stages.eval.items import CLIP_KINDS, Figures, Measured, Selection, folder_f
 from stages.eval.long_run import averaged, back_and_forth, clip_drift, long_video, some_clips, with_positions
 from stages.eval.plots import sweep_plot
 from stages.eval.streaming import NoDecoder, chunks_of, clip_stream, filled_after
-from stages.eval.summary import clean
+from stages.eval.summary import clean, version
 from stages.eval.timing import latency
 from stages.records import Checkpoint, Report
 from stages.train.method import at_least
@@ -192,6 +192,7 @@ def run_report(cfg: SweepReportRun, inputs: SweepReportInputs, ctx: Context) -> 
         "preset": cfg.preset,
         "git_sha": inputs.git_sha,
         "seed": ctx.seed,
+        "version": version(ctx.workdir),
         "horizons": cfg.horizons,
         "students": {name: clean(row(figures)) for name, figures in found.items()},
         "guidance": {g.weights: clean(guided_row(g)) for g in inputs.guided},
@@ -228,4 +229,4 @@ def page(cfg: SweepReportRun, report: Mapping[str, Any], picture: bytes) -> str:
     )
 
 
-SWEEP_REPORT = Stage("eval_sweep_report", version=1, how="once", run=run_report)
+SWEEP_REPORT = Stage("eval_sweep_report", version=2, how="once", run=run_report)

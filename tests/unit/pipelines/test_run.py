@@ -262,6 +262,23 @@ def test_the_report_lies_where_scripts_look_for_it(tmp_path):
     assert sorted(p.name for p in Path(published.folder).iterdir()) == sorted(names)
 
 
+def test_reports_of_other_settings_are_kept_and_named(tmp_path, capsys):
+    """The copy in report/ is the newest one's; the summary says where it stays, and how many others there are."""
+    names = ("report.json", "report.html", "overview.png")
+    for key in ("first", "second"):
+        step = tmp_path / "nano" / "eval_report" / key
+        step.mkdir(parents=True)
+        for name in names:
+            (step / name).write_text(key)
+        publish(Report(str(step), *(str(step / name) for name in names)), tmp_path / "nano" / "report")
+    assert (tmp_path / "nano" / "report" / "report.json").read_text() == "second"
+    assert (tmp_path / "nano" / "eval_report" / "first" / "report.json").read_text() == "first"
+    summary.reports(tmp_path / "nano", step)
+    shown = capsys.readouterr().out.splitlines()
+    assert shown[0].endswith(f"copies of the one kept in {step}")
+    assert shown[1] == f"reports of other settings: 1, in {step.parent}/*/report.html"
+
+
 @pytest.mark.slow
 def test_a_chain_gives_each_stage_what_the_one_before_made(tmp_path):
     """As one after the other: cached by stage, told in the table with its label, seen by a dry run."""

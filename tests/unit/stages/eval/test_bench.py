@@ -18,7 +18,7 @@ from tests.unit.msmodel.models import conditioning, gaussian, randomise, tiny_co
 
 @pytest.mark.parametrize("image", ["channels", "first_latent"])
 def test_every_pair_and_part_is_timed(image, tmp_path):
-    ctx = FakeContext(tmp_path)
+    ctx = FakeContext(tmp_path, seed=7)
     made = bench.run(bench.BenchRun(tiny_config(image), bench.BenchConfig(rounds=2, tracks=5, tiny_width=2)), None, ctx)
     found = json.loads(Path(made.file).read_text())
     assert len(found["pairs"]) == 6 and len(found["parts"]) == 3

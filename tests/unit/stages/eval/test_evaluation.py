@@ -72,7 +72,7 @@ def world(tmp_path_factory) -> World:
     patch.setattr(i3d, "load_i3d", FakeI3D)
     folder = tmp_path_factory.mktemp("eval")
     make_vae(folder)
-    model, cfg, ctx = model_config(folder), eval_config(), FakeContext(folder)
+    model, cfg, ctx = model_config(folder), eval_config(), FakeContext(folder, seed=7)
     teacher, student, adapted = (make_checkpoint(name, folder, model) for name in ("teacher", "student", "adapted"))
     selection = selecting.select(SelectRun(model, cfg.select), samples(model), "held-out", ctx.within("select"))
     generated, measured = [], []
@@ -183,7 +183,9 @@ def test_the_rgb_ablation_is_generated_and_streamed_from_the_same_latents(world)
 
 @pytest.mark.slow
 def test_report_keeps_its_contract(full_report):
-    r, _, _ = full_report
+    r, _, ctx = full_report
+    step = "/".join(ctx.workdir.parts[-2:])
+    assert (r["version"]["step"], r["version"]["settings"]) == (step, f"{step}/manifest.json")
     assert {"preset", "git_sha", "seed", "dataset", "rendered", "real", "long_run", "seconds"} <= r.keys()
     assert (r["preset"], r["git_sha"], r["seed"]) == ("debug", "abc123", 7)
     assert r["dataset"]["clips"] == 20 and r["dataset"]["digest"]

@@ -12,7 +12,7 @@ def test_what_the_tracker_did_otherwise_than_configured_is_said(tmp_path):
     name = "cotracker3_offline"
     torch.save(weights(name, limit=36 + 3), tmp_path / "scaled.pth")
     tracker = TrackerConfig(name, hub=str(write_hub(tmp_path)), checkpoint=str(tmp_path / "scaled.pth"))
-    ctx = FakeContext(tmp_path)
+    ctx = FakeContext(tmp_path, seed=7)
     follow = retracker(MeasureConfig(tracker=tracker), 48, ctx)
     xy_px, visible = follow(np.full((4, 48, 80, 3), 200, np.uint8), uniform_grid(48, 80, 2, 3))
     assert xy_px.shape == (4, 6, 2) and visible.all()

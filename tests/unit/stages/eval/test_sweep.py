@@ -31,7 +31,7 @@ CFG = sweep.SweepConfig(settings=("c1s1w1", "c1s0w2ak1"), guidance=("3/1.5",), c
 def world(tmp_path_factory):
     folder = tmp_path_factory.mktemp("sweep")
     make_vae(folder)
-    model, cfg, ctx = model_config(folder), eval_config(), FakeContext(folder)
+    model, cfg, ctx = model_config(folder), eval_config(), FakeContext(folder, seed=7)
     teacher, student = (make_checkpoint(name, folder, model) for name in ("teacher", "student"))
     selection = selecting.select(SelectRun(model, cfg.select), samples(model), "held-out", ctx.within("select"))
     return model, cfg, ctx, teacher, student, selection

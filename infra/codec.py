@@ -29,7 +29,7 @@ class Codec:
         self.places = {RUN_MARK: f"{root}/", ENVIRONMENT_MARK: f"{Path(sys.prefix).resolve()}/"}
 
     def encode(self, value: Any) -> Any:
-        """Plain JSON data. Raises ValueError for what is neither a dataclass, a container nor a scalar."""
+        """Returns plain JSON data. Raises ValueError for what is neither a dataclass, a container nor a scalar."""
         if value is None or isinstance(value, (bool, int, float)):
             return value
         if isinstance(value, (str, Path)):
@@ -47,7 +47,7 @@ class Codec:
         raise ValueError(f"a {type(value).__name__} cannot go into a record or a step's key: {value!r}")
 
     def decode(self, value: Any, hint: Any = None) -> Any:
-        """The inverse of `encode`: records by type name, sequences as tuples unless the field's type says list."""
+        """Returns what `encode` was given: records by type name, sequences as tuples unless the field's type says list."""
         if isinstance(value, str):
             mark = value[: len(RUN_MARK)]
             return self.places[mark] + value[len(mark) :] if mark in self.places else value
@@ -76,7 +76,8 @@ class Codec:
         return kind(**{k: self.decode(v, hints[k]) for k, v in data.items() if k != "@"})
 
     def identity(self, value: Any) -> Any:
-        """What `value` is, wherever it lies: as `encode`, but a record with a digest of its content counts by that alone."""
+        """Returns what `value` is, wherever it lies: as `encode`, but a record with a digest of its content counts by that
+        alone."""
         if is_dataclass(value) and not isinstance(value, type):
             kept = IDENTITY if vars(value).get("digest") else _counted(value)
             return {"@": type(value).__name__} | {n: self.identity(vars(value)[n]) for n in kept if n in vars(value)}
@@ -87,12 +88,12 @@ class Codec:
         return self.encode(value)
 
     def digest(self, value: Any) -> str:
-        """SHA-256 of the canonical JSON of `identity`. Independent of where the run's folder lies."""
+        """Returns the SHA-256 of the canonical JSON of `identity`, independent of where the run's folder lies."""
         text = json.dumps(self.identity(value), sort_keys=True, separators=(",", ":"), ensure_ascii=False)
         return hashlib.sha256(text.encode()).hexdigest()
 
     def paths(self, encoded: Any) -> Iterable[Path]:
-        """Every path under the run's folder that encoded records mention."""
+        """Yields every path under the run's folder that encoded records mention."""
         if isinstance(encoded, str) and encoded.startswith(RUN_MARK):
             yield Path(self.root) / encoded[len(RUN_MARK) :]
         elif isinstance(encoded, dict):
@@ -104,8 +105,8 @@ class Codec:
 
 
 def _counted(value: Any) -> list[str]:
-    """The fields of a dataclass that are written and hashed: all but options that are off (msmodel.config.OPTION), so that a
-    new option leaves the keys of those who do not use it as they were."""
+    """Returns the fields of a dataclass that are written and hashed: all but options that are off (msmodel.config.OPTION),
+    so that a new option leaves the keys of those who do not use it as they were."""
     off = {
         f.name: f.default if f.default_factory is MISSING else f.default_factory()
         for f in fields(value)

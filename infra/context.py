@@ -1,4 +1,4 @@
-"""The world as a stage sees it (stages.contracts.Context, implemented structurally)."""
+"""The services that a stage calls: stages.contracts.Context, implemented structurally."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from stages.contracts import Progress
 
 @dataclass
 class RunContext:
-    """For once and distributed stages. logger: None where nothing is tracked, and on ranks other than 0.
+    """Serves once and distributed stages. logger: None where nothing is tracked, and on ranks other than 0.
 
     sources: RUNS/sources, where files behind addresses are kept for all steps; None where no stage asks for one.
     """
@@ -58,7 +58,8 @@ class RunContext:
         self.console.log(line)
 
     def fetch(self, address: str) -> Path:
-        """FileNotFoundError or PermissionError where the source is gone or forbidden; another OSError may pass."""
+        """Returns a local path. Raises FileNotFoundError or PermissionError where the source is gone or forbidden; another
+        OSError may pass."""
         assert self.sources is not None, "the executor names the folder of fetched sources"
         return fetch(address, self.sources)
 
@@ -72,7 +73,8 @@ class RunContext:
     def engine(
         self, module: nn.Module, optimizer: torch.optim.Optimizer, clip_norm: float, accumulate: int = 1
     ) -> TorchEngine | DeepSpeedEngine:
-        """DeepSpeed where a process group is up (distributed jobs), plain torch elsewhere or where the config says so."""
+        """Returns a DeepSpeed engine where a process group is up (distributed jobs), plain torch elsewhere or where the
+        config says so."""
         if self.compute.engine == "torch" or not torch.distributed.is_initialized():
             engine: TorchEngine | DeepSpeedEngine = TorchEngine(module, optimizer, clip_norm, accumulate)
         else:
@@ -94,7 +96,8 @@ class RunContext:
             torch.distributed.barrier()
 
     def keep(self, folder: Path) -> None:
-        """A storage that cannot be written now is said: the save is here, and the next one is copied again."""
+        """Copies the save. Storage that cannot be written is logged: the save is in the step's folder, and the next one is
+        copied."""
         if not self.compute.checkpoints:
             return
         try:
@@ -105,7 +108,8 @@ class RunContext:
             )
 
     def recall(self, parent: str) -> None:
-        """One rank brings it: on a cluster the step's folder is shared. ValueError where the storage cannot be read."""
+        """Fetches the newest save on one rank: on a cluster the step's folder is shared. Raises ValueError where the
+        storage cannot be read."""
         if self.compute.checkpoints and self.rank == 0:
             try:
                 recall(self._address(parent), self.workdir / parent, self.log)
@@ -115,7 +119,7 @@ class RunContext:
         self.barrier()
 
     def _address(self, parent: str) -> str:
-        """checkpoints/<preset>/<stage>/<key>/<parent>: as the step's folder lies under RUNS."""
+        """Returns checkpoints/<preset>/<stage>/<key>/<parent>: as the step's folder lies under RUNS."""
         return "/".join([self.compute.checkpoints.rstrip("/"), *self.workdir.parts[-3:], parent])
 
     def settings_that_save_memory(self) -> list[str]:
@@ -124,7 +128,7 @@ class RunContext:
 
 @dataclass
 class ItemContext(RunContext):
-    """For one item. What it emits is kept beside its record; the driver logs the means over all items.
+    """Serves one item. What the stage emits is kept with the item's record; the driver logs the means over all items.
 
     Lines go to the item's log.txt; pictures to its pictures folder.
     """
@@ -144,7 +148,7 @@ class ItemContext(RunContext):
         self.pictures.append(str(path))
 
     def artifact(self, path: Path, folder: str = "") -> None:
-        """An item's files lie in its folder already."""
+        """Does nothing: an item's files lie in its folder already."""
 
     def log(self, line: str) -> None:
         with open(self.workdir / "log.txt", "a", encoding="utf-8") as f:
@@ -152,10 +156,10 @@ class ItemContext(RunContext):
 
 
 def about(step: Step, seed: int) -> dict[str, Any]:
-    """What a step is, as plain data: RunContext.about."""
+    """Returns what a step is, as plain data, for RunContext.about."""
     return {"preset": step.folder.parents[1].name, "stage": step.stage, "seed": seed, "config": step.config}
 
 
 def free_device() -> torch.device:
-    """The GPU this process was given, else the CPU."""
+    """Returns the GPU that this process was given, else the CPU."""
     return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")

@@ -1,6 +1,6 @@
-"""Distributed jobs: the same stage call on every rank of a torch.distributed group, under Ray Train, restarted after a
-dead worker: on as
-many workers as before, or fewer where the cluster has lost some.
+"""Distributed jobs: the same stage call on every rank of a torch.distributed group, under Ray Train.
+
+A job is restarted after a worker has died: on as many workers as before, or on fewer where the cluster has lost some.
 
 Checkpoints are the stage's own, in its folder. Rank 0 leaves result.json; errors come back as error.json, so that the user
 reads one sentence instead of Ray's traceback.
@@ -27,17 +27,18 @@ from infra.ray_session import RaySession, set_threads
 from infra.store import Step
 from infra.tracking import RunAddress, RunLogger
 
-# Errors that a restart may mend: a peer died, the network broke, the disk was busy.
+# Errors that a restart may fix: a peer died, the network broke, the disk was busy.
 PASSING = (RuntimeError, OSError)
 
 
 class StageFailed(RuntimeError):
-    """A stage broke for a reason that is not the user's. The message names the file with the traceback."""
+    """Is raised where a stage broke for a reason that is not the user's mistake. The message names the file with the
+    traceback."""
 
 
 @dataclass(frozen=True)
 class DistributedJob:
-    """All that a rank needs. attempt: names one execution of the stage, over its restarts."""
+    """Holds all that a rank needs. attempt: names one execution of the stage, over its restarts."""
 
     run: Callable[[Any, Any, Any], Any]
     config: Any
@@ -64,7 +65,7 @@ class DistributedJob:
 
 
 def read_result(job: DistributedJob) -> tuple[bool, Any]:
-    """(whether rank 0 has finished this key, its records)."""
+    """Returns whether rank 0 has finished this key, and its records."""
     data = read_json(job.result_path)
     if data is None or data["key"] != job.step.key:
         return False, None
@@ -72,7 +73,8 @@ def read_result(job: DistributedJob) -> tuple[bool, Any]:
 
 
 def run_rank(job: DistributedJob, rank: int, world_size: int) -> None:
-    """One rank, in its own process with its process group up. Raises what a restart may mend, notes what it cannot."""
+    """Runs one rank, in its own process with its process group up. Raises errors that a restart may fix, and writes the others
+    to error.json."""
     if _noted(job) is not None:
         return  # another rank has failed for good; this is a restart
     set_threads(job.threads)
@@ -107,7 +109,7 @@ def run_rank(job: DistributedJob, rank: int, world_size: int) -> None:
 
 
 def _for_the_user(error: Exception, ctx: RunContext) -> Exception:
-    """What to tell of an error: that a GPU is too small is the user's to mend, and no restart does it."""
+    """Returns the error to report. A GPU that is too small is for the user to fix: a restart would not."""
     if not isinstance(error, torch.OutOfMemoryError):
         return error
     savings = "; ".join(ctx.settings_that_save_memory())
@@ -128,7 +130,7 @@ def _note_error(job: DistributedJob, error: Exception, rank: int) -> None:
 
 
 def _train_worker(config: dict[str, Any]) -> None:
-    """Ray Train's entry on each rank."""
+    """Is called by Ray Train on each rank."""
     import ray.train
     import torch.distributed as dist
 
@@ -147,7 +149,7 @@ def _train_worker(config: dict[str, Any]) -> None:
 
 
 def over_ray(job: DistributedJob, session: RaySession, workers: int, cpus: float, gpus: float, console: Console) -> Any:
-    """Runs the distributed job; returns rank 0's records. ValueError: the user's mistake. StageFailed: anything else."""
+    """Runs the distributed job and returns rank 0's records. Raises ValueError for a user's mistake, else StageFailed."""
     session.start()
     failed: Exception | None = None
     now = workers
@@ -176,14 +178,14 @@ def over_ray(job: DistributedJob, session: RaySession, workers: int, cpus: float
 
 
 def workers_left(wanted: int, cpus: float, gpus: float, all_cpus: float, all_gpus: float) -> int:
-    """How many workers of so many CPUs and GPUs go on: the largest divisor of `wanted` that fits, so that a step's batch still
-    divides among them; `wanted` where not even one fits yet."""
+    """Returns how many workers of so many CPUs and GPUs continue: the largest divisor of `wanted` that fits, so that a
+    step's batch still divides among them; `wanted` where not even one fits yet."""
     fit = int(min(all_cpus / cpus if cpus else wanted, all_gpus / gpus if gpus else wanted) + 1e-6)
     return max((n for n in range(1, wanted + 1) if wanted % n == 0 and n <= fit), default=wanted)
 
 
 def _trainer(job: DistributedJob, workers: int, cpus: float, gpus: float, start: int) -> Any:
-    """Ray Train's trainer of the distributed job. start: how often it was begun before in this execution."""
+    """Returns Ray Train's trainer of the distributed job. start: how often it was begun before in this execution."""
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 

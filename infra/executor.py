@@ -1,4 +1,4 @@
-"""Runs a stage the way it asks to be run: once here, per item over Ray Data, or as a distributed job under Ray Train."""
+"""Runs a stage as it declares: once here, per item over Ray Data, or as a distributed job under Ray Train."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class StageTask:
 
 
 class Executor:
-    """One for a command: it keeps Ray running between stages."""
+    """Runs the stages of one command, and keeps Ray running between them."""
 
     def __init__(self, store: Store, compute: ComputeConfig, console: Console) -> None:
         self.store, self.compute, self.console = store, compute, console
@@ -43,7 +43,8 @@ class Executor:
         self.streamed: dict[str, float] = {}  # seconds of stages whose items a graph has made and whose own run follows
 
     def run(self, task: StageTask, logger: RunLogger | None, provenance: dict[str, Any]) -> Manifest:
-        """Does the work, or the rest of it, and publishes. Raises ValueError (user) or distributed.StageFailed."""
+        """Runs the task, or what is left of it, and publishes the manifest. Raises ValueError (user) or
+        distributed.StageFailed."""
         task.step.folder.mkdir(parents=True, exist_ok=True)
         started = time.monotonic()
         attempt = uuid.uuid4().hex[:8]
@@ -55,8 +56,8 @@ class Executor:
         return self.store.publish(task.step, records, seconds, failures, provenance)
 
     def stream(self, specs: Sequence[StageSpec], given: Sequence[Any], seed: int) -> None:
-        """Takes items through several per-item stages at once. Publishes nothing: each stage's own `run` does, and finds its
-        items done. Without Ray it does nothing, and each stage's `run` does the work."""
+        """Runs items through several per-item stages at the same time. Publishes nothing: each stage's own `run` does, and
+        finds its items done. Without Ray it does nothing, and each stage's `run` does the work."""
         if self.compute.executor == "local" or not given:
             return
         attempt = uuid.uuid4().hex[:8]
@@ -67,7 +68,7 @@ class Executor:
         self.streamed |= {spec.stage.name: s for spec, s in zip(specs, seconds, strict=True)}
 
     def _placed(self, spec: StageSpec, seed: int, attempt: str, gpus: float) -> PlacedStage:
-        """gpus: the share of the cluster's that this stage may use."""
+        """Returns the stage with its workers. gpus: the share of the cluster's that this stage may use."""
         needs = spec.stage.resources
         workers, each = self._item_workers(needs, gpus)
         actors = each > 0 or self.compute.pool == "actors"
@@ -143,7 +144,8 @@ class Executor:
     def _per_item(
         self, task: StageTask, logger: RunLogger | None, attempt: str
     ) -> tuple[Any, tuple[Failure, ...], float]:
-        """(records in the order of the items, flattened; failures; seconds, those of earlier attempts included)."""
+        """Returns the records in the order of the items, flattened; the failures; and the seconds, earlier attempts
+        included."""
         started = time.monotonic()
         tasks = item_tasks(self.store, task)
         codec = self.store.codec
@@ -174,8 +176,8 @@ class Executor:
         return records, tuple(failures), earlier + time.monotonic() - started
 
     def _item_workers(self, needs: Resources, most_gpus: float | None = None) -> tuple[int, float]:
-        """(workers, GPUs of each): as many as fit the cluster; a stage that names more than one wants at most those.
-        most_gpus: what it may take, where it shares the cluster's with others."""
+        """Returns the number of workers and the GPUs of each: as many workers as fit the cluster, or as the stage names where
+        it names more than one. most_gpus: what the stage may use, where it shares the cluster's GPUs with others."""
         if self.compute.executor == "local":
             return 1, 0.0
         cpus, gpus = self.session.resources()
@@ -188,7 +190,7 @@ class Executor:
     def _run_items(
         self, task: StageTask, job: items.ItemJob, todo: list[items.ItemTask]
     ) -> list[tuple[items.ItemTask, str]]:
-        """Items that failed unexpectedly, with the reason."""
+        """Runs the items and returns those that failed unexpectedly, with the reason."""
         if not todo:
             return []
         if self.compute.executor == "local":
@@ -208,8 +210,8 @@ class Executor:
 
 
 def item_tasks(store: Store, task: StageTask) -> list[items.ItemTask]:
-    """One task an item, in order; equal items once. All get the run's seed: what is drawn for an item must depend on it and
-    the item's name, so that models are compared on the same noise."""
+    """Returns one task an item, in order; equal items once. All get the run's seed: what is drawn for an item must depend
+    on it and the item's name, so that models are compared on the same noise."""
     tasks: dict[str, items.ItemTask] = {}
     for item in task.inputs:
         step = store.item(task.step, task.stage.version, item, task.seed)
@@ -218,7 +220,7 @@ def item_tasks(store: Store, task: StageTask) -> list[items.ItemTask]:
 
 
 def _broken(stage: str, unexpected: list[tuple[items.ItemTask, str]], total: int) -> str:
-    """What to tell of items that broke for a reason that may pass (disk, memory, network) or is a bug."""
+    """Returns the message for items that broke for a reason that may pass (disk, memory, network) or is a bug."""
     shown = "".join(
         f"\n  {task.label}: {reason} (traceback: {task.step.folder}/error.txt)" for task, reason in unexpected[:5]
     )
@@ -235,7 +237,7 @@ def _was_rejected(task: items.ItemTask, job: items.ItemJob) -> bool:
 
 
 def _log_items(logger: RunLogger | None, results: list[items.ItemResult], failed: int) -> None:
-    """Means over the items, and the first pictures."""
+    """Logs the means over the items, and the first pictures."""
     if logger is None:
         return
     from PIL import Image

@@ -33,7 +33,7 @@ def write_atomic(path: Path, text: str) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """The JSON in `path`, or None where there is no such file. ValueError names a file that is not JSON."""
+    """Returns the JSON in `path`, or None where there is no such file. Raises ValueError that names a file that is not JSON."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -43,9 +43,9 @@ def read_json(path: Path) -> Any:
 
 
 class FolderLock:
-    """One writer to a folder. The kernel drops the lock when its process dies, so a stale lock cannot exist.
+    """Lets one writer into a folder at a time. The kernel drops the lock when its process dies, so a stale lock cannot exist.
 
-    Entering waits for a living owner; `on_wait` is told once, with the owner's pid and host as it wrote them.
+    Entering waits for a living owner; `on_wait` is called once, with the owner's pid and host as it wrote them.
     """
 
     def __init__(self, folder: Path, on_wait: Callable[[str], None] | None = None, poll_seconds: float = 0.2) -> None:
@@ -57,15 +57,15 @@ class FolderLock:
     def __enter__(self) -> FolderLock:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         fd = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o644)  # not inherited by child processes (PEP 446)
-        told = False
+        reported = False
         while True:
             try:
                 fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 break
             except BlockingIOError:
-                if not told and self.on_wait is not None:
+                if not reported and self.on_wait is not None:
                     self.on_wait(os.pread(fd, 200, 0).decode(errors="replace").strip() or "another process")
-                told = True
+                reported = True
                 time.sleep(self.poll_seconds)
         os.ftruncate(fd, 0)
         os.pwrite(fd, f"pid {os.getpid()} on {os.uname().nodename}".encode(), 0)
@@ -81,8 +81,8 @@ class FolderLock:
 
 
 def git_sha(checkout: Path = CHECKOUT) -> str:
-    """The commit of the checkout, "+dirty" where tracked files differ from it. Outside of git, as in an image: GIT_SHA, else
-    "unknown"."""
+    """Returns the commit of the checkout, "+dirty" where tracked files differ from it. Outside of git, as in an image:
+    GIT_SHA, else "unknown"."""
     try:
         sha = _git(checkout, "rev-parse", "HEAD")
         return sha + ("+dirty" if _git(checkout, "status", "--porcelain", "--untracked-files=no") else "")
@@ -96,7 +96,7 @@ def _git(checkout: Path, *words: str) -> str:
 
 
 def lock_hash(checkout: Path = CHECKOUT) -> str:
-    """Digest of the pinned environment (constraints and packaged assets)."""
+    """Returns the digest of the pinned environment (constraints and packaged assets)."""
     digest = hashlib.sha256()
     for name in ("constraints.txt", "assets.txt"):
         path = checkout / "infra" / "env" / name

@@ -31,7 +31,7 @@ MAX_DEATHS = 3  # a worker that dies this often on one item will die again
 
 @dataclass(frozen=True)
 class ItemJob:
-    """All that a worker needs to know besides the item. attempt: names one execution of the stage. gpu: whether it was
+    """Holds all that a worker needs besides the item. attempt: names one execution of the stage. gpu: whether it was
     promised one; without, it keeps off those that it happens to see."""
 
     run: Callable[[Any, Any, Any], Any]
@@ -44,7 +44,7 @@ class ItemJob:
 
 @dataclass(frozen=True)
 class ItemTask:
-    """One item: what it is and where it goes."""
+    """Is one item with the folder of its results."""
 
     item: Any
     step: Step
@@ -71,7 +71,7 @@ class ItemResult:
 
 
 def finished(task: ItemTask, codec: Codec) -> ItemResult | None:
-    """The result that lies on disk, or None. Rejections count as results; unexpected errors are tried again."""
+    """Returns the result that lies on disk, or None. Rejections count as results; unexpected errors are tried again."""
     data = read_json(task.marker)
     if data is None or data["key"] != task.step.key:
         return None
@@ -124,7 +124,7 @@ def _mark(
 
 
 def _deaths(task: ItemTask, attempt: str) -> int:
-    """How often this execution has begun the item before. Counts this beginning."""
+    """Returns how often this execution began the item before, and counts this beginning."""
     path = task.step.folder / f".begun-{attempt}"
     with open(path, "a") as f:
         f.write("x")
@@ -134,7 +134,7 @@ def _deaths(task: ItemTask, attempt: str) -> int:
 
 
 def run_row(row: dict[str, Any]) -> dict[str, Any]:
-    """One item in a Ray worker. A row holds the job and the task pickled, so that Arrow need not look inside."""
+    """Runs one item in a Ray worker. A row holds the job and the task pickled, so that Arrow need not look inside."""
     job, task = pickle.loads(row["work"])  # our own, from the driver
     set_threads(job.threads)
     failure = run_item(job, task)
@@ -142,7 +142,7 @@ def run_row(row: dict[str, Any]) -> dict[str, Any]:
 
 
 class ItemActor:
-    """run_row in an actor of the stage's own: with it go the models that the stage has cached on a GPU."""
+    """Calls run_row in an actor of the stage's own: the models that the stage has cached on a GPU end with it."""
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
         return run_row(row)
@@ -151,7 +151,7 @@ class ItemActor:
 def over_ray(
     job: ItemJob, tasks: list[ItemTask], session: RaySession, workers: int, cpus: float, gpus: float
 ) -> Iterator[tuple[int, str]]:
-    """(index, reason of an unexpected failure or "") as items finish. Only references travel, never frames.
+    """Yields (index, reason of an unexpected failure or "") as items finish. Only references travel, never frames.
 
     Without GPUs Ray's pooled workers serve one stage after the other, and torch is imported once.
     """
@@ -172,7 +172,7 @@ def over_ray(
 
 
 def quiet_data() -> Any:
-    """`ray.data` without its bars and lines: the console shows progress."""
+    """Returns `ray.data` with its own progress output off: the console shows progress."""
     import ray.data
     from ray.data._internal.execution import streaming_executor_state
 
@@ -185,12 +185,12 @@ def quiet_data() -> Any:
 
 
 def flat(records: Any) -> Sequence[Any]:
-    """What a stage returned for an item, as a sequence."""
+    """Returns what a stage returned for an item, as a sequence."""
     return records if isinstance(records, (list, tuple)) else (records,)
 
 
 def in_process(job: ItemJob, tasks: list[ItemTask]) -> Iterator[tuple[int, str]]:
-    """The same, one after the other, here."""
+    """Yields what `over_ray` yields, with the items run one after another in this process."""
     for index, task in enumerate(tasks):
         failure = run_item(job, task)
         yield index, failure.reason if failure else ""

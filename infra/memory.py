@@ -14,8 +14,9 @@ EVERY_SECONDS = 0.25
 
 
 def peak_mb(command: Sequence[str]) -> float:
-    """Runs it to its end and returns the largest sum, over the process and its children, of the memory that is theirs (PSS:
-    shared pages are divided among those that share them), in MB. Raises RuntimeError with its last words where it fails."""
+    """Runs a command to its end and returns the largest sum, over the process and its children, of the memory that is
+    theirs (PSS: shared pages are divided among those that share them), in MB. Raises RuntimeError with its last words where
+    it fails."""
     process = subprocess.Popen(command, cwd=CHECKOUT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     peak, over = 0.0, threading.Event()
 

@@ -24,7 +24,7 @@ class Console(Protocol):
 
 
 def duration(seconds: float) -> str:
-    """Seconds for people: 0.4 s, 12 s, 3 min 20 s, 2 h 5 min."""
+    """Returns seconds for people: 0.4 s, 12 s, 3 min 20 s, 2 h 5 min."""
     if seconds < 10:
         return f"{seconds:.1f} s"
     whole = round(seconds)
@@ -36,7 +36,7 @@ def duration(seconds: float) -> str:
 
 
 class Count:
-    """Items done of a total, with rate and ETA since this count began."""
+    """Counts the items done of a total, with rate and ETA since this count began."""
 
     def __init__(self, what: str, total: int, clock: Callable[[], float] = time.monotonic) -> None:
         self.what, self.total, self.clock = what, total, clock
@@ -64,7 +64,7 @@ def _rate(per_second: float) -> str:
 
 
 class PlainConsole:
-    """Lines for logs and pipes; a progress line at most every `every` seconds, and one at the end."""
+    """Prints lines for logs and pipes; a progress line at most every `every` seconds, and one at the end."""
 
     def __init__(self, stream: TextIO | None = None, every: float = 15.0) -> None:
         self.stream, self.every = stream, every
@@ -77,12 +77,12 @@ class PlainConsole:
         console, count = self, Count(what, total)
 
         class Lines:
-            said = count.started
+            logged = count.started
 
             def advance(self, done: int = 1, failed: int = 0, note: str = "") -> None:
                 count.add(done, failed, note)
-                if count.clock() - self.said >= console.every:
-                    self.said = count.clock()
+                if count.clock() - self.logged >= console.every:
+                    self.logged = count.clock()
                     console.log(count.line())
 
         yield Lines()
@@ -91,7 +91,7 @@ class PlainConsole:
 
 
 class TerminalConsole:
-    """A rich bar."""
+    """Shows a bar (rich) on a terminal."""
 
     def __init__(self) -> None:
         from rich.console import Console as RichConsole
@@ -119,12 +119,12 @@ class TerminalConsole:
 
 
 def console() -> Console:
-    """A bar where standard output is a terminal, plain lines elsewhere."""
+    """Returns a console with a bar where standard output is a terminal, with plain lines elsewhere."""
     return TerminalConsole() if sys.stdout.isatty() else PlainConsole()
 
 
 class EventFile:
-    """A worker's console: one JSON event a line. Progress is written at most twice a second."""
+    """Is a worker's console: it writes one JSON event a line. Progress is written at most twice a second."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -167,7 +167,7 @@ class EventFile:
 
 
 class SilentConsole:
-    """Nowhere: for ranks other than 0 and for tests."""
+    """Drops lines and progress: for ranks other than 0 and for tests."""
 
     def log(self, line: str) -> None:
         """Drops the line."""
@@ -237,7 +237,7 @@ class Replay:
 
 @dataclass
 class Counts:
-    """What one operator has met: items that came in, were done, and came to nothing; and the seconds of work on them."""
+    """Counts the items that one stage of a graph received, finished and failed, and the seconds of work on them."""
 
     met: int = 0
     done: int = 0
@@ -247,7 +247,8 @@ class Counts:
 
 @dataclass
 class Tally:
-    """Counts of all operators, kept in an actor of its own. Lost with it they begin anew: they are for people only."""
+    """Keeps the counts of all stages of a graph, in an actor of its own. If it dies they begin at zero: they are for people
+    only."""
 
     operators: int
     counts: list[Counts] = field(init=False)

@@ -15,7 +15,7 @@ from infra.shared import last_line, require_shared, runtime_env
 
 
 class RaySession:
-    """One connection for the whole command. runs: the folder that all nodes must share."""
+    """Holds one connection to Ray for the whole command. runs: the folder that all nodes must share."""
 
     def __init__(self, compute: ComputeConfig, log: Callable[[str], None], runs: Path) -> None:
         self.compute, self.log, self.runs = compute, log, runs
@@ -26,7 +26,8 @@ class RaySession:
         return bool(os.environ.get("RAY_ADDRESS")) and os.environ["RAY_ADDRESS"] != "local"
 
     def start(self) -> Any:
-        """The connected `ray` module. ValueError where the cluster cannot be reached, or a node does not share `runs`."""
+        """Returns the connected `ray` module. Raises ValueError where the cluster cannot be reached, or a node does not
+        share `runs`."""
         if self._ray is not None:
             return self._ray
         _set_environment()
@@ -76,7 +77,7 @@ class RaySession:
 
 
 def _set_environment() -> None:
-    """Before `import ray`: workers inherit it."""
+    """Sets variables that Ray reads when it is imported; workers inherit them."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.1")  # else ray.train waits two seconds a report
     os.environ.setdefault("RAY_TMPDIR", "/tmp")  # sockets: at most 107 bytes, so not a deep TMPDIR
@@ -90,14 +91,14 @@ def _set_environment() -> None:
 
 
 def quiet() -> None:
-    """Errors only. To be called again after `import ray.data` and `ray.train`, which set their levels anew."""
+    """Lets Ray log errors only. Call it again after importing `ray.data` and `ray.train`, which reset their levels."""
     for name in ("ray", "ray.data", "ray.train", "ray.tune", "ray._private"):
         logging.getLogger(name).setLevel(logging.ERROR)
 
 
 def set_threads(threads: int) -> None:
-    """Torch's and OpenCV's threads of this process. Ray sets OMP_NUM_THREADS=1 for its workers whatever they were promised, and
-    OpenCV, which has threads of its own, takes no notice of that."""
+    """Sets the threads of torch and OpenCV in this process. Ray sets OMP_NUM_THREADS=1 for its workers whatever they were
+    promised, and OpenCV, which has threads of its own, takes no notice of that."""
     import cv2
     import torch
 

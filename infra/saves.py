@@ -52,7 +52,7 @@ def recall(address: str, folder: Path, log: Callable[[str], None]) -> None:
 
 
 def _kept(fs: Any, root: str) -> list[str]:
-    """Names of whole saves, oldest first."""
+    """Returns the names of complete saves, oldest first."""
     fs.invalidate_cache()
     if not translated(fs.exists, root):
         return []

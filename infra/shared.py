@@ -32,8 +32,8 @@ ANSWER_SECONDS = 180.0  # the first task on a node also unpacks the checkout
 
 
 def runtime_env(environ: Mapping[str, str]) -> dict[str, Any]:
-    """Ray's runtime_env for workers on other nodes: the packages of this checkout, whatever else lies in it (RUNS, videos), and
-    the variables that PASSED names."""
+    """Returns Ray's runtime_env for workers on other nodes: the packages of this checkout, whatever else lies in it (RUNS,
+    videos), and the variables that PASSED names."""
     return {
         "working_dir": str(CHECKOUT),
         # The last pattern that matches decides; "/." is the checkout itself.
@@ -73,7 +73,7 @@ def require_shared(ray: Any, runs: Path, seconds: float = ANSWER_SECONDS) -> Non
 
 
 def answer(folder: str, token: str, node_id: str) -> str:
-    """On a node: "", or what is wrong with the folder there."""
+    """Returns, on a node, "" or what is wrong with the folder there."""
     place = Path(folder)
     try:
         if (place / TOKEN).read_text() != token:
@@ -102,6 +102,6 @@ def _name(node: Mapping[str, Any]) -> str:
 
 
 def last_line(error: BaseException) -> str:
-    """The last line of an error's text that says something: in Ray's, what is the cause."""
+    """Returns the last line of an error's text that is not empty: in Ray's errors it names the cause."""
     lines = [line for line in str(error).splitlines() if line.strip()]
     return lines[-1].strip() if lines else type(error).__name__

@@ -43,7 +43,7 @@ EXPERIMENT = "motionstream"
 
 
 class NotMade(Exception):
-    """In a dry run: this step has not been made, so what depends on it cannot be known."""
+    """Is raised in a dry run by a step that has not been made: what depends on it cannot be known."""
 
     def __init__(self, line: Line) -> None:
         self.line = line
@@ -51,7 +51,7 @@ class NotMade(Exception):
 
 @dataclass(frozen=True)
 class Line:
-    """One step in the table at the end. state: cached, ran, or (dry run) would run."""
+    """Is one step in the table at the end. state: cached, ran, or (dry run) would run."""
 
     target: str
     stage: str
@@ -63,7 +63,7 @@ class Line:
 
 @dataclass
 class Run:
-    """Steps of one command over one configuration. Every step that ran or was found is in `lines`."""
+    """Runs the steps of one command over one configuration. Every step that ran or was found is in `lines`."""
 
     cfg: Config
     store: Store
@@ -78,7 +78,7 @@ class Run:
     remembered: dict[Any, Any] = field(default_factory=dict)
 
     def once(self, name: Any, make: Callable[[], Any]) -> Any:
-        """What `make` gives, made at the first call of this command. name: hashable."""
+        """Returns what `make` gave at the first call of this command. name: hashable."""
         if name not in self.remembered:
             self.remembered[name] = make()
         return self.remembered[name]
@@ -91,7 +91,7 @@ class Run:
         key_inputs: Any = None,
         label: str = "",
     ) -> Output:
-        """The stage's records, made now or before.
+        """Returns the stage's records, made now or before.
 
         key_inputs: stands for `inputs` in the key, where these hold what must not make a result stale. label: tells steps
         of one stage apart, in the table and in the tracker.
@@ -101,7 +101,7 @@ class Run:
     def items(
         self, stage: Stage[StageConfig, Any, Any], config: StageConfig, items: Sequence[Any], label: str = ""
     ) -> tuple[tuple[Any, ...], list[Rejected]]:
-        """A per-item stage over all items: (records in order, items that came to nothing). label: as for `step`."""
+        """Runs a per-item stage over all items: returns (records in order, items without a result). label: as for `step`."""
         manifest = self._manifest(stage, config, tuple(items), tuple(items), label)
         rejected = [_rejected(stage.name, failure) for failure in manifest.failures]
         self.rejected += rejected
@@ -110,8 +110,8 @@ class Run:
     def chain(
         self, specs: Sequence[StageSpec], given: Sequence[Any], label: str
     ) -> list[tuple[tuple[Any, ...], list[Rejected]]]:
-        """Per-item stages one after another: what `items` gives for each. They run at the same time: a later stage begins
-        with what an earlier one has made so far."""
+        """Runs per-item stages one after another and returns what `items` returns for each. They run at the same time: a
+        later stage begins with what an earlier one has made so far."""
         if not self.dry:
             self._stream(specs, given)
         out: list[tuple[tuple[Any, ...], list[Rejected]]] = []
@@ -134,7 +134,8 @@ class Run:
 
     @contextmanager
     def making(self, target: str) -> Iterator[None]:
-        """Steps inside count for this target. A target that makes its missing inputs nests the other's block in its own."""
+        """Counts the steps inside for this target. A target that makes its missing inputs nests the other's block in its
+        own."""
         before, self.target = self.target, target
         try:
             yield
@@ -145,15 +146,15 @@ class Run:
         self.console.log(line)
 
     def candidates(self, src: str | None = None) -> tuple[list[Candidate], list[Rejected]]:
-        """The files that SRC names, none fetched; the packaged clips where it is empty. Refuses a SRC that holds RUNS. src: in
-        its place."""
+        """Returns the files that SRC names, none fetched; the packaged clips where it is empty. Refuses a SRC that holds
+        RUNS. src: in its place."""
         src, runs = self.cfg.src if src is None else src, self.store.root.parent
         if holds(src, runs):
             raise ValueError(f"SRC={src} holds RUNS={runs}: its videos would become sources; move one of them")
         return find_candidates(src, self.cfg.data.videos_root, RemoteFiles())
 
     def seconds(self) -> dict[str, float]:
-        """Seconds of work by target, those of steps made in earlier commands included."""
+        """Returns the seconds of work by target, those of steps made in earlier commands included."""
         out: dict[str, float] = {}
         for line in self.lines:
             out[line.target] = round(out.get(line.target, 0.0) + line.seconds, 1)
@@ -224,7 +225,8 @@ class Run:
 
 
 def open_run(cfg: Config, targets: Sequence[str], dry: bool = False, retry_failed: bool = False) -> Run:
-    """Everything a command needs. Nothing is started: Ray and MLflow come with the first stage that runs."""
+    """Returns a Run with everything that a command needs. Nothing is started: Ray and MLflow come with the first stage that
+    runs."""
     console = progress.console()
     store = Store(cfg.root, Codec(RECORDS, cfg.root))
     executor = Executor(store, cfg.compute, console)
@@ -237,14 +239,14 @@ def open_run(cfg: Config, targets: Sequence[str], dry: bool = False, retry_faile
 
 
 def _rejected(stage: str, failure: Failure) -> Rejected:
-    """A stage's own message names the item as the user knows it: "a.mp4: empty file"."""
+    """Returns the record of a rejected item. A stage's own message names the item as the user knows it: "a.mp4: empty file"."""
     if failure.expected and ": " in failure.reason:
         return listed(stage, failure.reason)
     return Rejected(failure.name, stage, failure.reason)
 
 
 def found_in(value: Any, kind: type) -> Iterator[Any]:
-    """Every record of a type inside records, containers and inputs."""
+    """Yields every record of a type inside records, containers and inputs."""
     if isinstance(value, kind):
         yield value
     elif isinstance(value, Mapping):
@@ -259,7 +261,7 @@ def found_in(value: Any, kind: type) -> Iterator[Any]:
 
 
 def made_here(made: Any, inputs: Any, kind: type) -> list[Any]:
-    """Records of a type in a step's result that it was not given: results may mention what they were made from."""
+    """Returns the records of a type in a step's result that it was not given: results may mention what they were made from."""
     given = {record.digest for record in found_in(inputs, kind)}
     return [record for record in _unique(found_in(made, kind)) if record.digest not in given]
 
@@ -274,7 +276,8 @@ def _log_inputs(logger: tracking.RunLogger, inputs: Any) -> None:
 
 
 def _log_outputs(logger: tracking.RunLogger, made: Any, inputs: Any, products: Mapping[str, str]) -> None:
-    """Shard sets as data sets, checkpoints as models linked to the data they were trained on; `products` are registered."""
+    """Logs shard sets as data sets and checkpoints as models linked to the data they were trained on; `products` are
+    registered."""
     for shards in made_here(made, inputs, ShardSet):
         logger.dataset(shards.split, shards.folder, shards.digest, shards.split)
     train = next((s for s in found_in(inputs, ShardSet) if s.split != "heldout"), None)
@@ -296,7 +299,7 @@ def _log_outputs(logger: tracking.RunLogger, made: Any, inputs: Any, products: M
 
 
 def without_student(cfg: Config, *kept: str) -> Any:
-    """The model with the student's settings back at their defaults but for `kept`: what does not see the student must
+    """Returns the model with the student's settings at their defaults but for `kept`: what does not depend on the student must
     not be made again when only the student changes."""
     mine = dataclasses.asdict(cfg.student)
     student = type(cfg.student)(**{name: mine[name] for name in kept})

@@ -17,7 +17,7 @@ REASONS_SHOWN = 12
 
 
 def summarise(run: Run, seconds: float, status: str) -> None:
-    """The closing table. Says so when there was nothing to do."""
+    """Prints the closing table, and that there was nothing to do where that is so."""
     if not run.lines:
         return
     table(run.lines)
@@ -35,7 +35,7 @@ def summarise(run: Run, seconds: float, status: str) -> None:
 
 
 def reports(root: Path, kept: Path) -> None:
-    """Where the report is, where it stays when later settings replace the copy, and how many others are kept."""
+    """Prints where the report is, where it stays when later settings replace the copy, and how many others are kept."""
     copy = root / "report" / "report.html"
     if not copy.is_file():
         return
@@ -46,7 +46,7 @@ def reports(root: Path, kept: Path) -> None:
 
 
 def rejected(run: Run) -> None:
-    """The inputs that could not be used, each with its reason."""
+    """Prints the inputs that could not be used, each with its reason."""
     if not run.rejected:
         return
     counts = Counter((r.name, r.stage, r.reason) for r in run.rejected)
@@ -58,7 +58,7 @@ def rejected(run: Run) -> None:
 
 
 def table(lines: Sequence[Line]) -> None:
-    """target, step, state, seconds, folder, note."""
+    """Prints one line a step: target, step, state, seconds, folder, note."""
     rows = [("target", "step", "state", "time", "where", "note")]
     for line in lines:
         time = duration(line.seconds) if line.seconds else ""

@@ -1,4 +1,5 @@
-"""What a stage is and what it may ask of the world. Stages see these Protocols; infra implements them; wiring joins both."""
+"""What a stage is and which services it may call. Stages use these types; infra implements the Protocols; pipelines.run joins
+both."""
 
 from __future__ import annotations
 
@@ -14,23 +15,23 @@ from torch import nn
 
 
 class StageError(ValueError):
-    """A user's mistake or unusable input: what, where, how to mend it. Printed without a traceback."""
+    """Is raised for a user's mistake or unusable input, with what, where and how to fix it. Printed without a traceback."""
 
 
 class Reject(Exception):
-    """Raised by a per-item stage for an item that cannot be used. The rest goes on; the reason is listed."""
+    """Is raised by a per-item stage for an item that cannot be used. The rest goes on; the reason is listed."""
 
 
 class Progress(Protocol):
-    """Items, rate, ETA, failures: a bar on a terminal, plain lines elsewhere."""
+    """Shows items, rate, ETA and failures: a bar on a terminal, plain lines elsewhere."""
 
     def advance(self, done: int = 1, failed: int = 0, note: str = "") -> None: ...
 
 
 class Engine(Protocol):
-    """One trained module with its optimizer (DeepSpeed, or plain torch in tests).
+    """Trains one module with its optimizer (DeepSpeed, or plain torch in tests).
 
-    Under autograd through a frozen engine call `engine.module(x)`, never `engine(x)`. A rank may hold only a piece of each
+    Under autograd through a frozen engine call `engine.module(x)`, never `engine(x)`. A rank may hold only a shard of each
     weight (ZeRO); what follows `step` here is called by all ranks together.
     """
 
@@ -68,7 +69,7 @@ class Engine(Protocol):
 
 
 class Context(Protocol):
-    """The world as a stage sees it. Deleting every emit, image and artifact changes no output."""
+    """Holds the services that a stage may call. Deleting every emit, image and artifact changes no output."""
 
     workdir: (
         Path  # private to this step and kept between attempts of the same key: partial work may be resumed from here
@@ -87,13 +88,13 @@ class Context(Protocol):
     def artifact(self, path: Path, folder: str = "") -> None: ...
     def log(self, line: str) -> None: ...
     def fetch(self, address: str) -> Path:
-        """A local path of a source file: itself, or for an address (s3://...) a copy that all steps of the run share.
-        OSError where it cannot be had: other than a Reject, that is tried again by the next command."""
+        """Returns a local path of a source file: itself, or for an address (s3://...) a copy that all steps of the run share.
+        OSError where it cannot be had: the next command tries that again, unlike a Reject."""
         ...
 
     def shared(self, name: str) -> Path:
-        """RUNS/NAME: a folder for all steps of all presets. What lies in it is named by its content, so that it makes no
-        result depend on what ran before, and is written by rename, as many processes write at once."""
+        """Returns RUNS/NAME: a folder for all steps of all presets. What lies in it is named by its content, so that it
+        makes no result depend on what ran before, and is written by rename, as many processes write at once."""
         ...
 
     def progress(self, what: str, total: int) -> AbstractContextManager[Progress]: ...
@@ -101,8 +102,8 @@ class Context(Protocol):
         self, module: nn.Module, optimizer: torch.optim.Optimizer, clip_norm: float, accumulate: int = 1
     ) -> Engine: ...
     def sharded(self, module: nn.Module) -> nn.Module:
-        """A frozen module with its weights spread over the ranks, in place; as it is where there is one rank. From then on
-        they are whole only inside a call of the module, which all ranks make together."""
+        """Shards a frozen module's weights over the ranks, in place, and returns it; changes nothing where there is one rank.
+        From then on the weights are whole only inside a call of the module, which all ranks make together."""
         ...
 
     def barrier(self) -> None: ...
@@ -115,7 +116,7 @@ class Context(Protocol):
         ...
 
     def settings_that_save_memory(self) -> list[str]:
-        """Settings, as on the command line, with which a training would take less memory."""
+        """Returns settings, as on the command line, with which a training would need less memory."""
         ...
 
 

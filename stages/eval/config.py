@@ -117,7 +117,7 @@ class EvalConfig:
     replay: str = ""  # a folder of a recorded session: plays it again and compares, in place of an evaluation
 
     def problems(self) -> list[str]:
-        """Every inconsistency, as 'eval.field: what is wrong and how to mend it'; empty when sound."""
+        """Every inconsistency, as 'eval.field: what is wrong and how to fix it'; empty when sound."""
         out = self._below_least()
         unknown = [k for k in self.select.counterfactuals if k not in KINDS]
         if unknown:

@@ -1,9 +1,8 @@
 """Stage LONG_RUN (once): the student far beyond its training horizon, beside other caches, and whether latency grows.
 
-The asked motion is the clip's own, forward and backward for ever, so the real clip played likewise is the target throughout.
-Figures are taken over windows of one horizon. EPE is measured window by window, the tracker being queried anew at each window's
-first frame where the targets then are: it says whether motion is still followed, not where a point ended up.
-
+The asked motion is the clip's own, forward and backward endlessly, so the real clip played likewise is the target. Figures are
+taken over windows of one horizon. EPE is measured window by window, the tracker being queried again at each window's first
+frame where the targets then are: it says whether motion is still followed, not where a point ended up.
 Legend: T frames, n tracks.
 """
 

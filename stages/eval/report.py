@@ -27,7 +27,7 @@ from stages.eval.summary import ReportInputs, build, read_json, shown_clips, ver
 from stages.eval.videos import Tile, mosaic, mp4
 from stages.records import Report
 
-OVERVIEW_COLUMNS = 6  # frames of a film strip
+OVERVIEW_COLUMNS = 6  # frames of a row of the contact sheet
 TEMPLATE = Path(__file__).with_name("report.html.j2")
 
 
@@ -121,7 +121,7 @@ def clip_rows(clip: EvalClip, videos: Videos) -> list[list[Tile]]:
 
 
 def overview(cfg: ReportRun, inputs: ReportInputs) -> np.ndarray:
-    """The first clip of each kind as film strips: real with the asked tracks, both models with and without. H W 3 uint8."""
+    """A contact sheet of the first clip of each kind: real with the asked tracks, both models with and without. H W 3 uint8."""
     videos = Videos(inputs)
     clips = shown_clips(inputs.selection.clips, 1)
     tiles = [[tile] for clip in clips for tile in clip_rows(clip, videos)[0]]
@@ -136,8 +136,8 @@ def clip_videos(cfg: ReportRun, inputs: ReportInputs, ctx: Context) -> list[Show
         picture = mosaic(clip_rows(clip, videos), cfg.eval.report.video_height)
         ctx.image(f"eval/{clip.kind}/{clip.clip_id}", picture[len(picture) // 2])
         note = f"{clip.kind}, {clip.source}" + (f", {clip.recipe}" if clip.recipe else "")
-        film = kept_mp4(clip.clip_id, picture, cfg.model.clip.fps, ctx)
-        out.append(shown(f"{clip.clip_id}: {clip.caption}", note, picture, film))
+        encoded = kept_mp4(clip.clip_id, picture, cfg.model.clip.fps, ctx)
+        out.append(shown(f"{clip.clip_id}: {clip.caption}", note, picture, encoded))
     return out
 
 
@@ -156,16 +156,16 @@ def long_videos(cfg: ReportRun, inputs: ReportInputs, ctx: Context) -> list[Show
 
 def kept_mp4(name: str, picture: np.ndarray, fps: float, ctx: Context) -> bytes:
     """The video (T H W 3 uint8) as mp4, also left in ctx.workdir/clips and handed to the tracker."""
-    film, file = mp4(picture, fps), ctx.workdir / "clips" / f"{name}.mp4"
+    encoded, file = mp4(picture, fps), ctx.workdir / "clips" / f"{name}.mp4"
     file.parent.mkdir(exist_ok=True)
-    file.write_bytes(film)
+    file.write_bytes(encoded)
     ctx.artifact(file, "clips")
-    return film
+    return encoded
 
 
-def shown(title: str, note: str, picture: np.ndarray, film: bytes) -> Shown:
+def shown(title: str, note: str, picture: np.ndarray, encoded: bytes) -> Shown:
     poster = data_uri(png(picture[len(picture) // 2]), "image/png")
-    return Shown(title, note, data_uri(film, "video/mp4"), poster)
+    return Shown(title, note, data_uri(encoded, "video/mp4"), poster)
 
 
 def page(cfg: ReportRun, inputs: ReportInputs, report: Mapping[str, Any], videos: list[Shown]) -> str:

@@ -1,6 +1,6 @@
 """Endless streams of one held-out clip, for SPEED and LONG_RUN: msmodel's StreamingSession, exactly as the demo runs it.
 
-Tracks go on for ever by playing the clip's own forward and backward, so that a long run has targets at every frame.
+Tracks go on endlessly by playing the clip's own forward and backward, so that a long run has targets at every frame.
 
 Legend: z latent channels, t latent frames, h w latent size, T frames, n tracks.
 """

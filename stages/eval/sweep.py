@@ -1,7 +1,7 @@
 """Stages SWEEP (once for each setting) and SWEEP_REPORT (once): one trained student under another cache, chunk, rotary
 position or number of steps.
 
-The paper's extended-length table and its figures of sinks and windows, from one model: nothing is trained anew, so a setting
+The paper's extended-length table and its figures of sinks and windows, from one model: nothing is trained again, so a setting
 far from the trained one pays for that too. Figures are those of LONG_RUN over `eval.sweep.horizons` horizons.
 The report is one table and one plot of all settings: sweep.json, sweep.html, sweep.png.
 """

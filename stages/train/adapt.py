@@ -2,7 +2,7 @@
 from the teacher's own states, chunk by chunk and causally (MotionStream, section 3.3; CausVid, eq. 6).
 
 Context is teacher-forced through the same rolling cache as the rollout, so positions and attended chunks are those of
-inference; sink and window are drawn anew each step, which is the paper's randomly drawn sparse causal mask.
+inference; sink and window are drawn again each step, which is the paper's randomly drawn sparse causal mask.
 
 Legend: b batch, k student timesteps, z latent channels, t latent frames, h w latent size.
 """

@@ -162,7 +162,7 @@ class DmdMethod:
 
     def generator_loss(self, cond: Conditioning, rng: RngStreams) -> Loss:
         """DMD on one rollout (Self Forcing, algorithm 1; DMD2, eq. 3-8)."""
-        x = self.rolled(cond, rng, GENERATOR, grad=True)
+        x = self.rollout_of(cond, rng, GENERATOR, grad=True)
         t, eps = self.noising(x, rng, GENERATOR)
         real, fake = self.scores(flow.add_noise(x.detach(), eps, t), t, cond)
         frames = scored_frames(self.model, x.shape[2], x.device)
@@ -172,11 +172,11 @@ class DmdMethod:
 
     def critic_loss(self, cond: Conditioning, rng: RngStreams) -> Loss:
         """Flow matching of the critic's raw velocity on a fresh rollout; conditional, no guidance."""
-        x = self.rolled(cond, rng, CRITIC, grad=False)
+        x = self.rollout_of(cond, rng, CRITIC, grad=False)
         t, eps = self.noising(x, rng, CRITIC)
         return Loss(flow_loss(self.critic, x, cond, t, eps, self.model))
 
-    def rolled(self, cond: Conditioning, rng: RngStreams, purpose: str, grad: bool) -> Tensor:
+    def rollout_of(self, cond: Conditioning, rng: RngStreams, purpose: str, grad: bool) -> Tensor:
         """A rollout (b z t h w) up to an exit step drawn for the whole rollout, the same on every rank."""
         exit_step = int(torch.randint(len(self.times), (), generator=rng.shared(f"{purpose} exit")))
         generator = rng.own(f"{purpose} rollout")

@@ -48,7 +48,7 @@ class FrameBatch:
 
 
 class FrameLoader(SampleLoader):
-    """FrameBatches for ever, each rank its share (see stages.data.loader)."""
+    """FrameBatches endlessly, each rank its share (see stages.data.loader)."""
 
     def __init__(
         self,

@@ -96,11 +96,11 @@ class LoopConfig(ABC):
             return []
         batches = [b for b in range(1, whole // ranks + 1) if whole % (b * ranks) == 0]
         workers = [n for n in range(1, whole // batch + 1) if whole % (batch * n) == 0]
-        mend = [f"batch={', '.join(map(str, batches))}"] if batches else []
-        mend += [f"compute.workers={', '.join(map(str, workers))}"] if workers else []
+        fixes = [f"batch={', '.join(map(str, batches))}"] if batches else []
+        fixes += [f"compute.workers={', '.join(map(str, workers))}"] if workers else []
         return [
             f"global_batch: {whole} clips are no whole number of micro-batches of {batch} on {ranks} ranks; "
-            f"these would fit: {' or '.join(mend) or 'another global_batch'}"
+            f"these would fit: {' or '.join(fixes) or 'another global_batch'}"
         ]
 
     def settings_that_save_memory(self, ranks: int) -> list[str]:
@@ -189,7 +189,7 @@ class TrainableModule:
 
 @dataclass(frozen=True)
 class Loss:
-    """value: a scalar under autograd. metrics: logged as NAME/module's. warnings: said to the user at once."""
+    """value: a scalar under autograd. metrics: logged as NAME/module's. warnings: logged at once."""
 
     value: Tensor
     metrics: Mapping[str, float] = field(default_factory=dict)
@@ -198,7 +198,7 @@ class Loss:
 
 @dataclass(frozen=True)
 class Validation:
-    """Held-out figures, and contact sheets (h w 3 uint8), at one step. warnings: said to the user at once."""
+    """Held-out figures, and contact sheets (h w 3 uint8), at one step. warnings: logged at once."""
 
     metrics: Mapping[str, float] = field(default_factory=dict)
     pictures: Mapping[str, np.ndarray] = field(default_factory=dict)
@@ -230,7 +230,7 @@ class Method(Protocol):
 
 
 class Loader(Protocol):
-    """Batches for ever, on this rank, with an exact position (stages.data.loader.Loader)."""
+    """Batches endlessly, on this rank, with an exact position (stages.data.loader.Loader)."""
 
     def __iter__(self) -> Iterator[Any]: ...
     def metrics(self) -> dict[str, float]:

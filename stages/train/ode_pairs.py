@@ -190,7 +190,7 @@ def _filled(x: Tensor, dim: int, size: int) -> Tensor:
 
 
 class PairLoader:
-    """Batches of pairs for ever (method.Loader), shuffled anew each epoch by (seed, epoch) and dealt to the ranks in turn."""
+    """Batches of pairs endlessly (method.Loader), shuffled again each epoch by (seed, epoch) and dealt to the ranks in turn."""
 
     def __init__(
         self,

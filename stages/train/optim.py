@@ -27,7 +27,7 @@ class Joined(torch.optim.Optimizer):
             part.state = self.state
 
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
-        assert closure is None, "no part here evaluates a loss anew"
+        assert closure is None, "no part here evaluates a loss again"
         for part in self.parts:
             part.step()
 

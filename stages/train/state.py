@@ -161,7 +161,7 @@ def _require_same(saved: Mapping[str, Any], own: Mapping[str, Any], folder: Path
             f"{folder} is a save of another training:\n"
             + "\n".join(differ)
             + f"\nOnly {', '.join(MAY_DIFFER)}, loader.* "
-            f"and compute.* may differ. Set these fields back, or delete {folder.parent} to start this training anew"
+            f"and compute.* may differ. Set these fields back, or delete {folder.parent} to start this training again"
         )
 
 

@@ -55,7 +55,7 @@ from stages.train.sampling import (
 
 
 class LoaderThenLoader:
-    """method.Loader: the batches of `first` for `steps` steps of micro_steps batches each, then those of `then`, for ever."""
+    """method.Loader: the batches of `first` for `steps` steps of micro_steps batches each, then those of `then`, endlessly."""
 
     def __init__(self, first: Loader, then: Loader, steps: int, micro_steps: int) -> None:
         self.first, self.then, self.steps, self.micro_steps = first, then, steps, micro_steps
@@ -173,8 +173,8 @@ class TeacherRun:
 
     def problems(self) -> list[str]:
         lack = lacking(self.model) if self.teacher.track_init == "matching" else ""
-        mend = f"{self.teacher.group}.track_init: matching: {lack}; set {self.teacher.group}.track_init=zero"
-        return self.teacher.problems() + ([mend] if lack else [])
+        fixes = f"{self.teacher.group}.track_init: matching: {lack}; set {self.teacher.group}.track_init=zero"
+        return self.teacher.problems() + ([fixes] if lack else [])
 
 
 @dataclass(frozen=True)

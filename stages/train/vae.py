@@ -90,7 +90,7 @@ class VAEInputs:
 
 
 class FootageLoader:
-    """Batches b 3 T H W for ever, dealt to the ranks in turn; the i-th depends on (seed, i) only."""
+    """Batches b 3 T H W endlessly, dealt to the ranks in turn; the i-th depends on (seed, i) only."""
 
     def __init__(self, footage: Footage, batch: int, seed: int, rank: int = 0, world_size: int = 1) -> None:
         self.footage, self.batch, self.seed, self.rank, self.world_size = footage, batch, seed, rank, world_size
@@ -194,7 +194,7 @@ def run(cfg: VAERun, inputs: VAEInputs, ctx: Context) -> Checkpoint:
 
 
 def decode_all(videos: Sequence[Video], cfg: VAETrainConfig, ctx: Context) -> list[Tensor]:
-    """Small clips T H W 3 uint8 of the videos that can be decoded; the others are said."""
+    """Small clips T H W 3 uint8 of the videos that can be decoded; the others are logged."""
     clips = []
     for video in videos:
         try:

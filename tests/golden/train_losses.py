@@ -1,4 +1,4 @@
-"""Losses of four steps of each training method, fixed seed and tiny model. Run this file to write them anew:
+"""Losses of four steps of each training method, fixed seed and tiny model. Run this file to write them again:
 
 python -m tests.golden.train_losses
 """

@@ -63,7 +63,7 @@ def test_bad_names_are_all_listed():
 
 @torch.no_grad()
 def test_absolute_positions_matter_exactly_where_there_is_a_sink_and_the_cache_rolls(world):
-    """Attention sees differences of positions only: without a sink they are the same, with one they grow for ever."""
+    """Attention sees differences of positions only: without a sink they are the same, with one they grow endlessly."""
     model, _, _, _, checkpoint, _ = world
     student = load_student(checkpoint.folder).double()
     absolute = with_positions(student, True)

@@ -85,7 +85,7 @@ def test_gradient_flows_through_the_exit_step_only(monkeypatch):
     exits = set()
     for step in range(8):
         passes.clear()
-        m.rolled(conditioning(m), RngStreams(0, step), dmd.GENERATOR, grad=True)
+        m.rollout_of(conditioning(m), RngStreams(0, step), dmd.GENERATOR, grad=True)
         with_grad = [t for grad, t in passes if grad]
         assert len(with_grad) == m.model.chunks
         assert len(set(with_grad)) == 1
@@ -102,7 +102,7 @@ def test_every_rank_takes_the_same_exit_step_with_noise_of_its_own(monkeypatch):
     )
     for step in range(6):
         for rank in range(2):
-            m.rolled(conditioning(m), RngStreams(0, step, micro=rank), dmd.GENERATOR, grad=False)
+            m.rollout_of(conditioning(m), RngStreams(0, step, micro=rank), dmd.GENERATOR, grad=False)
     assert [k for k, _ in seen[::2]] == [k for k, _ in seen[1::2]]
     assert {k for k, _ in seen} == {0, 1, 2}
     assert not torch.equal(seen[0][1], seen[1][1])
@@ -113,7 +113,7 @@ def test_descending_moves_the_rollout_toward_the_teacher(monkeypatch):
     m = method()
     x = torch.randn(2, 8, 7, 4, 4, requires_grad=True)
     real, fake = torch.randn_like(x), torch.randn_like(x)
-    monkeypatch.setattr(m, "rolled", lambda *a, **k: x)
+    monkeypatch.setattr(m, "rollout_of", lambda *a, **k: x)
     monkeypatch.setattr(m, "scores", lambda *a: (real, fake))
     m.generator_loss(conditioning(m), RngStreams(0, 0)).value.backward()
     scale = (x - real).abs().flatten(1).mean(1)[:, None, None, None, None]
@@ -123,7 +123,7 @@ def test_descending_moves_the_rollout_toward_the_teacher(monkeypatch):
 def test_the_given_image_counts_in_no_loss(monkeypatch):
     m = method("first_latent")
     cond = conditioning(m)
-    x = m.rolled(cond, RngStreams(0, 0), dmd.GENERATOR, grad=True)
+    x = m.rollout_of(cond, RngStreams(0, 0), dmd.GENERATOR, grad=True)
     assert torch.equal(x[:, :, 0], cond.image[:, :, 0])
     t, eps = m.noising(x, RngStreams(0, 0), dmd.GENERATOR)
     real, fake = m.scores(eps, t, cond)
@@ -133,13 +133,13 @@ def test_the_given_image_counts_in_no_loss(monkeypatch):
         return [float(loss(cond, RngStreams(0, 0)).value.detach()) for loss in (m.generator_loss, m.critic_loss)]
 
     whole = values()
-    rolled = m.rolled
+    rollout_of = m.rollout_of
 
     def other_first_frame(*args, **kwargs):
-        x = rolled(*args, **kwargs)
+        x = rollout_of(*args, **kwargs)
         return torch.cat([x[:, :, :1] + 5, x[:, :, 1:]], dim=2)
 
-    monkeypatch.setattr(m, "rolled", other_first_frame)
+    monkeypatch.setattr(m, "rollout_of", other_first_frame)
     assert values() == pytest.approx(whole, rel=1e-5)
 
 
@@ -225,7 +225,7 @@ def test_rollouts_and_scores_read_image_tokens():
     cond = conditioning(m)
     assert cond.image_tokens is not None
     blind = replace(cond, image_tokens=torch.zeros_like(cond.image_tokens))
-    rolled, unseen = (m.rolled(c, RngStreams(0, 0), "critic", grad=False) for c in (cond, blind))
+    rolled, unseen = (m.rollout_of(c, RngStreams(0, 0), "critic", grad=False) for c in (cond, blind))
     assert not torch.allclose(rolled, unseen, atol=1e-5)
     noisy, t = torch.randn_like(rolled), torch.tensor([0.5, 0.8])
     for a, b in zip(m.scores(noisy, t, cond), m.scores(noisy, t, blind), strict=True):

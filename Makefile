@@ -29,7 +29,7 @@ endif
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help setup data teacher distill eval plan plan-check inspect export demo demo-check generate bench bench-data bench-trackers kill-test slurm-check sweep nano-base notebooks ui check test test-gpu lint clean
+.PHONY: help setup data teacher distill eval plan plan-check inspect export demo demo-check generate bench bench-data bench-trackers kill-test slurm-check sweep nano-base notebooks ui check test test-gpu lint docs clean
 .NOTPARALLEL:
 
 help:  ## this table
@@ -134,6 +134,9 @@ test: lint  ## lint and all tests
 test-gpu: $(STAMP)  ## the tests that need a CUDA device, and RUNS/gpu-bench.json; fails where there is none
 	$(PY) -c "import torch, sys; sys.exit(None if torch.cuda.is_available() else 'test-gpu: no CUDA device here')"
 	RUNS='$(abspath $(RUNS))' MS_GPU_PRESET='$(if $(filter file,$(origin PRESET)),wan21-1.3b,$(PRESET))' $(PY) -m pytest -s tests/gpu
+
+docs: $(STAMP)  ## the documentation as a site in site/; fails on a broken link
+	$(PY) -m mkdocs build --strict
 
 clean:  ## caches; results in RUNS stay
 	rm -rf .mypy_cache .ruff_cache .pytest_cache .import_linter_cache

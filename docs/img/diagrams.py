@@ -110,18 +110,53 @@ def pipeline() -> str:
         label(20, 218, "make teacher, make distill", "start", True),
         label(20, 429, "make eval", "start", True),
     )
-    return drawing(930, 470, "From videos to a streaming student and its report", [*arrows, *names, *(b.svg() for b in boxes)])
+    return drawing(
+        930, 470, "From videos to a streaming student and its report", [*arrows, *names, *(b.svg() for b in boxes)]
+    )
 
 
 def house() -> str:
     """Draws the packages and who may import whom."""
     boxes = (
-        Box(40, 30, 330, 78, ("pipelines/", "what feeds what: data, teacher, distill, evaluate", "commands/: the command line, plan, bench, export"), "use"),
+        Box(
+            40,
+            30,
+            330,
+            78,
+            (
+                "pipelines/",
+                "what feeds what: data, teacher, distill, evaluate",
+                "commands/: the command line, plan, bench, export",
+            ),
+            "use",
+        ),
         Box(450, 30, 330, 78, ("demo/", "server/, playing/, page/", "the interactive page and its protocol"), "use"),
         Box(40, 150, 740, 52, ("configs/", "the tree of all settings, loading, checks; preset/*.yaml"), "file"),
-        Box(40, 244, 430, 78, ("stages/", "data/, train/, eval/, trackers/, play/", "one file a stage; contracts.py: Stage, Context, Engine"), "train"),
+        Box(
+            40,
+            244,
+            430,
+            78,
+            (
+                "stages/",
+                "data/, train/, eval/, trackers/, play/",
+                "one file a stage; contracts.py: Stage, Context, Engine",
+            ),
+            "train",
+        ),
         Box(520, 244, 260, 78, ("infra/", "the only code that imports", "Ray, MLflow and DeepSpeed"), "data"),
-        Box(40, 364, 740, 78, ("msmodel/", "the model of the paper: DiT, track head, KV cache, rollout, stream, VAE", "torch only; io/, nano/, steering/, assets/"), "eval"),
+        Box(
+            40,
+            364,
+            740,
+            78,
+            (
+                "msmodel/",
+                "the model of the paper: DiT, track head, KV cache, rollout, stream, VAE",
+                "torch only; io/, nano/, steering/, assets/",
+            ),
+            "eval",
+        ),
     )
     arrows = (
         arrow((205, 108), (205, 148)),
@@ -134,7 +169,11 @@ def house() -> str:
     )
     names = (
         label(410, 62, "late"),
-        label(410, 470, "An arrow means: may import. stages and infra never import each other; pipelines joins them in run.py."),
+        label(
+            410,
+            470,
+            "An arrow means: may import. Stages do not import infra; pipelines/run.py joins both.",
+        ),
     )
     return drawing(820, 490, "The packages and the direction of imports", [*arrows, *names, *(b.svg() for b in boxes)])
 
@@ -151,7 +190,14 @@ def cache() -> str:
             parts.append(Box(120 + 190 * place, y, 170, 38, (text,), kind).svg())
     for place in range(3):
         parts.append(label(205 + 190 * place, 34, f"position {place}"))
-    parts.append(label(20, 350, "From chunk 2 on the cost of a chunk and the positions stay the same: at most sink + window + 1 chunks.", "start"))
+    parts.append(
+        label(
+            20,
+            350,
+            "From chunk 2 on cost and positions stay the same: sink + window + 1 chunks.",
+            "start",
+        )
+    )
     return drawing(720, 370, "What a chunk attends to with sink 1 and window 1", parts)
 
 

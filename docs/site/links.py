@@ -1,4 +1,4 @@
-"""Prepares links for the site: a link to a repository file outside docs/ becomes plain text, since the site does not contain it.
+"""Prepares links for the site: a link to a file outside docs/ becomes plain text, since the site does not contain it.
 
 A link to a file that does not exist stays a link, so that `mkdocs build --strict` reports it.
 """

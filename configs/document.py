@@ -90,7 +90,7 @@ def _entries(text: str, names: list[str]) -> dict[str, str]:
         return {}
     either, text = "|".join(names), " ".join(text.split())
     starts = list(re.finditer(rf"(?:^|(?<=[.;] ))((?:{either})(?:, (?:{either}))*): ", text))
-    found = {}
+    found: dict[str, str] = {}
     for number, match in enumerate(starts):
         end = starts[number + 1].start() if number + 1 < len(starts) else len(text)
         found |= dict.fromkeys(match.group(1).split(", "), text[match.end() : end].strip().rstrip(".;"))

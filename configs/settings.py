@@ -15,6 +15,7 @@ from typing import Any, Union, get_args, get_origin, get_type_hints
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from configs import checks
 from configs.demo import DemoConfig
 from configs.distill import DistillConfig
 from configs.export import ExportConfig
@@ -29,7 +30,6 @@ from msmodel.config import (
     TextConfig,
     VAEConfig,
 )
-from msmodel.image_encoder import folder_problems
 from stages.contracts import Config as StageConfig
 from stages.contracts import Inputs, Output, Stage
 from stages.data.config import DataBenchConfig, DataConfig
@@ -38,19 +38,17 @@ from stages.eval.bench import BenchConfig
 from stages.eval.config import EvalConfig
 from stages.eval.sweep import SweepConfig
 from stages.trackers.bench import TrackerBenchConfig
-from stages.train.adapt import ADAPT, AdaptConfig
-from stages.train.base import BASE, BaseConfig
-from stages.train.dmd import DMD, DmdConfig, DmdRun
+from stages.train.adapt import AdaptConfig
+from stages.train.base import BaseConfig
+from stages.train.dmd import DmdConfig
 from stages.train.method import LoopConfig
-from stages.train.ode_pairs import OdeConfig, OdeRun
+from stages.train.ode_pairs import OdeConfig
 from stages.train.sampling import Guidance
-from stages.train.teacher import TEACHER, ContextConfig, Phase1Config, TeacherConfig, TeacherRun
-from stages.train.tiny_vae import TINY_VAE, TinyBaseConfig, TinyVAEConfig
+from stages.train.teacher import ContextConfig, Phase1Config, TeacherConfig
+from stages.train.tiny_vae import TinyBaseConfig, TinyVAEConfig
 from stages.train.vae import VAETrainConfig
 
 PRESETS = Path(__file__).resolve().parents[1] / "configs" / "preset"
-DISTILLATIONS = (DMD,)  # what distill.method can name
-TRAININGS = (BASE, TEACHER, ADAPT, *DISTILLATIONS, TINY_VAE)  # each reads the group of its name
 FROM_COMMAND_LINE = ("preset", "runs", "src")  # set by --preset, --runs, --src
 # Old name of a setting or group -> its present name. An old name is refused with the new one.
 RENAMED: dict[str, str] = {
@@ -132,70 +130,8 @@ class Config:
         return replace(stage, resources=replace(stage.resources, most=self.ranks(stage)))
 
     def problems(self) -> list[str]:
-        """Every inconsistency of every group, as 'group.field: what is wrong and how to mend it'."""
-        runs = (OdeRun(self.model, self.ode, self.guidance), DmdRun(self.model, self.dmd, self.guidance))
-        groups: tuple[Any, ...] = (
-            self.model,
-            self.data,
-            self.loader,
-            TeacherRun(self.model, self.teacher),
-            *runs,
-            *(group for group in vars(self).values() if isinstance(group, LoopConfig)),
-            self.eval,
-            self.sweep,
-            self.bench,
-            self.tracker_bench,
-            self.bench_data,
-            self.export,
-            self.compute,
-            self.plan,
-            self.demo,
-        )
-        found = [f"seed: {self.seed} is below zero"] if self.seed < 0 else []
-        found += (
-            self._unshardable()
-            + self._indivisible()
-            + self._unknown_method()
-            + folder_problems(self.image_encoder, self.dit.clip_dim)
-        )
-        for group in groups:
-            try:
-                found += group.problems()
-            except ZeroDivisionError:
-                found.append(
-                    f"{type(group).__name__}: a size, stride, patch or step count is zero; set it to 1 or more"
-                )
-        return list(dict.fromkeys(found))
-
-    def _unshardable(self) -> list[str]:
-        """Trainings whose optimizer needs whole weights, where ZeRO is asked to shard them; a teacher that nothing shards."""
-        out = []
-        if self.dmd.teacher_placement == "shard" and self.compute.engine != "deepspeed":
-            out.append("dmd.teacher_placement: shard needs compute.engine=deepspeed")
-        if not self.compute.zero_stage:
-            return out
-        trainings = (c for c in vars(self).values() if isinstance(c, LoopConfig) and c.optimizer == "muon")
-        return out + [
-            f"{c.group}.optimizer: muon needs whole weights, and compute.zero_stage={self.compute.zero_stage} shards "
-            f"them: set compute.zero_stage=0 or {c.group}.optimizer=adamw"
-            for c in trainings
-        ]
-
-    def _unknown_method(self) -> list[str]:
-        """Returns the complaint about a distillation method that does not exist."""
-        known = [stage.name for stage in DISTILLATIONS]
-        if self.distill.method in known:
-            return []
-        return [f"distill.method: {self.distill.method!r} is not one of {', '.join(known)}"]
-
-    def _indivisible(self) -> list[str]:
-        """Trainings whose global batch the workers cannot make."""
-        out = []
-        for stage in TRAININGS:
-            c = vars(self)[stage.name]
-            if c.batch > 0:
-                out += [f"{c.group}.{p}" for p in c.indivisible(self.ranks(stage))]
-        return out
+        """Returns every inconsistency, as 'group.field: what is wrong and how to fix it' (configs/checks.py)."""
+        return checks.problems(self)
 
 
 class ConfigError(ValueError):

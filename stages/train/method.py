@@ -16,7 +16,8 @@ How to add a distillation method. Its pattern is tests/unit/stages/train/latent_
    fit, run fit() calls loop.train. run() loads models (publish.py), opens the loader and returns publish("student", ...), a
             Checkpoint. Exactly one module keeps an average (TrainableModule.ema), and that module is published.
    NAME     the Stage: name="NAME", version=1, how="distributed".
-2. configs/settings.py: one field `NAME: Config`, and the Stage in DISTILLATIONS. Its problems are then checked at load.
+2. configs/settings.py: one field `NAME: Config`; configs/checks.py: the Stage in DISTILLATIONS. Its problems are
+   then checked at load.
 3. pipelines/distill.py: a function (run, start) -> Checkpoint, and its line in METHODS. `distill.method=NAME` chooses it.
 4. Tests: a function in tests/unit/stages/train/methods.py, whose METHODS feeds the exact-resume test in test_resume.py; its
    name in GOLDEN of tests/golden/train_losses.py; what is particular to its losses, as in test_dmd.py. Then

@@ -79,7 +79,7 @@ class _Unsettled:
     text: TextKV
 
 
-class StreamingSession:
+class ChunkStream:
     """One endless clip. Memory, and work per chunk, do not grow.
 
     vae: makes the decoder. text (1 l c), image (1 c t h w): as in Conditioning, the image for the horizon; beyond it
@@ -156,7 +156,7 @@ class StreamingSession:
         self.settle()
         self._cache.refresh_sink()
 
-    def fork(self) -> StreamingSession:
+    def fork(self) -> ChunkStream:
         """An independent session that goes on from here with the same content; weights are shared."""
         other = copy.copy(self)
         other.generator = torch.Generator(self.generator.device)

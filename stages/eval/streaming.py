@@ -1,4 +1,4 @@
-"""Endless streams of one held-out clip, for SPEED and LONG_RUN: msmodel's StreamingSession, exactly as the demo runs it.
+"""Endless streams of one held-out clip, for SPEED and LONG_RUN: msmodel's ChunkStream, exactly as the demo runs it.
 
 Tracks go on endlessly by playing the clip's own forward and backward, so that a long run has targets at every frame.
 
@@ -17,7 +17,7 @@ from msmodel import flow
 from msmodel.causal import CausalDiT
 from msmodel.config import ModelConfig, StudentConfig
 from msmodel.points import ping_pong
-from msmodel.stream import Decoder, DecoderMaker, StreamChunk, StreamingSession
+from msmodel.stream import ChunkStream, Decoder, DecoderMaker, StreamChunk
 from stages.eval.generate import clip_ids, clip_tokens, stacked
 from stages.eval.items import EvalClip, read_clip, read_tracks
 from stages.train.conditioning import image_conditioning
@@ -48,11 +48,11 @@ class ClipStream:
 
     def session(
         self, vae: DecoderMaker, generator: torch.Generator, setting: StudentConfig | None = None
-    ) -> StreamingSession:
+    ) -> ChunkStream:
         """A new stream. setting: another sink and window than the student's own."""
         cfg = setting or self.student.cfg.student
         times = flow.student_timesteps(cfg.steps, self.student.cfg.dit.shift)
-        return StreamingSession(
+        return ChunkStream(
             self.student,
             vae,
             self.controls,
@@ -85,14 +85,12 @@ def clip_stream(student: CausalDiT, clip: EvalClip, model: ModelConfig, seed: in
     )
 
 
-def chunks_of(session: StreamingSession, count: int) -> list[StreamChunk]:
+def chunks_of(session: ChunkStream, count: int) -> list[StreamChunk]:
     """The next `count` chunks."""
     return [session.next_chunk() for _ in range(count)]
 
 
-def first_frame_seconds(
-    stream: ClipStream, vae: DecoderMaker, generator: torch.Generator
-) -> tuple[float, StreamingSession]:
+def first_frame_seconds(stream: ClipStream, vae: DecoderMaker, generator: torch.Generator) -> tuple[float, ChunkStream]:
     """Seconds from opening a stream to its first frames on the CPU, and the stream, which has made its first chunk."""
     began = time.perf_counter()  # frames arrive on the CPU: the device has finished by then
     session = stream.session(vae, generator)

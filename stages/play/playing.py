@@ -1,7 +1,8 @@
-"""Loads a student with its decoder and encoders once, and opens streams from a picture, a prompt and a seed.
+"""A student ready to be played: weights, decoder and encoders loaded once, streams opened from a picture, a prompt
+and a seed.
 
-The demo, `generate` and replay all open their streams here, so the same picture, seed, prompts and tracks give the same frames,
-bit for bit on one machine with the same number of threads.
+Demo, offline twin and replay open their streams here, so that the same picture, seed, prompts and tracks give the same frames,
+bit for bit on one machine with one number of threads.
 
 Legend: b batch, l text tokens, m image tokens, c channels, H W pixels, T pixel frames, n tracks.
 """
@@ -25,7 +26,7 @@ from msmodel.io.weights import (
     load_student,
 )
 from msmodel.nano.patch_vae import PatchVAE
-from msmodel.stream import Controls, DecoderMaker, StreamingSession
+from msmodel.stream import ChunkStream, Controls, DecoderMaker
 from msmodel.text import load_text_encoder
 from msmodel.tiny_vae import load_tiny_vae
 from msmodel.track_encoding import clip_ids
@@ -39,12 +40,9 @@ Look = Callable[[Tensor], Tensor]  # frames b 3 H W in [-1, 1] -> b m c
 
 @dataclass(frozen=True)
 class Playable:
-    """Holds a loaded student.
-
-    look: computes CLIP's tokens of a first frame; None for a student that does not read them. decoder: "vae" or "tiny". digest:
-    of the student's weights. points: the most tracks of a stream; the track ids that are drawn, and so the frames, depend
-    on it.
-    """
+    """look: CLIP's tokens of a first frame, None for a student that does not read them. decoder: "vae" or "tiny". digest: of
+    the student's weights. points: most tracks a stream may be asked to follow; the ids that are drawn, and so the frames,
+    depend on it."""
 
     student: CausalDiT
     vae: VideoVAE | PatchVAE
@@ -56,15 +54,15 @@ class Playable:
     points: int
     device: torch.device
 
-    def open(self, frame: np.ndarray, prompt: str, seed: int, controls: Controls) -> StreamingSession:
-        """Opens a new stream from a frame (H W 3 uint8). Raises ValueError for a frame of another size than the student's."""
+    def open(self, frame: np.ndarray, prompt: str, seed: int, controls: Controls) -> ChunkStream:
+        """A new stream from frame (H W 3 uint8). ValueError for a frame of another size than the student's."""
         model = self.student.cfg
         size = (model.clip.height, model.clip.width)
         if frame.shape != (*size, 3) or frame.dtype != np.uint8:
             raise ValueError(f"the first frame is {frame.shape} {frame.dtype}; this student needs {(*size, 3)} uint8")
         generator = torch.Generator().manual_seed(seed)
         pixels = torch.from_numpy(frame.copy()).to(self.device).permute(2, 0, 1)[None] / 127.5 - 1
-        return StreamingSession(
+        return ChunkStream(
             self.student,
             self.maker,
             controls,
@@ -77,18 +75,16 @@ class Playable:
         )
 
     def text(self, prompt: str) -> Tensor:
-        """Encodes a prompt: 1 l c."""
+        """1 l c."""
         return self.encode([prompt]).to(self.device)
 
 
 def load_playable(
     student: Checkpoint, tiny_vae: Checkpoint | None, decoder: str, points: int, device: torch.device
 ) -> Playable:
-    """Loads a student. decoder: "vae", "tiny", or "auto" for the faster one.
-
-    That is the tiny VAE if there is one and the VAE is Wan's; the nano VAE is as fast as its tiny one (docs/LOG.md). Raises
-    ValueError if weights cannot be read, or "tiny" is chosen and there is none.
-    """
+    """decoder: "vae", "tiny", or "auto" for the faster: the tiny VAE where there is one and the VAE is Wan's; the nano
+    VAE is as fast as its tiny one (docs/LOG.md). ValueError where weights cannot be read, or "tiny" is asked for and
+    there is none."""
     net = load_student(student.folder).eval().requires_grad_(False).to(device, inference_dtype(device))
     vae = load_vae(net.cfg.vae).eval().requires_grad_(False).to(device)
     tiny = decoder == "tiny" or (decoder == "auto" and tiny_vae is not None and not isinstance(vae, PatchVAE))
@@ -115,7 +111,7 @@ def load_playable(
 
 @contextmanager
 def torch_threads(count: int) -> Iterator[None]:
-    """Runs what is inside with this number of torch threads: another number sums in another order."""
+    """Runs what is inside with so many threads: sums are taken in another order with another number."""
     before = torch.get_num_threads()
     torch.set_num_threads(count)
     try:

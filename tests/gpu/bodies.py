@@ -22,7 +22,7 @@ from msmodel.config import ModelConfig
 from msmodel.dit import WanDiT
 from msmodel.flow import student_timesteps
 from msmodel.io.weights import inference_dtype
-from msmodel.stream import DecoderMaker, StreamingSession
+from msmodel.stream import ChunkStream, DecoderMaker
 from msmodel.track_encoding import clip_ids
 from stages.eval.streaming import NoDecoder, filled_after
 from stages.eval.timing import latency
@@ -157,7 +157,7 @@ def student_speed(
     def controls(index: int, first: int, count: int) -> tuple[Tensor, Tensor]:
         return batch.xy_px[0, :1].expand(count, -1, -1), torch.ones(count, n, dtype=torch.bool)
 
-    session = StreamingSession(
+    session = ChunkStream(
         student,
         vae or NoDecoder(),
         controls,

@@ -12,7 +12,7 @@ from msmodel.causal import CausalDiT
 from msmodel.dit import WanDiT
 from msmodel.flow import student_timesteps
 from msmodel.rollout import rollout
-from msmodel.stream import StreamingSession
+from msmodel.stream import ChunkStream
 from msmodel.tiny_vae import TinyDecoder
 from msmodel.tracks import track_ids
 from stages.train import dmd
@@ -72,7 +72,7 @@ class BlackDecoder:
         return torch.zeros(1, 3, 1, 1, 1, device=latents.device)
 
 
-def streaming(vae) -> StreamingSession:
+def streaming(vae) -> ChunkStream:
     cfg = tiny_config(chunks=3)
     student, cond = randomise(CausalDiT(cfg)).to(GPU, torch.bfloat16), conditioning(cfg).to(GPU)
     track_id_embedding = track_ids(1, 4, cfg.dit.track_id_dim, torch.Generator().manual_seed(4)).to(GPU)
@@ -80,7 +80,7 @@ def streaming(vae) -> StreamingSession:
     def controls(index, first, count):
         return torch.full((count, 4, 2), 7.0), torch.ones(count, 4, dtype=torch.bool)
 
-    return StreamingSession(
+    return ChunkStream(
         student, vae, controls, text=cond.text, image=cond.image, track_id_embedding=track_id_embedding, timesteps=TIMES,
         generator=torch.Generator().manual_seed(0),
     )  # fmt: skip

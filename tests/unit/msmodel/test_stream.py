@@ -13,7 +13,7 @@ from einops import rearrange
 from msmodel.batch import Conditioning
 from msmodel.causal import CausalDiT
 from msmodel.rollout import rollout
-from msmodel.stream import StreamingSession
+from msmodel.stream import ChunkStream
 from msmodel.tiny_vae import TinyDecoder
 from msmodel.tracks import track_ids, track_map
 from tests.unit.msmodel.models import conditioning, gaussian, randomise, tiny_config, with_clip
@@ -86,8 +86,8 @@ class Scene:
         self.asked.append((index, first, count))
         return self.tracks_at(first, count)
 
-    def session(self, controls=None, noise=None, **kwargs) -> StreamingSession:
-        return StreamingSession(
+    def session(self, controls=None, noise=None, **kwargs) -> ChunkStream:
+        return ChunkStream(
             self.student,
             self.vae,
             controls or self.controls,
@@ -110,7 +110,7 @@ class Scene:
         )
 
 
-def take(session: StreamingSession, chunks: int):
+def take(session: ChunkStream, chunks: int):
     return list(islice(session.stream(), chunks))
 
 

@@ -14,7 +14,7 @@ from msmodel.config import ClipConfig, ModelConfig
 from msmodel.dit import WanDiT
 from msmodel.flow import student_timesteps
 from msmodel.rollout import rollout
-from msmodel.stream import StreamingSession
+from msmodel.stream import ChunkStream
 from msmodel.track_encoding import DISC_RADIUS, TrackEncoder, canvas, clip_ids, colours, encode_tracks
 from msmodel.tracks import ID_RANGE, track_map
 from tests.unit.msmodel.models import conditioning, gaussian, randomise, tiny_config
@@ -161,7 +161,7 @@ def test_a_stream_equals_the_rollout(image: str):
     student, cond, noise = randomise(CausalDiT(cfg)), conditioning(cfg), gaussian(cfg)
     (xy, visible), track_id_embedding = wandering(cfg, 1, n), clip_ids(1, n, cfg, torch.Generator().manual_seed(4))
     times = student_timesteps(cfg.student.steps, cfg.dit.shift)
-    session = StreamingSession(
+    session = ChunkStream(
         student, NoDecoder(), lambda index, first, count: (xy[0, first : first + count], visible[0, first : first + count]),
         text=cond.text, image=cond.image, track_id_embedding=track_id_embedding, timesteps=times,
         generator=torch.Generator().manual_seed(0), noise=noise,

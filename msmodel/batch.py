@@ -10,6 +10,8 @@ from dataclasses import dataclass, fields, replace
 import torch
 from torch import Tensor
 
+from msmodel.config import ModelConfig
+
 
 class _Movable:
     def to(self, device: torch.device | str, dtype: torch.dtype | None = None):
@@ -67,3 +69,16 @@ class Batch(_Movable):
     real: Tensor
     clip_ids: tuple[str, ...] = ()
     image_tokens: Tensor | None = None
+
+
+def image_conditioning(image: Tensor, model: ModelConfig) -> Tensor:
+    """Returns `Conditioning.image` (b c t h w) for the VAE's latents of [first frame, grey, ...] (b z t h w).
+
+    dit.image "channels": stride_t mask channels, one where the frame is known (latent frame 0), then the image latents.
+    "first_latent": the clean first latent, zero elsewhere.
+    """
+    known = torch.zeros_like(image[:, :1])
+    known[:, :, 0] = 1.0
+    if model.image_alone:
+        return image * known
+    return torch.cat([known.expand(-1, model.mask_channels, -1, -1, -1), image], dim=1)

@@ -17,7 +17,7 @@ from einops import rearrange
 from torch import Tensor
 
 from msmodel import flow, track_encoding
-from msmodel.batch import Conditioning
+from msmodel.batch import Conditioning, image_conditioning
 from msmodel.causal import CausalDiT
 from msmodel.config import ModelConfig, StudentConfig, VAEConfig
 from msmodel.dit import WanDiT
@@ -37,7 +37,7 @@ from stages.contracts import (
 from stages.eval.config import GenerateRun
 from stages.eval.items import EvalClip, EvalItem, Generated, folder_file, read_clip, read_tracks, seeded
 from stages.records import Checkpoint
-from stages.train.conditioning import image_conditioning, image_tokens
+from stages.train.conditioning import image_tokens
 from stages.train.sampling import sample_teacher
 
 

@@ -14,13 +14,13 @@ import torch
 from torch import Tensor
 
 from msmodel import flow
+from msmodel.batch import image_conditioning
 from msmodel.causal import CausalDiT
 from msmodel.config import ModelConfig, StudentConfig
 from msmodel.points import ping_pong
 from msmodel.stream import ChunkStream, Decoder, DecoderMaker, StreamChunk
 from stages.eval.generate import clip_ids, clip_tokens, stacked
 from stages.eval.items import EvalClip, read_clip, read_tracks
-from stages.train.conditioning import image_conditioning
 
 
 class NoDecoder:

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from msmodel import flow
+from msmodel.batch import image_conditioning
 from msmodel.causal import CausalDiT
 from msmodel.image_encoder import load_image_encoder
 from msmodel.io.weights import (
@@ -32,7 +33,6 @@ from msmodel.tiny_vae import load_tiny_vae
 from msmodel.track_encoding import clip_ids
 from msmodel.vae import VideoVAE, load_vae
 from stages.records import Checkpoint
-from stages.train.conditioning import image_conditioning
 
 Encode = Callable[[Sequence[str]], Tensor]  # prompts -> b l c
 Look = Callable[[Tensor], Tensor]  # frames b 3 H W in [-1, 1] -> b m c

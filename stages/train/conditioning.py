@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from msmodel import tracks
-from msmodel.batch import Batch, Conditioning
+from msmodel.batch import Batch, Conditioning, image_conditioning
 from msmodel.config import ModelConfig
 from msmodel.track_encoding import clip_ids, encode_tracks
 from stages.train.method import RngStreams
@@ -66,19 +66,6 @@ def draw_tracks(batch: Batch, augment: Augment, model: ModelConfig, rng: RngStre
     )
     track_id_embedding = clip_ids(xy_px.shape[0], xy_px.shape[2], model, generator)
     return ClipTracks(xy_px, visible, track_id_embedding.to(xy_px.device))
-
-
-def image_conditioning(image: Tensor, model: ModelConfig) -> Tensor:
-    """Conditioning.image from VAE([first frame, grey, ...]) (b z t h w).
-
-    "channels": stride_t mask channels, one where the frame is known (latent frame 0), then the image latents.
-    "first_latent": the clean first latent, zero elsewhere.
-    """
-    known = torch.zeros_like(image[:, :1])
-    known[:, :, 0] = 1.0
-    if model.image_alone:
-        return image * known
-    return torch.cat([known.expand(-1, model.mask_channels, -1, -1, -1), image], dim=1)
 
 
 def image_tokens(tokens: Tensor | None, model: ModelConfig) -> Tensor | None:

@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from msmodel import flow
-from msmodel.batch import Batch, Conditioning
+from msmodel.batch import Batch, Conditioning, image_conditioning
 from msmodel.config import ModelConfig
 from msmodel.rollout import fresh_noise
 from stages.contracts import (
@@ -35,7 +35,6 @@ from stages.train.conditioning import (
     ClipTracks,
     condition,
     draw_tracks,
-    image_conditioning,
     image_tokens,
 )
 from stages.train.method import Loader, RngStreams, at_least

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from infra.context import RunContext
 from msmodel import attention
+from msmodel.batch import image_conditioning
 from msmodel.causal import CausalDiT
 from msmodel.config import ModelConfig
 from msmodel.dit import WanDiT
@@ -27,7 +28,7 @@ from msmodel.track_encoding import clip_ids
 from stages.eval.streaming import NoDecoder, filled_after
 from stages.eval.timing import latency
 from stages.train import adapt, dmd, teacher
-from stages.train.conditioning import Augment, condition, draw_tracks, image_conditioning
+from stages.train.conditioning import Augment, condition, draw_tracks
 from stages.train.method import Method, RngStreams
 from stages.train.ode_pairs import PairBatch
 from tests.unit.stages.train.fakes import clips, decode

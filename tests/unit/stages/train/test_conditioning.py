@@ -7,11 +7,11 @@ from dataclasses import replace
 import pytest
 import torch
 
+from msmodel.batch import image_conditioning
 from stages.train.conditioning import (
     Augment,
     condition,
     draw_tracks,
-    image_conditioning,
     image_tokens,
     keep,
     pick_frames,

@@ -22,8 +22,8 @@ from msmodel.io.backbones import (
     wanted_parts,
 )
 from msmodel.io.names import to_original
+from msmodel.io.weights import TRACK_HEAD, TRANSFORMER
 
-TRANSFORMER, TRACK_HEAD = "transformer", "track_head"
 HEAD_FILE = "model.safetensors"
 
 
@@ -46,10 +46,12 @@ def transformer_config(cfg: ModelConfig) -> dict[str, Any]:
     }
 
 
-def track_head_config(cfg: ModelConfig) -> dict[str, Any]:
-    """What is needed to make the track head's input and to use its output. `model` rebuilds the whole model."""
+def track_head_config(cfg: ModelConfig, trained_as: str) -> dict[str, Any]:
+    """Returns what is needed to make the track head's input and to use its output. `model` rebuilds the whole model;
+    trained_as names its class: WanDiT (a teacher) or CausalDiT (a student)."""
     return {
         "class": "TrackHead",
+        "trained_as": trained_as,
         "in_channels": cfg.track_feature_channels,
         "out_channels": cfg.dit.track_channels,
         "track_id_dim": cfg.dit.track_id_dim,
@@ -61,8 +63,9 @@ def track_head_config(cfg: ModelConfig) -> dict[str, Any]:
     }
 
 
-def write_diffusers(model: WanDiT, folder: Path, shard_gb: float) -> None:
-    """folder/transformer, which diffusers loads, in several files with an index above shard_gb; folder/track_head."""
+def write_diffusers(model: WanDiT, folder: Path, shard_gb: float, trained_as: str = "") -> None:
+    """Writes folder/transformer, which diffusers loads, in several files with an index above shard_gb, and
+    folder/track_head. trained_as: the class that config.json names, the model's own if empty."""
     from diffusers import WanTransformer3DModel
 
     state = {name: tensor.detach().cpu() for name, tensor in model.state_dict().items()}
@@ -73,7 +76,7 @@ def write_diffusers(model: WanDiT, folder: Path, shard_gb: float) -> None:
     transformer.save_pretrained(folder / TRANSFORMER, max_shard_size=round(shard_gb * 1e9))
     (folder / TRACK_HEAD).mkdir(parents=True, exist_ok=True)
     save_file(head, folder / TRACK_HEAD / HEAD_FILE, metadata={"format": "pt"})
-    text = json.dumps(track_head_config(model.cfg), indent=2, sort_keys=True) + "\n"
+    text = json.dumps(track_head_config(model.cfg, trained_as or type(model).__name__), indent=2, sort_keys=True) + "\n"
     (folder / TRACK_HEAD / "config.json").write_text(text)
 
 

@@ -30,6 +30,7 @@ from msmodel.io.tensor_files import (
 
 WEIGHTS = "model.safetensors"
 CONFIG = "config.json"
+TRANSFORMER, TRACK_HEAD = "transformer", "track_head"  # subfolders of an export (msmodel/io/export.py)
 
 Model = TypeVar("Model", bound=WanDiT)
 
@@ -67,9 +68,14 @@ def read_state(folder_or_file: Path | str) -> dict[str, Tensor]:
 
 
 def read_config(folder: Path | str) -> dict[str, Any]:
-    """CONFIG of a folder (or of the folder a weights file lies in). Raises ValueError when missing or damaged."""
-    folder = located(folder)
-    return read_json((folder if folder.is_dir() else folder.parent) / CONFIG)
+    """Returns CONFIG of a folder, or of the folder that a weights file lies in; of an export, the one beside its track head.
+
+    Raises ValueError when it is missing or damaged.
+    """
+    path = located(folder)
+    if not path.is_dir():
+        path = path.parent
+    return read_json((path / TRACK_HEAD if (path / TRANSFORMER).is_dir() else path) / CONFIG)
 
 
 def load_weights(module: nn.Module, folder_or_file: Path | str, strict: bool = True) -> None:

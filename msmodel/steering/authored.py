@@ -66,10 +66,24 @@ def _controls(kind: str, size: tuple[int, int], seconds: float, grid: tuple[int,
         return Controls(camera=Camera(orbit=how.orbit))
     if kind != "drag":
         raise ValueError(f"no authored motion is called {kind!r}: one of {', '.join(KINDS)}")
+    return drag_controls(size, grid, how.start, how.end, how.radius, how.seconds or seconds)
+
+
+def drag_controls(
+    size: tuple[int, int],
+    grid: tuple[int, int],
+    start: tuple[float, float],
+    end: tuple[float, float],
+    radius: float,
+    seconds: float,
+    path_id: int = 0,
+) -> Controls:
+    """Returns controls that drag everything within `radius` (frame widths) of `start` to `end` (shares) in `seconds`, and hold
+    the rest still. size: (height, width). grid: rows and columns of the training grid."""
     places = px_to_shares(uniform_grid(*size, *grid), size)
-    away = (places - how.start) * [1.0, size[0] / size[1]]  # frame widths
-    members = places[np.linalg.norm(away, axis=-1) <= how.radius]
+    away = (places - start) * [1.0, size[0] / size[1]]  # frame widths
+    members = places[np.linalg.norm(away, axis=-1) <= radius]
     if not len(members):
-        members = np.array([how.start])
-    path = DrawnPath(0, members, np.array([how.start, how.end]), how.seconds or seconds)
+        members = np.array([start])
+    path = DrawnPath(path_id, members, np.array([start, end]), seconds)
     return Controls(paths=(path,), camera=Camera())

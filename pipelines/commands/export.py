@@ -89,8 +89,9 @@ def written_aside(final: Path) -> Iterator[Path]:
 def _write(trained: Trained, made: list[Trained], cfg: Config, folder: Path) -> None:
     checkpoint = trained.record
     source, name = Path(checkpoint.folder), checkpoint.name
-    model, meta = load_teacher(source), read_config(source)["meta"]
-    write_diffusers(model, folder, cfg.export.shard_gb)
+    config = read_config(source)
+    model, meta = load_teacher(source), config["meta"]
+    write_diffusers(model, folder, cfg.export.shard_gb, config["class"])
     write_original(model, folder / "wan" / f"{name}.safetensors")
     raw = _write_raw(checkpoint, model, cfg, folder / "raw")
     tracker = cfg.data.tracker
@@ -119,7 +120,7 @@ def _write_raw(checkpoint: Checkpoint, model: WanDiT, cfg: Config, folder: Path)
         fit_state(model, state, "the training's newest save")
     except ValueError as reason:
         return f"not there: {reason}"
-    write_diffusers(model, folder, cfg.export.shard_gb)
+    write_diffusers(model, folder, cfg.export.shard_gb, read_config(checkpoint.folder)["class"])
     write_original(model, folder / "wan" / f"{checkpoint.name}.safetensors")
     return f"the same three of the weights before averaging, as saved after step {step}"
 

@@ -60,7 +60,7 @@ def student(tmp_path_factory):
 
 @pytest.fixture(autouse=True)
 def no_text_encoder(monkeypatch):
-    monkeypatch.setattr("stages.play.playing.load_text_encoder", players.FakeEncoder)
+    monkeypatch.setattr("msmodel.pretrained.load_text_encoder", players.FakeEncoder)
 
 
 @pytest.fixture

@@ -63,7 +63,7 @@ def test_weights_that_are_not_here_are_an_error_that_names_those_that_are(tmp_pa
 
 
 def test_a_tiny_vae_that_is_asked_for_and_missing_is_an_error(tmp_path, monkeypatch):
-    monkeypatch.setattr("stages.play.playing.load_text_encoder", players.FakeEncoder)
+    monkeypatch.setattr("msmodel.pretrained.load_text_encoder", players.FakeEncoder)
     _, checkpoint = players.make_student(tmp_path)
     from stages.play.playing import load_playable
 

@@ -48,7 +48,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(autouse=True)
 def no_text_encoder(monkeypatch):
-    monkeypatch.setattr("stages.play.playing.load_text_encoder", players.FakeEncoder)
+    monkeypatch.setattr("msmodel.pretrained.load_text_encoder", players.FakeEncoder)
 
 
 def generate(folder, out, *words: str) -> int:

@@ -18,7 +18,7 @@ from tests.unit.stages.play import players
 
 @pytest.mark.slow
 def test_tracks_and_video_are_figured_and_a_sheet_is_left(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("stages.play.playing.load_text_encoder", players.FakeEncoder)
+    monkeypatch.setattr("msmodel.pretrained.load_text_encoder", players.FakeEncoder)
     monkeypatch.setattr(jitter, "SEEDS", 2)
     monkeypatch.setattr("demo.playing.model_player.pictures.pictures", lambda cfg, size: [picture(size)])
     save_weights(randomise(CausalDiT(load("debug").model)), tmp_path / "student", {"name": "student", "step": 1})

@@ -22,7 +22,7 @@ def recorded(tmp_path_factory):
     """A run with two students, and a session of the older one."""
     runs = tmp_path_factory.mktemp("runs")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("stages.play.playing.load_text_encoder", players.FakeEncoder)
+        patch.setattr("msmodel.pretrained.load_text_encoder", players.FakeEncoder)
         cfg = load("debug", ["data.grid_rows=4", "data.grid_cols=6"], runs=str(runs))
         train(runs, "old", "2026-01-01T00:00:00+00:00")
         chosen = choose(cfg, pytest.fail)
@@ -33,7 +33,7 @@ def recorded(tmp_path_factory):
 
 @pytest.fixture(autouse=True)
 def no_text_encoder(monkeypatch):
-    monkeypatch.setattr("stages.play.playing.load_text_encoder", players.FakeEncoder)
+    monkeypatch.setattr("msmodel.pretrained.load_text_encoder", players.FakeEncoder)
 
 
 @pytest.mark.slow

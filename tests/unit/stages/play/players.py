@@ -48,7 +48,7 @@ def make_student(folder: Path, name: str = "student") -> tuple[ModelConfig, Chec
 
 
 def playable(student: Checkpoint) -> Playable:
-    """Needs `stages.play.playing.load_text_encoder` to be FakeEncoder."""
+    """Needs `msmodel.pretrained.load_text_encoder` to be FakeEncoder."""
     return load_playable(student, None, "auto", POINTS, CPU)
 
 

@@ -78,7 +78,7 @@ def test_clips_without_tokens_are_a_clear_error(model, tmp_path):
 
 
 def test_a_stream_opened_from_a_picture_reads_its_tokens(model, checkpoint, monkeypatch):
-    monkeypatch.setattr("stages.play.playing.load_text_encoder", players.FakeEncoder)
+    monkeypatch.setattr("msmodel.pretrained.load_text_encoder", players.FakeEncoder)
     playable = players.playable(checkpoint)
 
     def controls(index: int, first: int, count: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -99,7 +99,7 @@ def test_a_stream_opened_from_a_picture_reads_its_tokens(model, checkpoint, monk
 
 
 def test_a_student_whose_encoder_cannot_be_had_says_so_when_a_stream_is_opened(model, tmp_path, monkeypatch):
-    monkeypatch.setattr("stages.play.playing.load_text_encoder", players.FakeEncoder)
+    monkeypatch.setattr("msmodel.pretrained.load_text_encoder", players.FakeEncoder)
     nowhere = replace(model, image_encoder=ImageEncoderConfig("/no/such/folder"))
     student = world.make_checkpoint("student", tmp_path, nowhere)
     with pytest.raises(ValueError, match=r"image_encoder\.source: '/no/such/folder' is neither"):

@@ -1,13 +1,39 @@
-"""The rolling key-value cache of the causal student: sinks, a window, and rotary positions that never grow.
+"""The key-value cache of the causal student: where past chunks live, and the law that bounds it.
 
-Functional: the cache holds references to detached tensors; writing a chunk replaces a reference, nothing is copied or
-shifted in place. So autograd never sees a stale write, a fork is a copy of two dicts, and the order of slots carries
-no meaning: every chunk has a logical position, a Python integer.
+**Where.** A `ChunkCache` belongs to one rollout or stream (`ChunkStream` makes one in `msmodel.rollout.start`; a fork has its
+own). For every retained chunk it holds the self-attention keys and values of every layer. They are computed by the clean
+pass at t = 0 over the finished chunk, and written by `write`. Keys and values of the prompt are not here: they are constant
+(`CausalDiT.text_keys_values`).
 
-Chunk i (from 0) attends to {0..S-1} + {i-W..i-1} + {i}, as a set. Positions, in chunks: the current chunk sits at
-min(i, S+W); a sink j at j; a window chunk j as far before the current one as it was made before it, i - j. With a
-prefix (the clean image latent alone before the chunks, Wan 2.2) everything moves up by its frames; the prefix keeps
-position 0 and is attended to like a sink.
+**What is kept.** The student's settings are chunk (c latent frames), sink S and window W (`StudentConfig`; the paper's
+c3s1w1 is
+c = 3, S = 1, W = 1). Chunk i, counted from 0, attends to the set {0..S-1} + {i-W..i-1} + {i}. So there are S sink slots, which
+are written once, and W window slots: chunk i >= S goes into slot (i - S) mod W and replaces what was there. With a prefix (the
+clean image latent that stands alone before the chunks, Wan 2.2) there is one more slot, of one frame, which is kept like a
+sink.
+
+**Memory is constant.** From chunk S + W on, for one video,
+
+    bytes = 2 x layers x (S + W) x c x n x dim x bytes of the type
+
+with 2 for keys and values, n tokens a latent frame and dim the model's width; a prefix adds 2 x layers x n x dim x bytes of the
+type. `ChunkCache.bytes` is the figure. While a chunk is generated, `context` joins the slots into one tensor a layer, of the
+same size again. Attention of a chunk costs (S + W + 1) c n keys for each of its c n queries, whatever i is: so neither
+memory nor
+time grows with the length of the video.
+
+**Positions.** Rotary positions come from the place in the cache and not from the time since the start, so they never grow
+beyond
+what training showed. In chunks: sink j sits at j; the chunk being generated at min(i, S + W); a window chunk j as far before it
+as it was made before it, at min(i, S + W) - (i - j). A prefix keeps position 0 and moves everything else up by its frames.
+Window keys are kept unrotated, because their position changes with every chunk, and are rotated when they are read. Sink and
+prefix keys are rotated once.
+
+**References, not copies.** Writing a chunk replaces a reference in a dictionary. No tensor is shifted or written in place, so
+autograd never sees a stale write, the order of slots carries no meaning, and a fork costs two small dictionaries.
+
+**Detached.** `write` and `write_prefix` detach what they are given. A training rollout's gradient therefore flows through the
+chunk being generated only, never through context into earlier chunks.
 
 Source: MotionStream, section 3.3 (attention sink, rolling cache, RoPE by cache position).
 
@@ -29,7 +55,7 @@ from msmodel.rope import rotate, rotation
 
 @dataclass(frozen=True)
 class KV:
-    """Unrotated keys and values of every layer for some latent frames, each (b l a d)."""
+    """Holds keys and values of every layer for some latent frames, each (b l a d); unrotated unless said otherwise."""
 
     layers: tuple[LayerKV, ...]
 
@@ -43,7 +69,7 @@ class KV:
 
 @dataclass(frozen=True)
 class Context:
-    """What one chunk attends to besides itself: *rotated* keys, and values, for every layer; no layers if nothing.
+    """Holds what one chunk attends to besides itself: *rotated* keys, and values, of every layer. Empty if that is nothing.
 
     position: the cache position, in latent frames, of the chunk's first frame.
     """
@@ -60,7 +86,7 @@ class Context:
 
 
 class ChunkCache:
-    """Keys and values of the retained chunks of one rollout, for any batch size.
+    """Keeps keys and values of the sink and window chunks of one rollout, for any batch size.
 
     grid: (rows, columns) of tokens in a latent frame. prefix: latent frames that stand alone before the chunks (0 or 1).
     Chunks are written in order, each once: `write(i, kv)`.
@@ -73,42 +99,43 @@ class ChunkCache:
         self.reset()
 
     def reset(self) -> None:
-        """Forget everything."""
+        """Empties the cache, for chunk 0 to come next."""
         self.written = 0
-        self._pinned: dict[int, KV] = {}  # sinks (and the prefix, as -1) with *rotated* keys: they never move again
+        self._pinned: dict[int, KV] = {}  # sinks (and the prefix, as -1), keys *rotated*: their position is fixed
         self._window: dict[int, tuple[int, KV]] = {}  # slot -> (chunk, unrotated keys and values)
 
     def fork(self) -> ChunkCache:
-        """An independent cache with the same content; tensors are shared, as nobody writes into them."""
+        """Returns an independent cache with the same content. Tensors are shared, as nothing is written into them."""
         other = copy.copy(self)
         other._pinned, other._window = dict(self._pinned), dict(self._window)
         return other
 
     @property
     def bytes(self) -> int:
-        """Bytes of keys and values held."""
+        """The bytes of all keys and values held."""
         return sum(kv.bytes for kv in self._pinned.values()) + sum(kv.bytes for _, kv in self._window.values())
 
     def attended(self, i: int) -> tuple[int, ...]:
-        """The earlier chunks that chunk i attends to, ascending."""
+        """Returns the earlier chunks that chunk i attends to, ascending."""
         s, w = self.student.sink, self.student.window
         return tuple(sorted(set(range(min(s, i))) | set(range(max(0, i - w), i))))
 
     def position(self, i: int, chunk: int | None = None) -> int:
-        """Cache position, in latent frames, of the first frame of `chunk` (of i itself if None) as seen by chunk i."""
+        """Returns the cache position, in latent frames, of the first frame of `chunk` (of i itself if None), as chunk i
+        sees it."""
         s, w = self.student.sink, self.student.window
         j = i if chunk is None else chunk
         place = j if j < s else min(i, s + w) - (i - j)
         return self.prefix + place * self.student.chunk
 
     def write_prefix(self, kv: KV) -> None:
-        """Keep the frames before the chunks, at position 0 for good."""
+        """Keeps the frames before the chunks, at position 0."""
         assert self.prefix and not self.written, "the prefix is written once, before the first chunk"
         self._pinned[-1] = self._rotated(kv.detach(), 0, self.prefix)
 
     def write(self, i: int, kv: KV) -> None:
-        """Keep chunk i's clean, unrotated keys and values (detached). A slot that falls out of the window is replaced."""
-        assert i == self.written, f"chunk {i} written where {self.written} is next"
+        """Keeps chunk i's clean, unrotated keys and values, detached. What falls out of the window is replaced."""
+        assert i == self.written, f"chunk {i} was written where {self.written} is next"
         s, w, frames = self.student.sink, self.student.window, self.student.chunk
         if i < s:
             self._pinned[i] = self._rotated(kv.detach(), self.position(i), frames)
@@ -117,8 +144,8 @@ class ChunkCache:
         self.written += 1
 
     def refresh_sink(self) -> None:
-        """The newest chunks of the window take the sinks' places: what the video is anchored to from now on, as when the scene
-        has changed (an open problem in the paper, section 7). With fewer of them than sinks, the last places change.
+        """Puts the newest chunks of the window into the sinks' places, to anchor what follows to them: for when the scene has
+        changed (an open problem in the paper, section 7). With fewer of them than sinks, the last places change.
 
         Until it leaves the window such a chunk is attended to at both positions. Raises ValueError where there is no sink,
         or no chunk after the sinks yet.
@@ -126,13 +153,15 @@ class ChunkCache:
         s = self.student.sink
         newest = sorted(self._window.values(), key=lambda held: held[0])[-s:] if s else []
         if not newest:
-            raise ValueError("no sink to refresh" if not s else "no chunk after the sinks to refresh them with")
+            raise ValueError(
+                "no chunk after the sinks to refresh them with" if s else "no sink to refresh: student.sink=0"
+            )
         for place, (_, kv) in zip(range(s - len(newest), s), newest, strict=True):
             self._pinned[place] = self._rotated(kv, self.position(place), self.student.chunk)
 
     def context(self, i: int) -> Context:
-        """What chunk i attends to. Build it once a chunk; all denoising steps and the clean pass share it."""
-        assert i == self.written, f"context of chunk {i} asked for with {self.written} chunks written"
+        """Returns what chunk i attends to. Build it once a chunk: all denoising steps and the clean pass share it."""
+        assert i == self.written, f"chunk {i}'s context was asked for when {self.written} chunks were written"
         parts = list(self._pinned.values())
         for chunk, kv in self._window.values():
             parts.append(self._rotated(kv, self.position(i, chunk), self.student.chunk))
@@ -146,15 +175,16 @@ class ChunkCache:
 
 
 class AbsoluteCache(ChunkCache):
-    """The same cache with rotary positions that count from the start of the video and grow for ever (Self Forcing, Huang et
-    al. 2025): for comparison. Distances to a sink then grow beyond all that training showed; without one nothing differs."""
+    """Counts rotary positions from the start of the video, so that they grow without bound (Self Forcing, Huang et al. 2025).
+
+    For comparison: distances to a sink then grow beyond all that training showed; without a sink nothing differs."""
 
     def position(self, i: int, chunk: int | None = None) -> int:
         return self.prefix + (i if chunk is None else chunk) * self.student.chunk
 
 
 def _joined(parts: list[KV]) -> tuple[LayerKV, ...]:
-    """Layer by layer, the tokens of all parts one after the other."""
+    """Returns, layer by layer, the tokens of all parts one after the other."""
     if len(parts) < 2:
         return parts[0].layers if parts else ()
 

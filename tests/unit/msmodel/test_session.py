@@ -17,7 +17,7 @@ from PIL import Image
 from configs.settings import load
 from demo.playing.model_player import make_player
 from demo.playing.player import Start
-from demo.playing.student import Chosen
+from demo.playing.student import ChosenStudent
 from msmodel.dit import WanDiT
 from msmodel.io.export import write_diffusers
 from msmodel.io.weights import load_student, load_teacher, save_weights
@@ -62,7 +62,7 @@ def moved(index: int) -> Controls:
 
 def test_frames_equal_those_of_the_demos_player(checkpoint, opened, tmp_path):
     cfg = load("debug", [f"data.grid_rows={GRID[0]}", f"data.grid_cols={GRID[1]}"], runs=str(tmp_path))
-    player = make_player(cfg, players.playable(checkpoint), Chosen(checkpoint, checkpoint.folder, None))
+    player = make_player(cfg, players.playable(checkpoint), ChosenStudent(checkpoint, checkpoint.folder, None))
     smoothing = InputSmoothing(smooth_seconds=0.1)
     performance = player.open(Start(players.picture(), "a hall", 5, smoothing), record=False)
     session = opened(smoothing=smoothing)

@@ -92,8 +92,8 @@ def test_a_stream_opened_from_a_picture_reads_its_tokens(model, checkpoint, monk
     expected = load_image_encoder(model.image_encoder, WIDTH).encode(
         torch.from_numpy(frame.copy()).permute(2, 0, 1)[None] / 127.5 - 1
     )
-    given = replace(playable, look=lambda pixels: expected)
-    blind = replace(playable, look=lambda pixels: torch.zeros_like(expected))
+    given = replace(playable, encode_image=lambda pixels: expected)
+    blind = replace(playable, encode_image=lambda pixels: torch.zeros_like(expected))
     assert torch.equal(chunk(playable, frame), chunk(given, frame))
     assert not torch.allclose(chunk(playable, frame), chunk(blind, frame), atol=1e-4)
 

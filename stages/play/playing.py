@@ -49,7 +49,7 @@ def load_playable(
 
 @contextmanager
 def torch_threads(count: int) -> Iterator[None]:
-    """Runs what is inside with so many threads: sums are taken in another order with another number."""
+    """Runs what is inside with this number of torch threads: another number sums in another order."""
     before = torch.get_num_threads()
     torch.set_num_threads(count)
     try:

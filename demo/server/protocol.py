@@ -18,7 +18,6 @@ from msmodel.steering import steering
 
 VERSION = 2
 MAGIC = b"MS"
-HEAD_BYTES = 8  # magic, version, kind, length of the header
 MAX_HEADER_BYTES = 1 << 20
 MAX_PROMPT = 2000  # characters
 MAX_NAME = 200  # characters of any other text
@@ -30,7 +29,8 @@ POSITION_RANGE = (-1.0, 2.0)  # shares of the frame; positions are clipped to it
 # Close codes of the WebSocket
 LEFT, GOING, RULES, FAULT, FULL, IDLE = 1000, 1001, 1008, 1011, 1013, 4000
 NOTICE = "notice"  # code of an error message that reports no error, but something that the user should know
-_HEAD = struct.Struct("<2sBBI")
+_HEAD = struct.Struct("<2sBBI")  # magic, version, kind, length of the header
+HEAD_BYTES = _HEAD.size
 
 
 class ProtocolError(ValueError):

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
+import psutil
 import pytest
 from playwright.sync_api import Browser, BrowserContext, sync_playwright
 
@@ -22,14 +30,17 @@ from demo.server.serve import (
     listen,
     make_server,
 )
+from infra.files import CHECKOUT, git_sha
 from msmodel.steering.steering import Controls
 from tests.browser.driver import Tab
 from tests.unit.demo.fakes import (
     ABOUT,
+    WAIT_SECONDS,
     FakePerformance,
     FakePlayer,
 )
 
+SECONDS = float(os.environ.get("MS_DEMO_SECONDS", "12"))  # that the pace is measured for
 CHROMIUM = Path("/usr/bin/chromium")
 # No GPU, no voice, no call home; a camera that shows a test pattern.
 FLAGS = [
@@ -95,10 +106,10 @@ def serving(player: WatchedPlayer, cfg: DemoConfig) -> Iterator[str]:
         server = make_server(player, cfg, listener, ready.set)
         thread = threading.Thread(target=server.run, args=([listener],), daemon=True)
         thread.start()
-        assert ready.wait(20), "the server did not come up"
+        assert ready.wait(WAIT_SECONDS), "the server did not come up"
         yield address_of(listener)
         server.should_exit = True
-        thread.join(20)
+        thread.join(WAIT_SECONDS)
 
 
 @pytest.fixture(scope="package")
@@ -115,7 +126,7 @@ def chromium() -> Iterator[Browser]:
 @pytest.fixture
 def context(chromium: Browser) -> Iterator[BrowserContext]:
     context = chromium.new_context(viewport={"width": 1280, "height": 800})
-    context.set_default_timeout(5000)
+    context.set_default_timeout(1000 * WAIT_SECONDS)
     yield context
     context.close()
 
@@ -123,7 +134,7 @@ def context(chromium: Browser) -> Iterator[BrowserContext]:
 @pytest.fixture
 def phone(chromium: Browser) -> Iterator[BrowserContext]:
     context = chromium.new_context(viewport={"width": 390, "height": 844}, has_touch=True, is_mobile=True)
-    context.set_default_timeout(5000)
+    context.set_default_timeout(1000 * WAIT_SECONDS)
     yield context
     context.close()
 
@@ -135,3 +146,53 @@ def tab(context: BrowserContext, address: str) -> Iterator[Tab]:
     tab.open("/")
     yield tab
     tab.check()
+
+
+@dataclass
+class Demo:
+    address: str
+    process: psutil.Process
+    runs: Path
+    serving_seconds: float
+
+
+def note(**figures: Any) -> None:
+    """Prints figures, and keeps them with the commit."""
+    print(json.dumps(figures))
+    figures |= {"git_sha": git_sha()}
+    path = os.environ.get("MS_DEMO_FIGURES")
+    if path:
+        with open(path, "a", encoding="utf-8") as file:
+            file.write(json.dumps(figures) + "\n")
+
+
+@pytest.fixture(scope="package")
+def demo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Demo]:
+    """`make demo` without a run: the student that ships."""
+    runs = tmp_path_factory.mktemp("runs")
+    command = [sys.executable, "-m", "pipelines", "demo", "--preset", "nano", "--runs", str(runs), "demo.port=0"]
+    began = time.monotonic()
+    server = subprocess.Popen(command, cwd=CHECKOUT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    assert server.stdout is not None
+    printed: list[str] = []
+    address = None
+    for line in server.stdout:
+        printed.append(line)
+        if address := re.search(r"serving on (http\S+)", line):
+            break
+    assert address is not None, "".join(printed)
+    yield Demo(address[1], psutil.Process(server.pid), runs, time.monotonic() - began)
+    server.send_signal(signal.SIGINT)
+    assert server.wait(WAIT_SECONDS) == 0, "".join([*printed, server.stdout.read()])
+
+
+@pytest.fixture
+def real_tab(chromium: Browser, demo: Demo) -> Iterator[Tab]:
+    """The real demo's page, loaded."""
+    context = chromium.new_context(viewport={"width": 1280, "height": 800})
+    context.set_default_timeout(1000 * WAIT_SECONDS)
+    tab = Tab(context, demo.address)
+    tab.open("/")
+    yield tab
+    tab.check()
+    context.close()

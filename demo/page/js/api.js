@@ -1,9 +1,9 @@
-/** The plain HTTP side. Addresses are relative, so that the page also works behind a path. */
+/** HTTP requests to the server. Addresses are relative, so that the page also works below a path. */
 
-/** Where the socket is. */
+/** The address of the WebSocket. */
 export const socketAddress = new URL("ws", location.href).href.replace(/^http/, "ws");
 
-/** A token in the page's address (?token=..) has become a cookie by now: it is not left for who looks over a shoulder. */
+/** Removes the token from the page's address (?token=...), which is in a cookie by now, so that nobody reads it there. */
 export function hideToken() {
   const address = new URL(location.href);
   if (!address.searchParams.has("token")) return;
@@ -11,17 +11,19 @@ export function hideToken() {
   history.replaceState(null, "", address);
 }
 
+/** @param {Response} response */
 async function answer(response) {
   if (response.ok) return response.json();
   let text = `The server answered ${response.status} ${response.statusText}.`;
   try {
     text = (await response.json()).text ?? text;
   } catch {
-    // No JSON: a proxy's page, say. The status is all there is to tell.
+    // Not JSON, but the page of a proxy, for example: the status is all that is known.
   }
   throw new Error(text);
 }
 
+/** @param {string} path */
 export async function get(path) {
   return answer(await fetch(`api/${path}`));
 }

@@ -1,27 +1,40 @@
 /**
- * What the hands ask for: drags (green), pins (red), paths (blue), camera, transferred motion; and the snapshot of it that is sent.
- * Positions are shares of the frame, 0 to 1. Knows no DOM.
+ * The user's controls: drags (green), pins (red), paths (blue), camera and transferred motion; and the snapshot of them that is sent.
+ * Positions are shares of the frame, 0 to 1.
  */
 
-/** Doublings, degrees, and frame widths or heights a second at full deflection. */
+import { LIMIT } from "./protocol_numbers.js";
+
+/** @typedef {import("./types.js").Place} Place */
+/** @typedef {import("./types.js").Axis} Axis */
+/** @typedef {import("./types.js").DrawnPath} DrawnPath */
+/** @typedef {number | string} Pointer */
+/** @typedef {{ids: number[], members: Place[], from: Place, to: Place}} Drag */
+
+/** Speeds a second at full deflection: frame widths or heights (pan), doublings (zoom), degrees. */
 export const CAMERA = Object.freeze({ pan_x: 0.5, pan_y: 0.5, zoom: 1, rotate: 45, orbit: 45 });
 const STILL = Object.freeze({ pan_x: 0, pan_y: 0, zoom: 0, rotate: 0, orbit: 0 });
 const STEP = 0.012; // shares between two corners of a drawn path
 const APART = 0.02; // shares of the width between two pins, at least
-const COVERED = 0.5; // cells of the grid: what lies so close is the same place
-const HOLE = 0.75; // cells of the grid: a place of it from which any point is so far is empty
-const CORNERS = 2000; // of one path, at most
+const COVERED = 0.5; // cells of the grid: points closer than this are at the same place
+const HOLE = 0.75; // cells of the grid: a cell is empty if every point is farther from it than this
 
 export class Controls {
-  #drags = new Map(); // pointer -> {ids, members, from, to}
-  #drawing = new Map(); // pointer -> a path that is being drawn
-  #pins = new Map(); // id -> [x, y]
-  #rest = new Map(); // id -> [x, y]: what nobody holds. It sticks to the scene: what is moved stays where it is let go
+  /** @type {Map<Pointer, Drag>} */
+  #drags = new Map();
+  /** @type {Map<Pointer, {members: Place[], line: Place[]}>} paths that are being drawn */
+  #drawing = new Map();
+  /** @type {Map<number, Place>} by id */
+  #pins = new Map();
+  /** @type {Map<number, Place>} points that hold the rest of the scene still, by id; a dragged point stays where it was released */
+  #rest = new Map();
   #camera = { ...STILL };
   #nextId = 1;
   #revision = 0;
   #changed = false;
-  #inputAt = null; // of the first input event that no snapshot has yet
+  /** @type {?number} time of the first input event that no snapshot includes */
+  #inputAt = null;
+  /** @type {DrawnPath[]} */
   paths = [];
   brush = 0.12; // radius, share of the frame's width
   pathSeconds = 2;
@@ -36,64 +49,75 @@ export class Controls {
     this.maxPoints = maxPoints;
   }
 
-  /** Something changed at `now` (ms): the next snapshot is one. */
+  /** Notes a change at `now` (ms), so that the next snapshot is sent. @param {?number} now */
   touch(now) {
     this.#changed = true;
     this.#inputAt ??= now;
   }
 
-  /** Who hears them knows nothing yet: the next snapshot is one, without an input event. Paths begin at their beginnings. */
-  restate() {
+  /** Makes the next snapshot a complete one for a server that has none, and lets paths run from their beginnings. */
+  resend() {
     this.rerunPaths(null);
     this.#rest.clear();
     this.#changed = true;
     this.#inputAt = null;
   }
 
+  /** @param {number} columns */
   setGrid(columns) {
     this.columns = columns;
     this.rows = this.#rowsOf(columns);
     this.#rest.clear();
   }
 
-  /** Of a grid of square cells with so many columns. */
+  /** Returns the number of points of a grid of square cells. @param {number} columns */
   pointsOf(columns) {
     return columns * this.#rowsOf(columns);
   }
 
+  /** @param {number} columns */
   #rowsOf(columns) {
     return Math.max(1, Math.round(columns / this.aspect));
   }
 
+  /** @param {boolean} pinRest @param {number} now */
   setPinRest(pinRest, now) {
     this.pinRest = pinRest;
     this.#rest.clear();
     this.touch(now);
   }
 
+  /** @param {string} transfer id of a motion, "webcam" or "" @param {number} now */
   setTransfer(transfer, now) {
     this.transfer = transfer;
     this.#rest.clear();
     this.touch(now);
   }
 
-  /** Centres of the grid's cells, row after row. */
+  /** Centres of the grid's cells, row after row. @returns {Place[]} */
   get grid() {
     const { rows, columns } = this;
     return Array.from({ length: rows * columns }, (_, i) => [((i % columns) + 0.5) / columns, (Math.floor(i / columns) + 0.5) / rows]);
   }
 
+  /** Returns the distance in shares of the width. @param {Place} a @param {Place} b */
   distance([ax, ay], [bx, by]) {
     return Math.hypot(ax - bx, (ay - by) / this.aspect);
   }
 
-  /** Points under the brush, [id, place] each: of those that are held still, or else of the grid; the place itself where there is none. */
+  /**
+   * Returns the points under the brush: of those that are held still, or else of the grid; the place itself where there is none.
+   * @param {Place} place
+   * @returns {[number, Place][]} ids and places
+   */
   under(place) {
+    /** @type {[number, Place][]} */
     const points = this.#stills ? [...this.#seeded()] : this.grid.map((point) => [this.#nextId++, point]);
     const under = this.brush > 0 ? points.filter(([, point]) => this.distance(point, place) <= this.brush) : [];
     return under.length ? under : [[this.#nextId++, place]];
   }
 
+  /** Takes hold of the points under the brush, and returns their number. @param {Pointer} pointer @param {Place} place @param {number} now */
   grab(pointer, place, now) {
     const under = this.#take(place);
     this.#drags.set(pointer, { ids: under.map(([id]) => id), members: under.map(([, point]) => point), from: place, to: place });
@@ -101,12 +125,14 @@ export class Controls {
     return under.length;
   }
 
+  /** @param {Place} place */
   #take(place) {
     const under = this.under(place);
     under.forEach(([id]) => this.#rest.delete(id));
     return under;
   }
 
+  /** @param {Pointer} pointer @param {Place} place @param {number} now */
   drag(pointer, place, now) {
     const drag = this.#drags.get(pointer);
     if (!drag || (drag.to[0] === place[0] && drag.to[1] === place[1])) return;
@@ -114,14 +140,16 @@ export class Controls {
     this.touch(now);
   }
 
+  /** @param {Pointer} pointer @param {number} now */
   release(pointer, now) {
     const drag = this.#drags.get(pointer);
-    if (!this.#drags.delete(pointer)) return;
-    if (this.#stills) this.#putBack(moved(drag).map((place, i) => [drag.ids[i], place]));
+    if (!drag) return;
+    this.#drags.delete(pointer);
+    if (this.#stills) this.#putBack(placed(drag));
     this.touch(now);
   }
 
-  /** What was let go is held where it is, in place of what it covers; where it came from new points are. */
+  /** Holds released points where they are, instead of the points they cover, and fills the places they left. @param {[number, Place][]} points */
   #putBack(points) {
     const inside = points.filter(([, place]) => place.every((share) => share >= 0 && share <= 1));
     for (const [id, place] of [...this.#rest]) {
@@ -131,22 +159,24 @@ export class Controls {
     this.#fill();
   }
 
+  /** Adds a point in every empty cell of the grid. */
   #fill() {
-    const taken = [...this.#rest.values(), ...this.#pins.values(), ...this.#drags.values(), ...this.paths]
-      .flatMap((one) => one.members ? (one.to ? [...one.members, ...moved(one)] : one.members) : [one]);
+    const drags = [...this.#drags.values()];
+    const grouped = [...drags.flatMap((drag) => [...drag.members, ...moved(drag)]), ...this.paths.flatMap((path) => path.members)];
+    const taken = [...this.#rest.values(), ...this.#pins.values(), ...grouped];
     for (const place of this.grid) {
       if (!taken.some((other) => this.#apart(place, other) < HOLE)) this.#rest.set(this.#nextId++, place);
     }
   }
 
-  /** Cells of the grid between two places, along the axis on which it is more. */
+  /** Returns the cells of the grid between two places, along the axis with more of them. @param {Place} a @param {Place} b */
   #apart([ax, ay], [bx, by]) {
     return Math.max(Math.abs(ax - bx) * this.columns, Math.abs(ay - by) * this.rows);
   }
 
-  /** Pins what is under the brush. Returns how many pins came. */
+  /** Pins the points under the brush. Returns the number of new pins. @param {Place} place @param {number} now */
   pin(place, now) {
-    const near = (point) => [...this.#pins.values()].some((pin) => this.distance(pin, point) < APART);
+    const near = (/** @type {Place} */ point) => [...this.#pins.values()].some((pin) => this.distance(pin, point) < APART);
     const fresh = this.under(place).filter(([, point]) => !near(point));
     for (const [id, point] of fresh) {
       this.#rest.delete(id);
@@ -156,17 +186,21 @@ export class Controls {
     return fresh.length;
   }
 
+  /** @param {Pointer} pointer @param {Place} place */
   startPath(pointer, place) {
     this.#drawing.set(pointer, { members: this.under(place).map(([, point]) => point), line: [place] });
   }
 
+  /** @param {Pointer} pointer @param {Place} place */
   extendPath(pointer, place) {
     const path = this.#drawing.get(pointer);
-    if (path && path.line.length < CORNERS && this.distance(path.line[path.line.length - 1], place) >= STEP) path.line.push(place);
+    if (path && path.line.length < LIMIT.pathCorners && this.distance(path.line[path.line.length - 1], place) >= STEP) path.line.push(place);
   }
 
   /**
-   * Keeps the path that was drawn, unless it has no length or its group does not fit below the limit of points.
+   * Keeps the path that was drawn, unless it has no length or its points exceed the limit.
+   * @param {Pointer} pointer
+   * @param {number} now
    * @returns {"none" | "kept" | "short" | "full"}
    */
   finishPath(pointer, now) {
@@ -187,23 +221,23 @@ export class Controls {
     return this.paths.reduce((sum, path) => sum + path.members.length, 0);
   }
 
-  /** All paths from their beginnings: a path that is known is one that runs or ran, hence new names. */
+  /** Runs all paths from their beginnings. They get new ids, since the server knows the old ones as paths that ran. @param {?number} now */
   rerunPaths(now) {
     this.paths = this.paths.map((path) => ({ ...path, id: this.#nextId++, revision: null, begun: null }));
     if (this.paths.length) this.touch(now);
   }
 
-  /** The picture shows what it was asked for up to this revision: paths that came with it begin. at: seconds of the clip. */
+  /** Notes that the picture follows the controls up to this revision: paths that came with it begin. @param {number} revision @param {number} at seconds of the clip */
   shown(revision, at) {
     for (const path of this.paths) {
       if (path.begun === null && path.revision !== null && path.revision <= revision) path.begun = at;
     }
   }
 
-  /** Takes away the pins and paths under the brush. */
+  /** Removes the pins and paths under the brush. @param {Place} place @param {number} now */
   erase(place, now) {
     const reach = Math.max(this.brush, 0.02);
-    const hit = (point) => this.distance(point, place) <= reach;
+    const hit = (/** @type {Place} */ point) => this.distance(point, place) <= reach;
     const pins = [...this.#pins].filter(([, pin]) => hit(pin));
     pins.forEach(([id]) => this.#pins.delete(id));
     if (this.#stills) pins.forEach(([id, pin]) => this.#rest.set(id, pin));
@@ -214,17 +248,18 @@ export class Controls {
     this.touch(now);
   }
 
+  /** @param {number} now */
   clear(now) {
     [this.#drags, this.#drawing, this.#pins, this.#rest].forEach((map) => map.clear());
     this.paths = [];
     this.touch(now);
   }
 
-  /** @param {object} speeds some of CAMERA's, in its units */
+  /** @param {Partial<import("./types.js").Speeds>} speeds in the units of CAMERA @param {number} now */
   setCamera(speeds, now) {
-    if (Object.entries(speeds).every(([name, speed]) => this.#camera[name] === speed)) return;
+    if (Object.entries(speeds).every(([name, speed]) => this.#camera[/** @type {Axis} */ (name)] === speed)) return;
     Object.assign(this.#camera, speeds);
-    this.#rest.clear(); // the scene moves away under it
+    this.#rest.clear(); // the scene moves away from these points
     this.touch(now);
   }
 
@@ -232,27 +267,27 @@ export class Controls {
     return { ...this.#camera };
   }
 
-  get #turning() {
+  get #cameraMoves() {
     return Object.values(this.#camera).some((speed) => speed !== 0);
   }
 
-  /** Whether what nobody moves is held still: a student with nothing to follow drifts. */
+  /** Whether everything else is held still: without points to follow, the model lets the scene drift. */
   get #stills() {
-    return this.pinRest && !this.transfer && !this.#turning;
+    return this.pinRest && !this.transfer && !this.#cameraMoves;
   }
 
   get dragging() {
     return this.#drags.size > 0;
   }
 
-  /** What the overlay draws. */
+  /** What the overlay draws. @returns {import("./types.js").View} */
   get view() {
     const green = [...this.#drags.values()].flatMap(moved);
     const drawing = [...this.#drawing.values()].map((path) => ({ ...path, seconds: this.pathSeconds, begun: null }));
     return { green, red: [...this.#pins.values()], rest: this.#restPoints().map(([, place]) => place), paths: [...this.paths, ...drawing] };
   }
 
-  /** Points that nobody has, which are held still. */
+  /** Returns the points that hold the rest of the scene still. @returns {[number, Place][]} */
   #restPoints() {
     return this.#stills ? [...this.#seeded()] : [];
   }
@@ -263,19 +298,21 @@ export class Controls {
   }
 
   /**
-   * What is to be sent now: null if nothing changed since the last call. Points beyond the limit are left out, those of the rest first.
-   * @returns {?{revision: number, inputAt: ?number, points: object[], paths: object[], camera: ?object, transfer: string}}
+   * Returns the snapshot to send, or null if nothing changed since the last call. Points beyond the limit are left out, those that hold
+   * the rest still first.
+   * @returns {?import("./types.js").Snapshot}
    */
   snapshot() {
     if (!this.#changed) return null;
     const drags = [...this.#drags.values()];
+    /** @type {(pinned: boolean) => (point: [number, Place]) => import("./types.js").Point} */
     const point = (pinned) => ([id, [x, y]]) => ({ id, x, y, pinned });
-    const dragged = drags.flatMap((drag) => moved(drag).map((place, i) => [drag.ids[i], place]));
+    const dragged = drags.flatMap(placed);
     const points = [...dragged.map(point(false)), ...[...this.#pins, ...this.#restPoints()].map(point(true))].slice(0, this.maxPoints - this.#members);
     const snapshot = {
       revision: ++this.#revision, inputAt: this.#inputAt, points,
       paths: this.paths.map(({ id, members, line, seconds }) => ({ id, members, line, seconds })),
-      camera: this.#turning ? { ...this.#camera } : null, transfer: this.transfer,
+      camera: this.#cameraMoves ? { ...this.#camera } : null, transfer: this.transfer,
     };
     this.#changed = false;
     this.#inputAt = null;
@@ -284,11 +321,17 @@ export class Controls {
   }
 }
 
+/** Returns where the points of a drag are now. @param {Drag} drag @returns {Place[]} */
 function moved({ members, from, to }) {
   return members.map(([x, y]) => [x + to[0] - from[0], y + to[1] - from[1]]);
 }
 
-/** The place on a line after a share of its length. */
+/** Returns the points of a drag with their ids. @param {Drag} drag @returns {[number, Place][]} */
+function placed(drag) {
+  return moved(drag).map((place, i) => [drag.ids[i], place]);
+}
+
+/** Returns the place on a line after a share of its length. @param {Place[]} line @param {number} share @returns {Place} */
 export function along(line, share) {
   const lengths = line.slice(1).map(([x, y], i) => Math.hypot(x - line[i][0], y - line[i][1]));
   let left = Math.min(Math.max(share, 0), 1) * lengths.reduce((sum, length) => sum + length, 0);

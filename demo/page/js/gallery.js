@@ -1,16 +1,18 @@
-/** The gallery: what was recorded, to watch, to take along and to replay. */
+/** The gallery: saved recordings to watch, to download and to replay. */
 
 import { get, hideToken } from "./api.js";
-import { $, make, note } from "./ui.js";
+import { $, make, note, reason } from "./ui.js";
 
 const FILES = Object.freeze({ "video.mp4": "Video", "drawn.mp4": "Video with tracks", "tracks.npz": "Tracks", "first.png": "First frame", "recording.json": "Settings" });
 
 const when = new Intl.DateTimeFormat(undefined, { dateStyle: "medium", timeStyle: "short" });
 
+/** @param {string} name @param {string} value */
 function fact(name, value) {
   return make("div", {}, make("dt", { textContent: name }), make("dd", { textContent: value }));
 }
 
+/** @param {import("./types.js").Recording} recording */
 function card(recording) {
   const { id, title, prompt, seed, seconds, frames, saved, student, digest, preset, folder, ended } = recording;
   const place = `api/recordings/${encodeURIComponent(id)}`;
@@ -32,7 +34,7 @@ function card(recording) {
   return article;
 }
 
-/** What reproduces the recording, with a button that copies it. */
+/** Shows the command that replays a recording, with a button that copies it. @param {string} text */
 function command(text) {
   const copy = make("button", { type: "button", className: "small", textContent: "Copy" });
   copy.setAttribute("aria-label", "Copy the command that replays this recording");
@@ -46,6 +48,7 @@ function command(text) {
 
 async function begin() {
   hideToken();
+  /** @type {import("./types.js").Recording[]} */
   const recordings = await get("recordings");
   $("recordings").replaceChildren(...recordings.map(card));
   $("empty").hidden = recordings.length > 0;
@@ -55,4 +58,4 @@ async function begin() {
   wanted?.focus({ preventScroll: true });
 }
 
-begin().catch((error) => note(`The recordings could not be listed: ${error.message}`, { bad: true }));
+begin().catch((error) => note(`The recordings could not be listed: ${reason(error)} Check that the server is running, then reload the page.`, { bad: true }));

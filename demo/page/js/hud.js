@@ -1,9 +1,9 @@
-/** The figures below the picture, and the plot of latency over time. */
+/** Shows the measurements below the picture, and the plot of latency over time. */
 
-import { $ } from "./ui.js";
+import { $, canvas, context2d } from "./ui.js";
 
-const whole = (value) => (Number.isFinite(value) ? value.toFixed(0) : "–");
-const pair = ({ p50, p95 }) => (Number.isFinite(p50) ? `${whole(p50)} / ${whole(p95)} ms` : "–");
+const whole = (/** @type {number} */ value) => (Number.isFinite(value) ? value.toFixed(0) : "–");
+const pair = (/** @type {import("./meters.js").Recent} */ { p50, p95 }) => (Number.isFinite(p50) ? `${whole(p50)} / ${whole(p95)} ms` : "–");
 
 /** @param {import("./meters.js").Meters} meters @param {number} now */
 export function showFigures(meters, now) {
@@ -12,22 +12,26 @@ export function showFigures(meters, now) {
   $("latency-ms").textContent = pair(meters.latencyMs);
   $("chunks").textContent = String(meters.chunks);
   $("cache").textContent = meters.cacheBytes ? bytesText(meters.cacheBytes) : "–";
-  plot($("plot"), meters.latencyPlot);
+  plot(canvas("plot"), meters.latencyPlot);
 }
 
 /** @param {number} bytes */
 export function bytesText(bytes) {
-  const [unit, name] = bytes < 1e6 ? [1e3, "kB"] : bytes < 1e9 ? [1e6, "MB"] : [1e9, "GB"];
-  return `${(bytes / unit).toFixed(1)} ${name}`;
+  if (bytes < 1e6) return `${(bytes / 1e3).toFixed(1)} kB`;
+  return bytes < 1e9 ? `${(bytes / 1e6).toFixed(1)} MB` : `${(bytes / 1e9).toFixed(1)} GB`;
 }
 
-/** One bar a chunk that answered to something, the newest at the right; the scale is the largest of them. */
-function plot(canvas, recent) {
+/**
+ * Draws one bar for each chunk that followed an input, the newest at the right. The largest sets the scale.
+ * @param {HTMLCanvasElement} chart
+ * @param {import("./meters.js").Recent} recent
+ */
+function plot(chart, recent) {
   const density = window.devicePixelRatio || 1;
-  const [width, height] = [canvas.clientWidth, canvas.clientHeight];
-  if (canvas.width !== Math.round(width * density)) Object.assign(canvas, { width: Math.round(width * density), height: Math.round(height * density) });
-  const c = canvas.getContext("2d");
-  const style = getComputedStyle(canvas);
+  const [width, height] = [chart.clientWidth, chart.clientHeight];
+  if (chart.width !== Math.round(width * density)) Object.assign(chart, { width: Math.round(width * density), height: Math.round(height * density) });
+  const c = context2d(chart);
+  const style = getComputedStyle(chart);
   c.setTransform(density, 0, 0, density, 0, 0);
   c.clearRect(0, 0, width, height);
   const samples = recent.all;

@@ -1,89 +1,84 @@
-/** Where the streaming page begins: what buttons, fields and keys do. */
+/** The streaming page: builds its parts and connects them. */
 
-import { get, hideToken } from "./api.js";
-import { listen } from "./keys.js";
-import { Page } from "./page.js";
-import { $, note } from "./ui.js";
+import { makeActions } from "./actions.js";
+import { get, hideToken, socketAddress } from "./api.js";
+import { bindButtons, bindFields, bindKeys } from "./bindings.js";
+import { Camera } from "./camera.js";
+import { Controls } from "./controls.js";
+import { showFigures } from "./hud.js";
+import { publishMeasurements } from "./measurements.js";
+import { Meters } from "./meters.js";
+import { Motion } from "./motion.js";
+import { showNotices } from "./notices.js";
+import { Overlay } from "./overlay.js";
+import { Playback } from "./playback.js";
+import { PointerInput } from "./pointer.js";
+import { Screen } from "./screen.js";
+import { Session } from "./session.js";
+import { Setup } from "./setup.js";
+import { Status } from "./status.js";
+import { Stream } from "./stream.js";
+import { $, button, canvas, input, note, reason } from "./ui.js";
 
-const TOOLS = ["drag", "pin", "path", "erase"];
+const FIGURES_MS = 250;
+const HIDDEN_MS = 100; // between two ticks of a hidden page, which gets no animation frames
 
-/** A button that a mouse or finger pressed gives the focus up: the keys are the page's again. */
-function onPress(id, act) {
-  $(id).addEventListener("click", (event) => {
-    if (event.detail > 0) $(id).blur();
-    act();
+/** @param {import("./types.js").About} about */
+function build(about) {
+  $("student").textContent = `${about.preset} · ${about.student} · ${about.device}`;
+  $("work").style.setProperty("--aspect", String(about.width / about.height));
+  const meters = new Meters();
+  const session = new Session(socketAddress);
+  const playback = new Playback(about.fps);
+  const controls = new Controls(about.width / about.height, about.max_points);
+  const screen = new Screen(canvas("picture"), about.width, about.height);
+  const status = new Status(session, meters);
+  const pointer = new PointerInput(canvas("overlay"), controls, () => overlay.invalidate(), (tool) => status.used(tool));
+  const overlay = new Overlay(canvas("overlay"), controls, () => ({
+    tracks: input("show-tracks").checked ? stream.tracks : null, hover: pointer.hover, cursor: pointer.cursor, at: playback.position,
+  }));
+  const changed = () => overlay.invalidate();
+  const stream = new Stream({ session, playback, screen, controls, meters, changed });
+  const camera = new Camera($("camera"), controls);
+  const setup = new Setup((image) => {
+    button("start").disabled = false;
+    if (session.running) actions.start(); // with the new picture
+    stream.showStill(image);
   });
-}
-
-function bindButtons(page) {
-  onPress("start", () => page.toggle());
-  $("start").addEventListener("click", ({ detail }) => detail === 0 && $("overlay").focus()); // by key: there the next keys belong
-  onPress("pause", () => page.togglePause());
-  onPress("reset", () => page.reset());
-  onPress("sink", () => page.refreshSink());
-  onPress("rerun", () => page.rerunPaths());
-  onPress("clear", () => page.clear());
-  onPress("apply", () => page.applyPrompt());
-  onPress("save", () => page.session.save($("title").value.trim()));
-  onPress("curtain-act", () => (page.session.state === "queued" ? page.session.leave() : page.toggle()));
-  onPress("keys-open", () => $("keys").showModal());
-  $("title").addEventListener("keydown", (event) => event.key === "Enter" && $("save").click());
-  $("prompt").addEventListener("keydown", (event) => {
-    if (event.key !== "Enter" || event.shiftKey) return;
-    event.preventDefault();
-    page.applyPrompt();
+  const actions = makeActions({ session, stream, setup, controls, pointer, camera, changed });
+  new Motion(controls, session, about.motions);
+  showNotices(session, () => {
+    stream.discard();
+    controls.resend();
+    if (session.state === "paused" && setup.image) stream.showStill(setup.image);
   });
+  bindButtons(actions, session);
+  bindFields(actions, controls, about, changed);
+  bindKeys(actions, camera);
+  publishMeasurements({ about, session, playback, controls, meters });
+  session.addEventListener("state", () => showFigures(meters, performance.now()));
+  showFigures(meters, performance.now());
+  runClocks(() => {
+    stream.tick(performance.now());
+    if (overlay.drawIfInvalid()) $("rerun").hidden = !controls.paths.length;
+  });
+  setInterval(() => session.running && showFigures(meters, performance.now()), FIGURES_MS);
+  return setup;
 }
 
-function choose(page, tool) {
-  document.querySelector(`input[name=tool][value=${tool}]`).checked = true;
-  page.hands.tool = tool;
-  $("seconds-row").hidden = tool !== "path";
-}
-
-function bindFields(page, about) {
-  const { controls } = page;
-  const set = (id, event, act) => {
-    $(id).addEventListener(event, () => {
-      act($(id));
-      page.redraw();
-    });
-    act($(id));
+/** @param {() => void} tick */
+function runClocks(tick) {
+  const animate = () => {
+    tick();
+    requestAnimationFrame(animate);
   };
-  $("brush").value = controls.brush;
-  $("seconds").value = controls.pathSeconds;
-  $("grid").max = Math.max(Number($("grid").max), about.grid[1]);
-  while (Number($("grid").max) > 3 && controls.pointsOf(Number($("grid").max)) > about.max_points) $("grid").max -= 1;
-  $("grid").value = about.grid[1];
-  set("brush", "input", (field) => (controls.brush = Number(field.value)));
-  set("grid", "input", (field) => controls.setGrid(Number(field.value)));
-  set("seconds", "change", (field) => (controls.pathSeconds = Math.min(Math.max(Number(field.value) || 2, 0.25), 20)));
-  set("pin-rest", "change", (field) => controls.setPinRest(field.checked, performance.now()));
-  set("show-tracks", "change", () => {});
-  set("sharp", "change", (field) => $("picture").classList.toggle("sharp", field.checked));
-  for (const input of document.querySelectorAll("input[name=tool]")) input.addEventListener("change", () => choose(page, input.value));
-  choose(page, "drag");
-}
-
-function bindKeys(page) {
-  const tools = Object.fromEntries(TOOLS.map((tool, i) => [String(i + 1), () => choose(page, tool)]));
-  const acts = {
-    Enter: () => page.toggle(), " ": () => page.togglePause(), r: () => page.reset(), s: () => page.refreshSink(), p: () => page.rerunPaths(),
-    Escape: () => page.letGo(), "?": () => $("keys").showModal(), ...tools,
-  };
-  listen(acts, page.camera);
+  requestAnimationFrame(animate);
+  setInterval(() => document.hidden && tick(), HIDDEN_MS);
 }
 
 async function begin() {
   hideToken();
-  const about = await get("about");
-  const page = new Page(about);
-  $("student").textContent = `${about.preset} · ${about.student} · ${about.device}`;
-  bindButtons(page);
-  bindFields(page, about);
-  bindKeys(page);
-  Object.defineProperty(window, "motionstream", { value: page.hook });
-  await page.setup.load();
+  await build(await get("about")).load();
 }
 
-begin().catch((error) => note(`The page could not begin: ${error.message} Is the server still running? Reload when it is.`, { bad: true }));
+begin().catch((error) => note(`The page could not begin: ${reason(error)} Check that the server is running, then reload the page.`, { bad: true }));

@@ -1,6 +1,10 @@
-/** Figures for the display above the picture. Times are milliseconds. Knows no DOM. */
+/** Measures the stream: frame rate, chunk times, latencies. Times are milliseconds. */
 
-/** The share-th quantile, linear between samples as numpy's; NaN of nothing. */
+/**
+ * Returns a quantile, linear between samples like numpy's; NaN without samples.
+ * @param {number[]} samples
+ * @param {number} share 0 to 1
+ */
 export function quantile(samples, share) {
   if (!samples.length) return NaN;
   const sorted = [...samples].sort((a, b) => a - b);
@@ -9,14 +13,17 @@ export function quantile(samples, share) {
   return sorted[low] + (sorted[Math.min(low + 1, sorted.length - 1)] - sorted[low]) * (at - low);
 }
 
-/** The last so many samples. */
+/** Keeps the newest samples. */
 export class Recent {
+  /** @type {number[]} */
   #samples = [];
 
+  /** @param {number} limit how many are kept */
   constructor(limit) {
     this.limit = limit;
   }
 
+  /** @param {number} sample */
   add(sample) {
     this.#samples.push(sample);
     if (this.#samples.length > this.limit) this.#samples.shift();
@@ -39,10 +46,12 @@ export class Recent {
   }
 }
 
-/** Frames a second over the last three seconds. */
+/** Measures frames a second over the last three seconds. */
 export class Rate {
+  /** @type {number[]} */
   #times = [];
 
+  /** @param {number} now */
   tick(now) {
     this.#times.push(now);
     while (now - this.#times[0] > 3000) this.#times.shift();
@@ -52,7 +61,7 @@ export class Rate {
     this.#times = [];
   }
 
-  /** 0 where nothing was shown for a second. */
+  /** Returns frames a second; 0 where nothing was shown for a second. @param {number} now */
   at(now) {
     const times = this.#times;
     const last = times[times.length - 1];
@@ -61,10 +70,12 @@ export class Rate {
   }
 }
 
-/** From the input event to the first frame whose chunk knew of it. */
+/** Measures the time from an input event to the first frame whose chunk followed it. */
 export class ControlToPixel {
-  #open = new Map(); // revision -> time of its first input event
+  /** @type {Map<number, number>} revision -> time of its first input event */
+  #open = new Map();
 
+  /** @param {number} revision @param {number} inputAt */
   sent(revision, inputAt) {
     this.#open.set(revision, inputAt);
   }
@@ -73,7 +84,11 @@ export class ControlToPixel {
     this.#open.clear();
   }
 
-  /** Delays of all revisions that a chunk includes whose first frame was just shown. */
+  /**
+   * Returns the delays of the revisions that a chunk follows, whose first frame was just shown.
+   * @param {number} revision
+   * @param {number} now
+   */
   shown(revision, now) {
     const delays = [];
     for (const [sent, inputAt] of this.#open) {
@@ -89,32 +104,35 @@ export class Meters {
   rate = new Rate();
   chunkMs = new Recent(200);
   latencyMs = new Recent(400);
-  latencyPlot = new Recent(120); // one point a chunk: the largest of its delays
+  latencyPlot = new Recent(120); // one value a chunk: the largest of its delays
   controlToPixel = new ControlToPixel();
   chunks = 0;
   frames = 0;
   cacheBytes = 0;
-  firstFrameMs = NaN; // from the wish to start to the first frame
+  firstFrameMs = NaN; // from the request to start until the first frame
   #begun = NaN;
 
-  /** A start was asked for: the first frame is waited for. */
+  /** Notes that a start was requested. @param {number} now */
   begin(now) {
     this.#begun = now;
     this.firstFrameMs = NaN;
   }
 
+  /** @param {import("./types.js").ChunkHeader} header */
   chunkArrived(header) {
     this.chunks += 1;
     this.chunkMs.add(header.dit_ms + header.decode_ms);
     this.cacheBytes = header.cache_bytes;
   }
 
+  /** @param {import("./types.js").ChunkHeader} header @param {number} now */
   chunkShown(header, now) {
     const delays = this.controlToPixel.shown(header.revision, now);
     delays.forEach((delay) => this.latencyMs.add(delay));
     if (delays.length) this.latencyPlot.add(Math.max(...delays));
   }
 
+  /** @param {number} now */
   frameShown(now) {
     if (!this.frames) this.firstFrameMs = now - this.#begun;
     this.frames += 1;

@@ -1,12 +1,16 @@
-/** When which frame is shown: a clocked queue of decoded chunks. Times are milliseconds of one clock, which the caller reads. Knows no DOM. */
+/** A queue of decoded chunks that decides when each frame is shown. Times are milliseconds of one clock, which the caller reads. */
+
+/** @typedef {import("./types.js").Chunk} Chunk */
 
 export class Playback {
-  #queue = []; // chunks whose frames are not all shown: {header, frames, .., arrived}
+  /** @type {Chunk[]} whose frames are not all shown */
+  #queue = [];
   #index = 0; // of the next frame in the first of them
   #due = -Infinity; // when that frame is to be shown
-  #frozen = null; // time at which the clock was stopped
+  /** @type {?number} time at which the clock was stopped */
+  #frozen = null;
   underruns = 0;
-  position = 0; // seconds of the clip that were shown or left out
+  position = 0; // seconds of the clip that were shown or skipped
 
   /** @param {number} fps of the clip */
   constructor(fps) {
@@ -17,12 +21,12 @@ export class Playback {
     return this.#frozen !== null;
   }
 
-  /** Frames that wait to be shown. */
+  /** Number of frames that wait to be shown. */
   get waiting() {
     return this.#queue.reduce((sum, chunk) => sum + chunk.frames.length, 0) - this.#index;
   }
 
-  /** A chunk that comes when nothing waits is shown at once, and the clock starts anew with it. */
+  /** Adds a chunk. One that comes when nothing waits is shown at once, and the clock restarts with it. @param {Chunk} chunk @param {number} now */
   push(chunk, now) {
     const at = this.#frozen ?? now;
     chunk.arrived = now;
@@ -33,17 +37,18 @@ export class Playback {
     this.#queue.push(chunk);
   }
 
+  /** @param {number} now */
   pause(now) {
     if (!this.paused) this.#frozen = now;
   }
 
-  /** Goes on where it stopped: the frame that was due in 10 ms is due in 10 ms. */
+  /** Goes on where it stopped: a frame that was due in 10 ms is due in 10 ms again. @param {number} now */
   resume(now) {
-    if (this.paused) this.#due += now - this.#frozen;
+    if (this.#frozen !== null) this.#due += now - this.#frozen;
     this.#frozen = null;
   }
 
-  /** Forgets what waits: the server counts a chunk that was out at a reset, start or stop as acknowledged. */
+  /** Drops what waits. The server counts a chunk from before a reset, start or stop as acknowledged. */
   flush() {
     this.#queue = [];
     this.#index = 0;
@@ -51,13 +56,15 @@ export class Playback {
   }
 
   /**
-   * What is to be shown at `now`: the newest frame that is due, or null where the picture stays. `begun` lists the chunks that begin
-   * with it, also where the page was late and leaves frames out: each is to be acknowledged.
-   * @returns {?{chunk: object, index: number, begun: object[]}}
+   * Returns the newest frame that is due, or null where the picture stays. `begun` lists the chunks whose first frame is due or was
+   * skipped because the page was late: each is to be acknowledged.
+   * @param {number} now
+   * @returns {?import("./types.js").Due}
    */
   take(now) {
     if (this.paused) return null;
     let taken = null;
+    /** @type {Chunk[]} */
     const begun = [];
     while (this.#queue.length && now >= this.#due) {
       const chunk = this.#queue[0];
@@ -68,6 +75,7 @@ export class Playback {
     return taken;
   }
 
+  /** @param {Chunk} chunk */
   #next(chunk) {
     this.#due += this.step;
     this.position += this.step / 1000;

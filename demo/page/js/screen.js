@@ -1,16 +1,20 @@
-/** The picture: frames of a chunk as what a canvas takes, and the canvas they are shown on, at the clip's own size. */
+/** Decodes the frames of a chunk, and shows them on a canvas of the clip's size. */
 
 import { rgbToRgba, splitChunk } from "./protocol.js";
+import { context2d } from "./ui.js";
 
 /**
- * @param {object} header of a chunk @param {Uint8Array} payload @param {"rgb8" | "jpeg"} encoding
- * @returns {Promise<{header: object, frames: (ImageData | ImageBitmap)[], tracks: Float32Array[]}>}
+ * @param {import("./types.js").ChunkHeader} header
+ * @param {Uint8Array<ArrayBuffer>} payload
+ * @param {"rgb8" | "jpeg"} encoding
+ * @returns {Promise<import("./types.js").Chunk>}
  */
 export async function decodeChunk(header, payload, encoding) {
   const { frames, tracks } = splitChunk(header, payload);
-  if (encoding === "rgb8") return { header, frames: frames.map((bytes) => new ImageData(rgbToRgba(bytes), header.width, header.height)), tracks };
+  const arrived = performance.now(); // the queue corrects it when the chunk is decoded
+  if (encoding === "rgb8") return { header, frames: frames.map((bytes) => new ImageData(rgbToRgba(bytes), header.width, header.height)), tracks, arrived };
   const images = frames.map((bytes) => createImageBitmap(new Blob([bytes], { type: "image/jpeg" })));
-  return { header, frames: await Promise.all(images), tracks };
+  return { header, frames: await Promise.all(images), tracks, arrived };
 }
 
 export class Screen {
@@ -20,7 +24,7 @@ export class Screen {
   constructor(canvas, width, height) {
     Object.assign(canvas, { width, height });
     this.canvas = canvas;
-    this.#context = canvas.getContext("2d", { alpha: false });
+    this.#context = context2d(canvas, { alpha: false });
   }
 
   /** @param {ImageData | ImageBitmap} frame */
@@ -33,7 +37,7 @@ export class Screen {
     frame.close();
   }
 
-  /** The picture that a stream would begin with. @param {HTMLImageElement} image */
+  /** Shows the picture that a stream starts with. @param {HTMLImageElement} image */
   showStill(image) {
     this.#context.imageSmoothingQuality = "high";
     this.#context.drawImage(image, 0, 0, this.canvas.width, this.canvas.height);

@@ -1,20 +1,30 @@
-/** One WebSocket to the server: what state the session is in, and messages in and out. Knows no DOM but EventTarget and WebSocket. */
+/** One WebSocket to the server: the state of the session, and messages in both directions. */
 
-import { CLOSED, VERSION, decode, encode, encodeControls } from "./protocol.js";
+import { CLOSED, decode, encode, encodeControls } from "./protocol.js";
+import { CLOSE_CODE, VERSION } from "./protocol_numbers.js";
+import { reason } from "./ui.js";
+
+/** @typedef {"idle" | "connecting" | "queued" | "ready" | "starting" | "streaming" | "paused" | "stopping" | "lost"} State */
+/** @typedef {import("./types.js").Message} Message */
+/** @typedef {import("./types.js").StartSettings} StartSettings */
 
 const REFUSED_START = ["picture", "depth", "start"]; // codes of errors after which nothing plays
 
 /**
- * States: "idle" (no socket), "connecting", "queued", "ready" (our turn, nothing runs), "starting", "streaming", "paused", "stopping", "lost".
- * Events: "state"; "message" (detail: a decoded message); "trouble" (detail: text, the session goes on).
+ * The session. States: "idle" (no socket), "ready" (our turn, nothing plays), "lost" (the socket was closed), and those whose names say it.
+ * Events: "state"; "message" (detail: a decoded message); "trouble" (detail: text; the session goes on).
  */
 export class Session extends EventTarget {
+  /** @type {?WebSocket} */
   #socket = null;
-  #settings = null; // to start with when it is our turn
-  #expected = false; // whether the socket's end is our own wish
+  /** @type {?StartSettings} used when it is our turn */
+  #settings = null;
+  #leaving = false; // whether we close the socket ourselves
+  /** @type {State} */
   state = "idle";
   position = 0; // in the queue, 1 is next
-  why = ""; // the connection was lost
+  why = ""; // reason for which the connection was lost
+  /** @type {any} header of `welcome` */
   welcome = null;
 
   /** @param {string} address ws:// or wss:// */
@@ -23,17 +33,22 @@ export class Session extends EventTarget {
     this.address = address;
   }
 
-  /** Whether chunks come, or would if it were not paused. */
+  /** Calls `take` with every message of the server. @param {(message: Message) => void} take */
+  onMessage(take) {
+    this.addEventListener("message", (event) => take(/** @type {CustomEvent} */ (event).detail));
+  }
+
+  /** Whether a stream is playing or paused. */
   get running() {
     return this.state === "streaming" || this.state === "paused";
   }
 
-  /** Whether the server listens to snapshots. */
+  /** Whether the server accepts snapshots of the controls. */
   get takesControls() {
     return this.running || this.state === "starting";
   }
 
-  /** Begins (anew) with these settings, as soon as it is our turn. @param {object} settings the header of `start` */
+  /** Starts a stream with these settings, now or when it is our turn. @param {StartSettings} settings */
   start(settings) {
     this.#settings = settings;
     if (this.state === "ready" || this.running) this.#start();
@@ -48,7 +63,7 @@ export class Session extends EventTarget {
   }
 
   leave() {
-    this.#expected = true;
+    this.#leaving = true;
     this.#socket?.close(1000);
   }
 
@@ -72,16 +87,17 @@ export class Session extends EventTarget {
     if (this.running) this.#send("refresh_sink");
   }
 
+  /** @param {string} prompt */
   prompt(prompt) {
     if (this.running) this.#send("prompt", { prompt });
   }
 
-  /** What is played, or was played last. */
+  /** Saves the current or the last stream. @param {string} title */
   save(title) {
     if (this.running || this.state === "ready") this.#send("save", { title });
   }
 
-  /** @param {number} waited_ms how long the chunk lay here before its first frame was shown */
+  /** @param {number} seq @param {number} waited_ms time from the chunk's arrival until its first frame was shown */
   ack(seq, waited_ms) {
     if (this.running) this.#send("ack", { seq, waited_ms });
   }
@@ -91,49 +107,54 @@ export class Session extends EventTarget {
     if (this.state === "streaming") this.#send("webcam", {}, jpeg);
   }
 
+  /** @param {import("./types.js").SentControls} snapshot */
   controls(snapshot) {
-    this.#socket.send(encodeControls(snapshot));
+    this.#socket?.send(encodeControls(snapshot));
   }
 
+  /** @param {string} name @param {object=} header @param {ArrayBufferView=} payload */
   #send(name, header, payload) {
-    this.#socket.send(encode(name, header, payload));
+    this.#socket?.send(encode(name, header, payload));
   }
 
+  /** @param {State} state */
   #to(state) {
     this.state = state;
     this.dispatchEvent(new Event("state"));
   }
 
   #connect() {
-    this.#expected = false;
+    this.#leaving = false;
     this.why = "";
     this.#to("connecting");
     const socket = new WebSocket(this.address);
     socket.binaryType = "arraybuffer";
-    // A token, where there is one, is in a cookie.
+    // The token, if there is one, is in a cookie.
     socket.onopen = () => socket.send(encode("hello", { protocol: VERSION, token: "" }));
-    socket.onmessage = ({ data }) => this.#hear(data);
-    socket.onclose = ({ code, reason }) => this.#closed(code, reason);
+    socket.onmessage = ({ data }) => this.#receive(data);
+    socket.onclose = (event) => this.#closed(event.code, event.reason);
     this.#socket = socket;
   }
 
   #start() {
-    this.#send("start", this.#settings);
+    this.#send("start", this.#settings ?? {});
     this.#to("starting");
   }
 
-  #hear(data) {
+  /** @param {ArrayBuffer} data */
+  #receive(data) {
     let message;
     try {
       message = decode(data);
     } catch (error) {
-      this.dispatchEvent(new CustomEvent("trouble", { detail: error.message }));
+      this.dispatchEvent(new CustomEvent("trouble", { detail: reason(error) }));
       return;
     }
     this.#follow(message);
     this.dispatchEvent(new CustomEvent("message", { detail: message }));
   }
 
+  /** @param {Message} message */
   #follow({ name, header }) {
     if (name === "welcome") {
       this.welcome = header;
@@ -149,10 +170,11 @@ export class Session extends EventTarget {
     }
   }
 
-  #closed(code, reason) {
+  /** @param {number} code @param {string} text */
+  #closed(code, text) {
     this.#socket = null;
-    const calm = this.#expected || (code === 4000 && this.state === "ready");
-    this.why ||= CLOSED[code] ?? (reason || `The connection was closed (code ${code}).`);
+    const calm = this.#leaving || (code === CLOSE_CODE.idle && this.state === "ready");
+    this.why ||= CLOSED[code] ?? (text || `The connection was closed (code ${code}).`);
     this.#to(calm ? "idle" : "lost");
   }
 }

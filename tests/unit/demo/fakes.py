@@ -1,4 +1,4 @@
-"""A model that is none: a textured disc which a dragged point takes along. Deterministic, as fast or slow as told.
+"""A fake model: a textured disc that a dragged point takes along. It is deterministic, and as fast or slow as it is set.
 
 Legend: T frames, H W pixels, n points.
 """
@@ -6,6 +6,7 @@ Legend: T frames, H W pixels, n points.
 from __future__ import annotations
 
 import json
+import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -36,6 +37,7 @@ ABOUT = About(
     max_points=64,
     grid=(5, 8),
 )
+WAIT_SECONDS = 300.0  # before a test gives up on something that must come; a busy machine takes long
 RADIUS = 0.18  # of the disc, in frame heights
 FILES = ("video.mp4", "drawn.mp4", "first.png", "tracks.npz", "recording.json")
 REACH = 0.25  # shares: a point that appears no farther from the disc's middle takes it along
@@ -70,7 +72,7 @@ class FakePlayer:
     settle_seconds: float = 0.0
     fault: int = -1
     cold: str = ""  # why it cannot be warmed up
-    warm_seconds: float = 0.0
+    may_warm: threading.Event | None = None  # waited for by warm_up
     opened: list[FakePerformance] = field(default_factory=list)
 
     @property
@@ -86,7 +88,8 @@ class FakePlayer:
         ]
 
     def warm_up(self) -> None:
-        time.sleep(self.warm_seconds)
+        if self.may_warm is not None:
+            assert self.may_warm.wait(WAIT_SECONDS)
         if self.cold:
             raise ValueError(self.cold)
 
@@ -193,8 +196,8 @@ class FakePerformance:
         folder = self.player.folder / name
         folder.mkdir(parents=True)
         frames = np.concatenate(self.frames)
-        for film in ("video.mp4", "drawn.mp4"):
-            write_mp4(folder / film, frames, self.player.about.fps)
+        for video in ("video.mp4", "drawn.mp4"):
+            write_mp4(folder / video, frames, self.player.about.fps)
         write_png(folder / "first.png", self.start.frame)
         save_npz(folder / "tracks.npz", {"xy_px": np.zeros((len(frames), 0, 2), np.float32)})
         about = {"id": name, "title": title, "prompt": self.prompt, "seed": self.start.seed, "frames": len(frames)}

@@ -14,7 +14,7 @@ from demo.client import (
     DemoError,
 )
 from demo.server import protocol as wire
-from tests.unit.demo.fakes import FakePlayer
+from tests.unit.demo.fakes import WAIT_SECONDS, FakePlayer
 from tests.unit.demo.serving import (
     QUICK,
     Served,
@@ -27,7 +27,7 @@ def quick(**settings: Any) -> FakePlayer:
 
 
 def meet(scene: Coroutine[Any, Any, Any]) -> Any:
-    return asyncio.run(asyncio.wait_for(scene, 30))
+    return asyncio.run(asyncio.wait_for(scene, WAIT_SECONDS))
 
 
 def vanish(client: Client) -> None:

@@ -20,7 +20,7 @@ from demo.server.serve import (
     make_server,
 )
 from demo.server.state import ServerState
-from tests.unit.demo.fakes import ABOUT
+from tests.unit.demo.fakes import ABOUT, WAIT_SECONDS
 
 QUICK = replace(ABOUT, fps=120.0)  # a chunk plays 50 ms
 
@@ -39,7 +39,7 @@ class Served:
         self, method: str, path: str, body: Any = None, headers: Mapping[str, str] | None = None
     ) -> tuple[int, http.client.HTTPMessage, bytes]:
         """Status, headers, body. body: bytes, or an iterable of them (chunked)."""
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=20)
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=WAIT_SECONDS)
         try:
             connection.request(
                 method, path, body, dict(headers or {}), encode_chunked=not isinstance(body, bytes | None)
@@ -48,6 +48,10 @@ class Served:
             return answer.status, answer.headers, answer.read()
         finally:
             connection.close()
+
+    def set_idle_seconds(self, seconds: float) -> None:
+        """Changes demo.idle_seconds once a test has brought a client to the state that it tests."""
+        self.state.cfg = replace(self.state.cfg, idle_seconds=seconds)
 
     def json(self, path: str) -> Any:
         return json.loads(self.ask("GET", path)[2])
@@ -69,16 +73,16 @@ def serving(player: Player, **settings: Any) -> Iterator[Served]:
         thread = threading.Thread(target=server.run, args=([listener],), name="server", daemon=True)
         thread.start()
         try:
-            assert ready.wait(20), "the server did not start"
+            assert ready.wait(WAIT_SECONDS), "the server did not start"
             yield Served(url, server.state, loops[0])
         finally:
             server.should_exit = True
-            thread.join(20)
+            thread.join(WAIT_SECONDS)
             assert not thread.is_alive(), "the server did not end"
 
 
-def eventually(true: Callable[[], bool], seconds: float = 5.0) -> None:
-    """Waits until it is. Fails after so long."""
+def eventually(true: Callable[[], bool], seconds: float = WAIT_SECONDS) -> None:
+    """Waits until `true` holds. Fails after `seconds`."""
     until = time.monotonic() + seconds
     while not true():
         assert time.monotonic() < until, "it never came true"

@@ -14,6 +14,7 @@ from websockets.exceptions import ConnectionClosed
 
 from demo.client import Client
 from demo.server import protocol as wire
+from tests.unit.demo.fakes import WAIT_SECONDS
 from tests.unit.demo.scenes import (
     STATES,
     close_code,
@@ -31,39 +32,40 @@ from tests.unit.demo.serving import (
 
 
 def test_only_one_chunk_is_ever_unacknowledged_and_silence_ends_it():
-    async def scene(url: str) -> int | None:
-        async with Client(url, acknowledges=False) as client:
+    async def scene(served: Served) -> int | None:
+        async with Client(served.url, acknowledges=False) as client:
             await client.enter()
             await client.start("moss")
             await client.chunk()
             with pytest.raises(TimeoutError):
                 await asyncio.wait_for(client.next(), 0.3)
-            for _ in range(100):  # it talks, but never acknowledges
+            served.set_idle_seconds(0.2)
+            while True:  # it sends, but never acknowledges
                 try:
                     await client.control()
                 except ConnectionClosed:
                     return await close_code(client)
                 await asyncio.sleep(0.02)
-            raise AssertionError("it may still talk")
 
-    with serving(player := quick(), idle_seconds=0.8) as served:
-        assert meet(scene(served.url)) == wire.IDLE
+    with serving(player := quick()) as served:
+        assert meet(scene(served)) == wire.IDLE
         is_free(served, player)
 
 
 @pytest.mark.parametrize("state", ["welcomed", "paused"])
 def test_a_silent_session_ends(state):
-    async def scene(url: str) -> int | None:
-        async with Client(url) as client:
+    async def scene(served: Served) -> int | None:
+        async with Client(served.url) as client:
             await client.enter()
             if state == "paused":
                 await client.start("moss")
                 await client.send(wire.Pause())
                 await client.expect(wire.Paused)
+            served.set_idle_seconds(0.2)
             return await close_code(client)
 
-    with serving(player := quick(), idle_seconds=0.3) as served:
-        assert meet(scene(served.url)) == wire.IDLE
+    with serving(player := quick()) as served:
+        assert meet(scene(served)) == wire.IDLE
         is_free(served, player)
 
 
@@ -193,7 +195,7 @@ def test_when_the_server_ends_sessions_are_told():
     with serving(player) as served:
         thread = threading.Thread(target=lambda: meet(scene(served.url)))
         thread.start()
-        assert ready.wait(10)
-    thread.join(10)
+        assert ready.wait(WAIT_SECONDS)
+    thread.join(WAIT_SECONDS)
     assert codes == [wire.GOING, wire.GOING]
     assert player.alive == 0

@@ -58,16 +58,29 @@ def student(tmp_path_factory):
     return players.make_student(tmp_path_factory.mktemp("weights"))
 
 
-@pytest.fixture(autouse=True)
-def no_text_encoder(monkeypatch):
-    monkeypatch.setattr("msmodel.pretrained.load_text_encoder", players.FakeEncoder)
+@pytest.fixture(scope="module", autouse=True)
+def no_text_encoder():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("msmodel.pretrained.load_text_encoder", players.FakeEncoder)
+        yield
+
+
+@pytest.fixture(scope="module")
+def playable(student, no_text_encoder):
+    """The loaded weights, which no test changes."""
+    return players.playable(student[1])
+
+
+@pytest.fixture(scope="module")
+def settings():
+    return load("debug", ["data.grid_rows=4", "data.grid_cols=6"])
 
 
 @pytest.fixture
-def player(student, tmp_path) -> ModelPlayer:
-    cfg = load("debug", ["data.grid_rows=4", "data.grid_cols=6"], runs=str(tmp_path))
+def player(student, playable, settings, tmp_path) -> ModelPlayer:
     _, checkpoint = student
-    return make_player(cfg, players.playable(checkpoint), ChosenStudent(checkpoint, checkpoint.folder, None))
+    chosen = ChosenStudent(checkpoint, checkpoint.folder, None)
+    return make_player(replace(settings, runs=str(tmp_path)), playable, chosen)
 
 
 def dragged(index: int) -> Controls:

@@ -14,6 +14,7 @@ from demo.client import (
     DemoError,
 )
 from demo.server import protocol as wire
+from tests.unit.demo.fakes import WAIT_SECONDS
 from tests.unit.demo.scenes import (
     close_code,
     is_free,
@@ -140,13 +141,13 @@ def test_a_reset_waits_for_no_acknowledgement():
             first = await client.chunk()
             await client.send(wire.Reset())
             await client.expect(wire.Changed)
-            second = await asyncio.wait_for(client.chunk(), 2)
+            second = await asyncio.wait_for(client.chunk(), WAIT_SECONDS)
             assert second.chunk.chunk == 0
             await client.send(wire.Ack(seq=first.chunk.seq, waited_ms=0))  # too late: it says nothing of the second
             with pytest.raises(TimeoutError):
                 await asyncio.wait_for(client.next(), 0.2)
             await client.send(wire.Ack(seq=second.chunk.seq, waited_ms=0))
-            assert (await asyncio.wait_for(client.chunk(), 2)).chunk.chunk == 1
+            assert (await asyncio.wait_for(client.chunk(), WAIT_SECONDS)).chunk.chunk == 1
 
     with serving(quick()) as served:
         meet(scene(served.url))
@@ -190,10 +191,10 @@ def test_turns_are_taken_in_order_and_places_are_free_at_once():
         await first.start("moss")
         await first.chunk()
         vanish(first)
-        await asyncio.wait_for(second.enter(), 0.5)
+        await asyncio.wait_for(second.enter(), WAIT_SECONDS)
         assert (await fourth.expect(wire.Queued)).position == 1
         await second.socket.close()
-        await asyncio.wait_for(fourth.enter(), 0.5)
+        await asyncio.wait_for(fourth.enter(), WAIT_SECONDS)
         await fourth.socket.close()
 
     with serving(player := quick()) as served:
@@ -257,7 +258,7 @@ def test_who_does_not_introduce_himself_is_shown_out(first, code, word):
                 await socket.recv()
             assert closed.value.rcvd.code == code
 
-    with serving(player := quick(), token="right", hello_seconds=0.2) as served:
+    with serving(player := quick(), token="right", hello_seconds=WAIT_SECONDS if first else 0.2) as served:
         meet(scene(served.url))
         is_free(served, player)
 

@@ -43,7 +43,7 @@ def test_those_who_wait_are_told():
             await asyncio.sleep(0)
             lobby.leave(ticket)
             await asyncio.sleep(0)
-        await asyncio.wait_for(waiting, 1)
+        await asyncio.wait_for(waiting, 300)
         return seen
 
     assert asyncio.run(scene()) == [1, 0]

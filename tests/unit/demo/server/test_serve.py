@@ -20,7 +20,7 @@ from demo.server.serve import (
 )
 from infra.files import CHECKOUT
 from pipelines.commands import cli
-from tests.unit.demo.fakes import FakePlayer
+from tests.unit.demo.fakes import WAIT_SECONDS, FakePlayer
 from tests.unit.demo.scenes import (
     close_code,
     to_run,
@@ -50,8 +50,8 @@ def test_a_signal_ends_it_cleanly(number):
             assert "fake" in process.stdout.readline()
             line = process.stdout.readline()
             assert line.startswith("serving on http://127.0.0.1:"), line
-            assert asyncio.run(asyncio.wait_for(scene(line.split()[2]), 20)) == wire.GOING
-            _, errors = process.communicate(timeout=20)
+            assert asyncio.run(asyncio.wait_for(scene(line.split()[2]), WAIT_SECONDS)) == wire.GOING
+            _, errors = process.communicate(timeout=WAIT_SECONDS)
         finally:
             process.kill()
     assert process.returncode == 0

@@ -29,7 +29,7 @@ endif
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help setup data teacher distill eval plan plan-check inspect export demo demo-check generate bench bench-data bench-trackers kill-test slurm-check sweep nano-base notebooks ui check test test-gpu lint docs clean
+.PHONY: help setup data teacher distill eval plan plan-check inspect export demo demo-check generate bench bench-data bench-trackers kill-test slurm-check sweep nano-base notebooks ui check test test-gpu lint docs clean js-check pictures
 .NOTPARALLEL:
 
 help:  ## this table
@@ -76,7 +76,10 @@ demo: $(STAMP)  ## drag points, see the video follow: newest student, or the shi
 # Ends in figures: RUNS/demo-check.jsonl.
 demo-check: $(STAMP)  ## the demo in Chromium with the shipped student: three minutes' pace, a drag, a transfer, a replay
 	@mkdir -p '$(RUNS)'
-	MS_DEMO_SECONDS="$${MS_DEMO_SECONDS:-180}" MS_DEMO_FIGURES='$(abspath $(RUNS))/demo-check.jsonl' $(PY) -m pytest -s tests/browser/test_real.py
+	MS_DEMO_SECONDS="$${MS_DEMO_SECONDS:-180}" MS_DEMO_FIGURES='$(abspath $(RUNS))/demo-check.jsonl' $(PY) -m pytest -s tests/browser/pace.py tests/browser/test_real.py
+
+pictures: $(STAMP)  ## the moving picture of the README: a drag in the demo with the shipped student, into docs/img
+	$(PY) -m demo.record_pictures
 
 generate: $(STAMP)  ## the demo without its page, as in ARGS="--image a.png --motion pan --seconds 5 --out a.mp4"
 	@$(call CALL,generate)
@@ -112,6 +115,10 @@ notebooks: $(STAMP)  ## run the notebooks, on a debug run (made if missing) or o
 ui: $(STAMP)  ## MLflow's pages on http://127.0.0.1:5000
 	$(PY) -m mlflow ui --backend-store-uri "$${MLFLOW_TRACKING_URI:-sqlite:///$(abspath $(RUNS))/mlflow.db}" --host 127.0.0.1
 
+js-check:  ## the demo page's JavaScript: eslint and the TypeScript checker (needs node; installs them into tests/browser/js)
+	@command -v npm >/dev/null || { echo "js-check: node and npm are missing here"; exit 1; }
+	cd tests/browser/js && npm ci --no-audit --no-fund && npm run check
+
 lint: $(STAMP)  ## ruff, mypy, import contracts
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
@@ -122,7 +129,7 @@ lint: $(STAMP)  ## ruff, mypy, import contracts
 # each spend their time waiting for each other. What starts Ray, a distributed job or a browser, or measures time, follows by itself: two
 # Rays on two cores run into their time limits. But for the kill test, which is long and mostly waits.
 ALONE := tests/browser $(addprefix tests/smoke/test_,data.py pipeline.py slurm.py team.py) \
-	$(addprefix tests/unit/infra/test_,cluster.py executor.py distributed.py) tests/unit/demo tests/unit/stages/train/test_distributed.py
+	$(addprefix tests/unit/infra/test_,cluster.py executor.py distributed.py) tests/unit/stages/train/test_distributed.py
 check: lint  ## lint, types, import contracts and the fast tests: no Ray, distributed job or browser, nothing marked slow
 	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive $(PY) -m pytest tests/unit tests/golden tests/contract -m 'not slow and not gpu' -n 2 --dist loadfile --no-loadscope-reorder $(addprefix --ignore=,$(ALONE))
 

@@ -169,15 +169,19 @@ class TrackedModel:
 
 @contextlib.contextmanager
 def _tracking_uri(uri: str) -> Iterator[None]:
-    """MLflow's fluent calls and models:/ addresses read a global."""
+    """Sets MLflow's global address for its fluent calls and models:/ addresses, and restores it afterwards.
+
+    set_tracking_uri also sets MLFLOW_TRACKING_URI, and get_tracking_uri invents a database in the working directory where
+    no address is set. The previous address is therefore the environment's: None removes both.
+    """
     import mlflow
 
-    previous = mlflow.get_tracking_uri()
+    previous = os.environ.get(ADDRESS)
     mlflow.set_tracking_uri(uri)
     try:
         yield
     finally:
-        mlflow.set_tracking_uri(previous)
+        mlflow.set_tracking_uri(previous)  # type: ignore[arg-type]
 
 
 @contextlib.contextmanager

@@ -90,6 +90,21 @@ def test_checkpoint_is_registered_as_candidate(tree):
     assert {m.key: (m.value, m.dataset_name) for m in logged.metrics} == {"final/epe": (2.0, "train")}
 
 
+@pytest.mark.parametrize("address", [None, "http://127.0.0.1:9"])
+def test_registering_a_checkpoint_leaves_the_address_of_later_commands_alone(tree, tmp_path, monkeypatch, address):
+    """Otherwise the next command of the process, or a child of it, writes mlflow.db into the working directory."""
+    monkeypatch.chdir(tmp_path)
+    # monkeypatch restores what the test leaves; the assertion below reads what the call leaves.
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", address or "")
+    if address is None:
+        monkeypatch.delenv("MLFLOW_TRACKING_URI")
+    model = TrackedModel("teacher", str(tmp_path), 1, "e" * 64, {"epe": 2.0}, {}, "motionstream-teacher")
+    tree.parent.checkpoint(model)
+    assert tree.parent.guard.failures == 0
+    assert os.environ.get("MLFLOW_TRACKING_URI") == address
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.slow
 def test_a_broken_server_is_said_once_and_stops_nothing(tmp_path, monkeypatch):
     (tmp_path / "file").touch()

@@ -10,6 +10,7 @@ GPUS ?=
 PYTHON ?= python3
 PY := .venv/bin/python
 STAMP := .venv/.stamp
+DEV := .venv/.stamp-dev
 GOALS := $(filter data teacher distill eval,$(MAKECMDGOALS))
 # `make plan data` plans only.
 FIRST := $(if $(filter plan,$(MAKECMDGOALS)),,$(firstword $(GOALS)))
@@ -40,11 +41,14 @@ help:  ## this table
 	@echo "  also: PYTHON (to set up with), RAY_ADDRESS (a cluster), MLFLOW_TRACKING_URI"
 	@echo "  \`.venv/bin/motionstream --help\` lists all commands with their own options"
 
-setup: $(STAMP)  ## the environment in .venv (every other target makes it)
+setup: $(STAMP)  ## the environment in .venv (every other target makes it; tests and linters add what they need)
 
-$(STAMP): pyproject.toml infra/env/setup.sh infra/env/constraints.txt infra/env/assets.txt
+ENVIRONMENT := pyproject.toml infra/env/setup.sh infra/env/constraints.txt infra/env/assets.txt
+$(STAMP): $(ENVIRONMENT)
 	PYTHON='$(PYTHON)' bash infra/env/setup.sh
-	@touch $@
+
+$(DEV): $(ENVIRONMENT)
+	PYTHON='$(PYTHON)' bash infra/env/setup.sh dev
 
 data: $(STAMP)  ## videos (SRC='folder, glob, list, table or address'; default: packaged clips) to shards
 	@$(if $(filter $@,$(FIRST)),$(call RUN,$(GOALS)),true)
@@ -74,7 +78,7 @@ demo: $(STAMP)  ## drag points, see the video follow: newest student, or the shi
 	@$(call CALL,demo)
 
 # Ends in figures: RUNS/demo-check.jsonl.
-demo-check: $(STAMP)  ## the demo in Chromium with the shipped student: three minutes' pace, a drag, a transfer, a replay
+demo-check: $(DEV)  ## the demo in Chromium with the shipped student: three minutes' pace, a drag, a transfer, a replay
 	@mkdir -p '$(RUNS)'
 	MS_DEMO_SECONDS="$${MS_DEMO_SECONDS:-180}" MS_DEMO_FIGURES='$(abspath $(RUNS))/demo-check.jsonl' $(PY) -m pytest -s tests/browser/pace.py tests/browser/test_real.py
 
@@ -93,10 +97,10 @@ bench-data: $(STAMP)  ## clips per second of the data stages: workers, graph aga
 bench-trackers: $(STAMP)  ## every tracker that runs here on rendered scenes: TAP-Vid figures and time
 	@$(call RUN,bench-trackers)
 
-kill-test: $(STAMP)  ## `make data` killed at random moments, five rounds of 20: the same bytes
+kill-test: $(DEV)  ## `make data` killed at random moments, five rounds of 20: the same bytes
 	$(PY) -m tests.smoke.kills
 
-slurm-check: $(STAMP)  ## infra/cluster/slurm.sh under a Slurm of two nodes on this machine (apt-get install slurm-wlm)
+slurm-check: $(DEV)  ## infra/cluster/slurm.sh under a Slurm of two nodes on this machine (apt-get install slurm-wlm)
 	MS_SLURM=1 $(PY) -m pytest -rs tests/smoke/test_slurm.py
 
 sweep: $(STAMP)  ## ablations of one trained student and teacher, and RUNS/PRESET/sweep/sweep.html
@@ -108,7 +112,7 @@ nano-base: $(STAMP)  ## pretrain what PRESET=nano starts from, into msmodel/asse
 # Unless PRESET is given, they read a debug run of their own, so that its models are nobody's candidates.
 notebooks: RUNS := $(if $(filter file,$(origin PRESET)),$(RUNS)/notebooks,$(RUNS))
 notebooks: PRESET := $(if $(filter file,$(origin PRESET)),debug,$(PRESET))
-notebooks: $(STAMP)  ## run the notebooks, on a debug run (made if missing) or on RUNS/PRESET
+notebooks: $(DEV)  ## run the notebooks, on a debug run (made if missing) or on RUNS/PRESET
 	[ -f '$(RUNS)/$(PRESET)/report/report.html' ] || $(MAKE) data teacher distill eval PRESET='$(PRESET)' RUNS='$(RUNS)'
 	RUNS='$(abspath $(RUNS))' PRESET='$(PRESET)' $(PY) -m pytest --nbmake notebooks
 
@@ -119,7 +123,7 @@ js-check:  ## the demo page's JavaScript: eslint and the TypeScript checker (nee
 	@command -v npm >/dev/null || { echo "js-check: node and npm are missing here"; exit 1; }
 	cd tests/browser/js && npm ci --no-audit --no-fund && npm run check
 
-lint: $(STAMP)  ## ruff, mypy, import contracts
+lint: $(DEV)  ## ruff, mypy, import contracts
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
 	.venv/bin/mypy
@@ -138,7 +142,7 @@ test: lint  ## lint and all tests
 	$(PY) -m pytest --durations 20 $(ALONE)
 
 # Unless PRESET is given, the paper's smaller model.
-test-gpu: $(STAMP)  ## the tests that need a CUDA device, and RUNS/gpu-bench.json; fails where there is none
+test-gpu: $(DEV)  ## the tests that need a CUDA device, and RUNS/gpu-bench.json; fails where there is none
 	$(PY) -c "import torch, sys; sys.exit(None if torch.cuda.is_available() else 'test-gpu: no CUDA device here')"
 	RUNS='$(abspath $(RUNS))' MS_GPU_PRESET='$(if $(filter file,$(origin PRESET)),wan21-1.3b,$(PRESET))' $(PY) -m pytest -s tests/gpu
 

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# Sets up .venv: the CUDA build of torch where nvidia-smi answers, else the CPU build. TORCH_BUILD=cuda or cpu decides instead,
-# for login nodes and images, which are not where the work will be. Same command everywhere.
+# Sets up .venv with what the commands need; with the word `dev` also with what tests, linters and notebooks need.
+# The CUDA build of torch where nvidia-smi answers, else the CPU build. TORCH_BUILD=cuda or cpu decides instead, for login nodes
+# and images, which are not where the work will be. Same command everywhere.
 # Idempotent: the Makefile calls it only when this file, the pins or pyproject.toml are newer than the stamp.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
@@ -8,6 +9,11 @@ PYTHON=${PYTHON:-python3}
 VENV=.venv
 TORCH=2.13.0
 UV=0.13.9
+case ${1:-runtime} in
+  runtime) PROJECT=. STAMPS=("$VENV/.stamp") ;;
+  dev) PROJECT=".[dev]" STAMPS=("$VENV/.stamp" "$VENV/.stamp-dev") ;;
+  *) echo "infra/env/setup.sh $1: the word after it is runtime (as without one) or dev" >&2 && exit 2 ;;
+esac
 TORCH_BUILD=${TORCH_BUILD:-$(nvidia-smi -L >/dev/null 2>&1 && echo cuda || echo cpu)}
 case $TORCH_BUILD in cpu | cuda) ;; *) echo "TORCH_BUILD=$TORCH_BUILD is neither cpu nor cuda" >&2 && exit 2 ;; esac
 
@@ -30,14 +36,14 @@ export UV_LINK_MODE=${UV_LINK_MODE:-copy} UV_HTTP_TIMEOUT=${UV_HTTP_TIMEOUT:-180
 uv() { "$VENV/bin/uv" "$@"; }
 
 if [ "$TORCH_BUILD" = cuda ]; then
-  echo "environment: CUDA build of torch $TORCH"
-  uv pip install -c infra/env/constraints.txt "torch==$TORCH" -e ".[dev]"
+  echo "environment (${1:-runtime}): CUDA build of torch $TORCH"
+  uv pip install -c infra/env/constraints.txt "torch==$TORCH" -e "$PROJECT"
 else
-  echo "environment: CPU build of torch $TORCH"
+  echo "environment (${1:-runtime}): CPU build of torch $TORCH"
   # The +cpu local version matches no CUDA wheel: it fails in seconds rather than fetch gigabytes.
   sed "s/^torch==.*/torch==$TORCH+cpu/" infra/env/constraints.txt > "$VENV/constraints-cpu.txt"
-  uv pip install -c "$VENV/constraints-cpu.txt" "torch==$TORCH+cpu" -e ".[dev]" ||
-    uv pip install --torch-backend cpu -c "$VENV/constraints-cpu.txt" "torch==$TORCH+cpu" -e ".[dev]"
+  uv pip install -c "$VENV/constraints-cpu.txt" "torch==$TORCH+cpu" -e "$PROJECT" ||
+    uv pip install --torch-backend cpu -c "$VENV/constraints-cpu.txt" "torch==$TORCH+cpu" -e "$PROJECT"
 fi
 uv pip install --no-deps -r infra/env/assets.txt
-touch "$VENV/.stamp"
+touch "${STAMPS[@]}"

@@ -7,15 +7,16 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class ExportConfig:
-    """shard_gb: a transformer above it is written in several files. licence: of the weights, an identifier of the hub's."""
+    """shard_gb: a transformer above it is written in several files. licence: of the weights, an identifier of the hub's; ""
+    takes apache-2.0, or other where the tracker of the real clips is for noncommercial use (docs/licences.md)."""
 
     shard_gb: float = 5.0
-    licence: str = "apache-2.0"
+    licence: str = ""
 
     def problems(self) -> list[str]:
         out = []
         if self.shard_gb <= 0:
             out.append(f"export.shard_gb: {self.shard_gb} must be positive")
-        if not self.licence.strip():
-            out.append("export.licence: is empty; name one of the hub's, as apache-2.0 or other")
+        if self.licence != self.licence.strip():
+            out.append(f"export.licence: {self.licence!r} has blanks around it; name one of the hub's, as apache-2.0 or other")
         return out

@@ -29,12 +29,16 @@ ABOUT = {
     "student": "The student: a causal few-step image-to-video diffusion transformer that follows point tracks and streams.",
 }
 
+NONCOMMERCIAL = """The licence of that tracker permits noncommercial use only. Whether a model that was trained on its tracks is
+bound by it is not settled. Treat this model as for noncommercial use until the tracker's licensor or a lawyer has told you
+otherwise. A student inherits this from its teacher."""
+
 
 @dataclass(frozen=True)
 class Facts:
     """What is known of a model. meta: of its config.json. run: of its manifest; empty for a folder from elsewhere. start: the
     report on the weights that the teacher started from. figures: real and rendered, of report.json. raw: what is known of
-    the weights before averaging. tracker: name and licence. head: whether there is a track head, or latents are read."""
+    the weights before averaging. licence: the exporter's choice, or "". tracker: name and licence. head: whether there is a track head, or latents are read."""
 
     name: str
     preset: str
@@ -48,6 +52,10 @@ class Facts:
     run: Mapping[str, Any] = field(default_factory=dict)
     start: Mapping[str, Any] = field(default_factory=dict)
     figures: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def noncommercial_tracker(self) -> bool:
+        return "-NC" in self.tracker
 
 
 def card(facts: Facts) -> str:
@@ -70,7 +78,7 @@ def card(facts: Facts) -> str:
 def _front(facts: Facts) -> str:
     source = str(facts.start.get("source", ""))
     data = ModelCardData(
-        license=facts.licence,
+        license=_licence_id(facts),
         library_name="diffusers",
         pipeline_tag="image-to-video",
         base_model=source.partition("@")[0] if HUB_ID.fullmatch(source) else None,
@@ -229,8 +237,14 @@ def _limits(facts: Facts) -> str:
 - Scenes far from the training data are not covered; what they were is in the data set's card."""
 
 
-def _licence(facts: Facts) -> str:
-    return f"""## Licence
+def _licence_id(facts: Facts) -> str:
+    """The hub's identifier: the exporter's choice, else Apache-2.0, or `other` where the tracker is for noncommercial use."""
+    return facts.licence or ("other" if facts.noncommercial_tracker else "apache-2.0")
 
-{facts.licence}, as far as it is the exporter's to give. The licences of the weights that training started from and of the
-training clips (the data set's card lists them) hold besides. Tracks were made by {facts.tracker}."""
+
+def _licence(facts: Facts) -> str:
+    text = f"""## Licence
+
+{_licence_id(facts)}, as far as it is the exporter's to give. The licences of the weights that training started from and of the
+training clips (the data set's card lists them) also apply. Tracks of real clips were made by {facts.tracker}."""
+    return f"{text}\n\n{NONCOMMERCIAL}" if facts.noncommercial_tracker else text

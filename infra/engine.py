@@ -17,6 +17,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from infra.versions import require_tested
+
 
 @dataclass(frozen=True)
 class Fragment:
@@ -413,6 +415,7 @@ def _make_contiguous(module: nn.Module) -> list[tuple[nn.Parameter, Tensor]]:
 
 def _deepspeed() -> Any:
     """deepspeed, imported late and with the switches a CPU needs (see docs/architecture.md, "DeepSpeed on a CPU")."""
+    require_tested("deepspeed")
     if not torch.cuda.is_available():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
     os.environ.setdefault("DEEPSPEED_LOG_LEVEL", "error")

@@ -12,6 +12,7 @@ from typing import Any
 from infra.config import ComputeConfig
 from infra.files import CHECKOUT
 from infra.shared import last_line, require_shared, runtime_env
+from infra.versions import require_tested
 
 
 class RaySession:
@@ -26,10 +27,13 @@ class RaySession:
         return bool(os.environ.get("RAY_ADDRESS")) and os.environ["RAY_ADDRESS"] != "local"
 
     def start(self) -> Any:
-        """Returns the connected `ray` module. Raises ValueError where the cluster cannot be reached, or a node does not
-        share `runs`."""
+        """Returns the connected `ray` module. Raises ValueError where Ray or DeepSpeed has a version that was not tested, the
+        cluster cannot be reached, or a node does not share `runs`."""
         if self._ray is not None:
             return self._ray
+        require_tested("ray")
+        if self.compute.engine == "deepspeed":
+            require_tested("deepspeed")
         _set_environment()
         import ray
 

@@ -123,11 +123,12 @@ js-check:  ## the demo page's JavaScript: eslint and the TypeScript checker (nee
 	@command -v npm >/dev/null || { echo "js-check: node and npm are missing here"; exit 1; }
 	cd tests/browser/js && npm ci --no-audit --no-fund && npm run check
 
-lint: $(DEV)  ## ruff, mypy, import contracts
+lint: $(DEV)  ## ruff, mypy, import contracts, spelling
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
 	.venv/bin/mypy
 	.venv/bin/lint-imports
+	.venv/bin/codespell
 
 # Most tests run two at a time, a file in one process, each process on one thread: two that share two cores with two threads
 # each spend their time waiting for each other. What starts Ray, a distributed job or a browser, or measures time, follows by itself: two
@@ -138,8 +139,10 @@ check: lint  ## lint, types, import contracts and the fast tests: no Ray, distri
 	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive $(PY) -m pytest tests/unit tests/golden tests/contract -m 'not slow and not gpu' -n 2 --dist loadfile --no-loadscope-reorder $(addprefix --ignore=,$(ALONE))
 
 test: lint  ## lint and all tests
+	@$(PY) -m tests.worktree save .venv/worktree
 	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive $(PY) -m pytest tests -n 2 --dist loadfile --no-loadscope-reorder --durations 10 $(addprefix --ignore=,$(ALONE))
 	$(PY) -m pytest --durations 20 $(ALONE)
+	@$(PY) -m tests.worktree check .venv/worktree
 
 # Unless PRESET is given, the paper's smaller model.
 test-gpu: $(DEV)  ## the tests that need a CUDA device, and RUNS/gpu-bench.json; fails where there is none

@@ -18,5 +18,7 @@ class ExportConfig:
         if self.shard_gb <= 0:
             out.append(f"export.shard_gb: {self.shard_gb} must be positive")
         if self.licence != self.licence.strip():
-            out.append(f"export.licence: {self.licence!r} has blanks around it; name one of the hub's, as apache-2.0 or other")
+            out.append(
+                f"export.licence: {self.licence!r} has blanks around it; name one of the hub's, as apache-2.0 or other"
+            )
         return out

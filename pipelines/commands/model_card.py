@@ -38,7 +38,8 @@ otherwise. A student inherits this from its teacher."""
 class Facts:
     """What is known of a model. meta: of its config.json. run: of its manifest; empty for a folder from elsewhere. start: the
     report on the weights that the teacher started from. figures: real and rendered, of report.json. raw: what is known of
-    the weights before averaging. licence: the exporter's choice, or "". tracker: name and licence. head: whether there is a track head, or latents are read."""
+    the weights before averaging. licence: the exporter's choice, or "". tracker: name and licence. head: whether there is a
+    track head, or latents are read."""
 
     name: str
     preset: str

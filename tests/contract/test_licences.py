@@ -52,7 +52,9 @@ def test_every_shipped_file_has_a_licence_on_the_page():
     assert unnamed(shipped()) == []
 
 
-@pytest.mark.parametrize("new", ["nano/pictures/new.png", "nano/another/model.safetensors", "nano-large/vae.safetensors"])
+@pytest.mark.parametrize(
+    "new", ["nano/pictures/new.png", "nano/another/model.safetensors", "nano-large/vae.safetensors"]
+)
 def test_a_file_that_nobody_named_is_found(new):
     assert unnamed([f"{ASSETS}/{new}"]) == [f"{ASSETS}/{new}"]
 
@@ -113,7 +115,9 @@ def test_the_model_card_tells_the_same_licences_and_leaves_no_network_out():
     text = CARD.split("## Licence")[1]
     for part in ("VAE", "tiny VAE", "base", "teacher", "student", "pictures", "docs/licences.md"):
         assert part in text
-    assert [clip.licence for clip in PACKAGED if clip.licence.partition(" ")[0] not in text and clip.licence != "MIT"] == []
+    assert [
+        clip.licence for clip in PACKAGED if clip.licence.partition(" ")[0] not in text and clip.licence != "MIT"
+    ] == []
 
 
 def test_the_licence_of_the_code_is_apache():

@@ -11,7 +11,7 @@ import pytest
 from configs.settings import load
 from infra.files import CHECKOUT
 from stages.data.sources import PACKAGED
-from stages.trackers.base import NAMES
+from stages.trackers import TRACKERS
 
 PAGE = (CHECKOUT / "docs" / "licences.md").read_text()
 NOTICE = (CHECKOUT / "NOTICE").read_text()
@@ -101,7 +101,7 @@ def test_every_package_of_clips_and_weights_is_on_the_page_with_its_version():
 
 
 def test_every_tracker_is_on_the_page():
-    assert [name for name in NAMES if not any(f"`{name}`" in row[0] for row in rows("tracker"))] == []
+    assert [name for name in TRACKERS if not any(f"`{name}`" in row[0] for row in rows("tracker"))] == []
 
 
 def test_the_settings_that_do_without_cotracker_do():

@@ -23,7 +23,11 @@ from pipelines.commands import cli
 
 README = CHECKOUT / "README.md"
 HISTORY = CHECKOUT / "docs" / "LOG.md"  # names files and settings of its time
-PAGES = [README, *sorted(p for p in (CHECKOUT / "docs").rglob("*.md") if p != HISTORY)]
+PAGES = [
+    README,
+    *CHECKOUT.glob("CONTRIBUTING.md"),
+    *sorted(p for p in (CHECKOUT / "docs").rglob("*.md") if p != HISTORY),
+]
 MAKE_VARIABLES = {
     *("PRESET", "SRC", "ARGS", "RUNS", "GPUS", "PYTHON", "CLIP", "CHECKPOINT"),
     *("RAY_ADDRESS", "MLFLOW_TRACKING_URI", "TORCH_BUILD", "HF_HOME", "COTRACKER_HUB"),
@@ -187,7 +191,7 @@ def test_modules_exist_and_know_the_options(command):
 def test_settings_that_a_page_names_exist(page):
     groups = {k.partition(".")[0] for k in settings()}
     spans = [s for s in inline(page) if re.fullmatch(r"[a-z]\w*(\.[a-z]\w*)+(=\S*)?", s)]
-    named = [s for s in spans if s.partition(".")[0] in groups and not s.endswith((".py", ".yaml", ".md"))]
+    named = [s for s in spans if s.partition(".")[0] in groups and not s.endswith((".py", ".yaml", ".md", ".mp4"))]
     assert [s for s in named if s.partition("=")[0] not in settings()] == []
     for span in (s for s in inline(page) if s.startswith("ARGS=")):
         assert unknown_settings(shlex.split(span.removeprefix("ARGS=").strip('"'))) == []

@@ -149,7 +149,7 @@ test-gpu: $(DEV)  ## the tests that need a CUDA device, and RUNS/gpu-bench.json;
 	$(PY) -c "import torch, sys; sys.exit(None if torch.cuda.is_available() else 'test-gpu: no CUDA device here')"
 	RUNS='$(abspath $(RUNS))' MS_GPU_PRESET='$(if $(filter file,$(origin PRESET)),wan21-1.3b,$(PRESET))' $(PY) -m pytest -s tests/gpu
 
-docs: $(STAMP)  ## the documentation as a site in site/; fails on a broken link
+docs: $(DEV)  ## the documentation as a site in site/; fails on a broken link
 	$(PY) -m mkdocs build --strict
 
 clean:  ## caches; results in RUNS stay

@@ -1,4 +1,4 @@
-"""Records and configs as canonical JSON, and back. A record is {"@": type name, field: value...}."""
+"""Encodes records and configs as canonical JSON, and decodes them. A record is {"@": type name, field: value...}."""
 
 from __future__ import annotations
 
@@ -13,15 +13,16 @@ from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from msmodel.config import OPTION
 
-# Stand for the run's folder and the Python environment, so that both can be moved and keys stay.
+# Placeholders for the run's folder and the Python environment, so that both can be moved without a change of keys.
 RUN_MARK, ENVIRONMENT_MARK = "@run/", "@env/"
 
 
-IDENTITY = ("digest", "name", "split")  # of a record with a digest: what it is and what it is used as
+IDENTITY = ("digest", "name", "split")  # fields that identify a record with a digest: its content and its role
 
 
 class Codec:
-    """Knows the record types by name (it is handed them) and the run's folder (paths are kept relative to it)."""
+    """Encodes and decodes values. It is given the record types, and the run's folder, to which stored paths are
+    relative."""
 
     def __init__(self, record_types: Iterable[type], root: Path) -> None:
         self.types = {t.__name__: t for t in record_types}
@@ -29,7 +30,8 @@ class Codec:
         self.places = {RUN_MARK: f"{root}/", ENVIRONMENT_MARK: f"{Path(sys.prefix).resolve()}/"}
 
     def encode(self, value: Any) -> Any:
-        """Returns plain JSON data. Raises ValueError for what is neither a dataclass, a container nor a scalar."""
+        """Returns `value` as plain JSON data. Raises ValueError for a value that is no dataclass, container or
+        scalar."""
         if value is None or isinstance(value, (bool, int, float)):
             return value
         if isinstance(value, (str, Path)):
@@ -47,7 +49,8 @@ class Codec:
         raise ValueError(f"a {type(value).__name__} cannot go into a record or a step's key: {value!r}")
 
     def decode(self, value: Any, hint: Any = None) -> Any:
-        """Returns what `encode` was given: records by type name, sequences as tuples unless the field's type says list."""
+        """Returns the value that `encode` was given. Records are rebuilt by type name; sequences become tuples unless
+        the type `hint` is a list. Raises ValueError for an unknown record type or field."""
         if isinstance(value, str):
             mark = value[: len(RUN_MARK)]
             return self.places[mark] + value[len(mark) :] if mark in self.places else value
@@ -76,8 +79,8 @@ class Codec:
         return kind(**{k: self.decode(v, hints[k]) for k, v in data.items() if k != "@"})
 
     def identity(self, value: Any) -> Any:
-        """Returns what `value` is, wherever it lies: as `encode`, but a record with a digest of its content counts by that
-        alone."""
+        """Returns JSON data that identifies `value` independently of its place on disk: like `encode`, but a record
+        with a digest of its content is reduced to the fields in IDENTITY."""
         if is_dataclass(value) and not isinstance(value, type):
             kept = IDENTITY if vars(value).get("digest") else _counted(value)
             return {"@": type(value).__name__} | {n: self.identity(vars(value)[n]) for n in kept if n in vars(value)}
@@ -88,12 +91,12 @@ class Codec:
         return self.encode(value)
 
     def digest(self, value: Any) -> str:
-        """Returns the SHA-256 of the canonical JSON of `identity`, independent of where the run's folder lies."""
+        """Returns the SHA-256 of the canonical JSON of `identity(value)`, which does not depend on the run's folder."""
         text = json.dumps(self.identity(value), sort_keys=True, separators=(",", ":"), ensure_ascii=False)
         return hashlib.sha256(text.encode()).hexdigest()
 
     def paths(self, encoded: Any) -> Iterable[Path]:
-        """Yields every path under the run's folder that encoded records mention."""
+        """Yields every path under the run's folder that the encoded records name."""
         if isinstance(encoded, str) and encoded.startswith(RUN_MARK):
             yield Path(self.root) / encoded[len(RUN_MARK) :]
         elif isinstance(encoded, dict):
@@ -105,8 +108,8 @@ class Codec:
 
 
 def _counted(value: Any) -> list[str]:
-    """Returns the fields of a dataclass that are written and hashed: all but options that are off (msmodel.config.OPTION),
-    so that a new option leaves the keys of those who do not use it as they were."""
+    """Returns the names of the fields that are written and hashed: all except options at their default value
+    (msmodel.config.OPTION), so that adding an option does not change the keys of configurations that do not use it."""
     off = {
         f.name: f.default if f.default_factory is MISSING else f.default_factory()
         for f in fields(value)

@@ -1,4 +1,4 @@
-"""How the work is executed. Never part of a step's key: the same step gives the same result however it is executed."""
+"""Settings of the execution. They are never part of a step's key, because they do not affect a step's result."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ ZERO_STAGES = (0, 1, 2, 3)
 
 @dataclass(frozen=True)
 class ComputeConfig:
-    """executor: "ray" (Ray Data and Ray Train) or "local" (everything in this process, for debuggers).
+    """How commands are executed, on one machine or on a cluster.
 
-    gpus: most GPUs of the cluster that a command uses; 0 takes
-    all. workers: processes of a distributed job; 0 takes what the stage declares. threads: torch threads of a worker without a
-    GPU; 0
-    takes what the stage declares. item_workers: most workers of a stage that goes item by item; 0 takes as many as fit.
-    item_gpus: share of a GPU that each of them takes where it uses one (0.5: two to a GPU). pool: "auto" keeps workers with
+    executor: "ray" (Ray Data and Ray Train) or "local" (everything in this process, for debuggers). gpus: the most GPUs
+    of the cluster that a command uses; 0 uses all. workers: processes of a distributed job; 0 uses the number that the
+    stage declares. threads: torch threads of a worker without a GPU; 0 uses the number that the stage declares.
+    item_workers: the most workers of a per-item stage; 0 starts as many as fit. item_gpus: share of a GPU that each
+    worker of a per-item stage takes where it uses one (0.5: two workers per GPU). pool: "auto" keeps workers with
     loaded models (Ray actors) where they have a GPU, "actors" everywhere. zero_stage: DeepSpeed ZeRO: 1 shards the
-    optimizer's state over the ranks, 2 also the gradients, 3 also the weights. offload: "optimizer" keeps that state in CPU
-    memory, "all" the weights too. ema: where the float32 average of the weights lies, "device" or "cpu"; it is sharded like
-    the optimizer's state. max_failures: how often a distributed job is restarted after a dead worker, on fewer workers
-    where the
-    cluster has lost some. checkpoints: address of a folder (s3://..., file://...) to which saved training states are copied,
-    and from which a machine without any takes them up; "" keeps them in the step's folder only.
-    max_failed_share: share of a stage's items that may break (not: be rejected) without stopping it; what broke is tried
-    again by the same command. object_store_mb: Ray's shared memory on a machine of one's own.
+    optimizer's state over the ranks, 2 also the gradients, 3 also the weights. offload: "optimizer" keeps the
+    optimizer's state in CPU memory, "all" also the weights. ema: the place of the float32 average of the weights,
+    "device" or "cpu"; the average is sharded like the optimizer's state. checkpoints: address of a folder (s3://...,
+    file://...) to which saved training states are copied, and from which a machine without any restores them; "" keeps
+    them in the step's folder only. max_failures: how often a distributed job is restarted after a worker has died, with
+    fewer workers where the cluster has lost some. max_failed_share: share of a stage's items that may fail (rejected
+    items do not count) without stopping it; the same command tries failed items again. object_store_mb: size of Ray's
+    shared memory in MB where Ray runs on this machine only.
     """
 
     executor: str = "ray"
@@ -39,7 +39,7 @@ class ComputeConfig:
     item_workers: int = 0
     item_gpus: float = 1.0
     pool: str = "auto"
-    engine: str = "deepspeed"  # what trains: "deepspeed", or "torch" (one process's plain loop)
+    engine: str = "deepspeed"  # of training: "deepspeed", or "torch" (a plain loop in one process)
     zero_stage: int = 0
     offload: str = "none"
     ema: str = "device"
@@ -90,7 +90,7 @@ class ComputeConfig:
         ]
 
     def settings_that_save_memory(self) -> list[str]:
-        """Settings that would lower a GPU's memory in training, beyond the present ones."""
+        """Returns the settings, as on the command line, that would reduce a training's GPU memory further."""
         out = [f"compute.zero_stage={stage}" for stage in (2, 3) if stage > self.zero_stage]
         if self.ema == "device":
             out.append("compute.ema=cpu")

@@ -1,4 +1,4 @@
-"""The services that a stage calls: stages.contracts.Context, implemented structurally."""
+"""Implements the services that a stage may call (the protocol stages.contracts.Context)."""
 
 from __future__ import annotations
 
@@ -25,9 +25,10 @@ from stages.contracts import Progress
 
 @dataclass
 class RunContext:
-    """Serves once and distributed stages. logger: None where nothing is tracked, and on ranks other than 0.
+    """The context of stages of the kinds "once" and "distributed".
 
-    sources: RUNS/sources, where files behind addresses are kept for all steps; None where no stage asks for one.
+    logger: None where nothing is tracked, and on ranks other than 0. sources: RUNS/sources, the folder for copies of
+    files behind addresses, shared by all steps; None in distributed jobs, which fetch no files.
     """
 
     workdir: Path
@@ -40,7 +41,7 @@ class RunContext:
     compute: ComputeConfig = field(default_factory=ComputeConfig)
     sources: Path | None = None
     about: Mapping[str, Any] = field(default_factory=dict)
-    gathering: list[Any] = field(default_factory=list)  # DeepSpeed's engines of sharded frozen modules, kept alive
+    gathering: list[Any] = field(default_factory=list)  # keeps the DeepSpeed engines of sharded frozen modules alive
 
     def emit(self, step: int, metrics: Mapping[str, float]) -> None:
         if self.logger is not None:
@@ -58,8 +59,8 @@ class RunContext:
         self.console.log(line)
 
     def fetch(self, address: str) -> Path:
-        """Returns a local path. Raises FileNotFoundError or PermissionError where the source is gone or forbidden; another
-        OSError may pass."""
+        """Returns a local path of a source file. Raises FileNotFoundError or PermissionError where the source does not
+        exist or is forbidden; after another OSError a retry may succeed."""
         assert self.sources is not None, "the executor names the folder of fetched sources"
         return fetch(address, self.sources)
 
@@ -73,8 +74,8 @@ class RunContext:
     def engine(
         self, module: nn.Module, optimizer: torch.optim.Optimizer, clip_norm: float, accumulate: int = 1
     ) -> TorchEngine | DeepSpeedEngine:
-        """Returns a DeepSpeed engine where a process group is up (distributed jobs), plain torch elsewhere or where the
-        config says so."""
+        """Returns a DeepSpeed engine inside an initialised process group (distributed jobs), and a plain torch engine
+        elsewhere or where compute.engine is "torch"."""
         if self.compute.engine == "torch" or not torch.distributed.is_initialized():
             engine: TorchEngine | DeepSpeedEngine = TorchEngine(module, optimizer, clip_norm, accumulate)
         else:
@@ -96,8 +97,8 @@ class RunContext:
             torch.distributed.barrier()
 
     def keep(self, folder: Path) -> None:
-        """Copies the save. Storage that cannot be written is logged: the save is in the step's folder, and the next one is
-        copied."""
+        """Copies a save to compute.checkpoints, if that is set. A failure is only logged, because the save also lies in
+        the step's folder and the next one is copied again."""
         if not self.compute.checkpoints:
             return
         try:
@@ -108,8 +109,8 @@ class RunContext:
             )
 
     def recall(self, parent: str) -> None:
-        """Fetches the newest save on one rank: on a cluster the step's folder is shared. Raises ValueError where the
-        storage cannot be read."""
+        """Fetches the newest save on rank 0 only, because all ranks share the step's folder. Raises ValueError where
+        the storage cannot be read."""
         if self.compute.checkpoints and self.rank == 0:
             try:
                 recall(self._address(parent), self.workdir / parent, self.log)
@@ -119,7 +120,7 @@ class RunContext:
         self.barrier()
 
     def _address(self, parent: str) -> str:
-        """Returns checkpoints/<preset>/<stage>/<key>/<parent>: as the step's folder lies under RUNS."""
+        """Returns the address CHECKPOINTS/<preset>/<stage>/<key>/<parent>, laid out as the step's folder under RUNS."""
         return "/".join([self.compute.checkpoints.rstrip("/"), *self.workdir.parts[-3:], parent])
 
     def settings_that_save_memory(self) -> list[str]:
@@ -128,9 +129,10 @@ class RunContext:
 
 @dataclass
 class ItemContext(RunContext):
-    """Serves one item. What the stage emits is kept with the item's record; the driver logs the means over all items.
+    """The context of one item of a per-item stage.
 
-    Lines go to the item's log.txt; pictures to its pictures folder.
+    Emitted metrics are stored in the item's marker, and the driver logs their means over all items. Lines are written
+    to the item's log.txt, and pictures to its folder pictures.
     """
 
     emitted: dict[str, float] = field(default_factory=dict)
@@ -148,7 +150,7 @@ class ItemContext(RunContext):
         self.pictures.append(str(path))
 
     def artifact(self, path: Path, folder: str = "") -> None:
-        """Does nothing: an item's files lie in its folder already."""
+        """Does nothing, because an item's files already lie in its folder."""
 
     def log(self, line: str) -> None:
         with open(self.workdir / "log.txt", "a", encoding="utf-8") as f:
@@ -156,10 +158,10 @@ class ItemContext(RunContext):
 
 
 def about(step: Step, seed: int) -> dict[str, Any]:
-    """Returns what a step is, as plain data, for RunContext.about."""
+    """Returns the preset, stage, seed and config of a step as plain data, for RunContext.about."""
     return {"preset": step.folder.parents[1].name, "stage": step.stage, "seed": seed, "config": step.config}
 
 
 def free_device() -> torch.device:
-    """Returns the GPU that this process was given, else the CPU."""
+    """Returns the current GPU of this process, else the CPU."""
     return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")

@@ -1,9 +1,8 @@
-"""Distributed jobs: the same stage call on every rank of a torch.distributed group, under Ray Train.
+"""Runs distributed jobs: the same stage call on every rank of a torch.distributed group, under Ray Train.
 
-A job is restarted after a worker has died: on as many workers as before, or on fewer where the cluster has lost some.
-
-Checkpoints are the stage's own, in its folder. Rank 0 leaves result.json; errors come back as error.json, so that the user
-reads one sentence instead of Ray's traceback.
+After a worker has died, the job is restarted with as many workers as before, or with fewer where the cluster has lost
+some. The stage writes its own checkpoints in its folder. Rank 0 writes result.json. Errors are passed back in
+error.json, so that the user reads one sentence instead of Ray's traceback.
 """
 
 from __future__ import annotations
@@ -27,18 +26,17 @@ from infra.ray_session import RaySession, set_threads
 from infra.store import Step
 from infra.tracking import RunAddress, RunLogger
 
-# Errors that a restart may fix: a peer died, the network broke, the disk was busy.
+# Errors that a restart may resolve: a peer died, the network failed, the disk was busy.
 PASSING = (RuntimeError, OSError)
 
 
 class StageFailed(RuntimeError):
-    """Is raised where a stage broke for a reason that is not the user's mistake. The message names the file with the
-    traceback."""
+    """An error of a stage that is not a mistake of the user. The message names the file with the traceback."""
 
 
 @dataclass(frozen=True)
 class DistributedJob:
-    """Holds all that a rank needs. attempt: names one execution of the stage, over its restarts."""
+    """Everything that a rank needs. attempt: identifies one execution of the stage, including its restarts."""
 
     run: Callable[[Any, Any, Any], Any]
     config: Any
@@ -65,7 +63,7 @@ class DistributedJob:
 
 
 def read_result(job: DistributedJob) -> tuple[bool, Any]:
-    """Returns whether rank 0 has finished this key, and its records."""
+    """Returns (whether rank 0 has finished this key, its records or None)."""
     data = read_json(job.result_path)
     if data is None or data["key"] != job.step.key:
         return False, None
@@ -73,10 +71,13 @@ def read_result(job: DistributedJob) -> tuple[bool, Any]:
 
 
 def run_rank(job: DistributedJob, rank: int, world_size: int) -> None:
-    """Runs one rank, in its own process with its process group up. Raises errors that a restart may fix, and writes the others
-    to error.json."""
+    """Runs one rank, in a process whose process group is initialised.
+
+    With several ranks, errors that a restart may resolve are raised. All others are written to error.json, and with
+    several ranks also raised, so that Ray ends the other ranks.
+    """
     if _noted(job) is not None:
-        return  # another rank has failed for good; this is a restart
+        return  # a rank has failed permanently, and this is a restart
     set_threads(job.threads)
     log = EventFile(job.events_path) if rank == 0 else SilentConsole()
     logger = RunLogger(job.address, log.log) if rank == 0 and job.address else None
@@ -109,7 +110,8 @@ def run_rank(job: DistributedJob, rank: int, world_size: int) -> None:
 
 
 def _for_the_user(error: Exception, ctx: RunContext) -> Exception:
-    """Returns the error to report. A GPU that is too small is for the user to fix: a restart would not."""
+    """Returns the error to report. Insufficient GPU memory becomes a ValueError with advice, as a restart does not
+    help."""
     if not isinstance(error, torch.OutOfMemoryError):
         return error
     savings = "; ".join(ctx.settings_that_save_memory())
@@ -130,7 +132,7 @@ def _note_error(job: DistributedJob, error: Exception, rank: int) -> None:
 
 
 def _train_worker(config: dict[str, Any]) -> None:
-    """Is called by Ray Train on each rank."""
+    """Runs one rank; Ray Train calls it in each worker."""
     import ray.train
     import torch.distributed as dist
 
@@ -140,7 +142,7 @@ def _train_worker(config: dict[str, Any]) -> None:
     for name, value in (("RANK", rank), ("WORLD_SIZE", size), ("LOCAL_RANK", world.get_local_rank())):
         os.environ[name] = str(value)
     if rank == 0:
-        with FolderLock(job.step.folder / "rank0"):  # the worker of a killed driver may live a moment longer
+        with FolderLock(job.step.folder / "rank0"):  # the worker of a killed driver may still be running
             run_rank(job, rank, size)
     else:
         run_rank(job, rank, size)
@@ -149,7 +151,8 @@ def _train_worker(config: dict[str, Any]) -> None:
 
 
 def over_ray(job: DistributedJob, session: RaySession, workers: int, cpus: float, gpus: float, console: Console) -> Any:
-    """Runs the distributed job and returns rank 0's records. Raises ValueError for a user's mistake, else StageFailed."""
+    """Runs the distributed job and returns rank 0's records. Raises ValueError for a user's mistake, else
+    StageFailed."""
     session.start()
     failed: Exception | None = None
     now = workers
@@ -158,7 +161,7 @@ def over_ray(job: DistributedJob, session: RaySession, workers: int, cpus: float
             try:
                 _trainer(job, now, cpus, gpus, start).fit()
                 failed = None
-            except Exception as error:  # Ray raises several kinds; what matters lies in error.json or result.json
+            except Exception as error:  # Ray raises several kinds; the outcome is in error.json or result.json
                 (job.step.folder / "ray-error.txt").write_text(f"{type(error).__name__}: {error}")
                 failed = error
             if failed is None or _noted(job) is not None:
@@ -178,22 +181,26 @@ def over_ray(job: DistributedJob, session: RaySession, workers: int, cpus: float
 
 
 def workers_left(wanted: int, cpus: float, gpus: float, all_cpus: float, all_gpus: float) -> int:
-    """Returns how many workers of so many CPUs and GPUs continue: the largest divisor of `wanted` that fits, so that a
-    step's batch still divides among them; `wanted` where not even one fits yet."""
+    """Returns how many workers a restarted job uses: the largest divisor of `wanted` that fits the cluster, so that a
+    step's batch still divides among them, or `wanted` where not even one worker fits yet.
+
+    cpus, gpus: of one worker. all_cpus, all_gpus: of the cluster.
+    """
     fit = int(min(all_cpus / cpus if cpus else wanted, all_gpus / gpus if gpus else wanted) + 1e-6)
     return max((n for n in range(1, wanted + 1) if wanted % n == 0 and n <= fit), default=wanted)
 
 
 def _trainer(job: DistributedJob, workers: int, cpus: float, gpus: float, start: int) -> Any:
-    """Returns Ray Train's trainer of the distributed job. start: how often it was begun before in this execution."""
+    """Returns Ray Train's trainer of the distributed job. start: number of earlier starts in this execution."""
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 
     class Trainer(TorchTrainer):
-        """Leaves Ctrl-C to Python. Ray's own handler would stay after the job, and end a later stage with exit code 0."""
+        """Ray Train's trainer without its Ctrl-C handler, which would outlive the job and end a later stage with exit
+        code 0."""
 
         def _register_sigint_handler(self, controller: Any) -> None:
-            """Registers none: KeyboardInterrupt ends the command, which shuts Ray down with all workers."""
+            """Registers no handler: KeyboardInterrupt ends the command, which shuts down Ray with all workers."""
 
     return Trainer(
         _train_worker,
@@ -207,19 +214,22 @@ def _trainer(job: DistributedJob, workers: int, cpus: float, gpus: float, start:
         run_config=RunConfig(
             name=f"{job.step.stage}-{job.attempt}-{start}",
             storage_path=str(job.step.folder / "ray"),
-            # over_ray restarts, maybe smaller. The second is of the class that Ray Train puts in the place of the one typed.
+            # over_ray does the restarts, possibly with fewer workers. The second argument exists only in the class that
+            # Ray Train substitutes at run time for the typed one.
             failure_config=FailureConfig(max_failures=0, controller_failure_limit=0),  # type: ignore[call-arg]
         ),
     )
 
 
 def _noted(job: DistributedJob) -> Any:
+    """Returns the error that a rank has written in this execution, or None."""
     note = read_json(job.error_path)
     return note if note is not None and note["attempt"] == job.attempt else None
 
 
 def raise_noted(job: DistributedJob) -> None:
-    """Raises the error that a rank has noted in this execution, if there is one."""
+    """Raises the error that a rank has written in this execution, if any: ValueError for a user's mistake, else
+    StageFailed."""
     note = _noted(job)
     if note is None:
         return

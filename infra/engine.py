@@ -1,7 +1,7 @@
-"""Engines: one module and its optimizer behind backward / step / state (stages.contracts.Engine, implemented structurally).
+"""Training engines: each holds one module and its optimizer, and implements the protocol stages.contracts.Engine.
 
-Both average gradients over the ranks and divide a loss by the number of accumulated micro-steps, so that N ranks with A
-micro-steps of batch b equal one rank with one step of batch N * A * b.
+Both engines average gradients over the ranks and divide each loss by the number A of accumulated micro-steps. N ranks
+with A micro-steps of batch size b are therefore equivalent to one rank with one step of batch size N * A * b.
 """
 
 from __future__ import annotations
@@ -22,10 +22,11 @@ from infra.versions import require_tested
 
 @dataclass(frozen=True)
 class Fragment:
-    """The part of one weight that this rank updates: `count` elements from `start` on, in the order of the flattened weight.
+    """The part of one weight that this rank updates: elements `start` to `start + count` of the flattened weight.
 
-    owner: the tensor that the optimizer steps and keeps its state under; the part begins there at `offset`. shape: of the
-    whole weight. Nothing is flat where the owner is the weight itself.
+    owner: the tensor that the optimizer updates and under which it keeps its state; the part begins at element `offset`
+    of it. shape: the shape of the full weight. Without sharding the owner is the parameter itself, and offset, start
+    and count are not used.
     """
 
     parameter: nn.Parameter
@@ -36,17 +37,19 @@ class Fragment:
     count: int = 0
 
     def view(self, tensor: Tensor) -> Tensor:
-        """Returns the part in `owner`, or in a tensor of its size, as a view."""
+        """Returns this part of `tensor` as a view. tensor: `owner`, or a tensor of the same size."""
         return tensor if self.owner is self.parameter else tensor.detach().narrow(0, self.offset, self.count)
 
     def shard(self, full: Tensor) -> Tensor:
-        """Returns the part of a full tensor, which has the weight's shape."""
+        """Returns this part of a full tensor, which has the weight's shape."""
         return full if self.owner is self.parameter else full.reshape(-1).narrow(0, self.start, self.count)
 
     def gather(self, part: Tensor, device: torch.device) -> Tensor:
-        """Returns the full tensor, on `device`, from all ranks' parts; every rank calls it. The sum is exact: each element
-        is one
-        rank's, plus zeros."""
+        """Returns the full tensor on `device`, assembled from all ranks' parts. A collective call: every rank must make
+        it.
+
+        The all-reduce is exact, because each element is the value of one rank plus zeros.
+        """
         flat = torch.zeros(self.shape.numel(), dtype=torch.float32, device=device)
         flat[self.start : self.start + self.count] = part.to(device)
         dist.all_reduce(flat)
@@ -54,18 +57,22 @@ class Fragment:
 
 
 def trained(module: nn.Module) -> dict[str, nn.Parameter]:
+    """Returns the parameters that require gradients, by name."""
     return {n: p for n, p in module.named_parameters() if p.requires_grad}
 
 
 def of_whole_weights(module: nn.Module) -> dict[str, Fragment]:
-    """Without sharding."""
+    """Returns a fragment for each trained weight where nothing is sharded: the full weight."""
     return {n: Fragment(p, p, p.shape) for n, p in trained(module).items()}
 
 
 def of_flat_groups(
     module: nn.Module, optimizer: torch.optim.Optimizer, group_of: Mapping[int, int]
 ) -> dict[str, Fragment]:
-    """ZeRO 1 and 2: a rank owns a slice of each parameter group's flat tensor. group_of: id of a weight -> its group."""
+    """Returns the fragments under ZeRO 1 and 2, where a rank owns a slice of each parameter group's flat tensor.
+
+    group_of: maps the id() of a weight to the index of its parameter group.
+    """
     out = {}
     for name, p in trained(module).items():
         owner = optimizer.param_groups[group_of[id(p)]]["params"][0]
@@ -79,7 +86,8 @@ def of_flat_groups(
 
 
 def of_partitions(module: nn.Module, optimizer: Any) -> dict[str, Fragment]:
-    """ZeRO 3: a rank owns an equal share of every weight, the last ones of which may be padding."""
+    """Returns the fragments under ZeRO 3, where every rank owns an equal share of each weight; the last shares may be
+    padding."""
     out = {}
     for name, p in trained(module).items():
         group, offset, size = optimizer.grad_position[optimizer.get_param_id(p)]
@@ -90,23 +98,25 @@ def of_partitions(module: nn.Module, optimizer: Any) -> dict[str, Fragment]:
     return out
 
 
-KEPT_WHOLE = 100_000  # ZeRO 3 leaves weights of fewer elements on every rank (DeepSpeed's default)
+KEPT_WHOLE = 100_000  # ZeRO 3 does not shard weights with fewer elements (DeepSpeed's default)
 BUCKET = (
-    500_000_000  # gradients are reduced so many at a time (DeepSpeed's default), or all at once where there are fewer
+    500_000_000  # elements of one gradient reduction (DeepSpeed's default); fewer where the model has fewer weights
 )
-AHEAD = 50_000_000  # ZeRO 3 gathers so many numbers of the next weights while a layer computes (DeepSpeed's default)
+AHEAD = 50_000_000  # elements of the next weights that ZeRO 3 prefetches while a layer computes (DeepSpeed's default)
 
 
 def gradient_norm(module: nn.Module) -> float:
-    """2-norm of all gradients together, as one vector."""
+    """Returns the 2-norm of all gradients concatenated into one vector; 0 without gradients."""
     norms = [p.grad.detach().float().norm() for p in module.parameters() if p.grad is not None]
     return float(torch.stack(norms).norm()) if norms else 0.0
 
 
 class _Engine(ABC):
-    """What both kinds share: the trained weights and what the optimizer remembers of them, by name, in full or as shards.
+    """Base of both engines: reads and writes the trained weights and the optimizer's state by name, in full or as
+    shards.
 
-    sharded: whether a rank holds only a shard of each. average_device: where an average of the weights is to lie.
+    sharded: whether each rank holds only a shard of each weight. average_device: the device for an average of the
+    weights.
     """
 
     module: nn.Module
@@ -121,13 +131,13 @@ class _Engine(ABC):
     def _optimizer(self) -> torch.optim.Optimizer: ...
 
     def master_weights(self) -> dict[str, Tensor]:
-        """Returns the trained weights by name as the optimizer steps them, in float32: this rank's shards where they are
-        sharded (some may be empty), else the weights."""
+        """Returns the float32 weights that the optimizer updates, by name: full weights, or this rank's shards (some
+        may be empty) where they are sharded."""
         return {name: f.view(f.owner).detach() for name, f in self._fragments().items()}
 
     def gather(self, name: str, shard: Tensor) -> Tensor:
-        """Returns the full tensor from the ranks' shards, each like master_weights()[name]. All ranks call this together, and
-        each gets the result."""
+        """Returns the full tensor, assembled from the ranks' shards, each shaped like master_weights()[name]. A
+        collective call; every rank gets the result."""
         return self._fragments()[name].gather(shard, self.module_device) if self.sharded else shard
 
     def shard(self, name: str, full: Tensor) -> Tensor:
@@ -136,9 +146,11 @@ class _Engine(ABC):
 
     @torch.no_grad()
     def state(self) -> Iterator[tuple[str, Tensor]]:
-        """Everything that training changes, whole, tensor by tensor; all ranks go through it together, at a step's end.
+        """Yields (name, full tensor) of everything that training changes. All ranks must iterate together, between
+        steps.
 
-        Names: weight/W (float32), what the optimizer keeps of it (exp_avg/W, step/W...), fixed/B for all other tensors.
+        The names are weight/W for weight W (float32), exp_avg/W, step/W and so on for the optimizer's state of W, and
+        fixed/B for every other tensor B.
         """
         remembered = self._optimizer().state
         for name, f in self._fragments().items():
@@ -150,8 +162,8 @@ class _Engine(ABC):
 
     @torch.no_grad()
     def load(self, saved: Mapping[str, Tensor]) -> None:
-        """Takes up what `state` gave, of any number of ranks and any ZeRO stage. Raises ValueError where names or sizes are
-        not this module's."""
+        """Restores what `state` yielded, on any number of ranks and under any ZeRO stage. Raises ValueError where names
+        or shapes differ from this module's."""
         fragments, fixed = self._fragments(), self._fixed()
         _require_names(saved, fragments, fixed)
         kinds: dict[str, list[str]] = {}
@@ -174,7 +186,8 @@ class _Engine(ABC):
 
     @torch.no_grad()
     def finish(self, shards: Mapping[str, Tensor]) -> None:
-        """Ends the training: the module becomes a plain one with full weights, those of `shards` (like master_weights())."""
+        """Ends the training: makes the module a plain one with the full weights of `shards` (shaped like
+        master_weights())."""
         for name, f in self._fragments().items():
             self._write(f.parameter, self.gather(name, shards[name]))
 
@@ -182,7 +195,7 @@ class _Engine(ABC):
         return f.gather(f.view(tensor), self.module_device) if self.sharded else tensor.detach()
 
     def _fixed(self) -> dict[str, Tensor]:
-        """Frozen parameters and buffers."""
+        """Returns the frozen parameters and the persistent buffers, by name."""
         frozen = {n: p for n, p in self.module.named_parameters() if not p.requires_grad}
         return frozen | {n: b for n, b in self.module.named_buffers() if n in self.module.state_dict()}
 
@@ -211,7 +224,8 @@ def _require_names(saved: Mapping[str, Tensor], fragments: Mapping[str, Any], fi
 
 
 class TorchEngine(_Engine):
-    """Plain torch. On several ranks gradients are averaged with one all-reduce a tensor; no sharding."""
+    """An engine in plain torch, without sharding. On several ranks it averages gradients with one all-reduce per
+    tensor."""
 
     def __init__(
         self, module: nn.Module, optimizer: torch.optim.Optimizer, clip_norm: float, accumulate: int = 1
@@ -228,7 +242,8 @@ class TorchEngine(_Engine):
         (loss / self.accumulate).backward()
 
     def step(self) -> float:
-        """Norm of the gradient before clipping (of the last whole step, between accumulation boundaries)."""
+        """Returns the norm of the gradient before clipping; between accumulation boundaries, that of the last complete
+        step."""
         self._micro += 1
         if self._micro % self.accumulate:
             return self._norm
@@ -255,8 +270,11 @@ class TorchEngine(_Engine):
 
 @dataclass(frozen=True)
 class Sharding:
-    """zero_stage: DeepSpeed ZeRO 0 to 3. offload: "none", "optimizer" or "all" (infra.config.ComputeConfig). bf16: weights
-    in bfloat16 with float32 master weights, which needs at least ZeRO 1."""
+    """How DeepSpeed distributes and stores the weights and the optimizer's state.
+
+    zero_stage: the ZeRO stage, 0 to 3. offload: "none", "optimizer" or "all" (infra.config.ComputeConfig). bf16: keeps
+    the weights in bfloat16 with float32 master weights, which needs at least ZeRO 1.
+    """
 
     zero_stage: int = 0
     offload: str = "none"
@@ -267,7 +285,8 @@ class Sharding:
         return max(self.zero_stage, 1) if self.bf16 else self.zero_stage
 
     def zero_optimization(self, weights: int) -> dict[str, Any]:
-        """weights: how many numbers are trained. ZeRO 3 reserves a whole bucket, however few there are."""
+        """Returns DeepSpeed's section zero_optimization. weights: the number of trained elements; it bounds the bucket
+        size, because ZeRO 3 always allocates a full bucket."""
         out: dict[str, Any] = {"stage": self.stage}
         if self.stage == 3:
             out["reduce_bucket_size"] = min(BUCKET, max(weights, 1))
@@ -280,8 +299,11 @@ class Sharding:
 
 
 class DeepSpeedEngine(_Engine):
-    """DeepSpeed ZeRO 0 to 3: fp32 on a CPU, bf16 weights with fp32 master weights on a GPU. Needs an initialised
-    torch.distributed group. Under ZeRO 3 the module's weights are whole only while a module that holds them is called."""
+    """An engine on DeepSpeed with ZeRO 0 to 3, which needs an initialised torch.distributed group.
+
+    The weights are float32 on a CPU, and bfloat16 with float32 master weights on a GPU. Under ZeRO 3 the full weights
+    of a submodule exist only while it is called.
+    """
 
     def __init__(
         self,
@@ -300,12 +322,12 @@ class DeepSpeedEngine(_Engine):
             )
         deepspeed = _deepspeed()
         config = {
-            "train_micro_batch_size_per_gpu": 1,  # only counts samples; batches are the loader's affair
+            "train_micro_batch_size_per_gpu": 1,  # used to count samples only; the loader makes the batches
             "gradient_accumulation_steps": accumulate,
             "gradient_clipping": clip_norm,
             "zero_optimization": sharding.zero_optimization(sum(p.numel() for p in trained(module).values())),
             "zero_allow_untested_optimizer": True,
-            "zero_force_ds_cpu_optimizer": False,  # its own would be compiled
+            "zero_force_ds_cpu_optimizer": False,  # DeepSpeed's own CPU optimizer would have to be compiled
             "bf16": {"enabled": sharding.bf16},
             "steps_per_print": 10**9,
         }
@@ -316,26 +338,27 @@ class DeepSpeedEngine(_Engine):
             model=module, optimizer=optimizer, model_parameters=list(trained(module).values()), config=config
         )
         self.module = self.engine.module
-        if not self.sharded:  # ZeRO keeps the weights in one flat tensor
+        if not self.sharded:  # ZeRO 1 to 3 keep the weights in flat tensors instead
             for parameter, own in laid_out:
                 parameter.data = own.copy_(parameter.data)
         self._micro = 0
         self._norm = 0.0
 
     def backward(self, loss: Tensor) -> None:
-        # Told, because DeepSpeed learns it from calls of its own engine, and methods call the module: whether this is a
-        # step's last micro-step, and (ZeRO) that it is a new one, whose gradients are added to those before.
+        # DeepSpeed infers two facts from calls of its engine, but the training methods call the module directly. They are
+        # set here: whether this is a step's last micro-step, and (ZeRO) that a new backward pass adds to the gradients.
         self.engine.set_gradient_accumulation_boundary((self._micro + 1) % self.accumulate == 0)
         if self.sharded:
             self.engine.optimizer.clear_backward_seen_flag()
         self.engine.backward(loss)
 
     def step(self) -> float:
-        """Norm of the gradient before clipping (of the last whole step, between accumulation boundaries)."""
+        """Returns the norm of the gradient before clipping; between accumulation boundaries, that of the last complete
+        step."""
         self._micro += 1
         boundary = self._micro % self.accumulate == 0
         if boundary and not self.sharded:
-            self._norm = gradient_norm(self.module)  # ZeRO 0 clips without keeping the norm
+            self._norm = gradient_norm(self.module)  # ZeRO 0 clips without storing the norm
         self.engine.step()
         if boundary and self.sharded:
             self._norm = float(self.engine.get_global_grad_norm())
@@ -382,10 +405,10 @@ class DeepSpeedEngine(_Engine):
 
 
 def shard_frozen(module: nn.Module) -> Any:
-    """Spreads a frozen module's weights over the ranks, in place: DeepSpeed's ZeRO 3 without an optimizer. They are whole
-    only while the module that holds them is called, which all ranks do together.
+    """Shards a frozen module's weights over the ranks, in place: ZeRO 3 of DeepSpeed without an optimizer.
 
-    Returns DeepSpeed's engine, with which the gathering ends: whoever calls the module keeps it.
+    The full weights of a submodule exist only while it is called, and all ranks must make that call together. Returns
+    DeepSpeed's engine: the caller must keep a reference, because gathering stops when the engine is destroyed.
     """
     assert not any(p.requires_grad for p in module.parameters()), "only a frozen module is sharded without an optimizer"
     deepspeed = _deepspeed()
@@ -395,7 +418,7 @@ def shard_frozen(module: nn.Module) -> Any:
             "stage": 3,
             "stage3_param_persistence_threshold": KEPT_WHOLE,
             "stage3_prefetch_bucket_size": AHEAD,
-            "memory_efficient_linear": False,  # it saves in a backward pass, and is put in the place of torch's for good
+            "memory_efficient_linear": False,  # it helps only in a backward pass, and replaces torch's own globally
         },
         "steps_per_print": 10**9,
     }
@@ -405,8 +428,10 @@ def shard_frozen(module: nn.Module) -> Any:
 
 
 def _make_contiguous(module: nn.Module) -> list[tuple[nn.Parameter, Tensor]]:
-    """DeepSpeed broadcasts weights as bytes, which fails on channels-last ones: makes them contiguous, and returns them
-    with their own memory, in which convolutions are quicker."""
+    """Makes all weights contiguous, because DeepSpeed broadcasts them as bytes, which fails on channels-last tensors.
+
+    Returns each changed parameter with its original storage: in that memory layout convolutions are faster.
+    """
     strided = [(p, p.data) for p in module.parameters() if p.dim() and (not p.is_contiguous() or p.stride(-1) != 1)]
     for parameter, own in strided:
         parameter.data = torch.empty(own.shape, dtype=own.dtype, device=own.device).copy_(own)
@@ -414,14 +439,17 @@ def _make_contiguous(module: nn.Module) -> list[tuple[nn.Parameter, Tensor]]:
 
 
 def _deepspeed() -> Any:
-    """deepspeed, imported late and with the switches a CPU needs (see docs/architecture.md, "DeepSpeed on a CPU")."""
+    """Imports and returns `deepspeed`, with the settings that a CPU needs (docs/architecture.md, "DeepSpeed on a CPU").
+
+    Raises ValueError where the installed version was not tested.
+    """
     require_tested("deepspeed")
     if not torch.cuda.is_available():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
     os.environ.setdefault("DEEPSPEED_LOG_LEVEL", "error")
     import deepspeed
 
-    # Else init_distributed compiles for minutes an op that needs AVX512.
+    # Otherwise init_distributed compiles an op for minutes, and the op needs AVX512.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
     for name, value in (("RANK", dist.get_rank()), ("WORLD_SIZE", _world_size()), ("LOCAL_RANK", 0)):

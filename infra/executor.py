@@ -1,4 +1,4 @@
-"""Runs a stage as it declares: once here, per item over Ray Data, or as a distributed job under Ray Train."""
+"""Runs a stage as it declares: once in this process, per item over Ray Data, or distributed under Ray Train."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ PICTURES_LOGGED = 16  # of a per-item stage
 
 @dataclass(frozen=True)
 class StageTask:
-    """One execution of a stage: its config, its inputs, its place (step) and its seed."""
+    """One execution of a stage: its config, its inputs, its step (key and folder) and its seed."""
 
     stage: Stage[Any, Any, Any]
     config: Any
@@ -40,11 +40,11 @@ class Executor:
     def __init__(self, store: Store, compute: ComputeConfig, console: Console) -> None:
         self.store, self.compute, self.console = store, compute, console
         self.session = RaySession(compute, console.log, store.root.parent)
-        self.streamed: dict[str, float] = {}  # seconds of stages whose items a graph has made and whose own run follows
+        self.streamed: dict[str, float] = {}  # stage -> seconds in a graph, until the stage's own run follows
 
     def run(self, task: StageTask, logger: RunLogger | None, provenance: dict[str, Any]) -> Manifest:
-        """Runs the task, or what is left of it, and publishes the manifest. Raises ValueError (user) or
-        distributed.StageFailed."""
+        """Runs the unfinished part of the task, and publishes and returns the manifest. Raises ValueError for a mistake
+        of the user, else distributed.StageFailed."""
         task.step.folder.mkdir(parents=True, exist_ok=True)
         started = time.monotonic()
         attempt = uuid.uuid4().hex[:8]
@@ -56,8 +56,8 @@ class Executor:
         return self.store.publish(task.step, records, seconds, failures, provenance)
 
     def stream(self, specs: Sequence[StageSpec], given: Sequence[Any], seed: int) -> None:
-        """Runs items through several per-item stages at the same time. Publishes nothing: each stage's own `run` does, and
-        finds its items done. Without Ray it does nothing, and each stage's `run` does the work."""
+        """Runs several per-item stages concurrently on the items. It publishes no manifests: each stage's own `run`
+        follows, finds its items finished, and publishes. Without Ray it does nothing, and each `run` does the work."""
         if self.compute.executor == "local" or not given:
             return
         attempt = uuid.uuid4().hex[:8]
@@ -68,14 +68,15 @@ class Executor:
         self.streamed |= {spec.stage.name: s for spec, s in zip(specs, seconds, strict=True)}
 
     def _placed(self, spec: StageSpec, seed: int, attempt: str, gpus: float) -> PlacedStage:
-        """Returns the stage with its workers. gpus: the share of the cluster's that this stage may use."""
+        """Returns the stage with its resources in a graph. gpus: number of the cluster's GPUs that this stage may
+        use."""
         needs = spec.stage.resources
         workers, each = self._item_workers(needs, gpus)
         actors = each > 0 or self.compute.pool == "actors"
         step = self.store.step(spec.stage.name, spec.stage.version, spec.config, (), seed)
         threads = self.compute.threads or needs.threads
         job = items.ItemJob(spec.stage.run, spec.config, self.store.codec, threads, attempt, each > 0)
-        cpus = 0.0 if actors and not each else needs.cpus  # an idle actor must not keep the cores from the others
+        cpus = 0.0 if actors and not each else needs.cpus  # an idle actor must not reserve cores that other stages need
         return PlacedStage(spec, job, step, seed, workers, cpus, each, actors)
 
     def stop(self) -> None:
@@ -86,7 +87,7 @@ class Executor:
 
     def _once(self, task: StageTask, logger: RunLogger | None, attempt: str) -> Any:
         if task.stage.resources.cpus > 1:
-            self.session.stop()  # it wants the machine to itself, to time things
+            self.session.stop()  # the stage measures times, and needs the machine for itself
         set_threads(self._threads(task))
         ctx = RunContext(
             workdir=task.step.folder,
@@ -124,7 +125,7 @@ class Executor:
         )
         done, records = distributed.read_result(job)
         if done:
-            return records  # killed between the last step and the commit
+            return records  # the job was killed after its last step, before the manifest was written
         if self.compute.executor == "local":
             return self._once(task, logger, attempt)
         cpus, gpus = self.session.resources()
@@ -144,8 +145,8 @@ class Executor:
     def _per_item(
         self, task: StageTask, logger: RunLogger | None, attempt: str
     ) -> tuple[Any, tuple[Failure, ...], float]:
-        """Returns the records in the order of the items, flattened; the failures; and the seconds, earlier attempts
-        included."""
+        """Returns the records, flattened and in the order of the items; the failures; and the seconds, including those
+        of earlier attempts."""
         started = time.monotonic()
         tasks = item_tasks(self.store, task)
         codec = self.store.codec
@@ -176,8 +177,12 @@ class Executor:
         return records, tuple(failures), earlier + time.monotonic() - started
 
     def _item_workers(self, needs: Resources, most_gpus: float | None = None) -> tuple[int, float]:
-        """Returns the number of workers and the GPUs of each: as many workers as fit the cluster, or as the stage names where
-        it names more than one. most_gpus: what the stage may use, where it shares the cluster's GPUs with others."""
+        """Returns the number of workers of a per-item stage and the GPUs of each.
+
+        As many workers as fit the cluster, at most compute.item_workers, and at most the number that the stage declares
+        where that is above 1. most_gpus: GPUs that the stage may use, where it shares those of the cluster with other
+        stages.
+        """
         if self.compute.executor == "local":
             return 1, 0.0
         cpus, gpus = self.session.resources()
@@ -190,7 +195,7 @@ class Executor:
     def _run_items(
         self, task: StageTask, job: items.ItemJob, todo: list[items.ItemTask]
     ) -> list[tuple[items.ItemTask, str]]:
-        """Runs the items and returns those that failed unexpectedly, with the reason."""
+        """Runs the items and returns (item, reason) of each one that failed with an unexpected error."""
         if not todo:
             return []
         if self.compute.executor == "local":
@@ -210,8 +215,11 @@ class Executor:
 
 
 def item_tasks(store: Store, task: StageTask) -> list[items.ItemTask]:
-    """Returns one task an item, in order; equal items once. All get the run's seed: what is drawn for an item must depend
-    on it and the item's name, so that models are compared on the same noise."""
+    """Returns one task per distinct item, in the order of the inputs.
+
+    All tasks have the run's seed. Random numbers for an item must depend on that seed and the item's name only, so that
+    models are compared on the same noise.
+    """
     tasks: dict[str, items.ItemTask] = {}
     for item in task.inputs:
         step = store.item(task.step, task.stage.version, item, task.seed)
@@ -220,7 +228,8 @@ def item_tasks(store: Store, task: StageTask) -> list[items.ItemTask]:
 
 
 def _broken(stage: str, unexpected: list[tuple[items.ItemTask, str]], total: int) -> str:
-    """Returns the message for items that broke for a reason that may pass (disk, memory, network) or is a bug."""
+    """Returns the error message for items that failed unexpectedly, be it temporarily (disk, memory, network) or by a
+    bug."""
     shown = "".join(
         f"\n  {task.label}: {reason} (traceback: {task.step.folder}/error.txt)" for task, reason in unexpected[:5]
     )
@@ -237,7 +246,7 @@ def _was_rejected(task: items.ItemTask, job: items.ItemJob) -> bool:
 
 
 def _log_items(logger: RunLogger | None, results: list[items.ItemResult], failed: int) -> None:
-    """Logs the means over the items, and the first pictures."""
+    """Logs the means of the items' metrics, and the first PICTURES_LOGGED pictures."""
     if logger is None:
         return
     from PIL import Image

@@ -1,4 +1,4 @@
-"""Files that survive kill -9: atomic writes, locks that die with their process."""
+"""File operations that are safe under kill -9: atomic writes, and locks that end with their process."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ CHECKOUT = Path(__file__).resolve().parents[1]
 
 
 def write_atomic(path: Path, text: str) -> None:
-    """Writes `text` so that `path` holds either the old content or all of the new, also after a power cut."""
+    """Writes `text` to `path` atomically: the file holds either the old content or all of the new, even after a power
+    cut."""
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(f".{path.name}.{os.getpid()}")
     with open(aside, "w", encoding="utf-8") as f:
@@ -33,7 +34,8 @@ def write_atomic(path: Path, text: str) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """Returns the JSON in `path`, or None where there is no such file. Raises ValueError that names a file that is not JSON."""
+    """Returns the decoded JSON of `path`, or None if the file does not exist. Raises ValueError that names a file
+    without valid JSON."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -43,9 +45,11 @@ def read_json(path: Path) -> Any:
 
 
 class FolderLock:
-    """Lets one writer into a folder at a time. The kernel drops the lock when its process dies, so a stale lock cannot exist.
+    """An exclusive lock on a folder, as a context manager. The kernel releases it when its process dies, so that no
+    stale lock can remain.
 
-    Entering waits for a living owner; `on_wait` is called once, with the owner's pid and host as it wrote them.
+    Entering blocks while another process holds the lock. on_wait: called once while blocked, with the owner's pid and
+    host.
     """
 
     def __init__(self, folder: Path, on_wait: Callable[[str], None] | None = None, poll_seconds: float = 0.2) -> None:
@@ -81,8 +85,8 @@ class FolderLock:
 
 
 def git_sha(checkout: Path = CHECKOUT) -> str:
-    """Returns the commit of the checkout, "+dirty" where tracked files differ from it. Outside of git, as in an image:
-    GIT_SHA, else "unknown"."""
+    """Returns the commit of the checkout, with "+dirty" appended where tracked files differ from it. Outside of git, as
+    in a container image, returns the variable GIT_SHA, else "unknown"."""
     try:
         sha = _git(checkout, "rev-parse", "HEAD")
         return sha + ("+dirty" if _git(checkout, "status", "--porcelain", "--untracked-files=no") else "")
@@ -96,7 +100,7 @@ def _git(checkout: Path, *words: str) -> str:
 
 
 def lock_hash(checkout: Path = CHECKOUT) -> str:
-    """Returns the digest of the pinned environment (constraints and packaged assets)."""
+    """Returns the SHA-256 of the pinned environment: constraints.txt and assets.txt in infra/env."""
     digest = hashlib.sha256()
     for name in ("constraints.txt", "assets.txt"):
         path = checkout / "infra" / "env" / name

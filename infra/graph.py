@@ -1,10 +1,12 @@
-"""Per-item stages joined into one Ray Data graph: the tracker works on the first clips while the next videos are cut.
+"""Runs several per-item stages as one Ray Data graph: the tracker works on the first clips while the next videos are
+cut.
 
-The graph is an order of work, not of results. Each item of each stage has its own folder and marker (items.py), so killed
-anywhere it goes on, and what it leaves is what the stages leave when run one after the other. Only references travel between
-stages, never frames: memory does not grow with the number of items. Each stage is one operator of Ray Data, which fuses
-operators that want the same workers: one worker then takes an item through all of them. There is no operator that only
-regroups rows: Ray Data reserves so much of two CPUs for each operator that with five of them one task runs at a time.
+The graph affects the order of the work, not its results. Each item of each stage has its own folder and marker
+(items.py). A killed graph therefore resumes, and it leaves the same files as the stages run one after the other. Only
+references are passed between stages, never frames, so memory does not grow with the number of items. Each stage is one
+operator of Ray Data. Ray Data fuses operators with the same resources; one worker then takes an item through all of
+them. No operator only regroups rows, because Ray Data reserves resources per operator: with five operators on two CPUs
+only one task runs at a time.
 """
 
 from __future__ import annotations
@@ -28,10 +30,11 @@ POLL_SECONDS = 0.5
 
 @dataclass(frozen=True)
 class PlacedStage:
-    """A stage of a graph with all that its workers need: one operator of Ray Data.
+    """One stage of a graph, that is one operator of Ray Data, with everything that its workers need.
 
-    step: names the stage and holds its config; an item's place under it is the one that the stage, run by itself, gives the
-    item. workers: at most so many. cpus, gpus: of a worker. actors: whether workers keep the models that they have loaded.
+    step: names the stage and holds its config; an item has the same folder under it as when the stage runs alone.
+    workers: the largest number of workers. cpus, gpus: of one worker. actors: whether the workers are actors, which
+    keep loaded models.
     """
 
     spec: StageSpec
@@ -47,9 +50,12 @@ class PlacedStage:
 def advance(
     row: dict[str, Any], number: int, placed: PlacedStage, store: Store, following: ItemsOf | None, tally: Any
 ) -> list[dict[str, Any]]:
-    """One item through one stage -> rows, one an item of the next stage. An item that broke or was rejected gives none: the
-    stage's own pass over its markers says so."""
-    item = pickle.loads(row["item"])  # our own, from the driver or the stage before
+    """Runs one stage on one item, and returns one row per item of the next stage.
+
+    A failed or rejected item gives no rows; the stage's own run reports it later from the marker. number: the stage's
+    index in the graph. tally: handle of the actor that counts (progress.Tally).
+    """
+    item = pickle.loads(row["item"])  # trusted: pickled by the driver or by the previous stage
     set_threads(placed.job.threads)
     task = ItemTask(item, store.item(placed.step, placed.spec.stage.version, item, placed.seed), placed.seed)
     failure = run_item(placed.job, task)
@@ -61,7 +67,7 @@ def advance(
 
 
 class StageActor:
-    """`advance` in an actor: with it stay the models that the stage has loaded."""
+    """Calls `advance` in an actor, which keeps the models that the stage has loaded."""
 
     def __init__(self, *fixed: Any) -> None:
         self.fixed = fixed
@@ -73,14 +79,14 @@ class StageActor:
 def run_graph(
     stages: Sequence[PlacedStage], items: Sequence[Any], store: Store, session: RaySession, console: Console
 ) -> list[float]:
-    """Takes every item through all stages. Raises nothing for items that break: they leave no marker.
+    """Runs all stages on every item. A failed item raises no error; it leaves no marker.
 
-    Returns the seconds that it took, divided among the stages by the work in each.
+    Returns the elapsed seconds, divided among the stages in proportion to the work in each.
     """
     started = time.monotonic()
     ray = session.start()
     data = quiet_data()
-    data.DataContext.get_current().target_max_block_size = 1  # a block a row: what one stage made is taken up at once
+    data.DataContext.get_current().target_max_block_size = 1  # one block per row, so that the next stage starts at once
     tally = ray.remote(num_cpus=0, max_restarts=-1)(Tally).remote(len(stages))
     blocks = min(len(items), max(200, 4 * max(s.workers for s in stages)))
     source = data.from_items([{"item": pickle.dumps(i)} for i in items], override_num_blocks=blocks)
@@ -93,15 +99,15 @@ def run_graph(
             raise AssertionError("the last stage gives no rows")
     try:
         work = [c.seconds for c in ray.get(tally.read.remote(), timeout=10)]
-    except ray.exceptions.RayError:  # lost with its counts
+    except ray.exceptions.RayError:  # the actor died, and its counts are lost
         work = [0.0 for _ in stages]
     whole = time.monotonic() - started
     return [whole * w / sum(work) if sum(work) else whole / len(work) for w in work]
 
 
 def _joined(data: Any, source: Any, placed: PlacedStage, fixed: tuple[Any, ...]) -> Any:
-    """Returns the data set after one more stage. Ray Data replaces lost workers without end; run_item gives up on an item that
-    kills them."""
+    """Returns the data set after one more stage. Ray Data replaces dead workers without limit; run_item gives up on an
+    item that kills them repeatedly."""
     needs = {"num_cpus": placed.cpus, "num_gpus": placed.gpus}
     if placed.actors:
         pool = data.ActorPoolStrategy(min_size=1, max_size=placed.workers)
@@ -112,7 +118,8 @@ def _joined(data: Any, source: Any, placed: PlacedStage, fixed: tuple[Any, ...])
 
 @contextlib.contextmanager
 def _shown(ray: Any, tally: Any, stages: Sequence[PlacedStage], total: int, console: Console) -> Iterator[None]:
-    """Shows the progress of all stages in one line: of the first against the total, of the others against what reached them."""
+    """Shows the progress of all stages in one line: the first stage's against the total number of items, each later
+    one's against the number of items that have reached it."""
     names = [s.step.stage for s in stages]
     over = threading.Event()
 
@@ -124,7 +131,7 @@ def _shown(ray: Any, tally: Any, stages: Sequence[PlacedStage], total: int, cons
                 first, *rest = ray.get(tally.read.remote(), timeout=10)
             except ray.exceptions.RayError:
                 if last:
-                    return  # the tally or Ray is gone: the work itself says how it ended
+                    return  # the tally or Ray has died; the iteration over the rows raises the error
                 continue
             note = ", ".join(
                 f"{name} {c.done + c.failed} of {c.met}" + (f" ({c.failed} failed)" if c.failed else "")

@@ -1,7 +1,7 @@
-"""Per-item work: every item has a folder and a marker, item.json, written when it is done. kill -9 loses what was in
-flight, nothing else, and nothing is done twice.
+"""Runs per-item stages. Every item has a folder and a marker, item.json, which is written when the item is finished.
 
-run_item is the same function in this process and in a Ray Data worker.
+kill -9 loses only the items in progress, and no finished item is repeated. The function run_item is the same in this
+process and in a Ray Data worker.
 """
 
 from __future__ import annotations
@@ -25,14 +25,17 @@ from infra.ray_session import RaySession, quiet, set_threads
 from infra.store import Failure, Step, item_label
 from stages.contracts import Reject
 
-WAIT_SECONDS = 0.03  # after so long Ray Data sees that one of several tasks has ended; with its own 0.1 workers idle
-MAX_DEATHS = 3  # a worker that dies this often on one item will die again
+WAIT_SECONDS = 0.03  # interval at which Ray Data notices finished tasks; with its default of 0.1 workers are idle
+MAX_DEATHS = 3  # an item is given up after its worker has died this often
 
 
 @dataclass(frozen=True)
 class ItemJob:
-    """Holds all that a worker needs besides the item. attempt: names one execution of the stage. gpu: whether it was
-    promised one; without, it keeps off those that it happens to see."""
+    """Everything that a worker needs besides the item.
+
+    attempt: identifies one execution of the stage. gpu: whether the worker was assigned a GPU; if not, it runs on the
+    CPU even where it can see one.
+    """
 
     run: Callable[[Any, Any, Any], Any]
     config: Any
@@ -44,7 +47,7 @@ class ItemJob:
 
 @dataclass(frozen=True)
 class ItemTask:
-    """Is one item with the folder of its results."""
+    """One item with the step whose folder holds its results, and the seed."""
 
     item: Any
     step: Step
@@ -61,7 +64,8 @@ class ItemTask:
 
 @dataclass(frozen=True)
 class ItemResult:
-    """records: what the stage returned for the item; failure: why there is nothing."""
+    """The result of one item. records: what the stage returned. failure: why there are none. pictures: paths of
+    files."""
 
     records: Any
     failure: Failure | None
@@ -71,7 +75,8 @@ class ItemResult:
 
 
 def finished(task: ItemTask, codec: Codec) -> ItemResult | None:
-    """Returns the result that lies on disk, or None. Rejections count as results; unexpected errors are tried again."""
+    """Returns the item's result from disk, or None if it is not finished. A rejection is a result; an unexpected error
+    is not, so that the item is tried again."""
     data = read_json(task.marker)
     if data is None or data["key"] != task.step.key:
         return None
@@ -83,8 +88,9 @@ def finished(task: ItemTask, codec: Codec) -> ItemResult | None:
 
 
 def run_item(job: ItemJob, task: ItemTask) -> Failure | None:
-    """Runs the stage on one item and writes its marker. Returns an unexpected failure (which leaves no marker)."""
-    with FolderLock(task.step.folder):  # the worker of a killed driver may live a moment longer
+    """Runs the stage on one item and writes its marker. Returns the failure if an unexpected error occurred (then
+    without a marker), else None."""
+    with FolderLock(task.step.folder):  # the worker of a killed driver may still be running
         if finished(task, job.codec) is not None:
             return None
         if _deaths(task, job.attempt) >= MAX_DEATHS:
@@ -102,7 +108,7 @@ def run_item(job: ItemJob, task: ItemTask) -> Failure | None:
             records = job.run(job.config, task.item, ctx)
         except Reject as error:
             failure = Failure(task.label, str(error), expected=True)
-        except Exception as error:  # one broken item must not stop the rest; it is listed and its traceback kept
+        except Exception as error:  # one failed item must not stop the rest; it is listed and its traceback saved
             (task.step.folder / "error.txt").write_text(traceback.format_exc())
             return Failure(task.label, f"{type(error).__name__}: {error}", expected=False)
         _mark(job, task, ctx, records, failure, time.monotonic() - started)
@@ -124,7 +130,7 @@ def _mark(
 
 
 def _deaths(task: ItemTask, attempt: str) -> int:
-    """Returns how often this execution began the item before, and counts this beginning."""
+    """Returns how often this execution of the stage has started the item before, and records the present start."""
     path = task.step.folder / f".begun-{attempt}"
     with open(path, "a") as f:
         f.write("x")
@@ -134,15 +140,16 @@ def _deaths(task: ItemTask, attempt: str) -> int:
 
 
 def run_row(row: dict[str, Any]) -> dict[str, Any]:
-    """Runs one item in a Ray worker. A row holds the job and the task pickled, so that Arrow need not look inside."""
-    job, task = pickle.loads(row["work"])  # our own, from the driver
+    """Runs one item in a Ray worker. A row holds the job and the task pickled, so that Arrow does not convert them."""
+    job, task = pickle.loads(row["work"])  # trusted: pickled by the driver
     set_threads(job.threads)
     failure = run_item(job, task)
     return {"index": row["index"], "reason": failure.reason if failure else ""}
 
 
 class ItemActor:
-    """Calls run_row in an actor of the stage's own: the models that the stage has cached on a GPU end with it."""
+    """Calls run_row in an actor that serves one stage: when it ends, the models that the stage cached on a GPU are
+    freed."""
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
         return run_row(row)
@@ -151,9 +158,10 @@ class ItemActor:
 def over_ray(
     job: ItemJob, tasks: list[ItemTask], session: RaySession, workers: int, cpus: float, gpus: float
 ) -> Iterator[tuple[int, str]]:
-    """Yields (index, reason of an unexpected failure or "") as items finish. Only references travel, never frames.
+    """Runs the items over Ray Data, and yields (index, reason of an unexpected failure or "") as they finish.
 
-    Without GPUs Ray's pooled workers serve one stage after the other, and torch is imported once.
+    Only references are passed between processes, never frames. cpus, gpus: of one worker. Without GPUs the stages run
+    one after the other in Ray's pooled workers, so that torch is imported once.
     """
     session.start()
     import cloudpickle
@@ -172,7 +180,7 @@ def over_ray(
 
 
 def quiet_data() -> Any:
-    """Returns `ray.data` with its own progress output off: the console shows progress."""
+    """Returns `ray.data` with its own progress output turned off, because the console shows progress."""
     import ray.data
     from ray.data._internal.execution import streaming_executor_state
 
@@ -185,12 +193,12 @@ def quiet_data() -> Any:
 
 
 def flat(records: Any) -> Sequence[Any]:
-    """Returns what a stage returned for an item, as a sequence."""
+    """Returns a stage's records of one item as a sequence; a single record becomes a tuple of one."""
     return records if isinstance(records, (list, tuple)) else (records,)
 
 
 def in_process(job: ItemJob, tasks: list[ItemTask]) -> Iterator[tuple[int, str]]:
-    """Yields what `over_ray` yields, with the items run one after another in this process."""
+    """Runs the items one after another in this process, and yields the same pairs as `over_ray`."""
     for index, task in enumerate(tasks):
         failure = run_item(job, task)
         yield index, failure.reason if failure else ""

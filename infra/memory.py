@@ -1,4 +1,4 @@
-"""Memory of a command with everything it starts."""
+"""Measures the memory of a command and all its child processes."""
 
 from __future__ import annotations
 
@@ -14,9 +14,11 @@ EVERY_SECONDS = 0.25
 
 
 def peak_mb(command: Sequence[str]) -> float:
-    """Runs a command to its end and returns the largest sum, over the process and its children, of the memory that is
-    theirs (PSS: shared pages are divided among those that share them), in MB. Raises RuntimeError with its last words where
-    it fails."""
+    """Runs a command and returns its peak memory in MiB, rounded to a tenth.
+
+    The memory is the sum of the PSS of the process and its children (PSS divides shared pages among the processes that
+    share them), sampled every EVERY_SECONDS. Raises RuntimeError with the end of the output where the command fails.
+    """
     process = subprocess.Popen(command, cwd=CHECKOUT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     peak, over = 0.0, threading.Event()
 
@@ -46,5 +48,5 @@ def _family_mb(pid: int) -> float:
 def _mb(process: psutil.Process) -> float:
     try:
         return process.memory_full_info().pss / 2**20
-    except psutil.Error:  # it has just ended
+    except psutil.Error:  # the process has just ended
         return 0.0

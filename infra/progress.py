@@ -1,6 +1,7 @@
-"""Long work shows items, rate, ETA and failures: a bar on a terminal, plain lines elsewhere, events from a worker.
+"""Shows the progress of long work: items, rate, ETA and failures.
 
-A Console is where lines and progress go. Workers write events to a file; the driver replays it on its own console.
+A Console receives lines and progress. It shows a bar on a terminal and prints plain lines elsewhere. A worker writes
+events to a file, and the driver replays that file on its own console.
 """
 
 from __future__ import annotations
@@ -19,12 +20,14 @@ from stages.contracts import Progress
 
 
 class Console(Protocol):
+    """Receives lines and progress."""
+
     def log(self, line: str) -> None: ...
     def progress(self, what: str, total: int) -> contextlib.AbstractContextManager[Progress]: ...
 
 
 def duration(seconds: float) -> str:
-    """Returns seconds for people: 0.4 s, 12 s, 3 min 20 s, 2 h 5 min."""
+    """Returns a duration as readable text: 0.4 s, 12 s, 3 min 20 s, 2 h 5 min."""
     if seconds < 10:
         return f"{seconds:.1f} s"
     whole = round(seconds)
@@ -36,7 +39,7 @@ def duration(seconds: float) -> str:
 
 
 class Count:
-    """Counts the items done of a total, with rate and ETA since this count began."""
+    """Counts the finished and failed items of a total, and formats them with the rate and ETA since the count began."""
 
     def __init__(self, what: str, total: int, clock: Callable[[], float] = time.monotonic) -> None:
         self.what, self.total, self.clock = what, total, clock
@@ -64,7 +67,8 @@ def _rate(per_second: float) -> str:
 
 
 class PlainConsole:
-    """Prints lines for logs and pipes; a progress line at most every `every` seconds, and one at the end."""
+    """Prints plain lines, for logs and pipes. A progress line appears at most every `every` seconds, and one at the
+    end."""
 
     def __init__(self, stream: TextIO | None = None, every: float = 15.0) -> None:
         self.stream, self.every = stream, every
@@ -91,7 +95,7 @@ class PlainConsole:
 
 
 class TerminalConsole:
-    """Shows a bar (rich) on a terminal."""
+    """Shows lines and a progress bar on a terminal, with rich."""
 
     def __init__(self) -> None:
         from rich.console import Console as RichConsole
@@ -124,7 +128,8 @@ def console() -> Console:
 
 
 class EventFile:
-    """Is a worker's console: it writes one JSON event a line. Progress is written at most twice a second."""
+    """The console of a worker: it appends one JSON event per line to a file. Progress is written at most twice a
+    second."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -167,10 +172,10 @@ class EventFile:
 
 
 class SilentConsole:
-    """Drops lines and progress: for ranks other than 0 and for tests."""
+    """Discards lines and progress, for ranks other than 0 and for tests."""
 
     def log(self, line: str) -> None:
-        """Drops the line."""
+        """Discards the line."""
 
     @contextlib.contextmanager
     def progress(self, what: str, total: int) -> Iterator[Progress]:
@@ -182,7 +187,10 @@ class SilentConsole:
 
 
 class Replay:
-    """Follows a worker's event file from its present end, and shows it on `console`, until the `with` block ends."""
+    """Reads new events of a worker's file and shows them on `console`, until the `with` block ends.
+
+    Events that the file holds already are skipped. every: seconds between reads.
+    """
 
     def __init__(self, path: Path, console: Console, every: float = 0.3) -> None:
         self.path, self.console, self.every = path, console, every
@@ -237,7 +245,8 @@ class Replay:
 
 @dataclass
 class Counts:
-    """Counts the items that one stage of a graph received, finished and failed, and the seconds of work on them."""
+    """The numbers of items that one stage of a graph received (met), finished and failed, and the seconds of work on
+    them."""
 
     met: int = 0
     done: int = 0
@@ -247,8 +256,8 @@ class Counts:
 
 @dataclass
 class Tally:
-    """Keeps the counts of all stages of a graph, in an actor of its own. If it dies they begin at zero: they are for people
-    only."""
+    """The counts of all stages of a graph, kept in an actor. If the actor dies they restart at zero, because they are
+    only displayed."""
 
     operators: int
     counts: list[Counts] = field(init=False)

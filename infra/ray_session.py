@@ -1,4 +1,4 @@
-"""Ray, started when the first stage needs it and not before. RAY_ADDRESS joins a cluster, else this machine serves."""
+"""Starts Ray when the first stage needs it: it joins the cluster at RAY_ADDRESS, else it runs on this machine."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from infra.versions import require_tested
 
 
 class RaySession:
-    """Holds one connection to Ray for the whole command. runs: the folder that all nodes must share."""
+    """Holds one connection to Ray for a whole command. runs: the folder that all nodes must share."""
 
     def __init__(self, compute: ComputeConfig, log: Callable[[str], None], runs: Path) -> None:
         self.compute, self.log, self.runs = compute, log, runs
@@ -27,8 +27,11 @@ class RaySession:
         return bool(os.environ.get("RAY_ADDRESS")) and os.environ["RAY_ADDRESS"] != "local"
 
     def start(self) -> Any:
-        """Returns the connected `ray` module. Raises ValueError where Ray or DeepSpeed has a version that was not tested, the
-        cluster cannot be reached, or a node does not share `runs`."""
+        """Returns the connected `ray` module, and connects it at the first call.
+
+        Raises ValueError where Ray or DeepSpeed has an untested version, Ray cannot be started or reached, or a node does
+        not share `runs`.
+        """
         if self._ray is not None:
             return self._ray
         require_tested("ray")
@@ -81,11 +84,11 @@ class RaySession:
 
 
 def _set_environment() -> None:
-    """Sets variables that Ray reads when it is imported; workers inherit them."""
+    """Sets environment variables that Ray reads when it is imported; workers inherit them."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.1")  # else ray.train waits two seconds a report
-    os.environ.setdefault("RAY_TMPDIR", "/tmp")  # sockets: at most 107 bytes, so not a deep TMPDIR
-    os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")  # relative folders in a config mean the user's
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.1")  # by default ray.train waits two seconds a report
+    os.environ.setdefault("RAY_TMPDIR", "/tmp")  # holds sockets, whose paths are limited to 107 bytes
+    os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")  # relative paths refer to the user's working directory
     os.environ.setdefault("RAY_DEDUP_LOGS", "0")
     os.environ.setdefault("PYTHONUNBUFFERED", "1")
     Path(os.environ["RAY_TMPDIR"]).mkdir(parents=True, exist_ok=True)
@@ -95,14 +98,18 @@ def _set_environment() -> None:
 
 
 def quiet() -> None:
-    """Lets Ray log errors only. Call it again after importing `ray.data` and `ray.train`, which reset their levels."""
+    """Restricts Ray's logging to errors. Must be called again after importing `ray.data` or `ray.train`, which reset
+    their levels."""
     for name in ("ray", "ray.data", "ray.train", "ray.tune", "ray._private"):
         logging.getLogger(name).setLevel(logging.ERROR)
 
 
 def set_threads(threads: int) -> None:
-    """Sets the threads of torch and OpenCV in this process. Ray sets OMP_NUM_THREADS=1 for its workers whatever they were
-    promised, and OpenCV, which has threads of its own, takes no notice of that."""
+    """Sets the number of threads of torch and OpenCV in this process, at most the number of cores.
+
+    Ray sets OMP_NUM_THREADS=1 for its workers whatever CPUs they have, and OpenCV, which has its own thread pool,
+    ignores that variable.
+    """
     import cv2
     import torch
 

@@ -1,7 +1,8 @@
-"""Files behind addresses (s3://, gs://, https://...), through fsspec: listed by the driver, fetched by the workers.
+"""Reads files behind addresses (s3://, gs://, https://...) through fsspec: the driver lists them, the workers fetch
+them.
 
-Whatever its libraries raise comes out as FileNotFoundError (gone), PermissionError (forbidden) or another OSError (may
-pass), and as ValueError, with how to mend it, where the driver can do nothing with an address.
+Errors of the storage libraries are translated to FileNotFoundError (no such file), PermissionError (access denied) or
+another OSError (a retry may succeed). Where the driver cannot use an address at all, it raises ValueError with advice.
 """
 
 from __future__ import annotations
@@ -17,12 +18,12 @@ from typing import Any
 
 from infra.files import FolderLock
 
-AT_ONCE = 16  # requests in flight while the driver looks
-LIST_FROM = 50  # so many files of one folder are looked up in its listing, fewer one by one
+AT_ONCE = 16  # concurrent requests of the driver
+LIST_FROM = 50  # from this many files of one folder on, the folder is listed; fewer are queried one by one
 STAMPS = ("ETag", "etag", "md5Hash", "LastModified", "last_modified", "mtime", "updated", "created")
 GONE = {404, 410}
 FORBIDDEN = {401, 403}
-LONGEST_NAME = 200  # bytes; a key's last part may be longer than a file's name
+LONGEST_NAME = 200  # bytes; the last part of an object's key may be longer than a file name can be
 
 
 def is_remote(source: str) -> bool:
@@ -30,12 +31,13 @@ def is_remote(source: str) -> bool:
 
 
 class RemoteFiles:
-    """stages.data.places.Files, structurally."""
+    """Lists and reads files behind addresses; implements the protocol stages.data.places.Files."""
 
     def listing(self, address: str) -> dict[str, str]:
-        """address -> stamp of every file below a folder, matching a glob, or of the file itself. Nothing is fetched.
+        """Returns {address: stamp} of all files below a folder, of those that match a glob, or of one file. Fetches
+        nothing.
 
-        ValueError where there is none, or it cannot be listed.
+        Raises ValueError where there is no such file or the address cannot be listed.
         """
         try:
             fs, root = open_address(address)
@@ -50,7 +52,11 @@ class RemoteFiles:
         return {_address(fs, address, root, path): _stamp(info) for path, info in sorted(found.items())}
 
     def look(self, addresses: Sequence[str]) -> dict[str, str | OSError]:
-        """address -> stamp, or FileNotFoundError or PermissionError. ValueError for errors that may pass."""
+        """Returns {address: stamp}, with a FileNotFoundError or PermissionError as the value of a file that cannot be
+        read.
+
+        Raises ValueError for errors that a retry may resolve.
+        """
         folders: dict[str, list[str]] = {}
         for address in addresses:
             folders.setdefault(address.rpartition("/")[0], []).append(address)
@@ -63,16 +69,18 @@ class RemoteFiles:
         return found | _each(_info_stamp, [a for f, inside in folders.items() if f not in listed for a in inside])
 
     def read(self, addresses: Sequence[str]) -> dict[str, bytes | OSError]:
-        """Whole files, in memory."""
+        """Returns {address: complete content}, with an OSError as the value of a file that cannot be read."""
         return _each(_content, addresses)
 
 
 def fetch(address: str, cache: Path) -> Path:
-    """`address` as a local file: itself, or a copy at cache/<hash of address and stamp>/<name>, made once.
+    """Returns a local path of the file: `address` itself if local, else a copy at cache/<hash of address and
+    stamp>/<name>.
 
-    The copy is written aside, checked by its size and renamed, so that a file of that name is whole; workers of one node
-    wait for each other, those of several replace equal files. FileNotFoundError and PermissionError speak of the
-    source, never of the cache; any other OSError may pass.
+    The copy is written to a temporary file, checked by its size and renamed, so that a file of that name is complete.
+    Workers of one node wait for each other; workers of several nodes replace the copy with an equal one.
+    FileNotFoundError and PermissionError concern the source, never the cache; after any other OSError a retry may
+    succeed.
     """
     if not is_remote(address):
         return Path(address)
@@ -80,7 +88,7 @@ def fetch(address: str, cache: Path) -> Path:
     info = translated(fs.info, path)
     key = hashlib.sha256(f"{address} {_stamp(info)}".encode()).hexdigest()[:16]
     target = cache / key / _file_name(path)
-    size = info.get("size")  # a web server may not tell
+    size = info.get("size")  # a web server may not report it
     if _is_whole(target, size):
         return target
     try:
@@ -97,7 +105,7 @@ def fetch(address: str, cache: Path) -> Path:
 def _copy(fs: Any, path: str, size: int | None, target: Path) -> None:
     aside = target.with_name(
         f".part-{os.uname().nodename}"
-    )  # one writer a node: the lock; a killed one's is overwritten
+    )  # the lock allows one writer per node; the file of a killed writer is overwritten
     try:
         aside.touch()
         translated(fs.get_file, path, str(aside))
@@ -119,8 +127,10 @@ def _file_name(path: str) -> str:
 
 
 def open_address(address: str, setting: str = "SRC") -> tuple[Any, str]:
-    """(file system, path in it). ValueError for a protocol that is unknown, or whose package is missing. setting: what the user
-    gave it as."""
+    """Returns (fsspec file system, path in it). setting: name of the user's setting, for error messages.
+
+    Raises ValueError where the protocol is unknown or its package is not installed.
+    """
     import fsspec
     from fsspec.registry import known_implementations
 
@@ -137,7 +147,7 @@ def open_address(address: str, setting: str = "SRC") -> tuple[Any, str]:
 
 
 def translated(function: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
-    """What an fsspec call gives; errors of the libraries below it come out as OSError."""
+    """Returns the result of an fsspec call. Errors of the libraries below fsspec are raised as OSError."""
     try:
         return function(*arguments, **options)
     except (ImportError, ValueError):
@@ -148,7 +158,7 @@ def translated(function: Callable[..., Any], *arguments: Any, **options: Any) ->
         raise PermissionError(errno.EACCES, f"access denied ({error})") from error
     except OSError:
         raise
-    except Exception as error:  # botocore, aiohttp, google.auth...: each has its own
+    except Exception as error:  # botocore, aiohttp and google.auth have no common error class
         raise _as_os_error(error) from error
 
 
@@ -189,19 +199,21 @@ def _found(fs: Any, root: str, is_glob: bool) -> dict[str, dict[str, Any]]:
 
 
 def _address(fs: Any, address: str, root: str, path: str) -> str:
-    """Spelled as the user began it, so that names relative to it can be told."""
+    """Returns the address of a file with the same beginning as the user's, so that relative names can be computed."""
     head = address[: len(address.rstrip("/")) - len(root.rstrip("/"))]
     return path if is_remote(path) else head + path
 
 
 def _stamp(info: Mapping[str, Any]) -> str:
-    """Changes when the content may have: size, and the first thing the server tells of it."""
+    """Returns text that changes when the content may have changed: the size, and the first of STAMPS that the server
+    reports."""
     token = next((str(info[key]) for key in STAMPS if info.get(key)), "")
     return f"{info.get('size')}-{token.strip(chr(34))}"
 
 
 def _each(function: Callable[[str], Any], addresses: Sequence[str]) -> dict[str, Any]:
-    """address -> what the function gives, many at once; what is gone or forbidden is an OSError among them."""
+    """Returns {address: function(address)}, computed concurrently, with the OSError as the value of a file that is
+    missing or forbidden. Raises ValueError for any other OSError."""
 
     def one(address: str) -> Any:
         try:

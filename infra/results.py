@@ -1,4 +1,4 @@
-"""Finds finished results in a run's folder by what they are, whichever stage made them."""
+"""Finds finished results in a run's folder by record type, independent of the stage that made them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from infra.files import read_json
 
 
 class InFolder(Protocol):
-    """A record of something that lies in a folder."""
+    """A record whose content lies in a folder."""
 
     @property
     def folder(self) -> str: ...
@@ -23,7 +23,7 @@ T = TypeVar("T", bound=InFolder)
 
 @dataclass(frozen=True)
 class Published(Generic[T]):
-    """A record and the manifest (decoded JSON) of the step that made it; {} for a record from outside the run."""
+    """One record with the manifest (decoded JSON) of the step that made it; {} for a record from outside the run."""
 
     record: T
     manifest: dict[str, Any]
@@ -32,8 +32,9 @@ class Published(Generic[T]):
 def published(root: Path, kind: type[T]) -> list[Published[T]]:
     """Returns every record of type `kind` that a finished step made in the run's folder, oldest first.
 
-    root: RUNS/PRESET. kind: a record type with a `folder`. A record counts where it was made: one that a later step only
-    mentions does not count again, nor does one whose folder is gone. Raises ValueError for a damaged manifest.
+    root: RUNS/PRESET. kind: a record type with a `folder`. A record is returned only with the step that made it, not
+    with later steps that mention it, and not where its folder no longer exists. Raises ValueError for a damaged
+    manifest.
     """
     codec = Codec((kind,), root)
     finished = []

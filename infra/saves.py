@@ -1,7 +1,9 @@
-"""Saved training states copied to storage behind an address (s3://, gs://, file://...), and brought back to a fresh machine.
+"""Copies saved training states to storage behind an address (s3://, gs://, file://...), and restores them on a new
+machine.
 
-A copied save is its files below ADDRESS/<name>/, and the marker ADDRESS/<name>.json, written last, which lists them with their
-sizes: without it there is no save. The last two are kept, as in the step's folder.
+A copied save consists of its files below ADDRESS/<name>/ and of the marker ADDRESS/<name>.json. The marker lists the
+files with their sizes and is written last: without it the save does not count. The last two saves are kept, as in the
+step's folder.
 """
 
 from __future__ import annotations
@@ -18,7 +20,8 @@ KEEP = 2
 
 
 def keep(folder: Path, address: str) -> None:
-    """Copies a whole save. Raises OSError where the storage cannot be written."""
+    """Copies a complete save to `address` and deletes all but the last KEEP there. Raises OSError where the storage
+    cannot be written."""
     fs, root = open_address(address, "compute.checkpoints")
     files = {p.name: p.stat().st_size for p in sorted(folder.iterdir())}
     translated(fs.makedirs, f"{root}/{folder.name}", exist_ok=True)
@@ -31,8 +34,8 @@ def keep(folder: Path, address: str) -> None:
 
 
 def recall(address: str, folder: Path, log: Callable[[str], None]) -> None:
-    """Copies the newest save into `folder`, unless that holds one. Raises OSError where the storage cannot be read, or a file
-    of the save is not whole."""
+    """Copies the newest save into `folder`, unless the folder already holds one. Raises OSError where the storage
+    cannot be read or a file of the save is incomplete."""
     if any(p.is_dir() for p in folder.glob("step-*")):
         return
     fs, root = open_address(address, "compute.checkpoints")
@@ -52,7 +55,7 @@ def recall(address: str, folder: Path, log: Callable[[str], None]) -> None:
 
 
 def _kept(fs: Any, root: str) -> list[str]:
-    """Returns the names of complete saves, oldest first."""
+    """Returns the names of the complete saves, oldest first."""
     fs.invalidate_cache()
     if not translated(fs.exists, root):
         return []

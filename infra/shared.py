@@ -1,4 +1,5 @@
-"""What all nodes of a cluster must have in common: the packages, what the environment says, and the folder RUNS."""
+"""Gives all nodes of a cluster the same packages and environment variables, and checks that they share the folder
+RUNS."""
 
 from __future__ import annotations
 
@@ -11,9 +12,9 @@ from typing import Any
 
 from infra.files import CHECKOUT
 
-SHIPPED = ("configs", "demo", "infra", "msmodel", "pipelines", "stages")  # of the checkout; the rest stays where it is
-# Where data, models, the tracker and the network are found, and by what right. CUDA_VISIBLE_DEVICES and paths of Python are
-# each node's own.
+SHIPPED = ("configs", "demo", "infra", "msmodel", "pipelines", "stages")  # folders of the checkout sent to the nodes
+# Prefixes of the variables sent to the nodes: addresses and credentials of data, models, tracker and network.
+# CUDA_VISIBLE_DEVICES and Python's paths are set by each node itself.
 PASSED = (
     "AWS_",
     "AZURE_STORAGE_",
@@ -32,20 +33,22 @@ ANSWER_SECONDS = 180.0  # the first task on a node also unpacks the checkout
 
 
 def runtime_env(environ: Mapping[str, str]) -> dict[str, Any]:
-    """Returns Ray's runtime_env for workers on other nodes: the packages of this checkout, whatever else lies in it (RUNS,
-    videos), and the variables that PASSED names."""
+    """Returns Ray's runtime_env for workers on other nodes: the packages of this checkout, without anything else in it
+    (RUNS, videos), and the environment variables whose names begin with an entry of PASSED."""
     return {
         "working_dir": str(CHECKOUT),
-        # The last pattern that matches decides; "/." is the checkout itself.
+        # The last matching pattern decides; "/." is the checkout itself.
         "excludes": ["/*", "!/.", *(f"!/{name}" for name in SHIPPED), "__pycache__"],
         "env_vars": {name: value for name, value in sorted(environ.items()) if name.startswith(PASSED)},
     }
 
 
 def require_shared(ray: Any, runs: Path, seconds: float = ANSWER_SECONDS) -> None:
-    """Every node reads a file that this process has just written into `runs`, and writes one that it must then see.
+    """Checks that all nodes share the folder `runs`: each reads a file that this process has just written, and writes
+    one that this process must then see.
 
-    ValueError names the nodes that do not see the folder, may not write into it, or do not answer.
+    Raises ValueError that names the nodes that do not see the folder, cannot write into it, or do not answer in
+    `seconds`.
     """
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -56,7 +59,7 @@ def require_shared(ray: Any, runs: Path, seconds: float = ANSWER_SECONDS) -> Non
         (folder / TOKEN).write_text(token)
         asked = {}
         for node_id in nodes:
-            assert not (folder / node_id).exists()  # NFS may now remember that it is not there
+            assert not (folder / node_id).exists()  # NFS may now cache that it does not exist
             here = NodeAffinitySchedulingStrategy(node_id, soft=False)
             task = ray.remote(num_cpus=0, max_retries=0)(answer).options(scheduling_strategy=here)
             asked[task.remote(str(folder), token, node_id)] = node_id
@@ -73,7 +76,7 @@ def require_shared(ray: Any, runs: Path, seconds: float = ANSWER_SECONDS) -> Non
 
 
 def answer(folder: str, token: str, node_id: str) -> str:
-    """Returns, on a node, "" or what is wrong with the folder there."""
+    """Runs on a node: returns "" if the folder is shared, else a description of the problem."""
     place = Path(folder)
     try:
         if (place / TOKEN).read_text() != token:
@@ -102,6 +105,7 @@ def _name(node: Mapping[str, Any]) -> str:
 
 
 def last_line(error: BaseException) -> str:
-    """Returns the last line of an error's text that is not empty: in Ray's errors it names the cause."""
+    """Returns the last non-empty line of an error's text, which names the cause in Ray's errors; else the error's
+    type."""
     lines = [line for line in str(error).splitlines() if line.strip()]
     return lines[-1].strip() if lines else type(error).__name__

@@ -1,6 +1,8 @@
-"""What has been done, on disk. A step's key says what it is; its manifest, written last, says that it is finished.
+"""Stores the results of steps on disk. A step is identified by its key; its manifest, written last, marks it as
+finished.
 
-RUNS/PRESET/<stage>/<first 12 of key>/manifest.json. A folder without a manifest is unfinished and may be resumed.
+The manifest lies at RUNS/PRESET/<stage>/<first 12 characters of the key>/manifest.json. A folder without a manifest
+belongs to an unfinished step, which may be resumed.
 """
 
 from __future__ import annotations
@@ -17,14 +19,17 @@ from infra.codec import Codec
 from infra.files import FolderLock, git_sha, read_json, write_atomic
 
 SCHEMA = 1  # of manifest.json
-# Part of every key. Raise it where keys must change though no stage's version does: then no earlier result is reused.
-# 2: settings and records got the field's names, which keys hash.
+# Part of every key. Increment it where keys must change although no stage's version does: no earlier result is then reused.
+# 2: settings and records were renamed to the field's standard terms, and keys hash those names.
 KEY_VERSION = 2
 
 
 @dataclass(frozen=True)
 class Step:
-    """One piece of work: `key` = SHA-256 of KEY_VERSION, stage name, version, seed, config and inputs; `folder` is its own."""
+    """One execution of a stage that has a key and a folder of its own.
+
+    key: SHA-256 of KEY_VERSION, the stage's name and version, the seed, the config and the inputs.
+    """
 
     stage: str
     key: str
@@ -38,7 +43,8 @@ class Step:
 
 @dataclass(frozen=True)
 class Failure:
-    """An item that came to nothing. expected: the stage rejected it; else an error that may pass (disk, memory, a bug)."""
+    """One item without a result. expected: whether the stage rejected it; otherwise an error occurred (disk, memory, a
+    bug), and a later attempt may succeed."""
 
     name: str
     reason: str
@@ -47,7 +53,7 @@ class Failure:
 
 @dataclass(frozen=True)
 class Manifest:
-    """What a finished step left: records, items that failed, seconds of work, and the provenance."""
+    """The result of a finished step: its records, the items that failed, the seconds of work, and the provenance."""
 
     stage: str
     key: str
@@ -58,27 +64,28 @@ class Manifest:
 
 
 class Store:
-    """The steps of one preset's run folder."""
+    """Holds the steps of one preset's run folder: computes their keys, and loads and publishes their manifests."""
 
     def __init__(self, root: Path, codec: Codec) -> None:
         self.root = root
         self.codec = codec
 
     def step(self, stage: str, version: int, config: Any, inputs: Any, seed: int) -> Step:
-        """Returns the key and the folder of the stage with this config and these inputs."""
+        """Returns the step of a stage with this config, these inputs and this seed."""
         encoded = self.codec.encode(config)
         parts = [KEY_VERSION, stage, version, seed, encoded, self.codec.digest(inputs)]
         key = self.codec.digest(parts)
         return Step(stage, key, self.root / stage / key[:12], encoded)
 
     def item(self, step: Step, version: int, item: Any, seed: int) -> Step:
-        """Returns the key and the folder of one item of a per-item step. All steps with the same config share it, so a new
-        video in the folder costs only itself."""
+        """Returns the step of one item of a per-item step. All steps with the same config share the item's folder, so
+        that a new video in SRC adds only its own work."""
         key = self.codec.digest([KEY_VERSION, step.stage, version, seed, step.config, self.codec.digest(item)])
         return Step(step.stage, key, self.root / step.stage / "items" / f"{item_name(item)}-{key[:12]}", step.config)
 
     def load(self, step: Step) -> Manifest | None:
-        """Returns the manifest, or None where the step is unfinished or what its records name is gone."""
+        """Returns the manifest, or None where the step is unfinished or a file that its records name no longer
+        exists."""
         data = read_json(step.folder / "manifest.json")
         if data is None or data["schema"] != SCHEMA or data["key"] != step.key:
             return None
@@ -96,7 +103,10 @@ class Store:
         failures: tuple[Failure, ...] = (),
         provenance: dict[str, Any] | None = None,
     ) -> Manifest:
-        """Writes the manifest, which commits the step. Returns it as a later run will read it."""
+        """Writes the manifest, which marks the step as finished, and returns it as a later run will read it.
+
+        Raises RuntimeError where the records name files that do not exist.
+        """
         data = {
             "schema": SCHEMA,
             "stage": step.stage,
@@ -115,12 +125,13 @@ class Store:
         return published
 
     def lock(self, step: Step, log: Callable[[str], None]) -> FolderLock:
-        """Returns the lock of the step's folder. Who waits for it logs that once."""
+        """Returns the lock of the step's folder. A process that waits for it logs that once."""
         return FolderLock(step.folder, lambda owner: log(f"{step.name}: waiting for {owner}, which is working on it"))
 
 
 def item_label(item: Any) -> str:
-    """Returns what people call an item: the first text field of a record (its id), of a group the first's, else "item"."""
+    """Returns a readable label of an item: the first text field of a record (its id), the label of a list's first item,
+    else "item"."""
     if is_dataclass(item) and not isinstance(item, type):
         values = (vars(item)[f.name] for f in fields(item))
         return next((v for v in values if isinstance(v, str) and v), None) or next(
@@ -132,7 +143,7 @@ def item_label(item: Any) -> str:
 
 
 def item_name(item: Any) -> str:
-    """Returns the label as part of a folder's name."""
+    """Returns the item's label reduced to characters that a folder's name may contain, at most 48."""
     return re.sub(r"[^A-Za-z0-9_-]+", "-", Path(item_label(item)).name).strip("-")[:48] or "item"
 
 

@@ -1,7 +1,7 @@
-"""MLflow: one parent run per command, a nested run per stage that was executed, checkpoints as registered models.
+"""Logs to MLflow: one parent run per command, one nested run per executed stage, and checkpoints as registered models.
 
-A failing tracker never stops the work: its failures are counted, and the first one is logged. Everything that MLflow shows
-also lies on disk.
+A failing tracker never stops the work: its failures are counted, and the first one is logged. Everything that MLflow
+shows is also stored on disk.
 """
 
 from __future__ import annotations
@@ -23,40 +23,44 @@ from infra.files import FolderLock
 PRIMARY_METRIC = "rendered/student/epe"
 EXPERIMENT_TAGS = {
     "mlflow.experiment.primaryMetric.name": PRIMARY_METRIC,
-    "mlflow.experimentKind": "custom_model_development",  # else it opens as a chat app's
+    "mlflow.experimentKind": "custom_model_development",  # otherwise MLflow shows the experiment as a chat application
 }
 FLUSH_METRICS = 200
 FLUSH_SECONDS = 5.0
-BATCH = 1000  # points of one request: MLflow takes no more
-KEPT_METRICS = 100_000  # while MLflow does not answer: some 20 MB
-REST = 9  # a failed call is followed by so many times its length without any
-# MLflow's own (7 and 120) keep one call waiting for 4 minutes where nobody listens, for 20 where nobody answers: longer than
-# the ranks of a distributed job wait for each other. These: half a minute, enough for a server's restart, and 6 minutes.
+BATCH = 1000  # points of one request: MLflow's limit
+KEPT_METRICS = 100_000  # points buffered while MLflow does not answer: about 20 MB
+REST = 9  # after a failed call, calls pause for this many times its duration
+# With MLflow's defaults (7 and 120) one call blocks for 4 minutes where the connection is refused, and for 20 where the
+# server does not answer: longer than the ranks of a distributed job wait for each other. With these values it blocks for
+# half a minute, which is enough for a server's restart, and for 6 minutes.
 PATIENCE = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "4", "MLFLOW_HTTP_REQUEST_TIMEOUT": "60"}
 ALIAS_PAUSES = (0.1, 0.2, 0.4, 0.8, 1.6)  # seconds before each further try to set an alias
-DIGEST_LENGTH = 36  # MLflow allows no more
+DIGEST_LENGTH = 36  # MLflow's limit
 CHILD_RUN = "mlflow.parentRunId"
 ADDRESS = "MLFLOW_TRACKING_URI"
-POSTGRES_LOCK = 0x4D6F74696F6E  # any number that is always the same
-HOST, PID = "driver_host", "driver_pid"  # tags of every run: whose it is
+POSTGRES_LOCK = 0x4D6F74696F6E  # key of the advisory lock: any constant
+HOST, PID = "driver_host", "driver_pid"  # tags of every run: the process that made it
 
 
 @dataclass(frozen=True)
 class RunAddress:
-    """Where a worker logs: picklable."""
+    """The address of one MLflow run: tracking URI and run id. It can be pickled for workers."""
 
     uri: str
     run_id: str
 
 
 def tracking_uri(runs: Path) -> str:
-    """MLFLOW_TRACKING_URI, else the embedded sqlite file in the runs folder."""
+    """Returns MLFLOW_TRACKING_URI if it is set, else the address of the sqlite file mlflow.db in the runs folder."""
     return os.environ.get(ADDRESS) or f"sqlite:///{runs.resolve() / 'mlflow.db'}"
 
 
 def prepare_database(uri: str, runs: Path) -> None:
-    """Fills an empty database with MLflow's tables, once, before anyone writes: several first writers would break it for
-    good. An embedded one (sqlite) is also upgraded; a team's is upgraded by its owner, with all its clients."""
+    """Creates MLflow's tables in an empty database under a lock, because concurrent creation leaves it broken.
+
+    An embedded database (sqlite) is also upgraded. A shared one must be upgraded by its owner, together with all
+    clients.
+    """
     if uri.startswith("sqlite:///"):
         _prepare_sqlite(uri, runs)
     elif uri.startswith("postgresql"):
@@ -76,7 +80,7 @@ def _prepare_sqlite(uri: str, runs: Path) -> None:
 
 
 def _prepare_postgres(uri: str) -> None:
-    """Commands on several machines wait for each other at the database itself."""
+    """Creates the tables under an advisory lock of the database, which also holds between machines."""
     import sqlalchemy
 
     engine = sqlalchemy.create_engine(uri)
@@ -88,7 +92,8 @@ def _prepare_postgres(uri: str) -> None:
 
 
 def _upgrade(uri: str) -> None:
-    """`mlflow db upgrade`, with the address, which may hold a password, where `ps` does not show it."""
+    """Runs `mlflow db upgrade`. The address, which may hold a password, goes through the environment, hidden from
+    `ps`."""
     call = f"import os; from mlflow.db import upgrade; upgrade.callback(os.environ['{ADDRESS}'])"
     done = subprocess.run(
         [sys.executable, "-c", call], env={**os.environ, ADDRESS: uri}, capture_output=True, text=True, check=False
@@ -98,11 +103,12 @@ def _upgrade(uri: str) -> None:
 
 
 def _mine() -> dict[str, str]:
+    """Returns the tags that name this process and its machine."""
     return {HOST: os.uname().nodename, PID: str(os.getpid())}
 
 
 def close_abandoned(client: Any, experiment: str) -> None:
-    """Marks as killed the runs of commands of this machine that died without a word (kill -9, power cut)."""
+    """Marks as killed the open runs of this machine whose process no longer exists (kill -9, power cut)."""
     for run in client.search_runs([experiment], "attributes.status = 'RUNNING'"):
         tags = run.data.tags
         if tags.get(HOST) == os.uname().nodename and not Path(f"/proc/{tags.get(PID)}").exists():
@@ -110,8 +116,11 @@ def close_abandoned(client: Any, experiment: str) -> None:
 
 
 class BestEffort:
-    """Runs tracking calls, none of which may stop the work. The first failure is logged, each is counted, and what can wait or
-    be missed is not tried while `resting`, so that a tracker that is gone takes a tenth of a training's time at most."""
+    """Runs tracking calls so that none of them can stop the work.
+
+    The first failure is logged, and every failure is counted. Calls that can be delayed or skipped are not made while
+    `resting`, so that an unreachable tracker takes at most a tenth of a training's time.
+    """
 
     def __init__(self, log: Callable[[str], None]) -> None:
         self.log = log
@@ -151,7 +160,7 @@ def _client(uri: str) -> Any:
 
 @dataclass(frozen=True)
 class TrackedModel:
-    """A checkpoint as MLflow shall show it. registered_as: "" for checkpoints that are no product."""
+    """One checkpoint to log in MLflow. registered_as: name in the model registry; "" for an intermediate checkpoint."""
 
     name: str
     folder: str
@@ -169,10 +178,10 @@ class TrackedModel:
 
 @contextlib.contextmanager
 def _tracking_uri(uri: str) -> Iterator[None]:
-    """Sets MLflow's global address for its fluent calls and models:/ addresses, and restores it afterwards.
+    """Sets MLflow's global tracking URI inside the block, for its fluent calls and models:/ addresses, and restores it.
 
-    set_tracking_uri also sets MLFLOW_TRACKING_URI, and get_tracking_uri invents a database in the working directory where
-    no address is set. The previous address is therefore the environment's: None removes both.
+    set_tracking_uri also sets MLFLOW_TRACKING_URI, and get_tracking_uri makes up a database in the working directory where
+    no address is set. The previous address is therefore read from the environment; None removes both.
     """
     import mlflow
 
@@ -186,7 +195,7 @@ def _tracking_uri(uri: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _made_before() -> Iterator[None]:
-    """Another command may have made the same thing before, or at the same moment."""
+    """Ignores the error that the object exists already: another command may have made it, even at the same moment."""
     from mlflow.exceptions import MlflowException
 
     try:
@@ -197,14 +206,17 @@ def _made_before() -> Iterator[None]:
 
 
 def _may_pass(error: Any) -> bool:
-    """Whether another command caused the error and a second try may succeed. A server reports a database's error as its own,
-    and the class of the database's error only in the message."""
+    """Tells whether another command may have caused the error, so that a second try may succeed. The codes are broad,
+    because a server reports a database's error as its own and names the error's class only in the message."""
     return error.error_code in ("BAD_REQUEST", "INTERNAL_ERROR", "TEMPORARILY_UNAVAILABLE", "RESOURCE_ALREADY_EXISTS")
 
 
 class RunLogger:
-    """Logs to one run, buffered. Points at or before the last step of a metric that the run already holds are dropped,
-    so a resumed worker logs no step twice. Points that cannot be sent are kept and sent later."""
+    """Logs to one MLflow run, with a buffer for metrics.
+
+    Points at or before the last step that the run already holds of a metric are dropped, so that a resumed worker logs
+    no step twice. Points that cannot be sent are kept and sent later.
+    """
 
     def __init__(self, address: RunAddress, log: Callable[[str], None]) -> None:
         self.address = address
@@ -228,7 +240,8 @@ class RunLogger:
             self.flush()
 
     def flush(self) -> None:
-        """Sends what is buffered; keeps it where that fails. MLflow takes a point that it has already for the same one."""
+        """Sends the buffered points and keeps those that cannot be sent. MLflow ignores a point that it already
+        holds."""
         self._flushed = time.monotonic()
         failures = self.best_effort.failures
         while self._buffer and self.best_effort.failures == failures:
@@ -258,7 +271,7 @@ class RunLogger:
         return self._last[key]
 
     def image(self, key: str, picture: np.ndarray, step: int) -> None:
-        """picture: h w 3 uint8. Missed while MLflow does not answer."""
+        """Logs a picture (h w 3, uint8). It is skipped while MLflow does not answer."""
         if self.best_effort.resting:
             return
         with self.best_effort("logging a picture"):
@@ -279,7 +292,7 @@ class RunLogger:
                 self.client.set_tag(self.address.run_id, key, value)
 
     def dataset(self, name: str, source: str, digest: str, context: str) -> None:
-        """A data set by name, place and digest: its rows stay where they are."""
+        """Logs a data set by name, folder and digest, without copying its contents. context: what it is used for."""
         from mlflow.data.code_dataset_source import CodeDatasetSource
         from mlflow.data.meta_dataset import MetaDataset
         from mlflow.entities import DatasetInput, InputTag
@@ -292,8 +305,8 @@ class RunLogger:
             self.client.log_inputs(self.address.run_id, datasets=[DatasetInput(made._to_mlflow_entity(), tags=[tag])])
 
     def checkpoint(self, model: TrackedModel) -> None:
-        """An external LoggedModel (weights stay in their folder) with its metrics, and a registered version with the
-        alias `candidate`."""
+        """Logs an external LoggedModel (the weights stay in their folder) with its metrics. Where the model has a
+        registry name, also registers a version with the alias `candidate`."""
         with self.best_effort("registering a checkpoint"), _tracking_uri(self.address.uri):
             logged = self._log_model(model)
             if model.registered_as:
@@ -332,8 +345,11 @@ class RunLogger:
         self._set_alias(model.registered_as, "candidate", version.version)
 
     def _set_alias(self, name: str, alias: str, version: str) -> None:
-        """Points the alias at a version; the last command to do so wins. MLflow reads the alias and then inserts or updates it,
-        so of several commands that set a new one at once all but the first fail: those try again, and then update it."""
+        """Points the alias at a version; the last command to do so wins.
+
+        MLflow reads the alias and then inserts or updates it. When several commands set a new alias at once, all but
+        the first fail; they try again and then update it.
+        """
         from mlflow.exceptions import MlflowException
 
         for pause in ALIAS_PAUSES:
@@ -347,7 +363,7 @@ class RunLogger:
         self.client.set_registered_model_alias(name, alias, version)
 
     def close(self) -> None:
-        """The last of a worker: sends what is buffered, and says what is lost."""
+        """Sends the buffered points, and logs how many could not be sent. A worker calls it last."""
         self.flush()
         if self._buffer:
             self.best_effort.log(f"MLflow: {len(self._buffer)} points of curves could not be logged")
@@ -360,7 +376,8 @@ class RunLogger:
 
 
 class Tracking:
-    """The parent run of one command, made when the first stage runs, so that a command with nothing to do leaves none."""
+    """The parent run of one command. It is made when the first stage runs, so that a command with nothing to do makes
+    none."""
 
     def __init__(self, runs: Path, experiment: str, run_name: str, log: Callable[[str], None]) -> None:
         self.runs, self.experiment, self.run_name, self.log = runs, experiment, run_name, log
@@ -371,11 +388,11 @@ class Tracking:
         self._about: tuple[dict[str, str], dict[str, str]] = ({}, {})
 
     def describe(self, tags: Mapping[str, str], texts: Mapping[str, str]) -> None:
-        """Tags and text artifacts (config, git SHA, lock hash) for the parent run, when there is one."""
+        """Sets the tags and text artifacts (config, git SHA, lock hash) that the parent run gets when it is made."""
         self._about = (dict(tags), dict(texts))
 
     def stage(self, name: str, tags: Mapping[str, str]) -> RunLogger | None:
-        """A new nested run, or None where MLflow fails (said aloud)."""
+        """Returns the logger of a new nested run, or None where MLflow fails; the failure is logged."""
         parent = self._parent()
         if parent is None:
             return None
@@ -403,7 +420,8 @@ class Tracking:
         return self.parent
 
     def _experiment(self, client: Any) -> str:
-        """Its id. Whatever is made for it is made in one call: several commands may be the first."""
+        """Returns the experiment's id. One call creates it with its tags, because several commands may do so at
+        once."""
         found = client.get_experiment_by_name(self.experiment)
         if found is None:
             with _made_before():
@@ -412,7 +430,7 @@ class Tracking:
         return found.experiment_id
 
     def _artifacts(self) -> str | None:
-        """Where pictures and texts go; None leaves it to the server."""
+        """Returns the address for pictures and texts, or None where the server decides."""
         if self.uri.startswith("http"):
             return None
         root = os.environ.get("MLFLOW_DEFAULT_ARTIFACT_ROOT", "")

@@ -1,4 +1,4 @@
-"""`python -m pipelines` is `motionstream`: see pipelines/commands/cli.py."""
+"""Runs the command line `motionstream` as `python -m pipelines` (pipelines/commands/cli.py)."""
 
 import sys
 

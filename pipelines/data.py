@@ -1,4 +1,5 @@
-"""make data: from a folder or list of videos, or the packaged clips, to two sets of shards. Read it from the top."""
+"""make data: makes two sets of shards (train and heldout) from a folder or list of videos, or from the packaged
+clips."""
 
 from __future__ import annotations
 
@@ -38,7 +39,7 @@ NOT_APART = (
 
 @dataclass(frozen=True)
 class Dataset:
-    """Holds the packed sets. real, synthetic: the two parts of train; None if no clip is generated."""
+    """The packed shard sets of one data set. real, synthetic: the two parts of train; None if no clip is generated."""
 
     train: ShardSet
     heldout: ShardSet
@@ -46,15 +47,18 @@ class Dataset:
     synthetic: ShardSet | None = None
 
     def clips(self, which: str) -> ShardSet:
-        """Returns the set that data.phase1_clips, phase2_clips or distill_clips names: a part of train, or all if it has
-        none."""
+        """Returns the set that data.phase1_clips, phase2_clips or distill_clips names ("real", "synthetic" or all): a
+        part of train, or all of train if it is not divided."""
         return {"real": self.real, "synthetic": self.synthetic}.get(which) or self.train
 
 
 @dataclass(frozen=True)
 class Real:
-    """Holds the clips of videos, generated ones marked. cut: as CUT returned them. encoded: those that passed every gate.
-    dropped: those that a gate dropped."""
+    """The clips cut from videos; those of generated videos have kind "generated".
+
+    cut: all clips that the stage CUT returned. encoded: those that passed every gate. dropped: those that a gate
+    dropped. rejected: inputs without a result, with the reason.
+    """
 
     cut: tuple[Clip, ...]
     encoded: tuple[Clip, ...]
@@ -63,9 +67,10 @@ class Real:
 
 
 def data(run: Run) -> Dataset:
-    """Makes the data set: videos -> clips, and scenes rendered from them -> tracks -> latents -> shards.
+    """Makes the data set: videos to clips, clips to rendered scenes, and both to tracks, latents and shards.
 
-    It runs once a command: files that are added to the source meanwhile are used by the next command.
+    It runs once per command; files that are added to the source meanwhile are used by the next command. Raises
+    ValueError with data.report_only, which packs nothing.
     """
     if run.cfg.data.report_only:
         raise ValueError("data.report_only packs nothing, so that no later step can run: leave it out")
@@ -73,7 +78,8 @@ def data(run: Run) -> Dataset:
 
 
 def data_or_report(run: Run) -> Dataset | None:
-    """Runs the target `data`. With data.report_only it prints what each gate would drop and packs nothing."""
+    """Runs the target `data`. With data.report_only it prints what each gate would drop, packs nothing and returns
+    None."""
     if not run.cfg.data.report_only:
         return data(run)
     with run.making("data"):
@@ -101,7 +107,10 @@ def _data(run: Run) -> Dataset:
 
 
 def real_clips(run: Run, videos: list[Video], generated: Sequence[Video] = ()) -> Real:
-    """Cuts, tracks and encodes videos at the same time; a clip that a gate drops goes no further. generated: train only."""
+    """Cuts, tracks and encodes the videos concurrently; clips that a gate drops are not processed further.
+
+    generated: generated videos, whose clips are used for training only.
+    """
     cfg, stage, gates = run.cfg, stage_configs(run), run.cfg.data.gates
     cut, tracked, encoded = _chain(run, stage, _segments(run, videos, generated), gates)
     before_tracking, picture_rejections = dropped_by_gates(cut[0], gates, gate.picture_gates)
@@ -127,7 +136,7 @@ def real_clips(run: Run, videos: list[Video], generated: Sequence[Video] = ()) -
 
 
 def rendered_clips(run: Run, real: Real) -> tuple[tuple[Clip, ...], list[Rejected]]:
-    """Renders scenes from stills of the real clips that are kept, with exact tracks, and encodes them."""
+    """Renders scenes with exact tracks from stills of the real clips that passed the gates, and encodes the scenes."""
     cfg, stage = run.cfg, stage_configs(run)
     split = {c.clip_id: c.split for c in real.encoded}
     stills = [replace(c, split=split[c.clip_id]) for c in real.cut if c.clip_id in split]
@@ -141,7 +150,8 @@ def rendered_clips(run: Run, real: Real) -> tuple[tuple[Clip, ...], list[Rejecte
 
 
 def _segments(run: Run, videos: Sequence[Video], generated: Sequence[Video]) -> list[Segment]:
-    """Divides all videos into parts. Generated ones are never held out: figures are of real and of rendered clips."""
+    """Returns the segments of all videos. Generated videos are never held out, because the evaluation uses real and
+    rendered clips only."""
     train = dict.fromkeys((v.video_id for v in generated), "train")
     return segments(videos, run.cfg.data) + segments(generated, run.cfg.data, train)
 
@@ -171,7 +181,7 @@ def _pack(run: Run, inputs: PackInputs) -> Dataset:
 
 
 def publish(page: DataPage, pack: Path, folder: Path) -> None:
-    """Copies the page and rejected.csv to the report folder."""
+    """Copies the page, and rejected.csv of the folder `pack`, to the report folder."""
     folder.mkdir(parents=True, exist_ok=True)
     for file in (Path(page.html), pack / "rejected.csv"):
         aside = folder / f".{file.name}"
@@ -180,13 +190,14 @@ def publish(page: DataPage, pack: Path, folder: Path) -> None:
 
 
 def usable_videos(run: Run, generated: Sequence[Video] = ()) -> tuple[list[Video], list[Rejected]]:
-    """Returns every readable video of SRC once, and the other files with the reason. generated: videos that are left out of
-    SRC, if it holds them too."""
+    """Returns every readable video of SRC once, and the rejected files with their reasons. generated: videos to leave
+    out where SRC contains them too."""
     return _ingested(run, run.cfg.src, "", generated)
 
 
 def generated_videos(run: Run) -> tuple[list[Video], list[Rejected]]:
-    """Returns the readable videos of data.synthetic, and its other files with the reason; nothing if it is empty."""
+    """Returns the readable videos of data.synthetic, and its rejected files with their reasons; two empty lists if the
+    setting is empty."""
     if not run.cfg.data.synthetic:
         return [], []
     with _naming_synthetic():
@@ -206,7 +217,7 @@ def _ingested(run: Run, src: str, label: str, known: Sequence[Video] = ()) -> tu
 
 @contextmanager
 def _naming_synthetic() -> Iterator[None]:
-    """Makes errors inside name data.synthetic in place of SRC."""
+    """Rewrites errors of the block so that they name data.synthetic in place of SRC."""
     try:
         yield
     except ValueError as error:
@@ -214,6 +225,7 @@ def _naming_synthetic() -> Iterator[None]:
 
 
 def stage_configs(run: Run) -> RunConfigs:
+    """Returns the configs of the data stages, with digests of the weights that they read."""
     cfg, images = run.cfg, run.cfg.image_encoder.source
     image_digest = weights_stamp(f"{images}/image_encoder", "") if images else ""
     return run_configs(cfg.data, cfg.model, weights_stamp(cfg.vae.source, "vae"), image_digest)

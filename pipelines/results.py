@@ -24,7 +24,7 @@ def students(root: Path) -> list[Trained]:
 
 
 def _named(root: Path, name: str) -> list[Trained]:
-    """Returns the checkpoints of a name that hold a model of the class that this name stands for."""
+    """Returns the checkpoints of that name whose model is of the class in CLASSES."""
     return [
         found
         for found in published(root, Checkpoint)
@@ -33,7 +33,8 @@ def _named(root: Path, name: str) -> list[Trained]:
 
 
 def checkpoint_in(folder: Path, known: list[Trained]) -> Trained:
-    """Returns the checkpoint in a folder: as the run knows it, else as its config.json describes it.
+    """Returns the checkpoint in a folder: the run's own record of it if `known` has one, else one made from its
+    config.json.
 
     Raises ValueError where config.json holds no model sizes.
     """
@@ -53,7 +54,7 @@ def checkpoint_in(folder: Path, known: list[Trained]) -> Trained:
 def newest_data(root: Path) -> list[ShardSet]:
     """Returns the shard sets (train and heldout) of the data set that was finished last in a run's folder.
 
-    Raises ValueError where there is none.
+    Raises ValueError where no data set is finished.
     """
     found = published(root, ShardSet)
     for last in reversed(found):

@@ -1,4 +1,4 @@
-"""The one place that joins stages and infra: a Run is what a pipeline calls its stages through."""
+"""Connects the stages with infra: a pipeline calls its stages through a Run."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ EXPERIMENT = "motionstream"
 
 
 class NotMade(Exception):
-    """Is raised in a dry run by a step that has not been made: what depends on it cannot be known."""
+    """Raised in a dry run at a step that has no result yet, because the steps that depend on it cannot be computed."""
 
     def __init__(self, line: Line) -> None:
         self.line = line
@@ -51,7 +51,7 @@ class NotMade(Exception):
 
 @dataclass(frozen=True)
 class Line:
-    """Is one step in the table at the end. state: cached, ran, or (dry run) would run."""
+    """One step in the table that a command prints at its end. state: cached, ran, or (in a dry run) would run."""
 
     target: str
     stage: str
@@ -63,7 +63,12 @@ class Line:
 
 @dataclass
 class Run:
-    """Runs the steps of one command over one configuration. Every step that ran or was found is in `lines`."""
+    """Runs the steps of one command with one configuration.
+
+    dry: raises NotMade at a step without a result instead of running it. retry_failed: runs steps again in which items
+    failed without being rejected. target: the target that is being made. lines: every step that ran or was found
+    finished.
+    """
 
     cfg: Config
     store: Store
@@ -78,7 +83,7 @@ class Run:
     remembered: dict[Any, Any] = field(default_factory=dict)
 
     def once(self, name: Any, make: Callable[[], Any]) -> Any:
-        """Returns what `make` gave at the first call of this command. name: hashable."""
+        """Returns the result of `make()`, which is called once per name and command. name: hashable."""
         if name not in self.remembered:
             self.remembered[name] = make()
         return self.remembered[name]
@@ -91,17 +96,18 @@ class Run:
         key_inputs: Any = None,
         label: str = "",
     ) -> Output:
-        """Returns the stage's records, made now or before.
+        """Returns the stage's records; the stage runs only if the step is not finished.
 
-        key_inputs: stands for `inputs` in the key, where these hold what must not make a result stale. label: tells steps
-        of one stage apart, in the table and in the tracker.
+        key_inputs: replaces `inputs` in the key, where the inputs contain something that must not invalidate a result.
+        label: distinguishes steps of one stage in the table and in the tracker.
         """
         return self._manifest(stage, config, inputs, inputs if key_inputs is None else key_inputs, label).records
 
     def items(
         self, stage: Stage[StageConfig, Any, Any], config: StageConfig, items: Sequence[Any], label: str = ""
     ) -> tuple[tuple[Any, ...], list[Rejected]]:
-        """Runs a per-item stage over all items: returns (records in order, items without a result). label: as for `step`."""
+        """Runs a per-item stage on all items, and returns (records in order, items without a result). label: as in
+        `step`."""
         manifest = self._manifest(stage, config, tuple(items), tuple(items), label)
         rejected = [_rejected(stage.name, failure) for failure in manifest.failures]
         self.rejected += rejected
@@ -110,8 +116,9 @@ class Run:
     def chain(
         self, specs: Sequence[StageSpec], given: Sequence[Any], label: str
     ) -> list[tuple[tuple[Any, ...], list[Rejected]]]:
-        """Runs per-item stages one after another and returns what `items` returns for each. They run at the same time: a
-        later stage begins with what an earlier one has made so far."""
+        """Runs a chain of per-item stages, each on the results of the previous one, and returns the result of `items`
+        for each. The stages run concurrently: a later stage starts with the items that an earlier one has already
+        finished."""
         if not self.dry:
             self._stream(specs, given)
         out: list[tuple[tuple[Any, ...], list[Rejected]]] = []
@@ -121,7 +128,7 @@ class Run:
         return out
 
     def _stream(self, specs: Sequence[StageSpec], given: Sequence[Any]) -> None:
-        """Makes the items of all specs that are not finished yet."""
+        """Runs the unfinished items of all specs in one graph, starting at the first unfinished stage."""
         for number, spec in enumerate(specs):
             task = self._task(spec.stage, spec.config, tuple(given), tuple(given))
             found = self._load(task.step)
@@ -134,8 +141,8 @@ class Run:
 
     @contextmanager
     def making(self, target: str) -> Iterator[None]:
-        """Counts the steps inside for this target. A target that makes its missing inputs nests the other's block in its
-        own."""
+        """Assigns the steps inside the block to this target. Blocks may be nested: a target that makes its missing
+        inputs contains the blocks of other targets."""
         before, self.target = self.target, target
         try:
             yield
@@ -146,22 +153,24 @@ class Run:
         self.console.log(line)
 
     def candidates(self, src: str | None = None) -> tuple[list[Candidate], list[Rejected]]:
-        """Returns the files that SRC names, none fetched; the packaged clips where it is empty. Refuses a SRC that holds
-        RUNS. src: in its place."""
+        """Returns (files that SRC names, rejected ones) without fetching any; the packaged clips where SRC is empty.
+
+        src: replaces the configured SRC. Raises ValueError for a SRC that contains RUNS.
+        """
         src, runs = self.cfg.src if src is None else src, self.store.root.parent
         if holds(src, runs):
             raise ValueError(f"SRC={src} holds RUNS={runs}: its videos would become sources; move one of them")
         return find_candidates(src, self.cfg.data.videos_root, RemoteFiles())
 
     def seconds(self) -> dict[str, float]:
-        """Returns the seconds of work by target, those of steps made in earlier commands included."""
+        """Returns {target: seconds of work}, including the work of earlier commands on the same steps."""
         out: dict[str, float] = {}
         for line in self.lines:
             out[line.target] = round(out.get(line.target, 0.0) + line.seconds, 1)
         return out
 
     def finish(self, status: str) -> None:
-        """Closes the tracker's run and Ray."""
+        """Closes the tracker's run with this status, and stops Ray."""
         self.tracking.finish(status)
         self.executor.stop()
 
@@ -225,8 +234,7 @@ class Run:
 
 
 def open_run(cfg: Config, targets: Sequence[str], dry: bool = False, retry_failed: bool = False) -> Run:
-    """Returns a Run with everything that a command needs. Nothing is started: Ray and MLflow come with the first stage that
-    runs."""
+    """Returns the Run of a command. It starts nothing: the first stage that runs starts Ray and MLflow."""
     console = progress.console()
     store = Store(cfg.root, Codec(RECORDS, cfg.root))
     executor = Executor(store, cfg.compute, console)
@@ -239,14 +247,14 @@ def open_run(cfg: Config, targets: Sequence[str], dry: bool = False, retry_faile
 
 
 def _rejected(stage: str, failure: Failure) -> Rejected:
-    """Returns the record of a rejected item. A stage's own message names the item as the user knows it: "a.mp4: empty file"."""
+    """Returns the record of a rejected item. A stage's message names the item as the user does: "a.mp4: empty file"."""
     if failure.expected and ": " in failure.reason:
         return listed(stage, failure.reason)
     return Rejected(failure.name, stage, failure.reason)
 
 
 def found_in(value: Any, kind: type) -> Iterator[Any]:
-    """Yields every record of a type inside records, containers and inputs."""
+    """Yields every record of type `kind` inside nested records and containers."""
     if isinstance(value, kind):
         yield value
     elif isinstance(value, Mapping):
@@ -261,7 +269,8 @@ def found_in(value: Any, kind: type) -> Iterator[Any]:
 
 
 def made_here(made: Any, inputs: Any, kind: type) -> list[Any]:
-    """Returns the records of a type in a step's result that it was not given: results may mention what they were made from."""
+    """Returns the records of type `kind` in a step's result that are not in its inputs: results may mention their
+    sources."""
     given = {record.digest for record in found_in(inputs, kind)}
     return [record for record in _unique(found_in(made, kind)) if record.digest not in given]
 
@@ -276,8 +285,10 @@ def _log_inputs(logger: tracking.RunLogger, inputs: Any) -> None:
 
 
 def _log_outputs(logger: tracking.RunLogger, made: Any, inputs: Any, products: Mapping[str, str]) -> None:
-    """Logs shard sets as data sets and checkpoints as models linked to the data they were trained on; `products` are
-    registered."""
+    """Logs shard sets as data sets, and checkpoints as models linked to their training data.
+
+    products: name of a checkpoint -> its name in the model registry.
+    """
     for shards in made_here(made, inputs, ShardSet):
         logger.dataset(shards.split, shards.folder, shards.digest, shards.split)
     train = next((s for s in found_in(inputs, ShardSet) if s.split != "heldout"), None)
@@ -299,8 +310,8 @@ def _log_outputs(logger: tracking.RunLogger, made: Any, inputs: Any, products: M
 
 
 def without_student(cfg: Config, *kept: str) -> Any:
-    """Returns the model with the student's settings at their defaults but for `kept`: what does not depend on the student must
-    not be made again when only the student changes."""
+    """Returns the model's settings with the student's reset to their defaults, except `kept`. A stage that does not
+    depend on the student gets them as its config, so that it is not repeated when only the student changes."""
     mine = dataclasses.asdict(cfg.student)
     student = type(cfg.student)(**{name: mine[name] for name in kept})
     return dataclasses.replace(cfg.model, student=student)

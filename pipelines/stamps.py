@@ -1,4 +1,4 @@
-"""Weights that come from outside the run, as text that changes when they do, so that they count in a step's key."""
+"""Identifies weights from outside the run by text that changes with them, for use in a step's key."""
 
 from __future__ import annotations
 
@@ -11,9 +11,11 @@ EMBEDDED = "embedded:"
 
 
 def weights_stamp(source: str, part: str) -> str:
-    """embedded:NAME: digest of msmodel/assets/NAME/<part>; a folder or file: names, sizes and times; a hub id: itself.
+    """Returns text that identifies the weights of a source.
 
-    "" where embedded weights are not there: the stage that reads them says so.
+    For embedded:NAME it holds the SHA-256 digests of the files in msmodel/assets/NAME/<part>, for a file or folder the
+    names, sizes and modification times, and for a hub id the id itself. It is "" where embedded weights are missing:
+    the stage that reads them raises the error.
     """
     if source.startswith(EMBEDDED):
         folder = Path(str(resources.files("msmodel"))) / "assets" / source.removeprefix(EMBEDDED) / part
@@ -26,5 +28,6 @@ def weights_stamp(source: str, part: str) -> str:
 
 
 def _files(folder: Path) -> list[Path]:
-    """Weights and their configs, also in subfolders (diffusers keeps vae/, text_encoder/...)."""
+    """Returns the files of weights and configs in a folder and its subfolders (diffusers uses vae/,
+    text_encoder/...)."""
     return sorted(p for p in folder.rglob("*") if p.suffix in (".safetensors", ".json"))

@@ -1,4 +1,4 @@
-"""What a command prints when it ends: each step, how long it took, where it lies, and what was rejected."""
+"""Prints the summary at the end of a command: the steps with their times and folders, and the rejected inputs."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ REASONS_SHOWN = 12
 
 
 def summarise(run: Run, seconds: float, status: str) -> None:
-    """Prints the closing table, and that there was nothing to do where that is so."""
+    """Prints the table of steps, the rejected inputs, the times, the reports, and whether there was nothing to do."""
     if not run.lines:
         return
     table(run.lines)
@@ -35,7 +35,8 @@ def summarise(run: Run, seconds: float, status: str) -> None:
 
 
 def reports(root: Path, kept: Path) -> None:
-    """Prints where the report is, where it stays when later settings replace the copy, and how many others are kept."""
+    """Prints the path of the report, the folder that keeps it when later settings replace the copy, and the number of
+    reports of other settings."""
     copy = root / "report" / "report.html"
     if not copy.is_file():
         return
@@ -46,7 +47,7 @@ def reports(root: Path, kept: Path) -> None:
 
 
 def rejected(run: Run) -> None:
-    """Prints the inputs that could not be used, each with its reason."""
+    """Prints the rejected inputs with their reasons, at most REASONS_SHOWN."""
     if not run.rejected:
         return
     counts = Counter((r.name, r.stage, r.reason) for r in run.rejected)
@@ -58,7 +59,7 @@ def rejected(run: Run) -> None:
 
 
 def table(lines: Sequence[Line]) -> None:
-    """Prints one line a step: target, step, state, seconds, folder, note."""
+    """Prints one line per step: target, step, state, time, folder and note."""
     rows = [("target", "step", "state", "time", "where", "note")]
     for line in lines:
         time = duration(line.seconds) if line.seconds else ""

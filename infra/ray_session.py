@@ -29,8 +29,8 @@ class RaySession:
     def start(self) -> Any:
         """Returns the connected `ray` module, and connects it at the first call.
 
-        Raises ValueError where Ray or DeepSpeed has an untested version, Ray cannot be started or reached, or a node does
-        not share `runs`.
+        Raises ValueError where Ray or DeepSpeed has an untested version, Ray cannot be started or reached, or a node
+        does not share `runs`.
         """
         if self._ray is not None:
             return self._ray

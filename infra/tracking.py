@@ -180,8 +180,8 @@ class TrackedModel:
 def _tracking_uri(uri: str) -> Iterator[None]:
     """Sets MLflow's global tracking URI inside the block, for its fluent calls and models:/ addresses, and restores it.
 
-    set_tracking_uri also sets MLFLOW_TRACKING_URI, and get_tracking_uri makes up a database in the working directory where
-    no address is set. The previous address is therefore read from the environment; None removes both.
+    set_tracking_uri also sets MLFLOW_TRACKING_URI, and get_tracking_uri makes up a database in the working directory
+    where no address is set. The previous address is therefore read from the environment; None removes both.
     """
     import mlflow
 

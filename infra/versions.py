@@ -1,7 +1,7 @@
-"""Versions of the libraries whose private attributes are used: no other than the tested ones are started.
+"""Checks the versions of libraries whose private attributes are used: only tested versions are started.
 
-A private attribute may be renamed or change its meaning in any release, and then trainings fail late or wait for minutes
-instead of stopping at once.
+A private attribute may be renamed or change its meaning in any release. Trainings would then fail late or block for
+minutes, instead of stopping at once.
 """
 
 from __future__ import annotations
@@ -10,12 +10,12 @@ from importlib import metadata
 
 from packaging.specifiers import SpecifierSet
 
-# As in pyproject.toml; a test compares the two.
+# The same ranges as in pyproject.toml; a test compares the two.
 TESTED = {"deepspeed": ">=0.19.8,<0.20", "ray": ">=2.60,<2.61"}
 
 
 def require_tested(name: str) -> None:
-    """Raises ValueError where the installed version of `name` is missing or outside the range that was tested."""
+    """Raises ValueError where the package `name` is not installed, or its version is outside the tested range."""
     try:
         found = metadata.version(name)
     except metadata.PackageNotFoundError:

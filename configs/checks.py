@@ -1,4 +1,4 @@
-"""What makes a configuration unsound: each group's own problems(), and those of several groups together."""
+"""Checks a configuration: collects each group's own problems(), and inconsistencies between groups."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from stages.train.tiny_vae import TINY_VAE
 if TYPE_CHECKING:
     from configs.settings import Config
 
-DISTILLATIONS = (DMD,)  # what distill.method can name
+DISTILLATIONS = (DMD,)  # the stages that distill.method can name
 TRAININGS = (BASE, TEACHER, ADAPT, *DISTILLATIONS, TINY_VAE)  # each reads the group of its name
 
 
@@ -56,7 +56,8 @@ def problems(cfg: Config) -> list[str]:
 
 
 def _unshardable(cfg: Config) -> list[str]:
-    """Names trainings whose optimizer needs whole weights, where ZeRO shards them, and a teacher that nothing shards."""
+    """Returns the problems of trainings whose optimizer needs unsharded weights while ZeRO shards them, and of a
+    sharded teacher without DeepSpeed."""
     out = []
     if cfg.dmd.teacher_placement == "shard" and cfg.compute.engine != "deepspeed":
         out.append("dmd.teacher_placement: shard needs compute.engine=deepspeed")
@@ -71,7 +72,7 @@ def _unshardable(cfg: Config) -> list[str]:
 
 
 def _unknown_method(cfg: Config) -> list[str]:
-    """Returns the complaint about a distillation method that does not exist."""
+    """Returns the problem of a distillation method that does not exist."""
     known = [stage.name for stage in DISTILLATIONS]
     if cfg.distill.method in known:
         return []
@@ -79,7 +80,7 @@ def _unknown_method(cfg: Config) -> list[str]:
 
 
 def _indivisible(cfg: Config) -> list[str]:
-    """Names trainings whose global batch the workers cannot make."""
+    """Returns the problems of trainings whose global batch is not divisible among the workers."""
     out = []
     for stage in TRAININGS:
         c = vars(cfg)[stage.name]

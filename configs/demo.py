@@ -1,4 +1,4 @@
-"""Settings of `make demo`: where the server listens, and what it allows its users."""
+"""Settings of `make demo`: the server's address, and the limits for its users."""
 
 from __future__ import annotations
 
@@ -19,34 +19,33 @@ def is_loopback(name: str) -> bool:
 
 @dataclass(frozen=True)
 class DemoConfig:
-    """Settings of the demo server. host, port: where it listens; an address other than loopback needs a token. token: what
-    clients must send, "" for none. origins: pages allowed besides its own, as https://host:port (behind a proxy).
-    margin_ms: how
-    long before it is needed a chunk should arrive. encoding: "rgb8", "jpeg", or "auto": rgb8 for small frames.
-    max_uploads: kept
-    of each kind; the oldest is dropped."""
+    """Settings of the demo server. host: address on which the server listens; an address other than loopback needs a
+    token. token: text that clients must send; "" for none. origins: origins of pages allowed besides the server's own,
+    as https://host:port (behind a proxy). margin_ms: how long before it is needed a chunk should arrive, in
+    milliseconds. encoding: of frames: "rgb8", "jpeg", or "auto", which takes rgb8 for small frames. max_uploads:
+    uploads kept of each kind; the oldest is dropped."""
 
     host: str = "127.0.0.1"
-    port: int = 7860  # 0: any that is free
+    port: int = 7860  # on which the server listens; 0 takes any free port
     token: str = ""
     origins: tuple[str, ...] = ()
     margin_ms: float = 30.0
     encoding: str = "auto"
     jpeg_quality: int = 90  # 1 to 100
-    hello_seconds: float = 5.0  # within which a new socket must send hello
-    idle_seconds: float = 120.0  # without a message, or without an acknowledgement, after which a session ends
-    max_invalid_messages: int = 10  # after which a socket is closed
+    hello_seconds: float = 5.0  # time within which a new socket must send hello
+    idle_seconds: float = 120.0  # time without a message or an acknowledgement after which a session ends
+    max_invalid_messages: int = 10  # number of invalid messages after which a socket is closed
     max_sockets: int = 24  # open connections of all users
-    queue_length: int = 16  # users who may wait for the one stream
-    max_message_bytes: int = 2 << 20  # of one WebSocket message
-    max_upload_bytes: int = 16 << 20  # of one uploaded picture or video
-    max_megapixels: float = 32.0  # of an uploaded picture
+    queue_length: int = 16  # users who may wait for the single stream
+    max_message_bytes: int = 2 << 20  # largest size of a WebSocket message
+    max_upload_bytes: int = 16 << 20  # largest size of an uploaded picture or video
+    max_megapixels: float = 32.0  # largest size of an uploaded picture
     max_uploads: int = 16
     student: str = (
-        ""  # a folder with weights; "" for the run's newest student or, at nano without one, the shipped student
+        ""  # a folder with weights; "" takes the run's newest student, or without one at nano the shipped student
     )
     decoder: str = "auto"  # "vae", "tiny", or "auto" for the faster one
-    record_minutes: float = 10.0  # after which the recording of a session ends, while the session goes on
+    record_minutes: float = 10.0  # time after which the recording of a session ends; the session continues
 
     def problems(self) -> list[str]:
         out = []

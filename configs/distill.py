@@ -1,4 +1,4 @@
-"""Settings of `make distill` that belong to no single training."""
+"""Settings of `make distill` that apply to no single training."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class DistillConfig:
-    """How the adapted student is distilled.
+    """Settings of the distillation of the adapted student.
 
-    method: the name of a distillation stage, which is also the name of its group of settings (pipelines/distill.py).
+    method: name of a distillation stage, which is also the name of its group of settings (pipelines/distill.py).
     """
 
     method: str = "dmd"

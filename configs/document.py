@@ -1,7 +1,7 @@
 """Writes docs/settings.md, the reference of all settings: `python -m configs.document`.
 
-Everything in it is read from the code. A setting's meaning is the comment behind it, or, where that is too long, its entry
-`name: meaning.` in the docstring of its class. A class that inherits a setting inherits the meaning.
+The page is generated from the code. A setting's meaning is the comment after its field or, where that would be too
+long, the entry `name: meaning.` in the docstring of its class. A class that inherits a setting inherits its meaning.
 """
 
 from __future__ import annotations
@@ -35,7 +35,8 @@ presets that set another value than the default. *Read in* names the modules tha
 
 @dataclass(frozen=True)
 class Setting:
-    """A row of the page. group: dotted, "" for the top. owner: the class that declares it."""
+    """One setting, that is one row of the page. group: dotted name of its group, "" at the top. owner: the class that
+    declares it."""
 
     group: str
     name: str
@@ -49,7 +50,7 @@ class Setting:
 
 
 def settings(kind: type = Config, group: str = "") -> Iterator[Setting]:
-    """Yields every setting, a group's own ones before those of the groups inside it."""
+    """Yields every setting, those of a group before those of the groups inside it."""
     hints, default, inner = get_type_hints(kind), kind(), []
     for f in fields(kind):
         if is_dataclass(hints[f.name]):
@@ -61,7 +62,7 @@ def settings(kind: type = Config, group: str = "") -> Iterator[Setting]:
 
 
 def meaning(setting: Setting) -> str:
-    """Returns what a setting means, from its class or the nearest base that tells; "" where none does."""
+    """Returns the meaning of a setting, from its class or the nearest base class that states it; "" where none does."""
     for kind in setting.owner.__mro__:
         if is_dataclass(kind) and (text := _meanings(kind).get(setting.name)):
             return text
@@ -85,7 +86,7 @@ def _meanings(kind: type) -> Mapping[str, str]:
 
 
 def _entries(text: str, names: list[str]) -> dict[str, str]:
-    """Returns the entries `name: meaning.` and `name, name: meaning.` of a docstring."""
+    """Returns {name: meaning} from the entries `name: meaning.` and `name, name: meaning.` of a docstring."""
     if not names:
         return {}
     either, text = "|".join(names), " ".join(text.split())
@@ -98,7 +99,7 @@ def _entries(text: str, names: list[str]) -> dict[str, str]:
 
 
 def about(kind: type) -> str:
-    """Returns the docstring of a group before its entries."""
+    """Returns the part of a group's docstring before its entries."""
     text = " ".join((kind.__doc__ or "").split())
     names = "|".join(f.name for f in fields(kind))
     return re.split(rf"(?:^|(?<=[.;] ))(?:{names})(?:, (?:{names}))*: ", text)[0].strip()
@@ -106,7 +107,7 @@ def about(kind: type) -> str:
 
 @dataclass(frozen=True)
 class Module:
-    """What a module mentions. reads: (last name before the dot, attribute) of every attribute that it reads."""
+    """The names that one module uses. reads: (last name before the dot, attribute) of every attribute that it reads."""
 
     path: str
     names: frozenset[str]
@@ -133,10 +134,10 @@ def _module(path: Path) -> Module:
 
 
 def readers(setting: Setting) -> list[str]:
-    """Returns the modules that read `group.name`, or an attribute of that name where they mention its class.
+    """Returns the modules that read `group.name`, or an attribute of that name if they mention the setting's class.
 
-    A module that declares other settings is meant only where it mentions this class; the module that declares the class
-    stands for a setting that is read nowhere else.
+    A module that declares settings counts only if it mentions this class itself, not one of its bases. A setting that
+    is read nowhere else is attributed to the module that declares it.
     """
     kinds = {k.__name__ for k in setting.owner.__mro__ if is_dataclass(k) and setting.name in get_type_hints(k)}
     group, home = setting.group.rpartition(".")[2], _home(setting.owner)
@@ -160,7 +161,7 @@ def _home(kind: type) -> str:
 
 
 def page() -> str:
-    """Returns docs/settings.md."""
+    """Returns the text of docs/settings.md."""
     changed: dict[str, list[str]] = {}
     for preset in preset_names():
         for key, value in preset_leaves(preset):
@@ -196,7 +197,7 @@ def _type(hint: Any) -> str:
 
 
 def _value(value: Any) -> str:
-    """Returns a value as an override writes it."""
+    """Returns a value as it is written in an override."""
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, (list, tuple)):

@@ -1,4 +1,4 @@
-"""make export: how its files are laid out, and their licence."""
+"""Settings of `make export`: the layout of its files, and their licence."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class ExportConfig:
-    """shard_gb: a transformer above it is written in several files. licence: of the weights, an identifier of the hub's; ""
-    takes apache-2.0, or other where the tracker of the real clips is for noncommercial use (docs/licences.md)."""
+    """Settings of the exported files. shard_gb: size in GB above which a transformer is written in several files.
+    licence: licence of the weights, an identifier of Hugging Face's hub; "" takes apache-2.0, or "other" where the
+    licence of the tracker of the real clips permits noncommercial use only (docs/licences.md)."""
 
     shard_gb: float = 5.0
     licence: str = ""

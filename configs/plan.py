@@ -1,4 +1,4 @@
-"""What is planned for."""
+"""Settings of `make plan`: the GPU, and the assumptions about its speed and memory."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Gpu:
-    """flops: dense bf16 FLOP/s of the data sheet. memory: bytes that the driver reports."""
+    """One kind of GPU. flops: dense bf16 FLOP/s in its data sheet. memory: bytes that its driver reports."""
 
     name: str
     flops: float
@@ -23,19 +23,20 @@ GPUS = {
 
 @dataclass(frozen=True)
 class PlanConfig:
-    """gpu: the kind planned for. mfu: share of its FLOP/s at which the counted work is done, recomputation included. spare:
-    share of its memory left to CUDA, NCCL, libraries' work space and fragmentation. node_gpus: GPUs that share a machine's
-    memory. cpu_gflops: of one thread in training, where there is no GPU."""
+    """Settings of the estimate. gpu: kind of GPU that is planned for. mfu: share of the GPU's FLOP/s at which the
+    counted work is done, recomputation included. spare: share of the GPU's memory left to CUDA, NCCL, libraries' work
+    space and fragmentation. node_gpus: GPUs that share a machine's memory. cpu_gflops: speed of one CPU thread in
+    training in GFLOP/s, where there is no GPU."""
 
     gpu: str = "h100"
     mfu: float = 0.35
     spare: float = 0.1
     node_gpus: int = 8
     cpu_gflops: float = 60.0
-    usd_per_gpu_hour: float = 0.0  # what a GPU costs, for the summary's price; 0: no price is printed
+    usd_per_gpu_hour: float = 0.0  # price of a GPU, for the summary; 0 prints no price
 
     def problems(self) -> list[str]:
-        """Every inconsistency, as 'plan.field: what is wrong and how to mend it'; empty when sound."""
+        """Returns every inconsistency, as 'plan.field: what is wrong and how to fix it'."""
         out = []
         if self.gpu not in GPUS:
             out.append(f"plan.gpu: {self.gpu!r} is not one of {', '.join(GPUS)}")

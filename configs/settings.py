@@ -1,6 +1,8 @@
-"""The configuration: one frozen dataclass a group, each beside its reader; a preset states what differs; overrides go last.
+"""Defines and loads the configuration.
 
-load() reports every mistake at once: unknown keys, wrong types, and what the groups' own problems() say.
+Each group of settings is a frozen dataclass, defined next to the code that reads it. A preset states only the values
+that differ from the defaults, and overrides are applied last. load() reports all mistakes at once: unknown keys, wrong
+types, and the problems() of the groups.
 """
 
 from __future__ import annotations
@@ -50,7 +52,7 @@ from stages.train.vae import VAETrainConfig
 
 PRESETS = Path(__file__).resolve().parents[1] / "configs" / "preset"
 FROM_COMMAND_LINE = ("preset", "runs", "src")  # set by --preset, --runs, --src
-# Old name of a setting or group -> its present name. An old name is refused with the new one.
+# Old name of a setting or group -> its present name. An old name is rejected with a message that gives the new one.
 RENAMED: dict[str, str] = {
     "demo.strikes": "demo.max_invalid_messages",
     "dmd.teacher": "dmd.teacher_placement",
@@ -74,10 +76,10 @@ RENAMED: dict[str, str] = {
 
 @dataclass(frozen=True)
 class Config:
-    """Everything a user can set. Overrides read `teacher.phase1_steps=200 student.window=2`."""
+    """All settings that a user can change. Overrides are written `teacher.phase1_steps=200 student.window=2`."""
 
     preset: str = "nano"  # name of a file in configs/preset, set by --preset
-    seed: int = 0  # of everything random
+    seed: int = 0  # seed of all random numbers
     runs: str = "runs"  # folder of all results, set by --runs
     src: str = ""  # folder, glob, list, table or address of one's own videos; "" takes the packaged clips
     clip: ClipConfig = field(default_factory=ClipConfig)
@@ -86,7 +88,7 @@ class Config:
     image_encoder: ImageEncoderConfig = field(default_factory=ImageEncoderConfig)
     dit: DiTConfig = field(default_factory=DiTConfig)
     student: StudentConfig = field(default_factory=StudentConfig)
-    guidance: Guidance = field(default_factory=Guidance)  # of the teacher, while it teaches
+    guidance: Guidance = field(default_factory=Guidance)  # of the teacher, in distillation
     data: DataConfig = field(default_factory=DataConfig)
     vae_training: VAETrainConfig = field(default_factory=VAETrainConfig)  # make nano-base
     base: BaseConfig = field(default_factory=BaseConfig)  # make nano-base
@@ -116,17 +118,17 @@ class Config:
 
     @property
     def root(self) -> Path:
-        """The run's folder."""
+        """Returns the run's folder, RUNS/PRESET."""
         return Path(self.runs).expanduser().resolve() / self.preset
 
     def ranks(self, stage: Stage[Any, Any, Any]) -> int:
-        """How many processes run a distributed stage."""
+        """Returns the number of processes that run a distributed stage."""
         workers = 1 if self.compute.executor == "local" else self.compute.workers or stage.resources.workers
         training = vars(self).get(stage.name)
         return training.ranks(workers) if isinstance(training, LoopConfig) else workers
 
     def sized(self, stage: Stage[StageConfig, Inputs, Output]) -> Stage[StageConfig, Inputs, Output]:
-        """A distributed stage that takes no more processes than that."""
+        """Returns the distributed stage limited to `ranks(stage)` processes."""
         return replace(stage, resources=replace(stage.resources, most=self.ranks(stage)))
 
     def problems(self) -> list[str]:
@@ -135,7 +137,7 @@ class Config:
 
 
 class ConfigError(ValueError):
-    """All mistakes of a configuration, one a line."""
+    """The error for a configuration with mistakes; its message lists all of them, one per line."""
 
     def __init__(self, problems: Sequence[str]) -> None:
         self.problems = list(problems)
@@ -145,9 +147,10 @@ class ConfigError(ValueError):
 
 
 def load(preset: str, overrides: Sequence[str] = (), src: str = "", runs: str = "runs", gpus: str = "") -> Config:
-    """Returns the configuration of a preset with Hydra overrides. gpus: if given, sets compute.gpus and compute.workers.
+    """Returns the configuration of a preset with Hydra overrides. gpus: if not "", sets compute.gpus and
+    compute.workers.
 
-    Raises ConfigError with every mistake, before anything starts.
+    Raises ConfigError with all mistakes, before anything starts.
     """
     problems: list[str] = []
     tree = _defaults()
@@ -169,7 +172,7 @@ def load(preset: str, overrides: Sequence[str] = (), src: str = "", runs: str = 
 
 
 def as_yaml(config: Config) -> str:
-    """The resolved configuration."""
+    """Returns the resolved configuration as YAML."""
     return OmegaConf.to_yaml(OmegaConf.structured(config))
 
 
@@ -185,7 +188,7 @@ def _defaults() -> DictConfig:
 
 
 def _unfreeze(tree: DictConfig) -> None:
-    """Frozen dataclasses come as read-only nodes."""
+    """Makes a tree writable, because OmegaConf turns frozen dataclasses into read-only nodes."""
     OmegaConf.set_readonly(tree, False)
     for key in tree:
         child = tree._get_node(key)
@@ -194,7 +197,7 @@ def _unfreeze(tree: DictConfig) -> None:
 
 
 def _preset_values(preset: str, problems: list[str]) -> list[tuple[str, str, Any]]:
-    """(file, dotted key, value) of every leaf of the preset's file."""
+    """Returns (file, dotted key, value) of every leaf of the preset's file."""
     if preset not in preset_names():
         problems.append(f"preset: {preset!r} does not exist; there are {', '.join(preset_names())}")
         return []
@@ -217,7 +220,7 @@ def _leaves(tree: Mapping[Any, Any], prefix: str) -> Iterator[tuple[str, Any]]:
 
 
 def _override_values(overrides: Sequence[str], problems: list[str]) -> list[tuple[str, str, Any]]:
-    """(text, dotted key, value) of Hydra overrides: its grammar, without adding, deleting and sweeping."""
+    """Returns (text, dotted key, value) of overrides in Hydra's grammar, without adding, deleting and sweeping."""
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.errors import HydraException
 
@@ -239,7 +242,7 @@ def _override_values(overrides: Sequence[str], problems: list[str]) -> list[tupl
 
 
 def _set(tree: DictConfig, origin: str, key: str, value: Any, problems: list[str]) -> None:
-    """Sets one key, or adds what is wrong to `problems`."""
+    """Sets one key of the tree, or appends the mistake to `problems`."""
     where = origin if origin.startswith(key) else f"{origin}: {key}"
     known = dict(_known(Config, ""))
     if renamed := _renamed(key):
@@ -270,7 +273,7 @@ def _renamed(key: str) -> str:
 
 
 def _known(kind: type, prefix: str) -> Iterator[tuple[str, bool]]:
-    """(dotted key, whether it is a group) of a config dataclass."""
+    """Yields (dotted key, whether it is a group) for every field of a config dataclass, groups before their fields."""
     hints = get_type_hints(kind)
     for f in fields(kind):
         group = is_dataclass(hints[f.name])
@@ -280,7 +283,8 @@ def _known(kind: type, prefix: str) -> Iterator[tuple[str, bool]]:
 
 
 def _fixed_length(key: str) -> int:
-    """How many values a key of type tuple[X, Y, ...] takes; 0 for any other type, and for tuples of any length."""
+    """Returns the number of values of a key of type tuple[X, Y], and 0 for any other type and for tuples of any
+    length."""
     hint: Any = Config
     for part in key.split("."):
         hint = get_type_hints(hint)[part]
@@ -290,7 +294,7 @@ def _fixed_length(key: str) -> int:
 
 
 def _meant(key: str, known: Sequence[str]) -> str:
-    """The nearest known keys: of the same last name first."""
+    """Returns a hint with the nearest known keys, first those with the same last part; "" if there are none."""
     same = [k for k in known if k.rpartition(".")[2] == key.rpartition(".")[2]]
     near = [*same, *difflib.get_close_matches(key, known, n=3, cutoff=0.6)]
     unique = list(dict.fromkeys(near))[:3]
@@ -302,7 +306,7 @@ def _example(group: str, known: Sequence[str]) -> str:
 
 
 def _tuples(value: Any, hint: Any) -> Any:
-    """OmegaConf gives lists back for tuples: puts the declared types back."""
+    """Returns `value` with tuples in place of the lists that OmegaConf makes of them, as the type `hint` declares."""
     if is_dataclass(value) and not isinstance(value, type):
         hints = get_type_hints(type(value))
         made = {f.name: _tuples(vars(value)[f.name], hints[f.name]) for f in fields(value)}

@@ -1,4 +1,5 @@
-"""make bench: paired timings of the model at the preset's size, with random weights. Leaves bench.json and a run in MLflow."""
+"""make bench: times variants of the model in pairs, at the preset's size with random weights. Writes bench.json and
+logs an MLflow run."""
 
 from __future__ import annotations
 
@@ -9,6 +10,6 @@ STAGES = (ev.BENCH,)
 
 
 def bench(run: Run) -> ev.Figures:
-    """Needs neither data nor a trained model."""
+    """Runs the benchmark and returns its figures. It needs neither data nor a trained model."""
     with run.making("bench"):
         return run.step(ev.BENCH, ev.BenchRun(run.cfg.model, run.cfg.bench), None)

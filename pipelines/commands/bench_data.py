@@ -1,8 +1,10 @@
-"""make bench-data: clips per second of the data stages, and their memory. Ratios of rounds run in turns, on one machine.
+"""make bench-data: measures the speed of the data stages in clips per second, and their memory, on one machine.
 
-Before every timing workers are up and have imported what they need: Ray takes some ten seconds for that, whatever the work.
-workers: TRACK with one and with two workers. graph: CUT, TRACK and ENCODE as one graph of two workers, against a plain loop
-over the same functions in one process that may use both cores. memory: `make data` over few and over many clips.
+Two variants are timed in alternating rounds and compared by their ratios. Before every timing the workers are started
+and have imported their modules, which takes Ray about ten seconds whatever the work. There are three figures. workers:
+TRACK with one and with two workers. graph: CUT, TRACK and ENCODE as one graph of two workers, compared with a plain
+loop over the same functions in one process that may use both cores. memory_mb: `make data` with few and with many
+clips.
 """
 
 from __future__ import annotations
@@ -54,7 +56,8 @@ WARM_SECONDS = 2.0
 
 
 def bench_data(run: Run) -> dict[str, Any]:
-    """Leaves RUNS/PRESET/bench_data/bench_data.json and prints it."""
+    """Runs the benchmark and returns its figures. Prints them and writes them to
+    RUNS/PRESET/bench_data/bench_data.json."""
     cfg = run.cfg.bench_data
     with tempfile.TemporaryDirectory(prefix="bench-") as name:
         folder = Path(name)
@@ -75,7 +78,10 @@ def bench_data(run: Run) -> dict[str, Any]:
 
 
 def write_films(folder: Path, clips: int, clip: ClipConfig) -> Path:
-    """Textures that pan, each its own, ten clips of the preset's length each."""
+    """Writes videos of a panning texture, one random texture per video, and returns the folder.
+
+    Each video is long enough for CLIPS_A_FILM clips of the preset's length.
+    """
     folder.mkdir()
     for number in range(max(1, clips // CLIPS_A_FILM)):
         noise = np.random.default_rng(number).integers(0, 256, (30, 60, 3)).astype(np.uint8)
@@ -92,7 +98,8 @@ def _probe(run: Run, film: Path, folder: Path) -> Video:
 
 
 class _Bench:
-    """Every execution has a store of its own, so that nothing is found done; Ray stays up between them."""
+    """Runs and times the variants. Every execution has a new store, so that no result is reused; Ray stays
+    connected."""
 
     def __init__(self, run: Run, folder: Path) -> None:
         self.run, self.folder, self.count = run, folder, 0
@@ -102,19 +109,20 @@ class _Bench:
         self.encode = StageSpec(ENCODE, stage.encode, partial(to_encode, gates=None))
 
     def workers(self, parts: Sequence[Segment]) -> dict[str, Any]:
-        """TRACK of the same clips with one and with two workers."""
+        """Returns the figures of TRACK on the same clips with one and with two workers."""
         groups = [g for part in parts for g in self.track.items_of(self.call(self.cut, part))]
         return self.paired(
             sum(len(g) for g in groups), lambda: self.tracked(groups, 1), lambda: self.tracked(groups, CORES)
         )
 
     def against_loop(self, parts: Sequence[Segment]) -> dict[str, Any]:
+        """Returns the figures of the plain loop and of the graph on the same segments."""
         clips = self.loop(parts)  # warm-up of this process
         return self.paired(clips, lambda: self.loop(parts), lambda: self.graph(parts))
 
     def paired(self, clips: int, first: Callable[[], Any], second: Callable[[], Any]) -> dict[str, Any]:
-        """Both in turns. Clips, seconds of each round, and the median of the rounds' ratios: how many times the first's clips
-        per second the second has."""
+        """Times both variants in alternating rounds. Returns the number of clips, the seconds of each round, and the
+        median of the rounds' ratios first / second: the speedup of the second variant."""
         rounds = []
         for _ in range(self.run.cfg.bench_data.rounds):
             rounds.append((self.seconds(first), self.seconds(second)))
@@ -123,7 +131,8 @@ class _Bench:
         return {"clips": clips, "seconds": [[round(s, 2) for s in pair] for pair in rounds], "ratio": round(ratio, 3)}
 
     def seconds(self, work: Callable[[], Any]) -> float:
-        """Ray ends workers that were idle for a second: those that are missing are started before the clock is."""
+        """Returns the seconds that `work` takes. Starts missing workers before, because Ray ends workers that were idle
+        for a second."""
         ray = self.run.executor.session.start()
         ray.get([ray.remote(_import_all).remote() for _ in range(CORES)])
         started = time.monotonic()
@@ -147,7 +156,8 @@ class _Bench:
         executor.run(StageTask(spec.stage, spec.config, groups, step, 0), None, {})
 
     def loop(self, parts: Sequence[Segment]) -> int:
-        """The same functions one after the other in this process, which may use both cores. -> clips."""
+        """Runs the same functions one after the other in this process, which may use both cores. Returns the number of
+        clips."""
         set_threads(CORES)
         made = 0
         for part in parts:
@@ -164,13 +174,14 @@ class _Bench:
 
 
 def _import_all() -> None:
-    """This file's imports are what a worker needs for its first item. It stays a moment, so that its fellow is started too."""
+    """Prepares a Ray worker: importing this module imports what its first item needs. It waits WARM_SECONDS, so that
+    Ray also starts the other worker."""
     set_threads(1)
     time.sleep(WARM_SECONDS)
 
 
 def _memory(run: Run, films: Path, runs: Path) -> float:
-    """Peak MB of `make data` over these films, from the command line."""
+    """Returns the peak memory in MB of the command `data` on the videos in a folder."""
     words = [sys.executable, "-m", "pipelines", "data", "--preset", run.cfg.preset, "--src", str(films)]
     settings = ["data.train_scenes=0", "data.heldout_scenes=0", "data.variants=[]"]
     return peak_mb([*words, "--runs", str(runs), *settings])

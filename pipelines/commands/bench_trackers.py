@@ -1,4 +1,5 @@
-"""make bench-trackers: every tracker that can run here against the exact tracks of the run's rendered scenes."""
+"""make bench-trackers: compares every tracker that can run on this machine with the exact tracks of the rendered
+scenes."""
 
 from __future__ import annotations
 
@@ -13,7 +14,8 @@ STAGES = (RENDER, TRACK, ENCODE, TRACKER_BENCH)
 
 
 def bench_trackers(run: Run) -> TrackerBench:
-    """Makes the data first. Prints the table, which also lies in RUNS/PRESET/tracker_bench/KEY/trackers.md."""
+    """Makes the missing data, measures the trackers, and returns the result. Prints the table, which is also written to
+    RUNS/PRESET/tracker_bench/KEY/trackers.md."""
     with run.making("data"):
         videos, _ = data.usable_videos(run)
         clips, _ = data.rendered_clips(run, data.real_clips(run, videos))

@@ -1,7 +1,8 @@
-"""The command line: `motionstream COMMAND ...`, the same as `python -m pipelines COMMAND ...`.
+"""Implements the command line `motionstream COMMAND ...`, which is the same as `python -m pipelines COMMAND ...`.
 
-Each command is a module with add_arguments(parser) and execute(options), which is imported only when it is called.
-Exit status: 0 done, 1 failed, 2 a mistake in the command or its settings (nothing was started), 130 interrupted.
+Each command is a module with add_arguments(parser) and execute(options), imported only when the command is called. The
+exit status is 0 for success, 1 for a failure, 2 for a mistake in the command or its settings (nothing was started), and
+130 for an interruption.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ EVERYTHING = (*CONFIGURED, "--src", "--gpus")
 
 @dataclass(frozen=True)
 class Command:
-    """A command. module: its place in pipelines.commands. common: the common options that apply to it."""
+    """One command. module: name of its module in pipelines.commands. common: the common options that apply to it."""
 
     name: str
     group: str
@@ -67,7 +68,7 @@ BY_NAME = {command.name: command for command in COMMANDS}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs a command. Returns its exit status; raises SystemExit(2) for options that it does not have."""
+    """Runs a command and returns its exit status. Raises SystemExit(2) for options that the command does not have."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     if words and words[0] in ("-h", "--help"):
         print(help_text())
@@ -78,7 +79,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return BAD_CONFIG
     warnings.filterwarnings("ignore", category=FutureWarning)
     module = import_module(f"pipelines.commands.{command.module}")
-    if hasattr(module, "main"):  # it has a command line of its own
+    if hasattr(module, "main"):  # the module parses its own options
         return module.main(words[1:])
     options = parse(command, words[1:])
     try:
@@ -109,7 +110,7 @@ def parser_of(command: Command) -> argparse.ArgumentParser:
 
 
 def parse(command: Command, words: Sequence[str]) -> argparse.Namespace:
-    """Returns the options of a command, with its name as `command`. Raises SystemExit(2) for what it does not take."""
+    """Returns the parsed options of a command, with its name as `command`. Raises SystemExit(2) for unknown options."""
     parser = parser_of(command)
     options, rest = parser.parse_known_intermixed_args(words)
     for word in rest:
@@ -125,7 +126,7 @@ def parse(command: Command, words: Sequence[str]) -> argparse.Namespace:
 
 
 def unknown(words: Sequence[str]) -> str:
-    """Returns what to say of a first word that is no command."""
+    """Returns the error message for a first word that is no command, or for none."""
     if not words:
         return f"no command was named\n\n{help_text()}"
     if "=" in words[0] or words[0].startswith("-"):

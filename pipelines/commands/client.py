@@ -1,4 +1,4 @@
-"""motionstream client: the command line of demo/client.py."""
+"""motionstream client: passes its arguments to demo/client.py."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Returns the exit status."""
+    """Runs the demo's client and returns the exit status."""
     from demo import client
 
     return client.main(arguments)

@@ -1,4 +1,4 @@
-"""motionstream demo: serves the page. The settings are those of the group `demo`."""
+"""motionstream demo: serves the demo's page. Its settings are those of the group `demo`."""
 
 from __future__ import annotations
 

@@ -1,5 +1,8 @@
-"""make export: trained models as others read them, each in RUNS/PRESET/export/<name>: a diffusers folder, one file in Wan's
-original names, averaged and raw weights, and a model card."""
+"""make export: writes trained models in the formats of other projects.
+
+Each model is written to RUNS/PRESET/export/<name>: a diffusers folder, one file under Wan's original parameter names,
+both with averaged and with raw weights, and a model card.
+"""
 
 from __future__ import annotations
 
@@ -50,9 +53,9 @@ def execute(options: argparse.Namespace) -> int:
 
 
 def export(cfg: Config, folder: str) -> list[Path]:
-    """Exports the checkpoint in `folder`, or for "" the run's newest teacher and student. Returns what was written.
+    """Exports the checkpoint in `folder`, or for "" the run's newest teacher and student. Returns the folders written.
 
-    Raises ValueError where there is nothing to export, or where the folder holds no transformer of ours.
+    Raises ValueError where there is nothing to export, or where the folder holds no transformer of this project.
     """
     teaching, streaming = teachers(cfg.root), students(cfg.root)
     made = [*teaching, *streaming]
@@ -72,7 +75,7 @@ def export(cfg: Config, folder: str) -> list[Path]:
 
 @contextmanager
 def written_aside(final: Path) -> Iterator[Path]:
-    """A folder to write into, which takes the place of `final` when all went well."""
+    """Yields a temporary folder, which replaces `final` when the block ends without an error."""
     aside, old = (final.with_name(f".{final.name}.{os.getpid()}.{what}") for what in ("writing", "old"))
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir(parents=True)
@@ -113,7 +116,8 @@ def _write(trained: Trained, made: list[Trained], cfg: Config, folder: Path) -> 
 
 
 def _write_raw(checkpoint: Checkpoint, model: WanDiT, cfg: Config, folder: Path) -> str:
-    """Writes the weights before averaging, where the training's saves still have them. Returns what to say of them."""
+    """Writes the weights before averaging, if the training's saves still hold them. Returns text on them for the
+    card."""
     try:
         step, state = raw_weights(Path(checkpoint.folder).parent)
         model.to(next(iter(state.values())).dtype)
@@ -126,7 +130,8 @@ def _write_raw(checkpoint: Checkpoint, model: WanDiT, cfg: Config, folder: Path)
 
 
 def _start(checkpoint: Checkpoint, meta: dict[str, Any], made: list[Trained]) -> dict[str, Any]:
-    """The report on the weights that the teacher started from: the model's own, or its parent's."""
+    """Returns the report on the weights that the training started from: the model's own, else that of its parent, else
+    {}."""
     if "start" in meta:
         return meta["start"]
     parents = (t.record for t in made if t.record.digest in checkpoint.parents)
@@ -135,7 +140,7 @@ def _start(checkpoint: Checkpoint, meta: dict[str, Any], made: list[Trained]) ->
 
 
 def _figures(checkpoint: Checkpoint, path: Path) -> dict[str, Any]:
-    """Figures of report.json, if it is about these very weights."""
+    """Returns the figures of report.json for this checkpoint, {} where the report is on weights with another digest."""
     report = read_json(path)
     judged = report["provenance"]["checkpoints"].get(checkpoint.name, {}) if report else {}
     if judged.get("digest") != checkpoint.digest:

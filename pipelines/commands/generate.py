@@ -1,7 +1,9 @@
-"""motionstream generate --image FILE (--motion NAME | --tracks FILE) [--out FILE.mp4]
+"""motionstream generate --image FILE (--motion NAME | --tracks FILE) [--out FILE.mp4]: makes a video without the demo's
+page.
 
-The demo without a page: a clip of any length from one picture, steered by an authored motion or by tracks from a file.
-Leaves FILE.mp4 with the tracks drawn over it, FILE-plain.mp4 without, and FILE-strip.png.
+The video has any length, starts from one picture, and is steered by an authored motion or by tracks from a file. The
+command writes FILE.mp4 with the tracks drawn over the video, FILE-plain.mp4 without them, and the contact sheet
+FILE-strip.png.
 """
 
 from __future__ import annotations
@@ -45,8 +47,8 @@ from stages.play.video_writer import (
     enlarged,
 )
 
-STRIP = 8  # frames of it
-MOTION = "asked for"  # its name in the stream
+STRIP = 8  # frames of the contact sheet
+MOTION = "asked for"  # name of the motion in the stream
 MOST_NUMBERS = {"pan": 2, "zoom": 1, "orbit": 1, "drag": 4}
 MOTIONS = (
     "pan[:X[,Y]] frame widths and heights a second, zoom[:DOUBLINGS a second], orbit[:DEGREES a second], "
@@ -76,7 +78,7 @@ def execute(options: argparse.Namespace) -> int:
 
 @dataclass(frozen=True)
 class Job:
-    """What is asked for. tracks: a file, or motion: one of MOTIONS."""
+    """The options of one video. Either tracks (a file) or motion (one of MOTIONS) is given."""
 
     image: str
     motion: str
@@ -92,7 +94,7 @@ class Job:
         return cls(o.image, o.motion, o.tracks, o.prompt, o.seconds, o.seed, o.out)
 
     def check(self) -> None:
-        """ValueError with all mistakes."""
+        """Raises ValueError that lists all mistakes in the options."""
         wrong = []
         if not self.image:
             wrong.append("--image: name a PNG, JPEG or WebP, or the id of one of the demo's pictures")
@@ -109,13 +111,13 @@ class Job:
 
 
 def generate(cfg: Config, job: Job, log: Callable[[str], None] = print) -> list[Path]:
-    """Writes the videos and the contact sheet; returns their paths.
+    """Writes the videos and the contact sheet, and returns their paths.
 
-    Raises ValueError for a wrong input or setting, OSError for a full disk.
+    Raises ValueError for a wrong input or setting, and OSError for a full disk.
     """
     job.check()
     if job.motion:
-        motion_of(job.motion)  # a mistake is said before a model is loaded
+        motion_of(job.motion)  # reports a mistake before a model is loaded
     player = load_player(cfg, log)
     about = player.about
     frames = max(1, round(job.seconds * about.fps))
@@ -132,7 +134,11 @@ def write_videos(
     out: Path,
     log: Callable[[str], None],
 ) -> list[Path]:
-    """motion: tracks T n 2, T n; tracks shorter than the video are played forward and backward. wanted: frames."""
+    """Writes two videos, with and without the tracks drawn, and a contact sheet, and returns their paths.
+
+    motion: (xy_px T n 2, visible T n); tracks shorter than the video are repeated forward and backward. wanted: the
+    number of frames of the video.
+    """
     out = out.expanduser().resolve()
     out.parent.mkdir(parents=True, exist_ok=True)
     about, plain = player.about, out.with_name(f"{out.stem}-plain.mp4")
@@ -165,7 +171,8 @@ def chunks(
     wanted: int,
     log: Callable[[str], None],
 ) -> Iterator[tuple[int, np.ndarray, np.ndarray, np.ndarray]]:
-    """(first frame, frames, xy_px, visible) of every chunk; the last one is cut at `wanted` frames in all."""
+    """Yields (index of the first frame, frames, xy_px, visible) of every chunk; the last chunk is cut so that there are
+    `wanted` frames in all."""
     performance = player.open(start, record=False)
     performance.add_motion(MOTION, *motion)
     controls = Controls(transfer=MOTION)
@@ -187,8 +194,8 @@ def chunks(
 def asked_tracks(
     job: Job, about: About, points: int, cut: CroppedPicture, frames: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """xy_px T n 2, visible T n: of the authored motion, or of the file, whose pixels are those of the picture
-    before it was cut where it is of that size."""
+    """Returns (xy_px T n 2, visible T n) of the authored motion or of the file. Tracks of a file that has the picture's
+    uncropped size are cropped like the picture."""
     size = (about.height, about.width)
     if not job.tracks:
         kind, how = motion_of(job.motion)
@@ -203,7 +210,8 @@ def asked_tracks(
 
 
 def motion_of(text: str) -> tuple[str, Authored]:
-    """Its kind, and its numbers in place of the defaults. ValueError for what is none of MOTIONS."""
+    """Returns the kind of a motion, and its parameters with the given numbers in place of the defaults. Raises
+    ValueError for text that is none of MOTIONS."""
     kind, _, numbers = text.partition(":")
     try:
         given = [float(part) for part in numbers.split(",")] if numbers else []
@@ -224,7 +232,8 @@ def motion_of(text: str) -> tuple[str, Authored]:
 
 
 def first_frame(image: str, player: ModelPlayer, megapixels: float) -> tuple[CroppedPicture, str]:
-    """The picture at clip size, centre-cropped, and a prompt for it ("" for a file). ValueError where it cannot be read."""
+    """Returns the picture, centre-cropped and resized to clip size, and a prompt for it ("" for a file). Raises
+    ValueError where it cannot be read."""
     known = {picture.id: picture for picture in player.pictures()}
     if image in known:
         height, width = known[image].frame.shape[:2]

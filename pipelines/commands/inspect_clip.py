@@ -1,4 +1,5 @@
-"""make inspect CLIP=id: one clip of the newest finished data with its tracks over it, as mp4 and PNG, and its catalogue row."""
+"""make inspect CLIP=id: writes a clip of the newest data with its tracks as mp4 and PNG, and prints its catalogue
+row."""
 
 from __future__ import annotations
 
@@ -22,7 +23,7 @@ from stages.data.files import write_mp4, write_png
 from stages.data.shards import arrays, decode_mp4, read_sample
 
 VIDEO_HEIGHT, SHEET_HEIGHT = 320, 160  # px: smaller clips are enlarged
-SHOWN = 5  # ids of a kind, or close matches
+SHOWN = 5  # ids listed per kind, or close matches
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -36,9 +37,10 @@ def execute(options: argparse.Namespace) -> int:
 
 
 def inspect(cfg: Config, clip_id: str) -> None:
-    """Prints and writes into RUNS/PRESET/inspect. Raises ValueError where there are no data, no such clip, or no such shard.
+    """Prints a clip's catalogue row and writes its pictures to RUNS/PRESET/inspect.
 
-    Without an id it lists some. For what was rejected it prints why.
+    For a rejected clip it prints the reason, and without an id it lists some ids. Raises ValueError where there are no
+    data, no such clip, or no such shard.
     """
     sets = newest_data(cfg.root)
     catalogue = sets[0].catalogue
@@ -85,7 +87,7 @@ def _names(catalogue: str, **wanted: str) -> list[str]:
 
 
 def _list_some(catalogue: str) -> None:
-    """Ids of each kind, spread over all."""
+    """Prints some ids of each kind, spread evenly over the catalogue."""
     print("make inspect CLIP=..., for example")
     for kind in ("real", "generated", "rendered"):
         names = _names(catalogue, kind=kind, status="kept")
@@ -99,7 +101,7 @@ def _list_some(catalogue: str) -> None:
 
 
 def _close(clip_id: str, catalogue: str) -> str:
-    """Names that hold what was asked for; where none does, names that are spelt much like it."""
+    """Returns a hint with the names that contain the id or, if none does, with names of similar spelling."""
     names = _names(catalogue)
     near: Sequence[str] = [n for n in names if clip_id.lower() in n.lower()][:SHOWN]
     near = near or difflib.get_close_matches(clip_id, names, n=SHOWN, cutoff=0.5)

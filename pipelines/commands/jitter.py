@@ -1,7 +1,8 @@
-"""motionstream jitter: measures what input smoothing and the speed limit make of an unsteady drag.
+"""motionstream jitter: measures the effect of input smoothing and the speed limit on a drag with jitter.
 
-Prints figures of the tracks alone over 20 scripted drags with tremor; with --student also of the video: how far the dragged
-points, tracked again, are from where they were meant to be, and a contact sheet.
+Prints figures of the tracks over 20 scripted drags with tremor. With --student it also plays a drag and prints figures
+of the video: the distance of the dragged points, tracked in the video, from their intended positions. With --out it
+writes a contact sheet.
 """
 
 from __future__ import annotations
@@ -48,11 +49,11 @@ HANDS: dict[str, tuple[InputSmoothing, bool]] = {
     "chunks only": (SMOOTHED, False),
     "treated": (SMOOTHED, True),
 }
-UNTIL = 2.4  # seconds of the script before the hand leaves the frame: what can be tracked again
+UNTIL = 2.4  # seconds of the script until the pointer leaves the frame: the part that can be tracked
 
 
 def of_tracks(cfg: Config, jitter: Jitter) -> dict[str, dict[str, float]]:
-    """Mean figures (stages.play.jitter.figures) of each way to treat a hand."""
+    """Returns {smoothing: mean figures over SEEDS drags} for each entry of HANDS (stages.play.jitter.figures)."""
     clip, grid = cfg.model.clip, (cfg.data.grid_rows, cfg.data.grid_cols)
     size, member = (clip.height, clip.width), INTENDED[:1, 1:]
     chunk = cfg.model.student.chunk * cfg.model.vae.stride_t
@@ -78,8 +79,12 @@ def of_video(
     hand: InputSmoothing,
     steadied: bool,
 ) -> tuple[dict[str, float], np.ndarray]:
-    """One jittered drag played by the student. Mean distance, in percent of the width, of the dragged points, tracked again, to
-    where they were asked to be and to where they were meant to be (at the lag that fits best). And the frames with tracks."""
+    """Plays one drag with jitter on the student, and returns its figures and the frames with the tracks drawn over
+    them.
+
+    to_asked and to_meant are the mean distances, in percent of the frame's width, from the dragged points, tracked in
+    the video, to the requested positions and to the intended ones at the best-fitting lag.
+    """
     known = {p.id: p for p in player.pictures()}
     if picture not in known:
         raise ValueError(f"--picture: no picture {picture!r}; there are {', '.join(known)}")
@@ -132,6 +137,7 @@ def execute(options: argparse.Namespace) -> int:
 
 
 def played(cfg: Config, options: argparse.Namespace, jitter: Jitter) -> dict[str, dict[str, float]]:
+    """Plays the drag with each entry of HANDS and returns {smoothing: figures of the video}. Writes OUT/jitter.png."""
     player = load_player(cfg, lambda words: print(words, file=sys.stderr))
     about, at = player.about, np.array([float(x) for x in options.at.split(",")])
     places = px_to_shares(uniform_grid(about.height, about.width, *about.grid), (about.height, about.width))

@@ -1,4 +1,4 @@
-"""The model card of an exported model: Markdown with Hugging Face's front matter, filled from the run."""
+"""Writes the model card of an exported model: Markdown with Hugging Face's front matter, filled from the run."""
 
 from __future__ import annotations
 
@@ -36,10 +36,13 @@ otherwise. A student inherits this from its teacher."""
 
 @dataclass(frozen=True)
 class Facts:
-    """What is known of a model. meta: of its config.json. run: of its manifest; empty for a folder from elsewhere. start: the
-    report on the weights that the teacher started from. figures: real and rendered, of report.json. raw: what is known of
-    the weights before averaging. licence: the exporter's choice, or "". tracker: name and licence. head: whether there is a
-    track head, or latents are read."""
+    """The facts about one model that its card states.
+
+    meta: the metadata in its config.json. licence: the exporter's choice, or "". raw: text on the weights before
+    averaging. tracker: name and licence of the tracker of real clips. head: whether the model has a track head;
+    otherwise it reads latents. run: the manifest of its training; empty for a folder from outside the run. start: the
+    report on the weights that the teacher started from. figures: those of report.json, by "real" and "rendered".
+    """
 
     name: str
     preset: str
@@ -60,7 +63,7 @@ class Facts:
 
 
 def card(facts: Facts) -> str:
-    """README.md."""
+    """Returns the text of README.md."""
     title = f"# MotionStream {facts.name}, {facts.preset}"
     parts = [
         f"---\n{_front(facts)}\n---",
@@ -101,7 +104,7 @@ def _files(facts: Facts) -> str:
 
 
 def _with_diffusers(facts: Facts) -> str:
-    """Code that gives the velocity of random inputs, with diffusers alone."""
+    """Returns example code that computes the velocity of random inputs with diffusers only."""
     m = facts.model
     t, h, w = m.latent_frames, m.latent_height, m.latent_width
     size = f"{t}, {h}, {w}"
@@ -239,7 +242,8 @@ def _limits(facts: Facts) -> str:
 
 
 def _licence_id(facts: Facts) -> str:
-    """The hub's identifier: the exporter's choice, else Apache-2.0, or `other` where the tracker is for noncommercial use."""
+    """Returns the hub's licence identifier: the exporter's choice, else apache-2.0, or "other" where the tracker's
+    licence permits noncommercial use only."""
     return facts.licence or ("other" if facts.noncommercial_tracker else "apache-2.0")
 
 

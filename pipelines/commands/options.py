@@ -1,4 +1,4 @@
-"""What the commands share: exit statuses, common options, and the configuration that these describe."""
+"""Defines what all commands share: exit statuses, common options, and the configuration that the options describe."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ CONFIGURED = ("--preset", "--runs")
 
 
 class UsageError(ValueError):
-    """A mistake in the command or its settings, found before anything was started: exit status 2."""
+    """A mistake in the command or its settings, found before anything was started. The exit status is 2."""
 
 
 def common_options(names: Sequence[str]) -> argparse.ArgumentParser:
@@ -41,15 +41,16 @@ def common_options(names: Sequence[str]) -> argparse.ArgumentParser:
 
 
 def add_settings(parser: argparse.ArgumentParser) -> None:
-    """Adds the positional settings, which `configured` reads."""
+    """Adds the positional arguments KEY=VALUE, which `configured` reads."""
     parser.add_argument(
         "settings", nargs="*", metavar="KEY=VALUE", help="settings, as in teacher.lr=1e-5 (all: motionstream config)"
     )
 
 
 def configured(options: argparse.Namespace) -> Config:
-    """Returns the configuration of the options and settings of a command. Raises UsageError with every mistake."""
-    from configs.settings import ConfigError, load  # late: --help needs no torch
+    """Returns the configuration that a command's options and settings describe. Raises UsageError with every
+    mistake."""
+    from configs.settings import ConfigError, load  # imported late, because --help needs no torch
 
     gpus = vars(options).get("gpus", "")
     try:

@@ -1,4 +1,5 @@
-"""make eval ARGS=eval.replay=FOLDER: plays a session that the demo recorded again, bit for bit, in place of an evaluation."""
+"""make eval ARGS=eval.replay=FOLDER: replays a session that the demo recorded, bit for bit, in place of an
+evaluation."""
 
 from __future__ import annotations
 
@@ -16,8 +17,11 @@ from stages.play.replay import REPLAY, ReplayInputs
 
 
 def replay(run: Run) -> ev.Figures:
-    """The figures of the replay. ValueError where it is no recording, was made at another preset or by weights that are
-    not here, or where a chunk differs though machine and torch are the same."""
+    """Replays the recording in eval.replay and returns its figures.
+
+    Raises ValueError where the folder holds no recording, where it was recorded with another preset or with weights
+    that are not available, or where a chunk differs although the device and the version of torch are the same.
+    """
     cfg = run.cfg
     folder = Path(cfg.eval.replay).expanduser().resolve()
     recording = read_recording(folder)

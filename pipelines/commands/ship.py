@@ -1,5 +1,8 @@
-"""motionstream ship: copies RUNS/nano's newest student, and first frames of its held-out clips, to msmodel/assets/nano, so that
-the demo plays seconds after a clone."""
+"""motionstream ship: copies the newest student of RUNS/nano, and first frames of its held-out clips, to
+msmodel/assets/nano.
+
+With these files the demo plays without any training after a clone.
+"""
 
 from __future__ import annotations
 
@@ -25,8 +28,8 @@ MOST_BYTES = 25_000_000  # of msmodel/assets together
 
 
 def ship_student(cfg: Config, folder: Path = SHIPPED_FOLDER) -> None:
-    """Copies the newest student with provenance.json beside it. ValueError where there is none, or the assets grow too
-    large."""
+    """Copies the newest student to `folder` and writes provenance.json there. Raises ValueError where no student is
+    trained."""
     made = students(cfg.root)
     if not made:
         raise ValueError(f"no trained student in {cfg.root}: `make distill` makes one")
@@ -48,7 +51,7 @@ def ship_student(cfg: Config, folder: Path = SHIPPED_FOLDER) -> None:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The preset is always nano; --runs is a common option."""
+    """Adds nothing: the preset is always nano, and --runs is a common option."""
 
 
 def execute(options: argparse.Namespace) -> int:

@@ -1,4 +1,4 @@
-"""motionstream soak: the command line of demo/soak.py."""
+"""motionstream soak: passes its arguments to demo/soak.py."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Returns the exit status."""
+    """Runs the soak test of the demo and returns the exit status."""
     from demo import soak
 
     return soak.main(arguments)

@@ -1,4 +1,5 @@
-"""The commands that run stages: data, teacher, distill, eval and others, alone or several in order as one run in MLflow."""
+"""Implements the commands that run stages (data, teacher, distill, eval and others), alone or in order as one MLflow
+run."""
 
 from __future__ import annotations
 
@@ -13,7 +14,7 @@ from pipelines.commands.options import FAILED, INTERRUPTED, OK, UsageError, conf
 
 MAIN = ("data", "teacher", "distill", "eval")
 TARGETS = (*MAIN, "sweep", "nano-base", "bench", "bench-data", "bench-trackers")
-WITHOUT_GPUS = ("bench", "bench-data")  # they choose their own number of processes
+WITHOUT_GPUS = ("bench", "bench-data")  # they set the number of processes themselves
 EPILOG = """\
 A target makes its missing inputs first; what is finished is not made again.
 Targets that are named together run in order."""
@@ -54,7 +55,7 @@ def split(words: Sequence[str]) -> tuple[list[str], list[str]]:
 
 
 def run_targets(cfg: Any, names: Sequence[str], retry_failed: bool) -> int:
-    """Makes the targets in order as one run. Prints the closing table. Returns the exit status."""
+    """Makes the targets in order as one run, prints the summary, and returns the exit status."""
     from infra.distributed import StageFailed
     from pipelines.run import open_run
     from pipelines.summary import summarise
@@ -86,7 +87,7 @@ def run_targets(cfg: Any, names: Sequence[str], retry_failed: bool) -> int:
 
 
 def functions() -> dict[str, tuple[Callable[[Any], Any], Any]]:
-    """Returns, for every target, its function of a Run and its stages in order."""
+    """Returns {target: (its function of a Run, its stages in order)}."""
     from pipelines import data, distill, evaluate, nano_base, sweep, teacher
     from pipelines.commands import bench, bench_data, bench_trackers
 

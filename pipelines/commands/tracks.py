@@ -1,8 +1,9 @@
-"""motionstream tracks FROM TO [--size WxH]: converts tracks between projects.
+"""motionstream tracks FROM TO [--size WxH]: converts tracks between the formats of several projects.
 
-Files by their endings: .npz ours (the tracks.npz of a recording is one), .pth ATI's, .npy,.npy Wan-Move's tracks and
-visibility. --size: of the picture that ATI's or Wan-Move's tracks belong to; it is not in their files, and what is
-written for them is for a picture of this size (ours knows its own).
+The suffix of a file selects its format: .npz is this project's (a recording's tracks.npz has it), .pth is ATI's, and
+.npy,.npy are Wan-Move's tracks and visibility. --size is the size of the picture that ATI's or Wan-Move's tracks belong
+to, because their files do not hold it; tracks in these formats are written for a picture of that size. The .npz format
+holds its size.
 """
 
 from __future__ import annotations
@@ -25,7 +26,10 @@ FORMATS = ".npz (ours), .pth (ATI) or .npy,.npy (Wan-Move's tracks and visibilit
 
 
 def read_file(names: str, picture: tuple[int, int] | None) -> TrackFile:
-    """picture: its (height, width). ValueError for another ending, or a picture that is needed and not known."""
+    """Returns the tracks in a file of any of FORMATS. picture: (height, width) in pixels, needed for ATI and Wan-Move.
+
+    Raises ValueError for another suffix, or where the size is needed and missing.
+    """
     files, kind = _named(names)
     if kind == "ours":
         return read_tracks(files[0])
@@ -35,7 +39,10 @@ def read_file(names: str, picture: tuple[int, int] | None) -> TrackFile:
 
 
 def write_file(names: str, tracks: TrackFile, picture: tuple[int, int] | None) -> None:
-    """picture: (height, width) that the tracks are written for, their own if None. ValueError for another ending."""
+    """Writes the tracks in the format of the suffix. picture: (height, width) to write them for; None keeps their own.
+
+    Raises ValueError for another suffix.
+    """
     files, kind = _named(names)
     size = picture or tracks.size
     if kind == "ours":
@@ -72,7 +79,7 @@ def execute(options: argparse.Namespace) -> int:
 
 
 def _size(text: str) -> tuple[int, int] | None:
-    """(height, width)."""
+    """Returns (height, width) of WxH, None for "". Raises ValueError for other text."""
     if not text:
         return None
     width, _, height = text.partition("x")

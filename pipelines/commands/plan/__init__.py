@@ -1,5 +1,6 @@
-"""What a preset costs before it is started: memory, work, time and disk (`make plan`).
+"""Estimates the cost of a preset before it is started: memory, work, time and disk (`make plan`).
 
-trace.py counts on the meta device; pieces.py is what is counted: the model's own code; loads.py: what each stage asks of a
-rank; memory.py: where a rank keeps it; work.py: FLOPs, time, disk; advice.py: settings that would fit; tables.py: for people.
+trace.py counts operations on the meta device. pieces.py holds the computations that are counted, in the model's own
+code. loads.py computes the demands of each stage on a rank, memory.py distributes them over devices, work.py computes
+FLOPs, time and disk, advice.py finds settings that fit, and tables.py formats the estimate.
 """

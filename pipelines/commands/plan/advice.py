@@ -1,4 +1,4 @@
-"""What to change where a training does not fit: the nearest settings that do, by trying them."""
+"""Finds the cheapest change of settings under which a training fits into memory, by trying candidates."""
 
 from __future__ import annotations
 
@@ -20,15 +20,17 @@ from pipelines.commands.plan.memory import (
 )
 
 WATCHED = {"teacher": "probe_clips", "adapt": "heldout_pairs", "dmd": "heldout_clips"}
-LEAST = {"none": 0, "optimizer": 1, "all": 3}  # ZeRO stages
-# What a change counts for, by what it does to the speed: a smaller batch and sharding little, recomputation a third.
+LEAST = {"none": 0, "optimizer": 1, "all": 3}  # lowest ZeRO stage for each offload
+# Costs of changes, by their effect on speed: a smaller batch and sharding cost little, recomputation a third of the speed.
 HALF_BATCH, STAGE, ONE_LESS, RECOMPUTE, EMA_AWAY, OPTIMIZER_AWAY, ALL_AWAY = 0.5, 0.6, 0.1, 1.0, 1.0, 2.0, 3.0
-TEACHER_AT = {"device": 0.0, "shard": 0.2, "offload": 0.7}  # DMD's, which scores in every fifth step only
+# Costs of the place of DMD's teacher, which scores in every fifth step only.
+TEACHER_AT = {"device": 0.0, "shard": 0.2, "offload": 0.7}
 
 
 @dataclass(frozen=True)
 class Change:
-    """settings: overrides as a user writes them."""
+    """One change of the configuration. cost: its total cost. settings: overrides as a user writes them. cfg: the
+    result."""
 
     cost: float
     settings: tuple[str, ...]
@@ -36,7 +38,7 @@ class Change:
 
 
 def nearest(cfg: Any, ranks: int, limit: float) -> Change | None:
-    """The cheapest change under which every training fits into `limit` bytes a GPU; None where there is none."""
+    """Returns the cheapest change under which every training fits into `limit` bytes per GPU, or None if none does."""
     best: Change | None = None
     for compute in sorted(_compute(cfg), key=lambda change: change.cost):
         if best is not None and compute.cost >= best.cost:
@@ -48,7 +50,8 @@ def nearest(cfg: Any, ranks: int, limit: float) -> Change | None:
 
 
 def _trainings(compute: Change, ranks: int, limit: float) -> Change | None:
-    """`compute` and the cheapest changes of every training's own settings, and of the sampling of trajectories."""
+    """Returns `compute` combined with the cheapest changes of each training's own settings and of the sampling of
+    trajectories, or None if one of them does not fit."""
     found = compute
     for name in (*TRAININGS, "ode"):
         own = _sampling(found.cfg, limit) if name == "ode" else _own(found.cfg, name, ranks, limit)
@@ -59,7 +62,8 @@ def _trainings(compute: Change, ranks: int, limit: float) -> Change | None:
 
 
 def _compute(cfg: Any) -> Iterator[Change]:
-    """ZeRO stages from the given one up, and every place for optimizer and average, as far as ComputeConfig allows them."""
+    """Yields the changes of `compute`: ZeRO stages from the given one up, with every place of the optimizer and the
+    average that ComputeConfig permits."""
     now = cfg.compute
     away = dict(zip(OFFLOADS, (0.0, OPTIMIZER_AWAY, ALL_AWAY), strict=True))
     for stage, offload, ema in product(range(now.zero_stage, 4), OFFLOADS, EMA_PLACES):
@@ -72,7 +76,7 @@ def _compute(cfg: Any) -> Iterator[Change]:
 
 
 def _own(cfg: Any, name: str, ranks: int, limit: float) -> Change | None:
-    """The cheapest change of one training's own settings."""
+    """Returns the cheapest change of one training's own settings under which it fits, or None."""
     for price, changed in sorted(_tries(cfg, name, ranks), key=lambda t: t[0]):
         now = training(cfg, name)
         other = replace(cfg, **{name: replace(now, **changed)})
@@ -84,14 +88,16 @@ def _own(cfg: Any, name: str, ranks: int, limit: float) -> Change | None:
 
 
 def _tries(cfg: Any, name: str, ranks: int) -> Iterator[tuple[float, dict[str, Any]]]:
-    """(price, settings) with smaller batches, recomputation, fewer held-out clips and pictures, and DMD's teacher elsewhere."""
+    """Yields (cost, settings) of all candidates: smaller batches, recomputation, fewer held-out clips and pictures, and
+    other places of DMD's teacher."""
     for extra, elsewhere in _teacher_places(cfg, name, ranks):
         for price, changed in _own_tries(cfg, name, ranks):
             yield price + extra, changed | elsewhere
 
 
 def _teacher_places(cfg: Any, name: str, ranks: int) -> Iterator[tuple[float, dict[str, str]]]:
-    """The present place and the lighter ones that are possible."""
+    """Yields (cost, settings) of the present place of DMD's teacher and of those possible places that need less
+    memory."""
     if name != "dmd":
         yield 0.0, {}
         return
@@ -103,6 +109,7 @@ def _teacher_places(cfg: Any, name: str, ranks: int) -> Iterator[tuple[float, di
 
 
 def _own_tries(cfg: Any, name: str, ranks: int) -> Iterator[tuple[float, dict[str, Any]]]:
+    """Yields (cost, settings) with smaller batches, recomputation, and fewer held-out clips and pictures."""
     now, watched = training(cfg, name), WATCHED[name]
     most, pictures = vars(now)[watched], vars(now)["picture_clips"]
     for checkpoint, halvings in product({now.checkpoint_layers, True}, range(now.batch.bit_length())):
@@ -125,7 +132,7 @@ def _own_tries(cfg: Any, name: str, ranks: int) -> Iterator[tuple[float, dict[st
 
 
 def _sampling(cfg: Any, limit: float) -> Change | None:
-    """The largest batch of trajectories that fits, from the given one down."""
+    """Returns the change to the largest batch of trajectories that fits, at most the given one, or None."""
     for halvings in range(cfg.ode.batch.bit_length()):
         batch = cfg.ode.batch >> halvings
         other = replace(cfg, ode=replace(cfg.ode, batch=batch))

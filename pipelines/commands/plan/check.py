@@ -1,8 +1,9 @@
-"""make plan-check: the memory that `make plan` predicts against that of real training steps, on this machine's CPU.
+"""make plan-check: compares the memory that `make plan` predicts with that of real training steps on this machine's
+CPU.
 
-Each case trains two steps in a process of its own, on random weights and random clips, through the stage's own code and
-DeepSpeed. "tensors" are the bytes of all tensors alive at once, counted operation by operation; "process" is by how much the
-peak of resident memory lies above its state after the imports, as the kernel keeps it (VmHWM).
+Each case trains two steps in a separate process, with random weights and random clips, through the stage's own code and
+DeepSpeed. "tensors" is the peak of the bytes of all live tensors, counted operation by operation. "process" is the
+increase of the peak resident memory (the kernel's VmHWM) over the resident memory after the imports.
 """
 
 from __future__ import annotations
@@ -67,12 +68,12 @@ CASES: dict[str, tuple[str, Sequence[str]]] = {
     "middle dmd": ("nano", MIDDLE),
     "middle dmd, recomputed": ("nano", (*MIDDLE, "dmd.checkpoint_layers=true")),
 }
-# Freed tensors go back to the system at once, so that what is resident is what is alive.
+# Makes malloc return freed tensors to the system at once, so that resident memory equals live memory.
 ALLOCATOR = {"MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "0"}
 
 
 class RandomClips:
-    """stages.train.method.Loader: the same random clips for ever."""
+    """A loader (stages.train.method.Loader) that repeats the same random clips without end."""
 
     def __init__(self, model: ModelConfig, count: int, tracks: int) -> None:
         generator = torch.Generator().manual_seed(0)
@@ -102,17 +103,17 @@ class RandomClips:
         return {}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """There is no position."""
+        """Does nothing: this loader has no position."""
 
 
 def configured(case: str) -> tuple[str, Config]:
-    """(training, configuration) of a case."""
+    """Returns (training, configuration) of a case."""
     preset, overrides = CASES[case]
     return ("dmd" if " dmd" in case else "teacher"), load(preset, [*SHORT, *overrides])
 
 
 def train(cfg: Config, name: str, workdir: Path) -> None:
-    """The steps of one training, with all that its stage holds."""
+    """Runs the steps of one training, with all models and tensors that its stage holds. name: "teacher" or "dmd"."""
     model, tracks = cfg.model, cfg.data.grid_rows * cfg.data.grid_cols
     ctx = RunContext(workdir, seed=0, compute=cfg.compute)
     if cfg.compute.engine == "deepspeed" and not torch.distributed.is_initialized():
@@ -135,7 +136,7 @@ def train(cfg: Config, name: str, workdir: Path) -> None:
 
 
 def measured(case: str) -> dict[str, float]:
-    """Bytes: of tensors, and of the process. To be called once in a process."""
+    """Returns the peak bytes of a case: of tensors, and of the process. May be called only once per process."""
     name, cfg = configured(case)
     warm_up()
     before, counter = resident(), Counter()
@@ -145,14 +146,14 @@ def measured(case: str) -> dict[str, float]:
 
 
 def warm_up() -> None:
-    """Imports and starts all that a training needs besides its tensors, and sets the kernel's high-water mark back."""
+    """Imports and starts everything that a training needs besides its tensors, and resets the kernel's peak (VmHWM)."""
     with tempfile.TemporaryDirectory() as folder:
         train(load("debug", ["teacher.phase1_steps=1", "teacher.phase2_steps=0"]), "teacher", Path(folder))
     Path("/proc/self/clear_refs").write_text("5")
 
 
 def resident(field: str = "VmRSS") -> int:
-    """Bytes of this process in memory."""
+    """Returns the resident bytes of this process. field: "VmRSS" for the present value, "VmHWM" for the peak."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return 1024 * int(next(line.split()[1] for line in lines if line.startswith(f"{field}:")))
 
@@ -167,7 +168,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def execute(options: argparse.Namespace) -> int:
-    """Returns 1 where a prediction is further off than TOLERANCE."""
+    """Measures the cases and prints the comparison. Returns 1 where the error of a prediction exceeds TOLERANCE, else
+    0."""
     if options.case:
         print(json.dumps(measured(options.case)))
         return OK
@@ -186,7 +188,7 @@ def execute(options: argparse.Namespace) -> int:
 
 
 def _alone(case: str) -> str:
-    """The last line of a fresh process."""
+    """Measures a case in a new process and returns the last line of its output. Raises RuntimeError where it fails."""
     command = [sys.executable, "-m", "pipelines", "plan-check", case]
     done = subprocess.run(command, cwd=CHECKOUT, env=os.environ | ALLOCATOR, capture_output=True, text=True)
     if done.returncode:

@@ -1,4 +1,8 @@
-"""motionstream plan: what would run, what is cached, every mistake in the settings, and what it costs. Starts nothing."""
+"""motionstream plan: prints the steps that would run, the cached ones, all mistakes in the settings, and the estimated
+cost.
+
+It starts nothing.
+"""
 
 from __future__ import annotations
 

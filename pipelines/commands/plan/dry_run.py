@@ -1,4 +1,4 @@
-"""make plan: what would run, what is cached, and an estimate of memory, work, time and disk. Starts nothing."""
+"""Computes what `make plan` prints: the steps that would run, and an estimate of memory, work, time and disk."""
 
 from __future__ import annotations
 
@@ -25,7 +25,10 @@ from stages.train.publish import RANDOM
 
 
 def dry_run(run: Run, targets: Mapping[str, Any], stages: Mapping[str, tuple[Stage, ...]]) -> list[Line]:
-    """The table's lines: found steps, the first step that would run of each target, and those that follow it."""
+    """Returns the lines of the table: finished steps, the first unfinished step of each target, and the steps after it.
+
+    targets: {target: its function of a Run}. stages: {target: its stages in order}.
+    """
     lines: list[Line] = []
     for make in targets.values():
         try:
@@ -42,19 +45,22 @@ def dry_run(run: Run, targets: Mapping[str, Any], stages: Mapping[str, tuple[Sta
                 note = "after the step above it"
                 waiting[place] = Line(target, stage.name, "would run", 0.0, run.store.root / stage.name, note)
     order = [(target, stage.name) for target, names in stages.items() for stage in names]
-    places = {place: number for number, place in enumerate(order)}  # a step of another target's stands where it was met
+    places = {place: number for number, place in enumerate(order)}  # steps of other targets keep their place
     return sorted([*run.lines, *waiting.values()], key=lambda line: places.get((line.target, line.stage), -1))
 
 
 def describe(cfg: Config, asked: bool = False) -> list[str]:
-    """The estimate for people. asked: whether the user named a number of GPUs; else a preset for many workers is meant for
-    GPUs wherever it is planned, and one for a single worker for what is here."""
+    """Returns the lines of the estimate.
+
+    asked: whether the user gave a number of GPUs. Otherwise a preset with several workers is planned for GPUs, and one
+    with a single worker for this machine.
+    """
     gpu = asked or cfg.compute.workers > 1 or torch.cuda.is_available()
     return tables.describe(cfg, max(cfg.compute.workers, 1), gpu)
 
 
 def hints(cfg: Config) -> list[str]:
-    """What a dry run can see will stop a target later."""
+    """Returns notes on problems that would stop a target later, as far as a dry run can detect them."""
     init = cfg.teacher.init
     if init == RANDOM or init.startswith(EMBEDDED) or Path(init).expanduser().exists():
         return []

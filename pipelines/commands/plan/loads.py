@@ -1,4 +1,4 @@
-"""What each stage asks of one rank: models held, and bytes of its largest moments.
+"""Computes the demands of each stage on one rank: the models that it holds, and the peak bytes of its phases.
 
 Legend: b batch, z latent channels, t latent frames, h w latent size.
 """
@@ -31,12 +31,15 @@ ROWS = {"teacher": 3, "adapt": 2, "dmd": 2}  # videos of each clip in the contac
 
 @dataclass(frozen=True)
 class Load:
-    """averages: one entry a trained model, whether an average of it is kept. frozen: models that only run. muon: parameters
-    that Muon trains, of one model. half: weights in bfloat16. vae, inputs: bytes of the frozen VAE and of the held-out inputs,
-    there all the time. train: bytes of tensors at the worst moment of a micro-step; observe: at that of a look at the held-out
-    clips. cache: bytes of keys and values in it. place: where DMD's teacher lies (dmd.teacher_placement); other frozen models
-    are whole on the device. taught: bytes of tensors at the worst moment up to its score, if it is elsewhere. largest: numbers
-    in a weight.
+    """The demands of one stage on one rank.
+
+    parameters: of one model. averages: one entry per trained model, which tells whether an average of it is kept.
+    frozen: number of models that only run. muon: parameters of one model that Muon trains. half: whether the weights
+    are in bfloat16. vae, inputs: bytes of the frozen VAE and of the held-out inputs, which are allocated all the time.
+    train: peak bytes of tensors in a micro-step. observe: peak bytes in a validation on the held-out clips. cache:
+    bytes of keys and values in `train`. place: the place of DMD's teacher (dmd.teacher_placement); other frozen models
+    are on the device, unsharded. taught: peak bytes of tensors up to the teacher's score, if the teacher is not always
+    on the device. largest: elements of the largest weight.
     """
 
     name: str
@@ -59,17 +62,17 @@ Training = TeacherConfig | AdaptConfig | DmdConfig
 
 
 def training(cfg: Any, name: str) -> Training:
-    """The settings of one of TRAININGS in cfg (configs.settings.Config)."""
+    """Returns the settings of one of TRAININGS. cfg: configs.settings.Config."""
     return vars(cfg)[name]
 
 
 def weights_type(cfg: Training, gpu: bool) -> torch.dtype:
-    """Of a training's weights: Muon trains in float32 also on a GPU."""
+    """Returns the type of a training's weights: bfloat16 on a GPU, except with Muon, which trains in float32."""
     return torch.bfloat16 if gpu and cfg.optimizer != "muon" else torch.float32
 
 
 def training_load(cfg: Any, name: str, gpu: bool, keep: bool) -> Load:
-    """keep: whether whole gradients pile up in the backward pass (How)."""
+    """Returns the demands of one training. keep: whether full gradients accumulate in the backward pass (How)."""
     model, own = cfg.model, training(cfg, name)
     count, matrices = parameters(model)
     dtype = weights_type(own, gpu)
@@ -96,8 +99,8 @@ def training_load(cfg: Any, name: str, gpu: bool, keep: bool) -> Load:
     )
 
 
-# Bytes of a micro-step, bytes of a look at one held-out clip, latents kept beside each, held-out clips. Without gradients bytes
-# are proportional to clips.
+# Bytes of a micro-step, bytes of the validation on one held-out clip, tensors of latents in the inputs of such a clip,
+# number of held-out clips. Without gradients the bytes are proportional to the number of clips.
 Asked = tuple[float, float, int, int]
 
 
@@ -130,7 +133,7 @@ _ASKED = {"teacher": _teacher, "adapt": _adapt, "dmd": _dmd}
 
 
 def sampling_load(cfg: Any, gpu: bool) -> Load:
-    """The teacher that makes trajectories."""
+    """Returns the demands of the teacher that samples trajectories."""
     model, own, w = cfg.model, cfg.ode, cfg.guidance
     one = cost(model, How(1, inference_type(gpu)), Pieces.guided, w.text, w.track).peak
     states = 4.0 * own.batch * (model.student.steps + 1) * latent_values(model)
@@ -139,7 +142,7 @@ def sampling_load(cfg: Any, gpu: bool) -> Load:
 
 
 def stream_load(cfg: Any, gpu: bool) -> Load:
-    """The student at work on one stream, with the whole VAE."""
+    """Returns the demands of the student that generates one stream, including the VAE."""
     model, dtype = cfg.model, inference_type(gpu)
     cache = cache_bytes(model, 1, dtype)
     frames = model.student.chunk + int(model.image_alone)
@@ -154,38 +157,39 @@ def inference_type(gpu: bool) -> torch.dtype:
 
 
 def steady_chunks(model: ModelConfig) -> int:
-    """Chunks of a stream up to the first with a full cache."""
+    """Returns the number of chunks of a stream up to and including the first one with a full cache."""
     return model.student.sink + model.student.window + 1
 
 
 def cached_frames(model: ModelConfig) -> int:
-    """Latent frames whose keys and values a full cache holds."""
+    """Returns the number of latent frames whose keys and values a full cache holds."""
     return model.student.chunk * (model.student.sink + model.student.window) + int(model.image_alone)
 
 
 def cache_bytes(model: ModelConfig, batch: int, dtype: torch.dtype) -> float:
-    """Keys and values of a full cache."""
+    """Returns the bytes of the keys and values in a full cache."""
     tokens = cached_frames(model) * model.tokens_per_frame
     return 2.0 * batch * model.dit.layers * model.dit.dim * tokens * dtype.itemsize
 
 
 def latent_values(model: ModelConfig) -> int:
-    """Numbers in the latents of one clip."""
+    """Returns the number of elements in the latents of one clip."""
     return model.vae.z_channels * model.latent_frames * model.latent_height * model.latent_width
 
 
 def tracks(cfg: Any) -> int:
-    """Of a clip, at most."""
+    """Returns the largest number of tracks of a clip."""
     return cfg.data.grid_rows * cfg.data.grid_cols
 
 
 def vaes(model: ModelConfig) -> int:
-    """VAEs that a training or a stream holds: that which decodes, and one of its own for the canvas of tracks."""
+    """Returns the number of VAEs in memory: one that decodes, and with rgb_vae a second that encodes the canvas of
+    tracks."""
     return 2 if model.dit.track_encoding == "rgb_vae" else 1
 
 
 def input_bytes(model: ModelConfig, latents: int) -> float:
-    """One clip as a model is given it, float32, with `latents` tensors of latents beside."""
+    """Returns the float32 bytes of one clip's inputs to a model, together with `latents` tensors of latents."""
     image = model.mask_channels + model.image_channels or model.vae.z_channels
     channels = latents * model.vae.z_channels + image + model.track_feature_channels
     cells = model.latent_frames * model.latent_height * model.latent_width

@@ -1,12 +1,17 @@
-"""Where a rank keeps what a stage asks for: ZeRO stage, offload, and the engine's own buffers.
+"""Computes the memory of one rank from the demands of a stage: ZeRO stage, offload, and the engine's own buffers.
 
-Bytes a parameter under DeepSpeed in bfloat16 (ZeRO 1 at least): weights 2, gradients 2, float32 master and two moments 12,
-average 4. ZeRO 1 shards master, moments and average over the ranks, 2 the gradients, 3 the weights. In float32 (a CPU, or
-Muon): weights 4, gradients 4, moments 8 (Muon's matrices 4), and a master of 4 where they are sharded. Frozen models are whole,
-but for DMD's teacher (dmd.teacher_placement): offloaded it is on the device while it scores, sharded it is there in pieces, and
-while it scores with the weights at work and those gathered ahead. All other moments of a step are without it, or without those.
-Models come to the device in float32, whatever they are trained in. Where the optimizer is offloaded, ZeRO 2 and 3 keep their
-gradients beside it. Sources: Rajbhandari et al. 2020, and DeepSpeed 0.19's runtime/zero."""
+Bytes per parameter under DeepSpeed in bfloat16 (at least ZeRO 1): weights 2, gradients 2, float32 master weights and
+two moments 12, average 4. ZeRO 1 shards master weights, moments and average over the ranks, ZeRO 2 also the gradients,
+ZeRO 3 also the weights. In float32 (on a CPU, or with Muon): weights 4, gradients 4, moments 8 (4 for the matrices that
+Muon trains), and master weights 4 where they are sharded.
+
+Frozen models are not sharded, except DMD's teacher (dmd.teacher_placement). Offloaded, it is on the device only while
+it scores. Sharded, every rank holds a shard of it, and while it scores also the gathered weights of the active layer
+and the prefetched ones. Other moments of a step do not contain the offloaded teacher or the gathered weights.
+
+Models are moved to the device in float32, whatever type they are trained in. Where the optimizer is offloaded, ZeRO 2
+and 3 keep the gradients in CPU memory too. Sources: Rajbhandari et al. 2020 (ZeRO), and runtime/zero of DeepSpeed 0.19.
+"""
 
 from __future__ import annotations
 
@@ -25,13 +30,13 @@ from pipelines.commands.plan.loads import (
     weights_type,
 )
 
-LIVE = 1_000_000_000  # stage3_max_live_parameters: gathered weights that may stay until they are used again
-LOADED = 8.0  # bytes of CPU memory a parameter while weights are loaded: the model's, and the file's beside them
+LIVE = 1_000_000_000  # stage3_max_live_parameters: elements of gathered weights that may stay until their next use
+LOADED = 8.0  # bytes of CPU memory per parameter while weights are loaded: those of the model and those of the file
 
 
 @dataclass(frozen=True)
 class Layout:
-    """How trainings are laid out over ranks. engine: deepspeed, or torch (unsharded, whatever zero_stage says)."""
+    """How trainings are distributed over ranks. engine: "deepspeed", or "torch" (unsharded, zero_stage is ignored)."""
 
     ranks: int
     gpu: bool
@@ -41,7 +46,8 @@ class Layout:
     engine: str = "deepspeed"
 
     def stage(self, whole_tensors: bool, half: bool) -> int:
-        """The ZeRO stage in force: at least 1 in bfloat16; 0 without DeepSpeed or where the optimizer needs whole weights."""
+        """Returns the effective ZeRO stage: at least 1 in bfloat16 (half), and 0 with plain torch or where the
+        optimizer needs unsharded weights (whole_tensors)."""
         if whole_tensors or self.engine == "torch":
             return 0
         return max(self.zero_stage, int(half))
@@ -49,13 +55,15 @@ class Layout:
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes on one rank's device, and `host`: the most in CPU memory beside it, where the device is a GPU.
+    """The memory of one rank in one stage, in bytes on its device.
 
-    activations: what a micro-step needs besides all the others, the weights of DMD's teacher that come for its score only among
-    them. buffers: in which gradients are reduced, during the backward pass, and `staying`, the part of them that is there all
-    the time. gathered: ZeRO 3's whole weights, in any pass. update: the optimizer's, after the backward pass. observe: what
-    looking at the held-out clips needs. loading: all there is while the models are loaded. saving: copies of the state. whole:
-    ZeRO 3's averaged model at the end, which is looked at once more. peak: the largest sum.
+    cache: keys and values. activations: everything else that a micro-step needs, including weights of DMD's teacher
+    that are on the device only while it scores. buffers: buffers for the reduction of gradients in the backward pass.
+    staying: the part of the buffers that is allocated all the time. gathered: full weights that ZeRO 3 gathers in any
+    pass. update: temporary tensors of the optimizer's step, after the backward pass. observe: the validation on
+    held-out clips. loading: everything while the models are loaded. saving: copies of the state. whole: the gathered
+    averaged model of ZeRO 3 in the last validation. host: the peak in CPU memory, where the device is a GPU. peak: the
+    largest sum of simultaneous parts.
     """
 
     name: str
@@ -83,7 +91,7 @@ class Memory:
 
     @property
     def moments(self) -> dict[str, float]:
-        """Bytes on the device at the worst moment of each kind."""
+        """Returns {phase: peak bytes on the device}."""
         working = self.cache + self.activations + self.buffers + self.gathered
         looking = self.fixed - self.inputs + self.observe + self.staying
         return {
@@ -106,7 +114,7 @@ def layout(cfg: Any, ranks: int, gpu: bool) -> Layout:
 
 
 def training_memory(cfg: Any, name: str, where: Layout) -> Memory:
-    """Memory of a rank in one training."""
+    """Returns the memory of a rank in one training."""
     own = training(cfg, name)
     whole = own.optimizer == "muon"
     stage = where.stage(whole, weights_type(own, where.gpu) == torch.bfloat16)
@@ -115,12 +123,17 @@ def training_memory(cfg: Any, name: str, where: Layout) -> Memory:
 
 
 def inference_memory(cfg: Any, where: Layout) -> list[Memory]:
-    """Of the teacher that makes trajectories, and of a streaming student. One GPU holds all of either."""
+    """Returns the memory of the teacher that samples trajectories and of a streaming student, neither of which is
+    sharded."""
     return [place(sampling_load(cfg, where.gpu), where), place(stream_load(cfg, where.gpu), where)]
 
 
 def place(load: Load, where: Layout, piled: bool = False) -> Memory:
-    """piled: load.train counts the gradients of the model whose turn it is, which are all there are at once."""
+    """Returns the memory of a rank for the demands of a stage under a layout.
+
+    piled: whether load.train includes the full gradients of the model that is being trained. Only one model has
+    gradients at a time.
+    """
     n, models = load.parameters, len(load.averages)
     stage, half = where.stage(bool(load.muon), load.half), load.half
     over = {s: 1.0 / where.ranks if stage >= s else 1.0 for s in (1, 2, 3)}
@@ -135,7 +148,7 @@ def place(load: Load, where: Layout, piled: bool = False) -> Memory:
     update = _update(load, where, stage)
     away = dict.fromkeys(("optimizer", "weights", "ema"), 0.0)
     if models and where.offload != "none" and stage:
-        # with the float32 gradients that the CPU updates from, and a bfloat16 copy of what moves to and fro
+        # includes the float32 gradients that the CPU's update reads, and a copy of the tensors that are transferred
         away["optimizer"] = optimizer + (4 + each) * n * models * over[1]
         optimizer = update = 0.0
         if stage > 1:
@@ -146,7 +159,7 @@ def place(load: Load, where: Layout, piled: bool = False) -> Memory:
         away["ema"], ema = ema, 0.0
     cache = min(load.cache, load.train)
     activations = train - cache - (gradients if piled else 0)
-    share = (4 * n + remembered) / where.ranks if models else 0.0  # what a rank writes of one model into a save
+    share = (4 * n + remembered) / where.ranks if models else 0.0  # bytes of one model that a rank writes into a save
     bucket = _bucket(load, where, stage)
     whole = float(each * n * sum(load.averages)) if stage == 3 else 0.0
     return Memory(
@@ -165,14 +178,15 @@ def place(load: Load, where: Layout, piled: bool = False) -> Memory:
         observe=load.observe,
         staying=bucket * models if stage == 3 else 0.0,
         loading=4.0 * n * models + (2 if where.gpu else 4) * n * load.frozen + load.vae + load.inputs,
-        saving=share if stage and not where.gpu else 0.0,  # whole tensors on the CPU are written from where they are
+        saving=share if stage and not where.gpu else 0.0,  # unsharded tensors on a CPU are written without a copy
         whole=whole,
         host=max(host + sum(away.values()) + share, LOADED * n) if models and where.gpu else 0.0,
     )
 
 
 def _frozen(load: Load, where: Layout) -> tuple[float, float, float]:
-    """Bytes of the frozen models: on the device all the time; there as guests while DMD's teacher scores; in CPU memory."""
+    """Returns the bytes of the frozen models: (on the device all the time, on it only while DMD's teacher scores, in
+    CPU memory)."""
     each = 2.0 if where.gpu else 4.0
     whole = each * load.parameters * load.frozen
     if load.place == "shard" and where.ranks > 1:
@@ -183,8 +197,11 @@ def _frozen(load: Load, where: Layout) -> tuple[float, float, float]:
 
 
 def _bucket(load: Load, where: Layout, stage: int) -> float:
-    """In which DeepSpeed reduces gradients. ZeRO 3 keeps one for every model, cut to its size; 1 and 2 make theirs for each
-    backward pass, and of a CPU's memory only what is written to counts."""
+    """Returns the bytes of the bucket in which DeepSpeed reduces the gradients of one model.
+
+    ZeRO 3 keeps one bucket per model, at most as large as the model. ZeRO 1 and 2 allocate a full one for each backward
+    pass; on a CPU only the part that is written to counts.
+    """
     if not load.averages or not stage:
         return 0.0
     size = BUCKET if where.gpu and stage < 3 else min(BUCKET, load.parameters)
@@ -192,8 +209,12 @@ def _bucket(load: Load, where: Layout, stage: int) -> float:
 
 
 def _update(load: Load, where: Layout, stage: int) -> float:
-    """The optimizer's step: float32 gradients of the shard and AdamW's square roots, which on a GPU it makes for all weights at
-    once. Without ZeRO DeepSpeed copies all gradients into one tensor to reduce them, also where there is one rank."""
+    """Returns the bytes of temporary tensors in the optimizer's step.
+
+    With ZeRO they are the float32 gradients of the shard and AdamW's square roots. Without ZeRO they are the larger of
+    two: on a GPU AdamW's square roots, which it computes for all weights at once, and under DeepSpeed one tensor into
+    which the gradients are copied for their reduction, even on a single rank.
+    """
     if not load.averages:
         return 0.0
     if stage:

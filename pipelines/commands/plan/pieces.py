@@ -1,6 +1,7 @@
-"""The pieces of work that stages are made of, on the meta device: the model's own code on tensors without values.
+"""Runs the computations of which the stages consist on the meta device: the model's own code on tensors without values.
 
-Each is one micro-step, or one pass, of one rank, with its inputs. Optimizers, data and observers are not in them.
+Each is one micro-step, or one pass, of one rank, with its inputs. Optimizers, data loading and validation are not
+included.
 
 Legend: b batch, k student timesteps, z latent channels, c channels, t latent frames, h w latent size, l text tokens.
 """
@@ -32,8 +33,10 @@ META = torch.device("meta")
 
 @dataclass(frozen=True)
 class How:
-    """dtype: of the weights; the residual stream is float32 anyway. keep: whether whole gradients pile up during the backward
-    pass and so count; else each is gone (summed into a shard, or counted elsewhere) as soon as it is made."""
+    """How a computation is run. batch: clips of a micro-batch. dtype: type of the weights; the residual stream is
+    float32 in any case. checkpoint: whether layers are recomputed in the backward pass. keep: whether full gradients
+    accumulate during the backward pass and count; otherwise each is freed at once (added to a shard, or counted
+    elsewhere)."""
 
     batch: int
     dtype: torch.dtype = torch.float32
@@ -42,7 +45,7 @@ class How:
 
 
 class Pieces:
-    """One model for every role: generator, critic and teacher have the same parameters."""
+    """The computations, with one model for every role: generator, critic and teacher have the same parameters."""
 
     def __init__(self, model: ModelConfig, how: How) -> None:
         self.model, self.how = model, how
@@ -59,7 +62,7 @@ class Pieces:
         return torch.empty(self.how.batch, *shape, device=META)
 
     def latents(self, frames: int = 0) -> Tensor:
-        """b z t h w, as the loader gives them."""
+        """Returns latents b z t h w as the loader yields them. frames: latent frames; 0 for a whole clip."""
         m = self.model
         return self.empty(m.vae.z_channels, frames or m.latent_frames, m.latent_height, m.latent_width)
 
@@ -72,10 +75,10 @@ class Pieces:
         return Conditioning(text, image, tracks, image_tokens)
 
     def flow_step(self, frames: int = 0) -> None:
-        """Teacher: flow matching on clips of so many latent frames (0: whole clips)."""
+        """Runs a micro-step of the teacher: flow matching on clips of `frames` latent frames (0: whole clips)."""
         latents, image, cond = self.latents(frames), self.latents(frames), self.cond(frames)
         self._flow_loss(latents, cond).backward()
-        del image  # of the batch: the conditioning holds a copy of it
+        del image  # part of the batch, of which the conditioning holds a copy
 
     def _flow_loss(self, latents: Tensor, cond: Conditioning) -> Tensor:
         t, eps = self.empty(), torch.empty_like(latents)
@@ -84,12 +87,13 @@ class Pieces:
 
     @torch.no_grad()
     def probed(self) -> Tensor:
-        """The teacher's held-out loss without tracks, beside the inputs with them."""
+        """Returns the teacher's held-out loss without tracks, while the inputs with tracks are also in memory."""
         latents, cond = self.latents(), self.cond()
         return self._flow_loss(latents, cond.without_tracks())
 
     def adapt_step(self, context: StudentConfig, grad: bool = True) -> None:
-        """Causal adaptation with the sink and window of `context`; without grad: its held-out loss."""
+        """Runs a micro-step of the causal adaptation with the sink and window of `context`; without grad, its held-out
+        loss."""
         m, cond = self.model, self.cond()
         states = self.empty(m.student.steps, *self.latents().shape[1:])
         endpoint, picked = self.latents(), self.latents()
@@ -101,7 +105,8 @@ class Pieces:
         del states
 
     def generator_step(self, exit_step: int, w_text: float, w_track: float) -> None:
-        """DMD's generator: rollout with gradient through the exit step, both scores, backward pass."""
+        """Runs a micro-step of DMD's generator: a rollout with gradient through the exit step, both scores, and the
+        backward pass."""
         x, t, noisy, real, cond, *held = self.taught(exit_step, w_text, w_track)
         with torch.no_grad():
             fake = flow.x0_from_velocity(noisy, self.dit(noisy, t, cond), t)
@@ -109,7 +114,8 @@ class Pieces:
         del held
 
     def taught(self, exit_step: int, w_text: float, w_track: float) -> tuple[Any, ...]:
-        """The generator's step up to the teacher's score, after which it may leave the device: all that is held then."""
+        """Runs the generator's step up to the teacher's score, after which the teacher may leave the device. Returns
+        all tensors that are live then."""
         latents, image, cond = self.latents(), self.latents(), self.cond()
         x = self._rolled(cond, exit_step, grad=True)
         t, eps = self.empty(), torch.empty_like(x)
@@ -118,7 +124,7 @@ class Pieces:
         return x, t, noisy, real, cond, eps, latents, image
 
     def critic_step(self, exit_step: int) -> None:
-        """DMD's critic: flow matching on a fresh rollout."""
+        """Runs a micro-step of DMD's critic: flow matching on a new rollout."""
         latents, image, cond = self.latents(), self.latents(), self.cond()
         self._flow_loss(self._rolled(cond, exit_step, grad=False), cond).backward()
         del latents, image
@@ -129,17 +135,17 @@ class Pieces:
             return rollout(self.dit, cond, noise, self.times, own, self.generator, exit_step=exit_step, grad=grad)
 
     def rolled(self, exit_step: int) -> Tensor:
-        """A rollout without gradient."""
+        """Returns the latents of a rollout without gradient."""
         return self._rolled(self.cond(), exit_step, grad=False)
 
     def guided(self, w_text: float, w_track: float) -> Tensor:
-        """One evaluation of the teacher with joint guidance."""
+        """Returns the velocity of one evaluation of the teacher with joint guidance."""
         noisy, cond = self.latents(), self.cond()
         return guidance.joint(self.dit, noisy, self.empty(), cond, w_text, w_track)
 
     @torch.no_grad()
     def streamed(self, chunks: int) -> None:
-        """The first `chunks` chunks of a stream, every one settled into the cache."""
+        """Generates the first `chunks` chunks of a stream and writes each into the cache."""
         m, own = self.model, self.model.student
         first = self.cond(own.chunk + int(m.image_alone))
         text = self.dit.text_keys_values(first.text, first.image_tokens)
@@ -157,8 +163,11 @@ def _forget(parameter: Tensor) -> None:
 
 @lru_cache(maxsize=512)
 def cost(model: ModelConfig, how: How, piece: Callable[..., object], *given: Any) -> Cost:
-    """piece: a method of Pieces, with its arguments `given`. Two shallow models are traced, for a deep one's cost is linear in
-    its layers (tests/unit/pipelines/planning)."""
+    """Returns the cost of one computation. piece: a method of Pieces. given: its arguments.
+
+    For a model of 4 layers or more, models of 2 and 3 layers are traced and extrapolated, because the cost is linear in
+    the number of layers (tests/unit/pipelines/planning).
+    """
 
     def shallow(layers: int) -> Cost:
         pieces = Pieces(replace(model, dit=replace(model.dit, layers=layers)), how)
@@ -170,7 +179,7 @@ def cost(model: ModelConfig, how: How, piece: Callable[..., object], *given: Any
 
 @lru_cache(maxsize=32)
 def parameters(model: ModelConfig) -> tuple[int, int]:
-    """Of one DiT: (all, those of the layers' matrices, which Muon would train)."""
+    """Returns the numbers of parameters of one DiT: (all, those in the layers' matrices, which Muon would train)."""
     with META:
         named = list(CausalDiT(model).named_parameters())
     matrices = sum(p.numel() for n, p in named if n.startswith("blocks.") and p.ndim == 2)
@@ -179,14 +188,14 @@ def parameters(model: ModelConfig) -> tuple[int, int]:
 
 @lru_cache(maxsize=32)
 def largest(model: ModelConfig) -> int:
-    """Numbers in the largest weight of one DiT."""
+    """Returns the number of elements of the largest weight of one DiT."""
     with META:
         return max(p.numel() for p in CausalDiT(model).parameters())
 
 
 @lru_cache(maxsize=8)
 def vae_on_meta(cfg: VAEConfig) -> nn.Module:
-    """The VAE's shapes: a shipped one's from its file, else those of the Wan VAE of these sizes, float32."""
+    """Returns the VAE on the meta device: a shipped one from its file, else the Wan VAE of these sizes in float32."""
     if cfg.source.startswith(EMBEDDED):
         return load_vae(cfg).to(META)
     with META:
@@ -195,14 +204,14 @@ def vae_on_meta(cfg: VAEConfig) -> nn.Module:
 
 @lru_cache(maxsize=8)
 def vae_bytes(cfg: VAEConfig) -> int:
-    """Of its parameters and buffers, in their types."""
+    """Returns the bytes of the VAE's parameters and buffers in their types."""
     vae = vae_on_meta(cfg)
     return sum(x.numel() * x.element_size() for x in (*vae.parameters(), *vae.buffers()))
 
 
 @lru_cache(maxsize=64)
 def decoded(model: ModelConfig, frames: int = 0) -> Cost:
-    """Decoding one clip of so many latent frames (0: a whole one)."""
+    """Returns the cost of decoding one clip of `frames` latent frames (0: a whole clip)."""
     vae: Any = vae_on_meta(model.vae)
     size = (model.vae.z_channels, frames or model.latent_frames, model.latent_height, model.latent_width)
     return count(lambda: vae.decode(torch.empty(1, *size, device=META)))
@@ -210,8 +219,12 @@ def decoded(model: ModelConfig, frames: int = 0) -> Cost:
 
 @lru_cache(maxsize=64)
 def drawn(model: ModelConfig, tracks: int, frames: int = 0) -> Cost:
-    """Encoding so many tracks of one clip, or of so many latent frames of it, as a picture through the VAE
-    (dit.track_encoding=rgb_vae). The map that the track head reads costs next to nothing, and is left out."""
+    """Returns the cost of encoding the tracks of one clip, or of `frames` latent frames of it, as a picture through the
+    VAE.
+
+    This applies to dit.track_encoding=rgb_vae; otherwise the cost is 0, because the map that the track head reads is
+    cheap.
+    """
     if model.dit.track_encoding != "rgb_vae":
         return Cost(0.0, 0.0)
     vae: Any = vae_on_meta(model.vae)

@@ -1,4 +1,4 @@
-"""The estimate for people."""
+"""Formats the estimate as tables and text."""
 
 from __future__ import annotations
 
@@ -51,8 +51,11 @@ KINDS = {"ode_pairs": "teacher, sampling", "streaming": "student, streaming"}
 
 
 def describe(cfg: Any, ranks: int, gpu: bool) -> list[str]:
-    """Sizes; memory of a rank; work and time of the stages; disk; what to change where it does not fit. ranks: GPUs, or
-    processes on CPUs."""
+    """Returns the lines of the estimate: sizes, memory of a rank, work and time of the stages, disk, warnings, and a
+    summary.
+
+    Where something does not fit, the warnings name settings that do. ranks: number of GPUs, or of processes on CPUs.
+    """
     where = layout(cfg, ranks, gpu)
     memories = [training_memory(cfg, name, where) for name in TRAININGS] + inference_memory(cfg, where)
     stages = works(cfg, ranks, gpu)
@@ -73,7 +76,7 @@ def describe(cfg: Any, ranks: int, gpu: bool) -> list[str]:
 
 
 def _summary(cfg: Any, where: Layout, memories: Sequence[Memory], seconds: float) -> str:
-    """Returns the cost of the trainings in one line. seconds: of all of them together."""
+    """Returns the cost of the trainings in one line. seconds: time of all trainings together."""
     worst = max(memories, key=lambda m: m.peak)
     found = disk(cfg)
     stored = f"disk {_bytes(found.pairs + sum(found.saves.values()))} for ODE pairs and saved states"
@@ -159,7 +162,7 @@ def _work(cfg: Any, stages: Sequence[Work], ranks: int, gpu: bool) -> list[str]:
     else:
         assumed = f"{cfg.compute.threads or 2} CPU threads a process at {own.cpu_gflops:g} GFLOP/s (plan.cpu_gflops)"
     gpu_hours, tiny = f" = {ranks * whole / 3600:,.0f} GPU hours" if gpu else "", cfg.tiny_vae
-    readers = tiny.ranks(ranks)  # workers beyond its batch are idle
+    readers = tiny.ranks(ranks)  # workers beyond its batch size are idle
     chunk = chunk_flops(cfg, gpu)
     alone = speed(cfg, 1, gpu)
     return [
@@ -192,7 +195,7 @@ def _disk(cfg: Any, where: Layout, memories: Sequence[Memory]) -> list[str]:
 
 
 def _shards(cfg: Any, ranks: int) -> list[str]:
-    """What the loader asks of the number of shards (stages/data/shards.py), in clips."""
+    """Returns the loader's requirement on the number of shards (stages/data/shards.py), expressed in clips."""
     readers, each = ranks * max(cfg.loader.workers, 1), cfg.data.clips_per_shard
     if readers == 1:
         return []
@@ -209,7 +212,7 @@ def _limit(cfg: Any) -> float:
 
 
 def _warnings(cfg: Any, where: Layout, memories: Sequence[Memory]) -> list[str]:
-    """Returns what does not fit and the nearest settings that do, else how to train on so many GPUs."""
+    """Returns what does not fit with the nearest settings that do, else how to train on this number of GPUs."""
     limit, lines = _limit(cfg), []
     for m in memories:
         too_large = [f"{moment} {size / 2**30:.1f}" for moment, size in m.moments.items() if size > limit]
@@ -228,7 +231,7 @@ def _warnings(cfg: Any, where: Layout, memories: Sequence[Memory]) -> list[str]:
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    """Left-aligned names, right-aligned figures."""
+    """Returns the lines of a table: the first column left-aligned, the others right-aligned."""
     lines = [list(head), *map(list, rows)]
     widths = [max(len(line[i]) for line in lines) for i in range(len(head))]
     return [

@@ -1,8 +1,8 @@
-"""Counting without computing: operations are sent through torch's meta device, which knows shapes and no values.
+"""Counts FLOPs and memory without computing: operations run on torch's meta device, which tracks shapes without values.
 
-What is counted is the code that trains, so there is no second description of the model that could go stale. FLOPs are those of
-torch.utils.flop_counter (2 a multiplication, matrix products and convolutions only). Memory is that of tensors: what a
-library allocates inside a kernel is not seen.
+The training code itself is counted, so that no second description of the model can become outdated. FLOPs are those of
+torch.utils.flop_counter (2 per multiply-add, matrix products and convolutions only). Memory is that of tensors; what a
+library allocates inside a kernel is not counted.
 """
 
 from __future__ import annotations
@@ -29,18 +29,19 @@ FORMULAS: dict[Any, Callable[..., int]] = flop_registry | {
 
 @dataclass(frozen=True)
 class Cost:
-    """peak: most bytes of tensors alive at once, other than those that were there before."""
+    """The cost of one computation. flops: its FLOPs. peak: the most bytes of live tensors, without those that existed
+    before."""
 
     flops: float
     peak: float
 
     def at(self, deeper: Cost, layers: float) -> Cost:
-        """The cost so many layers further, `deeper` being the cost one layer further: layers are alike."""
+        """Returns the cost with `layers` more layers, extrapolated linearly. deeper: the cost with one more layer."""
         return Cost(self.flops + layers * (deeper.flops - self.flops), self.peak + layers * (deeper.peak - self.peak))
 
 
 class _Held(weakref.ref[torch.UntypedStorage]):
-    """A storage that is counted; cheaper than weakref.finalize, of which there would be one a tensor."""
+    """A weak reference to a counted storage with its address and size; cheaper than one weakref.finalize per tensor."""
 
     __slots__ = ("address", "size")
     address: int
@@ -48,7 +49,8 @@ class _Held(weakref.ref[torch.UntypedStorage]):
 
 
 class Counter(TorchDispatchMode):
-    """Counts the operations run under it. A tensor counts from the operation that makes its storage until that is freed."""
+    """Counts the FLOPs and live bytes of the operations in its `with` block. A tensor counts from the operation that
+    makes its storage until the storage is freed."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -66,7 +68,7 @@ class Counter(TorchDispatchMode):
         return out
 
     def _run(self, func: Any, args: Any, kwargs: Any) -> tuple[Any, float]:
-        """(result, FLOPs) of one operation."""
+        """Runs one operation and returns (result, FLOPs)."""
         out = func(*args, **kwargs)
         formula = FORMULAS.get(func._overloadpacket)
         return out, formula(*args, **kwargs, out_val=out) if formula is not None else 0.0
@@ -87,17 +89,18 @@ class Counter(TorchDispatchMode):
 
 @lru_cache(maxsize=4096)
 def _makes(func: Any) -> tuple[bool, ...]:
-    """For every result of an operation whether it is a tensor of its own, and no view of an argument or an argument itself."""
-    view = func._overloadpacket is aten._unsafe_view  # whose signature does not say so
+    """Returns, for every result of an operation, whether it is a new tensor: neither an argument nor a view of one."""
+    view = func._overloadpacket is aten._unsafe_view  # its schema does not declare the alias
     return tuple(r.alias_info is None and not view for r in func._schema.returns)
 
 
-_Known = tuple[bool, list[tuple[Any, ...] | None], float]  # whether several are returned, their layouts, FLOPs
+_Known = tuple[bool, list[tuple[Any, ...] | None], float]  # whether there are several results, their layouts, FLOPs
 _KNOWN: dict[Any, _Known] = {}
 
 
 class MetaCounter(Counter):
-    """A Counter for the meta device. torch works many shapes out in Python; layers are alike, so each is worked out once."""
+    """A Counter for the meta device that caches the layouts of results. torch computes many shapes in Python, and equal
+    layers repeat them."""
 
     def _run(self, func: Any, args: Any, kwargs: Any) -> tuple[Any, float]:
         if func._schema.is_mutable or not all(_makes(func)):
@@ -117,7 +120,7 @@ class MetaCounter(Counter):
 
 
 def _looks(value: Any) -> Any:
-    """All that the layout of a result may depend on."""
+    """Returns a hashable key with everything on which the layout of a result may depend."""
     if isinstance(value, Tensor):
         return value.shape, value.stride(), value.dtype, value.device
     if isinstance(value, (tuple, list)):
@@ -126,7 +129,7 @@ def _looks(value: Any) -> Any:
 
 
 def count(work: Callable[[], object]) -> Cost:
-    """Runs `work`, which is all on the meta device, and counts it; nothing is computed. What it returns is alive to the end."""
+    """Returns the cost of `work`, which must run on the meta device. Its return value counts as live until the end."""
     counter = MetaCounter()
     with counter:
         kept = work()

@@ -1,4 +1,4 @@
-"""Work, time and disk of a preset's stages."""
+"""Computes the work (FLOPs), time and disk space of a preset's stages."""
 
 from __future__ import annotations
 
@@ -29,7 +29,11 @@ from stages.train.state import KEEP
 
 @dataclass(frozen=True)
 class Work:
-    """Of one stage over all ranks. clips: a step's. tokens: of video, a step's. flops: a step's."""
+    """The work of one stage over all ranks.
+
+    steps: number of steps. clips, tokens, flops: clips, video tokens and FLOPs per step. micro: text "batch x
+    micro-steps x ranks".
+    """
 
     name: str
     steps: int
@@ -44,7 +48,7 @@ class Work:
 
 
 def works(cfg: Any, ranks: int, gpu: bool) -> list[Work]:
-    """In the order in which the stages run."""
+    """Returns the work of the trainings and of the sampling of ODE pairs, in the order in which the stages run."""
     found = {name: _training(cfg, name, ranks, gpu) for name in TRAININGS}
     return [found["teacher"], _sampling(cfg, ranks, gpu), found["adapt"], found["dmd"]]
 
@@ -54,13 +58,14 @@ def _training(cfg: Any, name: str, ranks: int, gpu: bool) -> Work:
     micro = own.micro_steps(ranks)
     clips = own.batch * micro * ranks
     how = How(own.batch, weights_type(own, gpu), own.checkpoint_layers)
-    encoded = 1 + 1 / cfg.dmd.ratio if name == "dmd" else 1  # times that a clip's tracks are
+    encoded = 1 + 1 / cfg.dmd.ratio if name == "dmd" else 1  # how often the tracks of a clip are encoded per step
     flops = clips * (_A_BATCH[name](cfg, how) / own.batch + encoded * drawn(cfg.model, tracks(cfg)).flops)
     return Work(name, own.total_steps, clips, f"{own.batch} x {micro} x {ranks}", clips * cfg.model.tokens, flops)
 
 
 def _teacher(cfg: Any, how: How) -> float:
-    """FLOPs of a micro-batch, mean over the steps: of whole ones, of pieces with context, of frame groups."""
+    """Returns the FLOPs of a micro-batch of the teacher, averaged over its steps: on whole clips, on parts of clips
+    with context, and on frame groups."""
     model, own = cfg.model, cfg.teacher
 
     def step(frames: int = 0) -> float:
@@ -77,7 +82,8 @@ def _teacher(cfg: Any, how: How) -> float:
 
 
 def _adapt(cfg: Any, how: How) -> float:
-    """FLOPs of a micro-batch: its own sink and window, or others, taken at the mean of least and most that are drawn."""
+    """Returns the FLOPs of a micro-batch of the causal adaptation. Steps with the student's own sink and window are
+    averaged with steps with sampled ones, which are estimated by the mean of the smallest and the largest."""
     student, own = cfg.model.student, cfg.adapt
     drawn = [replace(student, sink=own.sinks[i], window=own.windows[i]) for i in range(2)]
     usual, least, most = (cost(cfg.model, how, Pieces.adapt_step, s).flops for s in (student, *drawn))
@@ -85,8 +91,11 @@ def _adapt(cfg: Any, how: How) -> float:
 
 
 def _dmd(cfg: Any, how: How) -> float:
-    """FLOPs of a micro-batch: a step of the critic, and a `ratio`-th of one of the generator. The exit step is drawn
-    uniformly, and every step before it adds the same to both: what it adds to a rollout."""
+    """Returns the FLOPs of a micro-batch of DMD: one step of the critic plus 1 / dmd.ratio of a step of the generator.
+
+    The exit step is sampled uniformly. Every denoising step before it adds the same FLOPs to both: those that it adds
+    to a rollout.
+    """
     last, w = cfg.student.steps - 1, cfg.guidance
     critic = cost(cfg.model, how, Pieces.critic_step, last).flops
     generator = cost(cfg.model, how, Pieces.generator_step, last, w.text, w.track).flops
@@ -99,6 +108,7 @@ _A_BATCH = {"teacher": _teacher, "adapt": _adapt, "dmd": _dmd}
 
 
 def _sampling(cfg: Any, ranks: int, gpu: bool) -> Work:
+    """Returns the work of the sampling of ODE pairs from the teacher."""
     own, w = cfg.ode, cfg.guidance
     rounds = sum(-(-count // (own.batch * ranks)) for count in (own.pairs, own.heldout_pairs))
     clips = own.batch * ranks
@@ -109,7 +119,7 @@ def _sampling(cfg: Any, ranks: int, gpu: bool) -> Work:
 
 
 def chunk_flops(cfg: Any, gpu: bool) -> float:
-    """Of a steady chunk of a stream, decoding left out."""
+    """Returns the FLOPs of one chunk of a stream with a full cache, without decoding."""
     steady = steady_chunks(cfg.model)
     how = How(1, inference_type(gpu))
     before, after = (cost(cfg.model, how, Pieces.streamed, n).flops for n in (steady - 1, steady))
@@ -118,7 +128,7 @@ def chunk_flops(cfg: Any, gpu: bool) -> float:
 
 
 def speed(cfg: Any, ranks: int, gpu: bool) -> float:
-    """FLOP/s of all ranks together, as assumed."""
+    """Returns the assumed FLOP/s of all ranks together (the settings `plan`)."""
     own = cfg.plan
     if gpu:
         return ranks * own.mfu * GPUS[own.gpu].flops
@@ -127,8 +137,8 @@ def speed(cfg: Any, ranks: int, gpu: bool) -> float:
 
 @dataclass(frozen=True)
 class Disk:
-    """Bytes. clip: latents, image, text and tracks of one clip in a shard, without its video. pairs: all ODE pairs. saves: the
-    saved states of each training that exist at once."""
+    """Disk space in bytes. clip: latents, image, text and tracks of one clip in a shard, without its video. pairs: all
+    ODE pairs. saves: the saved states of each training that exist at the same time."""
 
     clip: float
     pairs: float
@@ -136,16 +146,17 @@ class Disk:
 
 
 def disk(cfg: Any) -> Disk:
-    """Arrays as they are written (stages/data/encode.py, track.py, stages/train/ode_pairs.py, state.py)."""
+    """Returns the disk space, computed from the arrays that the stages write (stages/data/encode.py and track.py,
+    stages/train/ode_pairs.py and state.py)."""
     model, points = cfg.model, tracks(cfg)
     ids = 3 if model.dit.track_encoding == "rgb_vae" else model.dit.track_id_dim
     latents, text = 2.0 * latent_values(model), 2.0 * model.text.length * model.text.dim
-    text += 2.0 * CLIP_TOKENS * model.dit.clip_dim  # both are kept with every clip and pair
-    paths = 9.0 * model.clip.frames * points  # float32 x and y, and whether visible
+    text += 2.0 * CLIP_TOKENS * model.dit.clip_dim  # text and image tokens are stored with every clip and pair
+    paths = 9.0 * model.clip.frames * points  # bytes: float32 x and y, and one for visibility
     clip = 2 * latents + text + paths
     pair = (model.student.steps + 2) * latents + text + paths + 2.0 * points * ids
     count, _ = parameters(model)
     averages = {"teacher": (1, 1), "adapt": (1, 1), "dmd": (2, 1)}
-    # weights in float32 and two moments a trained model, and the average; the last saves are kept while another is written
+    # A save holds float32 weights, two moments per trained model, and the average. While one is written, KEEP others exist.
     saves = {n: (KEEP + 1) * 4.0 * count * (3 * trained + ema) for n, (trained, ema) in averages.items()}
     return Disk(clip, (cfg.ode.pairs + cfg.ode.heldout_pairs) * pair, saves)

@@ -48,6 +48,7 @@ class DemoConfig:
     record_minutes: float = 10.0  # time after which the recording of a session ends; the session continues
 
     def problems(self) -> list[str]:
+        """Returns every inconsistency, as 'demo.field: what is wrong and how to fix it'."""
         out = []
         if not 0 <= self.port < 65536:
             out.append(f"demo.port: {self.port} is not a port; set 1 to 65535, or 0 for any free one")

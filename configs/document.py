@@ -46,6 +46,7 @@ class Setting:
 
     @property
     def key(self) -> str:
+        """Returns the dotted name of the setting, as in overrides."""
         return f"{self.group}.{self.name}" if self.group else self.name
 
 
@@ -116,6 +117,7 @@ class Module:
 
 @cache
 def modules() -> tuple[Module, ...]:
+    """Returns all modules of the project's packages."""
     return tuple(_module(path) for package in PACKAGES for path in sorted((ROOT / package).rglob("*.py")))
 
 

@@ -15,6 +15,7 @@ class ExportConfig:
     licence: str = ""
 
     def problems(self) -> list[str]:
+        """Returns every inconsistency, as 'export.field: what is wrong and how to fix it'."""
         out = []
         if self.shard_gb <= 0:
             out.append(f"export.shard_gb: {self.shard_gb} must be positive")

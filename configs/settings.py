@@ -114,6 +114,7 @@ class Config:
 
     @property
     def model(self) -> ModelConfig:
+        """Returns the settings that define the model, without those of its training."""
         return ModelConfig(self.clip, self.vae, self.text, self.dit, self.student, self.image_encoder)
 
     @property
@@ -177,6 +178,7 @@ def as_yaml(config: Config) -> str:
 
 
 def preset_names() -> list[str]:
+    """Returns the names of all presets, sorted."""
     return sorted(p.stem for p in PRESETS.glob("*.yaml"))
 
 

@@ -49,6 +49,7 @@ class ComputeConfig:
     object_store_mb: int = 200
 
     def problems(self) -> list[str]:
+        """Returns every inconsistency, as 'compute.field: what is wrong and how to fix it'."""
         out = []
         if self.executor not in EXECUTORS:
             out.append(f"compute.executor: {self.executor!r} is not one of {', '.join(EXECUTORS)}")

@@ -282,6 +282,7 @@ class Sharding:
 
     @property
     def stage(self) -> int:
+        """Returns the effective ZeRO stage: at least 1 in bfloat16."""
         return max(self.zero_stage, 1) if self.bf16 else self.zero_stage
 
     def zero_optimization(self, weights: int) -> dict[str, Any]:

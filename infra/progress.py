@@ -48,11 +48,13 @@ class Count:
         self.started = clock()
 
     def add(self, done: int, failed: int, note: str) -> None:
+        """Adds finished and failed items; an empty note keeps the previous one."""
         self.done += done
         self.failed += failed
         self.note = note or self.note
 
     def line(self) -> str:
+        """Returns the progress as one line of text."""
         seconds = max(self.clock() - self.started, 1e-9)
         rate = (self.done + self.failed) / seconds
         left = max(self.total - self.done - self.failed, 0)

@@ -24,6 +24,7 @@ class RaySession:
 
     @property
     def remote(self) -> bool:
+        """Tells whether RAY_ADDRESS names a cluster other than this machine."""
         return bool(os.environ.get("RAY_ADDRESS")) and os.environ["RAY_ADDRESS"] != "local"
 
     def start(self) -> Any:

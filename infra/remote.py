@@ -27,6 +27,7 @@ LONGEST_NAME = 200  # bytes; the last part of an object's key may be longer than
 
 
 def is_remote(source: str) -> bool:
+    """Tells whether a source is an address (scheme://...) rather than a local path."""
     return re.match(r"[a-z][a-z0-9+.-]*://", source) is not None
 
 

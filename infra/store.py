@@ -38,6 +38,7 @@ class Step:
 
     @property
     def name(self) -> str:
+        """Returns the stage and the beginning of the key, as in the folder's path."""
         return f"{self.stage}/{self.key[:12]}"
 
 

@@ -129,6 +129,7 @@ class BestEffort:
 
     @property
     def resting(self) -> bool:
+        """Tells whether calls that can wait should be left out, because a call has failed recently."""
         return time.monotonic() < self._rests_until
 
     @contextlib.contextmanager
@@ -173,6 +174,7 @@ class TrackedModel:
     dataset_digest: str = ""
 
     def all_tags(self) -> dict[str, str]:
+        """Returns the tags of the model, with its step, folder and digest."""
         return {"step": str(self.step), "uri": self.folder, "digest": self.digest, **self.tags}
 
 
@@ -228,11 +230,13 @@ class RunLogger:
 
     @property
     def client(self) -> Any:
+        """Returns the MLflow client, which is made at the first use."""
         if self._mlflow is None:
             self._mlflow = _client(self.address.uri)
         return self._mlflow
 
     def metrics(self, step: int, values: Mapping[str, float]) -> None:
+        """Buffers points of metrics, and sends the buffer when it is full or old enough."""
         now = int(time.time() * 1000)
         self._buffer += [(key, float(value), now, step) for key, value in values.items()]
         due = len(self._buffer) >= FLUSH_METRICS or time.monotonic() - self._flushed > FLUSH_SECONDS

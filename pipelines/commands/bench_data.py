@@ -140,6 +140,7 @@ class _Bench:
         return time.monotonic() - started
 
     def executor(self, workers: int) -> Executor:
+        """Returns an executor with a new store and at most `workers` workers of one thread."""
         self.count += 1
         root = self.folder / f"store-{self.count}" / self.run.cfg.preset
         compute = replace(self.run.cfg.compute, item_workers=workers, threads=1)
@@ -148,9 +149,11 @@ class _Bench:
         return executor
 
     def graph(self, parts: Sequence[Segment]) -> None:
+        """Runs CUT, TRACK and ENCODE as one graph."""
         self.executor(CORES).stream((self.cut, self.track, self.encode), parts, 0)
 
     def tracked(self, groups: Sequence[Any], workers: int) -> None:
+        """Runs TRACK alone with this number of workers."""
         executor, spec = self.executor(workers), self.track
         step = executor.store.step(spec.stage.name, spec.stage.version, spec.config, groups, 0)
         executor.run(StageTask(spec.stage, spec.config, groups, step, 0), None, {})
@@ -167,6 +170,7 @@ class _Bench:
         return made
 
     def call(self, spec: StageSpec, item: Any) -> Any:
+        """Returns the records of one item, made by the stage in this process in a new folder."""
         self.count += 1
         work = self.folder / f"loop-{self.count}"
         work.mkdir()

@@ -59,6 +59,7 @@ class Facts:
 
     @property
     def noncommercial_tracker(self) -> bool:
+        """Tells whether the tracker's licence permits noncommercial use only."""
         return "-NC" in self.tracker
 
 

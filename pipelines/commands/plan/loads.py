@@ -153,6 +153,7 @@ def stream_load(cfg: Any, gpu: bool) -> Load:
 
 
 def inference_type(gpu: bool) -> torch.dtype:
+    """Returns the type of the weights in inference: bfloat16 on a GPU, else float32."""
     return torch.bfloat16 if gpu else torch.float32
 
 

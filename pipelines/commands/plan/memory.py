@@ -87,6 +87,7 @@ class Memory:
 
     @property
     def fixed(self) -> float:
+        """Returns the bytes that are on the device during the whole training, except gradients."""
         return self.weights + self.optimizer + self.ema + self.vae + self.inputs
 
     @property
@@ -109,6 +110,7 @@ class Memory:
 
 
 def layout(cfg: Any, ranks: int, gpu: bool) -> Layout:
+    """Returns the layout that the settings `compute` define."""
     c = cfg.compute
     return Layout(ranks, gpu, c.zero_stage, c.offload, c.ema, c.engine)
 

@@ -59,6 +59,7 @@ class Pieces:
                 p.register_post_accumulate_grad_hook(_forget)
 
     def empty(self, *shape: int) -> Tensor:
+        """Returns a tensor of shape (batch, *shape) on the meta device."""
         return torch.empty(self.how.batch, *shape, device=META)
 
     def latents(self, frames: int = 0) -> Tensor:
@@ -67,6 +68,7 @@ class Pieces:
         return self.empty(m.vae.z_channels, frames or m.latent_frames, m.latent_height, m.latent_width)
 
     def cond(self, frames: int = 0) -> Conditioning:
+        """Returns the conditioning of a batch. frames: latent frames; 0 for a whole clip."""
         m, t = self.model, frames or self.model.latent_frames
         size = (t, m.latent_height, m.latent_width)
         image = self.empty(m.mask_channels + m.image_channels or m.vae.z_channels, *size)

@@ -1,8 +1,9 @@
-"""Stage ADAPT: causal adaptation. The student, started from the teacher, regresses its x_0 onto the teacher's endpoints
-from the teacher's own states, chunk by chunk and causally (MotionStream, section 3.3; CausVid, eq. 6).
+"""Stage ADAPT: causal adaptation (MotionStream, section 3.3; CausVid, eq. 6).
 
-Context is teacher-forced through the same rolling cache as the rollout, so positions and attended chunks are those of
-inference; sink and window are drawn again each step, which is the paper's randomly drawn sparse causal mask.
+The student starts from the teacher's weights. It regresses its x_0 onto the endpoints of the teacher's trajectories,
+from states of these trajectories, chunk by chunk and causally. Context is teacher-forced through the same rolling cache
+as in the rollout, so positions and attended chunks are those of inference. Sink and window are sampled again at each
+step, which gives the paper's randomly drawn sparse causal mask.
 
 Legend: b batch, k student timesteps, z latent channels, t latent frames, h w latent size.
 """
@@ -36,10 +37,11 @@ from stages.train.sampling import Decode, contact_sheet_of_latents, first_condit
 
 @dataclass(frozen=True)
 class AdaptConfig(StepsConfig):
-    """Paper: 2,000 steps, batch 128, 2e-6.
+    """Settings of causal adaptation. Paper: 2,000 steps, batch 128, learning rate 2e-6.
 
-    own_share: probability of the student's own sink and window; otherwise both are drawn uniformly, ends included, from
-    `sinks` and `windows`. gate: held-out regression loss above which the result is called unfit for DMD; 0 = no gate.
+    own_share: probability of the student's own sink and window; otherwise both are sampled uniformly, ends included,
+    from `sinks` and `windows`. gate: held-out regression loss above which the training logs that DMD is likely to fail;
+    0 = never.
     """
 
     group: ClassVar[str] = "adapt"
@@ -47,8 +49,8 @@ class AdaptConfig(StepsConfig):
     steps: int = 2000
     lr: float = 2e-6
     betas: tuple[float, float] = (0.9, 0.999)
-    sinks: tuple[int, int] = (0, 2)  # fewest and most sink chunks that are drawn
-    windows: tuple[int, int] = (1, 3)  # fewest and most window chunks that are drawn
+    sinks: tuple[int, int] = (0, 2)  # fewest and most sink chunks that are sampled
+    windows: tuple[int, int] = (1, 3)  # fewest and most window chunks that are sampled
     own_share: float = 0.5
     gate: float = 0.0
     heldout_pairs: int = 16  # pairs that the held-out loss is measured on
@@ -66,7 +68,7 @@ class AdaptConfig(StepsConfig):
         return out
 
     def draw_context(self, own: StudentConfig, generator: torch.Generator) -> StudentConfig:
-        """`own`, or `own` with a random sink and window."""
+        """Returns `own`, or with probability 1 - own_share a copy with a randomly sampled sink and window."""
         if float(torch.rand((), generator=generator)) < self.own_share:
             return own
         sink, window = (int(torch.randint(a, b + 1, (), generator=generator)) for a, b in (self.sinks, self.windows))
@@ -75,7 +77,7 @@ class AdaptConfig(StepsConfig):
 
 @dataclass(frozen=True)
 class AdaptRun:
-    """What this stage reads; hashed whole into its key."""
+    """Settings that stage ADAPT reads. All of them are hashed into its key."""
 
     model: ModelConfig
     adapt: AdaptConfig
@@ -83,12 +85,14 @@ class AdaptRun:
 
 @dataclass(frozen=True)
 class AdaptInputs:
+    """Inputs of stage ADAPT: the teacher's checkpoint and its trajectories."""
+
     teacher: Checkpoint
     pairs: OdePairs
 
 
 class AdaptMethod:
-    """ODE regression. One trainable module, "student"."""
+    """Regression of the student on the teacher's ODE trajectories. It trains one module, "student"."""
 
     name = "adapt"
 
@@ -115,7 +119,7 @@ class AdaptMethod:
         return Loss(self.regression(batch, context, rng.own("time")))
 
     def regression(self, batch: PairBatch, context: StudentConfig, generator: torch.Generator) -> Tensor:
-        """||x_0 - endpoint||^2, each chunk from the state at a timestep index of its own. Scalar."""
+        """Returns ||x_0 - endpoint||^2, a scalar. Each chunk starts from the state at its own random timestep index."""
         b, k = batch.states.shape[:2]
         index = torch.randint(k, (b, self.model.chunks), generator=generator)
         states, t = self.mixed_states(batch.states, index)
@@ -124,7 +128,10 @@ class AdaptMethod:
         return losses.regression(x0, batch.endpoint, frames)
 
     def mixed_states(self, states: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
-        """states (b k z t h w), index (b chunks) -> the clip with each chunk at its own state (b z t h w), t (b chunks)."""
+        """Returns the clip with each chunk at its own state (b z t h w), and the chunks' times (b chunks).
+
+        states: b k z t h w. index: b chunks, the timestep index of each chunk. Prefix frames take state 0.
+        """
         prefix = states.shape[3] - self.model.chunks * self.model.student.chunk
         by_frame = index.repeat_interleave(self.model.student.chunk, dim=1)
         by_frame = torch.cat([index.new_zeros(index.shape[0], prefix), by_frame], dim=1).to(states.device)
@@ -133,7 +140,11 @@ class AdaptMethod:
 
     @torch.no_grad()
     def validate(self, step: int) -> Validation:
-        """heldout/ode: the regression loss on held-out trajectories, own sink and window (the gate before DMD)."""
+        """Returns heldout/ode, the regression loss on held-out trajectories with the student's own sink and window.
+
+        It is compared with `gate` before DMD. The contact sheet shows the teacher's endpoints and the student's
+        rollouts.
+        """
         rng = RngStreams(self.seed, step=-1)
         loss = float(self.regression(self.heldout, self.model.student, rng.own("time")))
         pictures, n = {}, self.cfg.picture_clips
@@ -149,7 +160,7 @@ class AdaptMethod:
 def fit(
     cfg: AdaptRun, student: CausalDiT, loader: Loader, heldout: PairBatch, decode: Decode, ctx: Context
 ) -> dict[str, float]:
-    """Trains `student` in place (it ends with the averaged weights). Returns the final held-out figures."""
+    """Trains `student` in place and leaves it with the averaged weights. Returns the last held-out figures."""
     method = AdaptMethod(student, cfg.model, cfg.adapt, heldout.to(ctx.device), decode, ctx.seed)
     metrics = train(method, loader, cfg.adapt, ctx.seed, ctx)
     if cfg.adapt.gate and metrics["heldout/ode"] > cfg.adapt.gate:
@@ -161,7 +172,7 @@ def fit(
 
 
 def run(cfg: AdaptRun, inputs: AdaptInputs, ctx: Context) -> Checkpoint:
-    """Checkpoint "adapted": the causal student before DMD, with the held-out regression loss as metric."""
+    """Returns checkpoint "adapted": the causal student before DMD, with the held-out regression loss as metric."""
     student = student_from(inputs.teacher, cfg.model).to(ctx.device)
     student.checkpoint_layers = cfg.adapt.checkpoint_layers
     loader = PairLoader(inputs.pairs, cfg.adapt.batch, cfg.model, ctx.seed, ctx.rank, ctx.world_size, ctx.device)

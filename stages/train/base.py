@@ -1,6 +1,7 @@
-"""Stage BASE: pretrains a small image-to-video DiT that knows no tracks, so that nano starts as the paper starts from Wan.
+"""Stage BASE: pretrains a small image-to-video DiT without tracks, which is for nano what Wan is for the paper.
 
-Flow matching on whole clips with text dropout. `make nano-base` runs it and ships the weights in msmodel/assets/nano/dit.
+It trains by flow matching with text dropout, on frame groups (groups.py) and then on whole clips. `make nano-base` runs
+this stage and ships the weights in msmodel/assets/nano/dit.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ PROBE_TIMES = (0.95, 0.8, 0.5)
 
 @dataclass(frozen=True)
 class BaseConfig(GroupedConfig):
-    """Pretraining of the nano base. There is no paper counterpart: the paper starts from Wan."""
+    """Settings of the pretraining of the nano base. The paper has no counterpart, because it starts from Wan."""
 
     group: ClassVar[str] = "base"
 
@@ -50,7 +51,7 @@ class BaseConfig(GroupedConfig):
     probe_clips: int = 8  # held-out clips that the loss is measured on
     picture_clips: int = 2  # held-out clips on the contact sheet
     picture_steps: int = 10  # Euler steps of the contact sheet's videos
-    scenes: int = 500  # rendered for `make nano-base`; the user's own `make data` renders data.train_scenes
+    scenes: int = 500  # scenes rendered by `make nano-base`; the user's own `make data` renders data.train_scenes
 
     @property
     def total_steps(self) -> int:
@@ -67,7 +68,7 @@ class BaseConfig(GroupedConfig):
 
 @dataclass(frozen=True)
 class BaseRun:
-    """What this stage reads; hashed whole into its key."""
+    """Settings that stage BASE reads. All of them are hashed into its key."""
 
     model: ModelConfig
     base: BaseConfig
@@ -75,7 +76,7 @@ class BaseRun:
 
 @dataclass(frozen=True)
 class ClipInputs:
-    """Shards to train on and shards to watch."""
+    """Inputs of stage BASE: shards to train on, held-out shards to validate on, and the loader's settings."""
 
     train: ShardSet
     heldout: ShardSet
@@ -83,7 +84,7 @@ class ClipInputs:
 
 
 class BaseMethod:
-    """Flow matching, image and text only. One trainable module, "dit"."""
+    """Flow matching with image and text only. It trains one module, "dit"."""
 
     name = "base"
 
@@ -115,6 +116,7 @@ class BaseMethod:
 
     @torch.no_grad()
     def validate(self, step: int) -> Validation:
+        """Returns heldout/tXXX, the loss of the held-out clips at each of PROBE_TIMES, and a contact sheet."""
         latents, n = self.heldout.latents, self.cfg.picture_clips
         metrics = {}
         for time in PROBE_TIMES:
@@ -131,10 +133,10 @@ class BaseMethod:
 
 
 def backbone(dit: WanDiT) -> WanDiT:
-    """A copy without track channels: what is published, so that any track head can be put on it."""
+    """Returns a copy of `dit` without track channels, for publication, so that any track head can be added to it."""
     tracks = dit.cfg.track_channels
     with torch.random.fork_rng(), warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # torch remarks on the empty track head
+        warnings.simplefilter("ignore", UserWarning)  # torch warns about the empty track head
         bare = WanDiT(replace(dit.cfg, dit=replace(dit.cfg.dit, track_channels=0, track_encoding="head")))
     state = {n: v for n, v in dit.state_dict().items() if not n.startswith("track_head.")}
     state["patch_embedding.weight"] = state["patch_embedding.weight"][:, : dit.cfg.in_channels - tracks]
@@ -143,14 +145,14 @@ def backbone(dit: WanDiT) -> WanDiT:
 
 
 def fit(cfg: BaseRun, dit: WanDiT, loader: Loader, heldout: Batch, decode: Decode, ctx: Context) -> dict[str, float]:
-    """Trains `dit` in place (it ends with the averaged weights). Returns the final held-out figures."""
+    """Trains `dit` in place and leaves it with the averaged weights. Returns the last held-out figures."""
     dit.track_head.requires_grad_(False)  # its input is zero; weight decay would still shrink it
     method = BaseMethod(dit, cfg.model, cfg.base, heldout.to(ctx.device), decode, ctx.seed)
     return train(method, loader, cfg.base, ctx.seed, ctx)
 
 
 def run(cfg: BaseRun, inputs: ClipInputs, ctx: Context) -> Checkpoint:
-    """Checkpoint "base": the averaged weights, without track channels."""
+    """Returns checkpoint "base": the averaged weights, without track channels."""
     dit = fresh(WanDiT, cfg.model, ctx.seed).to(ctx.device)
     dit.checkpoint_layers = cfg.base.checkpoint_layers
     micro_steps = cfg.base.micro_steps(ctx.world_size)

@@ -1,4 +1,6 @@
-"""From a loader's Batch to what the model is given: tracks sampled, ids drawn once, dropped, masked, rasterised.
+"""Turns a loader's Batch into the model's conditioning.
+
+Tracks are sampled, given ids, dropped out, masked and rasterised; the text is dropped out.
 
 Legend: b batch, T pixel frames, t latent frames, n tracks, d id dimension, h w latent rows and columns, m image tokens.
 Source: MotionStream, section 3.1 (1,000 to 2,500 tracks a clip, mid-frame masking p = 0.2 in the second phase).
@@ -20,9 +22,10 @@ from stages.train.method import RngStreams
 
 @dataclass(frozen=True)
 class Augment:
-    """How a training clip's conditioning is varied. Dropout makes the zero branches that joint guidance needs.
+    """Settings of how a training clip's conditioning is varied.
 
-    Tracks per latent cell matter more than their number: the paper's 2,500 on 60 x 104 cells are 0.4 a cell.
+    Dropout trains the branches without text or without tracks that joint guidance needs. The number of tracks per
+    latent cell matters more than their total number: the paper's 2,500 tracks on 60 x 104 cells are 0.4 per cell.
     """
 
     tracks_low: int = 1000  # fewest tracks given for a clip
@@ -43,23 +46,26 @@ class Augment:
 
 @dataclass(frozen=True)
 class ClipTracks:
-    """Sampled tracks with the ids (sinusoids or colours) kept for all chunks, steps and branches: b T n 2, b T n, b n d."""
+    """Sampled tracks with their ids (sinusoids or colours), which stay the same for all chunks, steps and branches.
+
+    xy_px: b T n 2. visible: b T n. track_id_embedding: b n d.
+    """
 
     xy_px: Tensor
     visible: Tensor
     track_id_embedding: Tensor
 
     def map(self, model: ModelConfig) -> Tensor:
-        """Conditioning.tracks: b c t h w."""
+        """Returns Conditioning.tracks, b c t h w."""
         return encode_tracks(self.xy_px, self.visible, self.track_id_embedding, model)
 
     def to(self, device: torch.device) -> ClipTracks:
-        """A copy on `device`."""
+        """Returns a copy on `device`."""
         return ClipTracks(self.xy_px.to(device), self.visible.to(device), self.track_id_embedding.to(device))
 
 
 def draw_tracks(batch: Batch, augment: Augment, model: ModelConfig, rng: RngStreams) -> ClipTracks:
-    """Samples tracks_low..tracks_high of each clip's tracks and draws their ids, once."""
+    """Returns tracks_low to tracks_high of each clip's tracks, sampled at random together with their ids."""
     generator = rng.own("tracks")
     xy_px, visible = tracks.sample_tracks(
         batch.xy_px, batch.visible, augment.tracks_low, augment.tracks_high, generator
@@ -69,11 +75,10 @@ def draw_tracks(batch: Batch, augment: Augment, model: ModelConfig, rng: RngStre
 
 
 def image_tokens(tokens: Tensor | None, model: ModelConfig) -> Tensor | None:
-    """Conditioning.image_tokens from what was made of the first frames (b m c), None for a model that does not read it.
-    The image is
-    given in every branch of guidance and in every training step, so these tokens are never dropped.
+    """Returns Conditioning.image_tokens (b m c) from the encoded first frames; None for a model that reads none.
 
-    Raises ValueError where a model that reads them has none, or those of another encoder.
+    The image is given in every guidance branch and every training step, so these tokens are never dropped. Raises
+    ValueError if the model reads image tokens and there are none, or those of another encoder.
     """
     width = model.dit.clip_dim
     if width == 0:
@@ -88,7 +93,7 @@ def image_tokens(tokens: Tensor | None, model: ModelConfig) -> Tensor | None:
 
 
 def condition(batch: Batch, clip_tracks: ClipTracks, model: ModelConfig) -> Conditioning:
-    """Full conditioning: nothing dropped, nothing masked."""
+    """Returns the full conditioning, with nothing dropped or masked."""
     image, tokens = image_conditioning(batch.image, model), image_tokens(batch.image_tokens, model)
     return Conditioning(batch.text, image, clip_tracks.map(model), tokens)
 
@@ -96,7 +101,10 @@ def condition(batch: Batch, clip_tracks: ClipTracks, model: ModelConfig) -> Cond
 def training_conditioning(
     batch: Batch, augment: Augment, model: ModelConfig, rng: RngStreams, masked: bool
 ) -> Conditioning:
-    """Conditioning for one training step. masked: mid-frame masking, which belongs to phase 2 only."""
+    """Returns the conditioning of one training step, with dropout.
+
+    masked: whether to apply mid-frame masking, which belongs to phase 2 only.
+    """
     cond = condition(batch, draw_tracks(batch, augment, model, rng), model)
     c_m, generator = cond.tracks, rng.own("dropout")
     if masked:
@@ -107,7 +115,7 @@ def training_conditioning(
 
 
 def without_any_tracks(batch: Batch, model: ModelConfig) -> Conditioning:
-    """Conditioning of the base model, which knows no tracks: text and image, c_m = 0."""
+    """Returns the conditioning of the base model, which has no track inputs: text, image and c_m = 0."""
     b, _, t, h, w = batch.image.shape
     c_m = batch.image.new_zeros(b, model.track_feature_channels, t, h, w)
     return Conditioning(
@@ -116,12 +124,12 @@ def without_any_tracks(batch: Batch, model: ModelConfig) -> Conditioning:
 
 
 def pick_frames(x: Tensor, index: Tensor) -> Tensor:
-    """x (b c t h w), index (b k) latent frames of each clip -> (b c k h w)."""
+    """Returns the latent frames `index` (b k) of each clip of x (b c t h w) as b c k h w."""
     index = index.to(x.device)[:, None, :, None, None].expand(-1, x.shape[1], -1, *x.shape[3:])
     return torch.gather(x, 2, index)
 
 
 def keep(x: Tensor, dropout: float, generator: torch.Generator) -> Tensor:
-    """x (b ...) with each item zeroed with probability `dropout`."""
+    """Returns x (b ...) with each item zeroed with probability `dropout`."""
     kept = torch.rand(x.shape[0], generator=generator) >= dropout
     return x * kept.to(x).view(-1, *[1] * (x.ndim - 1))

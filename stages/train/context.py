@@ -1,11 +1,12 @@
-"""One chunk with the clean chunks before it that the student's cache would hold, as a short clip of the bidirectional model.
+"""Trains the bidirectional model on one chunk after clean context: a short clip of the chunks in the student's cache.
 
-A teacher that has only seen one noise level for a whole clip knows nothing of clean context, and for a student that starts from
-it a few minutes of causal adaptation are not enough to learn of it (docs/adr/0007). One that was trained in part on such pieces
-has seen what the student will see. An addition of ours for small models, after Diffusion Forcing (Chen et al. 2024); off at
-paper scale.
+The short clip consists of the chunk and the clean chunks before it that the student's cache would hold. A teacher that
+was trained with a single noise level for a whole clip does not know clean context, and a few minutes of causal
+adaptation are not enough for a student that starts from it to learn to use it (docs/adr/0007). A teacher that was
+trained in part on such short clips already knows the inputs that the student will get. This is our addition for small
+models, after Diffusion Forcing (Chen et al. 2024). It is off at paper scale.
 
-Legend: b batch, z latent channels, t latent frames, k latent frames of a piece, h w latent size.
+Legend: b batch, z latent channels, t latent frames, k latent frames of a short clip, h w latent size.
 """
 
 from __future__ import annotations
@@ -25,9 +26,10 @@ from stages.train.method import RngStreams
 
 
 def draw_pieces(batch: int, model: ModelConfig, rng: RngStreams) -> tuple[Tensor, int]:
-    """(frames of one piece of each clip: (b k) int64, how many of them, from the first, are context).
+    """Returns the frames of one short clip per clip (b k, int64), and the number of context frames at its start.
 
-    All pieces of a step have one length: that of a chunk drawn uniformly; where the cache is full, each clip draws its chunk.
+    All short clips of a step have the same length, that of a uniformly sampled chunk. Where the cache is full, each
+    clip samples its own chunk.
     """
     own, prefix, cache = model.student, int(model.image_alone), ChunkCache(model.student, (1, 1))
     full = own.sink + own.window
@@ -54,9 +56,10 @@ def context_loss(
     noise: float,
     weighting: str = "uniform",
 ) -> Tensor:
-    """Flow-matching loss of one chunk of each clip (latents b z t h w) whose context is given at time 0. Scalar.
+    """Returns the flow-matching loss, a scalar, of one chunk of each clip with context given at time 0.
 
-    noise: the context keeps up to this share of noise that its time does not tell, as a student's own output is never clean.
+    latents: b z t h w. noise: largest share of noise that the context keeps although its time is 0, because a student's
+    own output is never clean.
     """
     frames, context = draw_pieces(latents.shape[0], model, rng)
     latents = pick_frames(latents, frames)

@@ -1,8 +1,9 @@
-"""Stage DMD: Self-Forcing distribution matching on whole rolled-out clips (MotionStream, section 3.3; DMD2; Self Forcing).
+"""Stage DMD: Self-Forcing distribution matching on whole rolled-out clips.
 
-Generator: the causal student rolls out a clip through the rolling cache, gradient through one exit step. Its gradient is
-the difference of two scores at a random time: real, the frozen teacher with joint guidance; fake, the critic, which
-follows the generator by flow matching on fresh rollouts. The critic steps every step, the generator every `ratio`-th.
+Sources: MotionStream, section 3.3; DMD2; Self Forcing. The generator is the causal student. It rolls out a clip through
+the rolling cache, with the gradient through one exit step. Its gradient is the difference of two scores at a random
+time. The real score is the frozen teacher with joint guidance. The fake score is the critic, which follows the
+generator by flow matching on fresh rollouts. The critic is updated at every step, the generator at every `ratio`-th.
 
 Legend: b batch, z latent channels, t latent frames, h w latent size.
 """
@@ -51,23 +52,26 @@ from stages.train.sampling import (
 )
 
 GENERATOR, CRITIC = "generator", "critic"
-TEACHER_PLACEMENTS = ("device", "shard", "offload")  # each takes less of a GPU than the one before
-SPREAD = (0.4, 2.0)  # of the held-out latents' std: rollouts outside this range are flat colour or noise
+TEACHER_PLACEMENTS = ("device", "shard", "offload")  # each takes less GPU memory than the one before
+SPREAD = (0.4, 2.0)  # allowed std of rollouts over that of held-out latents; outside, they are flat colour or noise
 
 
 @dataclass(frozen=True)
 class DmdConfig(StepsConfig):
-    """Paper: 400 steps, batch 64, generator 2e-6, critic 4e-7, 5 critic updates for one of the generator, EMA.
+    """Settings of distribution matching.
 
-    steps counts critic updates. t_low, t_high: clamp of the time at which scores are compared. teacher_placement: "device"
-    keeps the frozen teacher whole on every rank's device, "shard" a piece of it, put together layer by layer while it scores,
-    "offload" all of it in CPU memory between the generator's turns, which alone need it. It changes no result.
+    Paper: 400 steps, batch 64, generator 2e-6, critic 4e-7, 5 critic updates per generator update, EMA.
+
+    t_low, t_high: clamp of the time at which scores are compared. teacher_placement: where the frozen teacher is
+    stored, which changes no result; "device" keeps all of it on every rank's device, "shard" splits it over the ranks
+    and gathers it layer by layer while it scores, "offload" keeps it in CPU memory except during generator updates,
+    which alone need it.
     """
 
     group: ClassVar[str] = "dmd"
 
     steps: int = 2000  # critic updates
-    ratio: int = 5  # critic updates for one of the generator
+    ratio: int = 5  # critic updates per generator update
     lr: float = 2e-6
     critic_lr: float = 4e-7  # learning rate of the critic
     betas: tuple[float, float] = (0.0, 0.999)
@@ -75,7 +79,7 @@ class DmdConfig(StepsConfig):
     t_low: float = 0.02
     t_high: float = 0.98
     teacher_placement: str = "device"
-    augment: Augment = field(default_factory=Augment)  # of this, only the number of tracks matters here
+    augment: Augment = field(default_factory=Augment)  # of this, only the number of tracks is used here
     heldout_clips: int = 4  # clips that held-out figures are measured on
     picture_clips: int = 2  # held-out clips on the contact sheet
 
@@ -98,7 +102,7 @@ class DmdConfig(StepsConfig):
 
 @dataclass(frozen=True)
 class DmdRun:
-    """What this stage reads; hashed whole into its key."""
+    """Settings that stage DMD reads. All of them are hashed into its key."""
 
     model: ModelConfig
     dmd: DmdConfig
@@ -110,7 +114,7 @@ class DmdRun:
 
 @dataclass(frozen=True)
 class DmdInputs:
-    """adapted: where the generator starts. teacher: real score, and where the critic starts."""
+    """Inputs of stage DMD. adapted: initial generator. teacher: the real score, and the initial critic."""
 
     train: ShardSet
     heldout: ShardSet
@@ -120,7 +124,10 @@ class DmdInputs:
 
 
 class DmdMethod:
-    """Two trainable modules, generator first. Reads image, text and tracks of a batch, never its latents."""
+    """Distribution matching. It trains two modules, the generator first, then the critic.
+
+    It reads image, text and tracks of a batch, never its latents.
+    """
 
     name = "dmd"
 
@@ -161,7 +168,7 @@ class DmdMethod:
         return self.generator_loss(cond, rng) if module == GENERATOR else self.critic_loss(cond, rng)
 
     def generator_loss(self, cond: Conditioning, rng: RngStreams) -> Loss:
-        """DMD on one rollout (Self Forcing, algorithm 1; DMD2, eq. 3-8)."""
+        """Returns the DMD loss of one rollout (Self Forcing, algorithm 1; DMD2, eq. 3-8)."""
         x = self.rollout_of(cond, rng, GENERATOR, grad=True)
         t, eps = self.noising(x, rng, GENERATOR)
         real, fake = self.scores(flow.add_noise(x.detach(), eps, t), t, cond)
@@ -171,13 +178,13 @@ class DmdMethod:
         return Loss(value, {"std": spread, "score_gap": gap}, self.alarms(spread))
 
     def critic_loss(self, cond: Conditioning, rng: RngStreams) -> Loss:
-        """Flow matching of the critic's raw velocity on a fresh rollout; conditional, no guidance."""
+        """Returns the flow-matching loss of the critic's raw velocity on a fresh rollout; conditional, no guidance."""
         x = self.rollout_of(cond, rng, CRITIC, grad=False)
         t, eps = self.noising(x, rng, CRITIC)
         return Loss(flow_loss(self.critic, x, cond, t, eps, self.model))
 
     def rollout_of(self, cond: Conditioning, rng: RngStreams, purpose: str, grad: bool) -> Tensor:
-        """A rollout (b z t h w) up to an exit step drawn for the whole rollout, the same on every rank."""
+        """Returns a rollout (b z t h w) up to an exit step, sampled once per rollout and the same on every rank."""
         exit_step = int(torch.randint(len(self.times), (), generator=rng.shared(f"{purpose} exit")))
         generator = rng.own(f"{purpose} rollout")
         noise = self.noise(cond, generator)
@@ -187,18 +194,19 @@ class DmdMethod:
             )
 
     def noise(self, cond: Conditioning, generator: torch.Generator) -> Tensor:
+        """Returns the initial noise of a rollout, b z t h w."""
         z = self.model.vae.z_channels
         return fresh_noise(cond.image[:, -z:], generator)
 
     def noising(self, x: Tensor, rng: RngStreams, purpose: str) -> tuple[Tensor, Tensor]:
-        """t (b), shifted and clamped, and eps, for comparing or fitting scores on x."""
+        """Returns t (b), shifted and clamped, and the noise eps, for comparing or fitting scores on x."""
         generator = rng.own(f"{purpose} score")
         t = flow.sample_t(x.shape[0], self.model.dit.shift, generator, self.cfg.t_low, self.cfg.t_high).to(x.device)
         return t, fresh_noise(x, generator)
 
     @torch.no_grad()
     def scores(self, noisy: Tensor, t: Tensor, cond: Conditioning) -> tuple[Tensor, Tensor]:
-        """x_0 as the teacher (joint guidance) and as the critic (conditional) see it, both b z t h w."""
+        """Returns the x_0 estimates of the teacher (joint guidance) and of the critic (conditional), both b z t h w."""
         w = self.guidance
         if self.cfg.teacher_placement == "offload":
             self.teacher.to(noisy.device)
@@ -209,6 +217,7 @@ class DmdMethod:
         return restore_image(real, cond, self.model), restore_image(fake, cond, self.model)
 
     def alarms(self, spread: float) -> tuple[str, ...]:
+        """Returns a warning if the std of rollouts, relative to that of real latents, is outside SPREAD."""
         ratio = spread / self.real_spread
         if SPREAD[0] <= ratio <= SPREAD[1]:
             return ()
@@ -220,7 +229,10 @@ class DmdMethod:
 
     @torch.no_grad()
     def validate(self, step: int) -> Validation:
-        """Full rollouts of fixed held-out clips: distance to the real latents, spread, contact sheet."""
+        """Returns figures of full rollouts of fixed held-out clips, and a contact sheet.
+
+        heldout/latent_mse: distance to the real latents. heldout/std: spread.
+        """
         generator = RngStreams(self.seed, step=-1).own("heldout rollout")
         noise = self.noise(self.held_cond, generator)
         x = rollout(self.generator, self.held_cond, noise, self.times, self.model.student, generator)
@@ -243,7 +255,10 @@ def fit(
     decode: Decode,
     ctx: Context,
 ) -> dict[str, float]:
-    """Trains generator (it ends with the averaged weights) and critic in place. Returns the final held-out figures."""
+    """Trains the generator and the critic in place and leaves the generator with the averaged weights.
+
+    Returns the last held-out figures.
+    """
     if cfg.dmd.teacher_placement == "offload":
         teacher.to("cpu")
     elif cfg.dmd.teacher_placement == "shard":
@@ -253,7 +268,7 @@ def fit(
 
 
 def run(cfg: DmdRun, inputs: DmdInputs, ctx: Context) -> Checkpoint:
-    """Checkpoint "student": the generator's averaged weights."""
+    """Returns checkpoint "student": the generator's averaged weights."""
     generator = student_from(inputs.adapted, cfg.model).to(ctx.device)
     critic = trainable_teacher(inputs.teacher, ctx.device)
     generator.checkpoint_layers = critic.checkpoint_layers = cfg.dmd.checkpoint_layers

@@ -1,4 +1,4 @@
-"""Exponential moving average of trained weights, kept in float32 whatever the module trains in."""
+"""Exponential moving average of trained weights, kept in float32 whatever the precision of the module."""
 
 from __future__ import annotations
 
@@ -9,12 +9,11 @@ from torch import Tensor
 
 
 class Ema:
-    """shadow = d * shadow + (1 - d) * weight, with d = min(decay, (1 + n) / (10 + n)) at update n.
+    """Exponential moving average: shadow = d * shadow + (1 - d) * weight.
 
-    master_weights: the float32 weights by name, or this rank's shards of them
-    (stages.contracts.Engine.master_weights): the average is
-    sharded as they are. The warm-up of d lets short trainings forget their start; `decay` in [0, 1), 0 follows the weights
-    exactly.
+    At update n, d = min(decay, (1 + n) / (10 + n)), a warm-up that lets short trainings forget their initial weights.
+    master_weights: the float32 weights by name, or this rank's shards of them (stages.contracts.Engine.master_weights);
+    the average is sharded in the same way. decay: in [0, 1), else ValueError; 0 follows the weights exactly.
     """
 
     def __init__(self, master_weights: Mapping[str, Tensor], decay: float, device: torch.device) -> None:
@@ -26,7 +25,7 @@ class Ema:
 
     @torch.no_grad()
     def update(self, master_weights: Mapping[str, Tensor]) -> None:
-        """One update from the present weights."""
+        """Updates the average with the current weights."""
         decay = min(self.decay, (1 + self.updates) / (10 + self.updates)) if self.decay else 0.0
         for name, weight in master_weights.items():
             self.shadow[name].lerp_(weight.detach().to(self.device, torch.float32), 1.0 - decay)

@@ -1,4 +1,4 @@
-"""Latents with the pixels they stand for, read from shards: what the tiny VAE trains on.
+"""Reads latents with the pixels that they encode from shards, for the training of the tiny VAE.
 
 Legend: b batch, z latent channels, t latent frames, h w latent size, T pixel frames, H W pixels.
 """
@@ -20,7 +20,7 @@ from stages.records import ShardSet
 
 @dataclass(frozen=True)
 class FrameBatch:
-    """latents: b z t h w float32, normalised. frames: b T H W 3 uint8."""
+    """Latents of a batch with their pixels. latents: b z t h w float32, normalised. frames: b T H W 3 uint8."""
 
     latents: Tensor
     frames: Tensor
@@ -28,9 +28,10 @@ class FrameBatch:
     def crop(
         self, latent_frames: int, side_px: int, vae: VAEConfig, generator: torch.Generator
     ) -> tuple[Tensor, Tensor]:
-        """The first `latent_frames` latents of a random square of `side_px` pixels, and its video b 3 T H W in [-1, 1].
+        """Returns the first `latent_frames` latents of a random square of `side_px` pixels, and its video.
 
-        0 means all. Sides are cut to whole latents. It starts with the clip, because the decoder's memory does.
+        The video is b 3 T H W in [-1, 1]. 0 means all frames or the full size. Sides are rounded down to whole latents.
+        The crop starts with the clip's first frame, because the decoder's memory does.
         """
         stop = latent_frames or self.latents.shape[2]
         latents = self.latents[:, :, :stop]
@@ -44,11 +45,12 @@ class FrameBatch:
         return latents[:, :, :, y : y + rows, x : x + columns], video
 
     def to(self, device: torch.device | str) -> FrameBatch:
+        """Returns a copy on `device`."""
         return FrameBatch(self.latents.to(device), self.frames.to(device))
 
 
 class FrameLoader(SampleLoader):
-    """FrameBatches endlessly, each rank its share (see stages.data.loader)."""
+    """Yields FrameBatches endlessly. Each rank reads its own share (see stages.data.loader)."""
 
     def __init__(
         self,
@@ -67,7 +69,7 @@ class FrameLoader(SampleLoader):
 
 
 def _item(members: Members) -> tuple[Tensor, Tensor]:
-    """Latents z t h w float32; pixels T H W 3 uint8, lossless where the shard has them, else as compressed."""
+    """Returns latents z t h w float32 and pixels T H W 3 uint8, lossless if the shard has them so, else from its mp4."""
     pixels = arrays(members["frames.npz"])["frames"] if "frames.npz" in members else decode_mp4(members["mp4"])
     return torch.from_numpy(arrays(members["latents.npz"])["latents"]).float(), torch.from_numpy(pixels)
 

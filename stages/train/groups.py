@@ -1,5 +1,7 @@
-"""Frame groups: latent frame 0 and a few random later ones, as short clips. Cheap steps in which control over large
-displacements appears, before whole clips (an addition of ours for small models; docs/adr/0004).
+"""Frame groups: short clips of latent frame 0 and a few random later latent frames.
+
+Steps on them are cheap, and control over large displacements appears in them, before training on whole clips. They are
+our addition for small models (docs/adr/0004).
 
 Legend: b batch, z latent channels, t latent frames, h w latent size, k latent frames of a group.
 """
@@ -19,32 +21,28 @@ from stages.train.method import LoopConfig, RngStreams, at_least
 
 @dataclass(frozen=True)
 class GroupedConfig(LoopConfig):
-    """The settings of a training that begins with `group_steps` steps on frame groups. At paper scale there are none.
-
-    groups_per_clip: groups cut from each clip. group_later: a group has 1 to so many later frames, the same number in all
-    groups of a step.
-    """
+    """Settings of a training that begins with `group_steps` steps on frame groups. At paper scale there are none."""
 
     group_steps: int = 0  # first steps, which train on frame groups
-    groups_per_clip: int = 2  # frame groups drawn from each clip
-    group_later: int = 3  # most later frames in a group
+    groups_per_clip: int = 2  # frame groups sampled from each clip
+    group_later: int = 3  # a group has 1 to this many later frames, the same number in all groups of a step
 
     def grouped(self, step: int) -> bool:
-        """Whether `step` (from 0) trains on groups."""
+        """Returns whether `step` (from 0) trains on frame groups."""
         return step < self.group_steps
 
     def checks(self) -> list[str]:
         return super().checks() + at_least(self, {"group_steps": 0, "groups_per_clip": 1, "group_later": 1})
 
     def draw_groups(self, latents: Tensor, cond: Conditioning, rng: RngStreams) -> tuple[Tensor, Conditioning]:
-        """The groups of one step: latents b z t h w -> (groups_per_clip b) z k h w, and their conditioning."""
+        """Returns the groups of one step, (groups_per_clip b) z k h w, and their conditioning. latents: b z t h w."""
         most = min(self.group_later, latents.shape[2] - 1)
         later = int(torch.randint(1, most + 1, (), generator=rng.shared("group size")))
         return frame_groups(latents, cond, self.groups_per_clip, later, rng.own("groups"))
 
 
 def group_frames(groups: int, latent_frames: int, later: int, generator: torch.Generator) -> Tensor:
-    """Frame 0 and `later` distinct later latent frames in their order: (groups 1+later) int64."""
+    """Returns the indices of frame 0 and `later` distinct later latent frames in their order: (groups 1+later) int64."""
     order = torch.rand(groups, latent_frames - 1, generator=generator).argsort(dim=1)
     chosen = 1 + order[:, :later].sort(dim=1).values
     return torch.cat([torch.zeros_like(chosen[:, :1]), chosen], dim=1)
@@ -53,9 +51,9 @@ def group_frames(groups: int, latent_frames: int, later: int, generator: torch.G
 def frame_groups(
     latents: Tensor, cond: Conditioning, per_clip: int, later: int, generator: torch.Generator
 ) -> tuple[Tensor, Conditioning]:
-    """`per_clip` groups of each clip, with the image and the tracks of their frames.
+    """Returns `per_clip` groups of each clip, with the image and the tracks of their frames.
 
-    latents b z t h w -> (per_clip b) z 1+later h w, and the conditioning to match.
+    latents: b z t h w. The result is (per_clip b) z 1+later h w, with the conditioning to match.
     """
     frames = group_frames(latents.shape[0] * per_clip, latents.shape[2], later, generator)
 

@@ -1,7 +1,8 @@
-"""The one training loop. It knows accumulation, clipping, EMA, logging, saving, resuming and alarms, and no method by name.
+"""The training loop. It knows no method by name.
 
-Resuming is automatic and exact: training 4 steps equals training 2, saving, and training 2 more in a new process, bit for
-bit (tests/unit/stages/train).
+It accumulates and clips gradients, averages weights (EMA), logs, saves, resumes, and stops on non-finite losses.
+Resuming is automatic and exact: training 4 steps gives the same bits as training 2, saving, and training 2 more in a
+new process (tests/unit/stages/train).
 """
 
 from __future__ import annotations
@@ -31,13 +32,13 @@ from stages.train.state import Training, resume, save
 
 @dataclass
 class _Window:
-    """Means of what was measured since the last log line."""
+    """Means of the figures measured since the last log line."""
 
     sums: dict[str, float] = field(default_factory=lambda: defaultdict(float))
     counts: dict[str, int] = field(default_factory=lambda: defaultdict(int))
     clips: int = 0
-    waited: float = 0.0  # seconds of the steps in which the loader had no batch yet, on this rank
-    stepped: float = 0.0  # seconds of the steps, without validating and saving
+    waited: float = 0.0  # seconds of the steps spent waiting for a batch, on this rank
+    stepped: float = 0.0  # seconds of the steps, without validation and saving
     since: float = field(default_factory=time.monotonic)
 
     def add(self, name: str, value: float) -> None:
@@ -45,13 +46,17 @@ class _Window:
         self.counts[name] += 1
 
     def means(self, ctx: Context) -> dict[str, float]:
-        """Over all ranks, which call it together."""
+        """Returns the means over all ranks, which must call it together.
+
+        clips_per_second counts all ranks; loader/wait_share is this rank's.
+        """
         means = [total / self.counts[name] for name, total in self.sums.items()]
         out = dict(zip(self.sums, _averaged(means, ctx), strict=True))
         speed = self.clips / max(time.monotonic() - self.since, 1e-9)
         return {**out, "clips_per_second": speed, "loader/wait_share": self.waited / max(self.stepped, 1e-9)}
 
     def note(self) -> str:
+        """Returns the mean losses as text for the progress bar."""
         losses = [f"{n} {total / self.counts[n]:.4f}" for n, total in self.sums.items() if n.startswith("loss/")]
         return " ".join(losses)
 
@@ -59,9 +64,9 @@ class _Window:
 def train(method: Method, loader: Loader, cfg: LoopConfig, seed: int, ctx: Context) -> dict[str, float]:
     """Trains the method's modules for cfg.total_steps steps, from the newest save in ctx.workdir if there is one.
 
-    Every rank calls it. Afterwards they carry their averaged weights (where one is kept). Returns the last
-    validation's metrics, taken on those weights. Raises StageError on a non-finite loss, whose batch is saved first, and
-    where a GPU's memory is too small, with the settings that would take less.
+    Every rank calls it. Afterwards the modules hold their averaged weights, where an average is kept. Returns the
+    metrics of the last validation, measured on those weights. Raises StageError on a non-finite loss, after saving its
+    batch, and if a GPU's memory is too small, with the settings that would need less.
     """
     try:
         return _train(method, loader, cfg, seed, ctx)
@@ -88,7 +93,7 @@ def _train(method: Method, loader: Loader, cfg: LoopConfig, seed: int, ctx: Cont
     saved_at, window = time.monotonic(), _Window()
     batches = iter(loader)
     if not done:
-        validate(method, 0, ctx)  # what the start knows; also the first picture of the tracker's slider
+        validate(method, 0, ctx)  # figures before training; also the first image in the tracker
     with ctx.progress(method.name, cfg.total_steps) as progress:
         if done:
             progress.advance(done, note="resumed")
@@ -112,12 +117,12 @@ def _train(method: Method, loader: Loader, cfg: LoopConfig, seed: int, ctx: Cont
 
 
 def _attention(dit: WanDiT, ctx: Context) -> str:
-    """What computes this model's attention here, in words."""
+    """Returns the name of the attention kernel that this model uses here."""
     return kernel(ctx.device, dit.patch_embedding.weight.dtype, dit.cfg.dit.dim // dit.cfg.dit.heads).name
 
 
 def validate(method: Method, step: int, ctx: Context) -> dict[str, float]:
-    """Emits the method's held-out figures and pictures; returns the figures."""
+    """Emits the method's held-out figures and pictures and returns the figures."""
     seen = method.validate(step)
     if seen.metrics:
         ctx.emit(step, seen.metrics)
@@ -138,7 +143,7 @@ def _step(
     window: _Window,
     ctx: Context,
 ) -> None:
-    """One step: the micro-steps of every module that is updated in it. The step's micro-batches are shared among the ranks."""
+    """Runs one step: this rank's micro-batches through every module that is updated in it."""
     began, scheduled = time.perf_counter(), method.update_schedule(step)
     for name in scheduled:
         for group in training.modules[name].optimizer.param_groups:
@@ -179,7 +184,7 @@ def _check(loss: Loss, module: str, batch: Any, step: int, ctx: Context) -> None
 
 
 def _alarm(what: str, module: str, batch: Any, step: int, ctx: Context) -> None:
-    """Saves the batch and stops the training."""
+    """Saves the batch and raises StageError, which stops the training."""
     folder = ctx.workdir / "alarms"
     path = folder / f"step-{step + 1:08d}-{module}-rank-{ctx.rank:05d}.safetensors"
     folder.mkdir(parents=True, exist_ok=True)
@@ -191,7 +196,7 @@ def _alarm(what: str, module: str, batch: Any, step: int, ctx: Context) -> None:
 
 
 def save_batch(batch: Any, path: Path) -> None:
-    """Writes a batch's tensors as safetensors; its other fields (clip ids) become metadata."""
+    """Writes a batch's tensors as safetensors, and its other fields (clip ids) as their metadata."""
     values: Mapping[str, Any] = (
         {f.name: getattr(batch, f.name) for f in fields(batch)} if is_dataclass(batch) else dict(batch)
     )
@@ -200,6 +205,7 @@ def save_batch(batch: Any, path: Path) -> None:
 
 
 def _too_large(cfg: LoopConfig, ctx: Context) -> str:
+    """Returns the error message for too little GPU memory, with the settings that need less."""
     savings = cfg.settings_that_save_memory(ctx.world_size) + ctx.settings_that_save_memory()
     return (
         f"the GPU's memory is too small for {cfg.group}.batch={cfg.batch}. These take less, the first ones at the least cost: "
@@ -208,7 +214,7 @@ def _too_large(cfg: LoopConfig, ctx: Context) -> str:
 
 
 def _averaged(values: list[float], ctx: Context) -> list[float]:
-    """The mean of each value over the ranks."""
+    """Returns the mean of each value over the ranks."""
     if ctx.world_size == 1:
         return values
     total = torch.tensor(values, dtype=torch.float64, device=ctx.device)
@@ -217,7 +223,7 @@ def _averaged(values: list[float], ctx: Context) -> list[float]:
 
 
 def _agree(wish: bool, ctx: Context) -> bool:
-    """Whether any rank wishes it: clocks differ, and all ranks must save together or not at all."""
+    """Returns whether any rank has the wish. Clocks differ between ranks, but all must save together or not at all."""
     if ctx.world_size == 1:
         return wish
     flag = torch.tensor([float(wish)], device=ctx.device)

@@ -1,10 +1,12 @@
-"""Stage ODE_PAIRS: the teacher's trajectories with joint guidance, for causal adaptation (CausVid, section 4.2).
+"""Stage ODE_PAIRS: samples the teacher's trajectories with joint guidance (CausVid, section 4.2).
 
-Only first frame, text and tracks of the clips are used. A pair file holds one trajectory:
+Causal adaptation trains on them. Only the first frame, the text and the tracks of the clips are used. A pair file holds
+one trajectory:
   states (k z t h w) float16 at the student's k timesteps, noise first; endpoint (z t h w) float16; text (l c), image
   (z t h w) float16, and clip (m c) float16 with dit.clip_dim; xy_px (T n 2) float32, visible (T n) bool and phi (n d)
-  float16, from which the track map is drawn again when the file is read (at full size the map itself would be 70 MB a clip).
-Files are written one by one, by rename: what exists is not made again.
+  float16, from which the track map is rasterised again when the file is read (at full size the map itself would be 70 MB
+  a clip).
+Files are written one at a time and renamed when complete. Files that exist are not made again.
 """
 
 from __future__ import annotations
@@ -47,15 +49,18 @@ CPU = torch.device("cpu")
 
 @dataclass(frozen=True)
 class OdeConfig:
-    """Paper: 4,000 trajectories. solver_steps must be a multiple of student.steps, so that its times are on the grid."""
+    """Settings of the teacher's trajectories. Paper: 4,000 trajectories.
+
+    solver_steps must be a multiple of student.steps, so that the student's timesteps are on the solver's grid.
+    """
 
     group: ClassVar[str] = "ode"
 
     pairs: int = 4000  # teacher trajectories to train on
     heldout_pairs: int = 64  # teacher trajectories that held-out figures are measured on
-    batch: int = 4  # trajectories a rank solves at once
-    solver_steps: int = 48  # solver steps a trajectory; a multiple of student.steps
-    augment: Augment = field(default_factory=Augment)  # of this, only the number of tracks matters here
+    batch: int = 4  # trajectories that a rank solves at once
+    solver_steps: int = 48  # solver steps per trajectory; a multiple of student.steps
+    augment: Augment = field(default_factory=Augment)  # of this, only the number of tracks is used here
 
     def problems(self) -> list[str]:
         least = {"pairs": 1, "heldout_pairs": 1, "batch": 1, "solver_steps": 1}
@@ -65,7 +70,7 @@ class OdeConfig:
 
 @dataclass(frozen=True)
 class OdeRun:
-    """What this stage reads; hashed whole into its key."""
+    """Settings that stage ODE_PAIRS reads. All of them are hashed into its key."""
 
     model: ModelConfig
     ode: OdeConfig
@@ -83,6 +88,8 @@ class OdeRun:
 
 @dataclass(frozen=True)
 class OdeInputs:
+    """Inputs of stage ODE_PAIRS: training and held-out shards, the teacher's checkpoint and the loader's settings."""
+
     train: ShardSet
     heldout: ShardSet
     teacher: Checkpoint
@@ -91,21 +98,21 @@ class OdeInputs:
 
 @dataclass(frozen=True)
 class PairBatch:
-    """Trajectories as causal adaptation reads them. states: b k z t h w; endpoint: b z t h w; both float32."""
+    """Trajectories in the form that causal adaptation reads. states: b k z t h w; endpoint: b z t h w; both float32."""
 
     states: Tensor
     endpoint: Tensor
     cond: Conditioning
 
     def to(self, device: torch.device | str) -> PairBatch:
-        """A copy on `device`."""
+        """Returns a copy on `device`."""
         return PairBatch(self.states.to(device), self.endpoint.to(device), self.cond.to(device))
 
 
 def trajectories(
     dit: nn.Module, batch: Batch, cfg: OdeRun, rng: RngStreams
 ) -> tuple[Tensor, Tensor, ClipTracks, Conditioning]:
-    """states (b k z t h w) at the student's timesteps, endpoint (b z t h w), the tracks and the conditioning used."""
+    """Returns states (b k z t h w) at the student's timesteps, endpoint (b z t h w), and the tracks and conditioning."""
     clip_tracks = draw_tracks(batch, cfg.ode.augment, cfg.model, rng)
     cond = condition(batch, clip_tracks, cfg.model)
     noise = fresh_noise(batch.image, rng.own("noise"))
@@ -124,7 +131,10 @@ def trajectories(
 
 
 def make_pairs(dit: nn.Module, loader: Loader, split: str, count: int, folder: Path, cfg: OdeRun, ctx: Context) -> None:
-    """Writes this rank's share of `count` files folder/<split>-%06d.safetensors; what exists is left alone."""
+    """Writes this rank's share of `count` files folder/<split>-%06d.safetensors; existing files are kept.
+
+    Raises StageError if a trajectory is not finite.
+    """
     size, batches = cfg.ode.batch, iter(loader)
     rounds = -(-count // (size * ctx.world_size))
     with ctx.progress(f"ode_{split}", rounds * size) as progress:
@@ -167,8 +177,7 @@ def pair_path(folder: Path, split: str, index: int) -> Path:
 
 
 def read_pairs(paths: Sequence[Path], model: ModelConfig, device: torch.device = CPU) -> PairBatch:
-    """Pair files as one batch on `device`, in float32; files whose clips have fewer tracks are filled up with invisible
-    ones."""
+    """Returns pair files as one float32 batch on `device`. Clips with fewer tracks are padded with invisible ones."""
     items = [load_file(p) for p in paths]
     most = max(item["phi"].shape[0] for item in items)
 
@@ -183,13 +192,18 @@ def read_pairs(paths: Sequence[Path], model: ModelConfig, device: torch.device =
 
 
 def _filled(x: Tensor, dim: int, size: int) -> Tensor:
+    """Returns x padded with zeros to `size` along `dim`."""
     shape = list(x.shape)
     shape[dim] = size - x.shape[dim]
     return torch.cat([x, x.new_zeros(shape)], dim=dim)
 
 
 class PairLoader:
-    """Batches of pairs endlessly (method.Loader), shuffled again each epoch by (seed, epoch) and dealt to the ranks in turn."""
+    """Yields batches of pairs endlessly (method.Loader).
+
+    Pairs are shuffled in each epoch by (seed, epoch), and the batches go to the ranks in order. Raises StageError if
+    the pairs do not fill one batch on every rank.
+    """
 
     def __init__(
         self,
@@ -230,12 +244,12 @@ class PairLoader:
 
 
 def heldout_pairs(pairs: OdePairs, most: int, model: ModelConfig, device: torch.device = CPU) -> PairBatch:
-    """The first `most` held-out trajectories."""
+    """Returns the first `most` held-out trajectories."""
     return read_pairs(sorted(Path(pairs.folder).glob(f"{HELDOUT}-*.safetensors"))[:most], model, device)
 
 
 def run(cfg: OdeRun, inputs: OdeInputs, ctx: Context) -> OdePairs:
-    """cfg.ode.pairs trajectories of training clips and cfg.ode.heldout_pairs of held-out ones, in ctx.workdir."""
+    """Writes cfg.ode.pairs trajectories of training clips and cfg.ode.heldout_pairs of held-out ones to ctx.workdir."""
     dit = frozen_teacher(inputs.teacher, ctx.device)
     in_process = replace(inputs.loader, workers=0)  # a trajectory takes far longer than reading its clip
     for split, shards, count in (

@@ -1,4 +1,4 @@
-"""Optimizers of the trainings. AdamW as the paper's, or Muon for the transformer's matrices with AdamW for all else."""
+"""Optimizers of the trainings: AdamW as in the paper, or Muon for the transformer's matrices with AdamW for the rest."""
 
 from __future__ import annotations
 
@@ -12,10 +12,11 @@ from stages.train.method import LoopConfig
 
 
 class Joined(torch.optim.Optimizer):
-    """Several optimizers that step as one. Groups and state are shared: whoever sets a group's learning rate or a weight's
-    momentum sets its part's.
+    """Several optimizers that step as one.
 
-    whole_tensors: its parts need every weight whole, so that weights cannot be sharded (ZeRO 1 and above).
+    Parameter groups and state are shared: setting a group's learning rate or a weight's momentum here sets it in the
+    optimizer that it belongs to. whole_tensors: the optimizers need unsharded weights, so ZeRO 1 and above cannot be
+    used.
     """
 
     whole_tensors = True
@@ -35,10 +36,11 @@ class Joined(torch.optim.Optimizer):
 def make_optimizer(
     module: nn.Module, cfg: LoopConfig, lr: float | None = None, head: str = ""
 ) -> torch.optim.Optimizer:
-    """cfg.optimizer over the parameters that train, in groups named "body" and, for names starting with `head`, "head".
+    """Returns the optimizer cfg.optimizer of the trainable parameters.
 
-    "muon": orthogonalised momentum (Jordan et al. 2024) for the two-dimensional weights inside the layers, scaled to AdamW's
-    update size (Liu et al. 2025), so that one learning rate serves both; embeddings, head, norms and biases keep AdamW.
+    Its groups are named "body" and, for parameters whose names start with `head`, "head". "muon": orthogonalised
+    momentum (Jordan et al. 2024) for the two-dimensional weights inside the layers, scaled to AdamW's update size (Liu
+    et al. 2025), so that one learning rate serves both; embeddings, head, norms and biases keep AdamW.
     """
     named = [(n, p) for n, p in module.named_parameters() if p.requires_grad]
     rate = cfg.lr if lr is None else lr

@@ -1,4 +1,4 @@
-"""Where trainings take their models and data from, and how they hand on what they trained."""
+"""Loads the models and data that trainings start from, and publishes the weights that they train."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def open_loader(
     micro_steps: int = 1,
     partitions: int = 0,
 ) -> Loader:
-    """This rank's endless loader of training batches (see stages.data.loader.SampleLoader)."""
+    """Returns this rank's endless loader of training batches (see stages.data.loader.SampleLoader)."""
     return Loader(
         shard_sets,
         batch,
@@ -57,18 +57,18 @@ def open_loader(
 
 
 def heldout_batch(shards: ShardSet, most: int) -> Batch:
-    """The same held-out clips, at most `most`, in every training and on every rank."""
+    """Returns at most `most` held-out clips, the same in every training and on every rank."""
     return next(iter(Loader((shards,), min(most, shards.clips), 0, 0, 1)))
 
 
 def initial_dit(
     model: ModelConfig, init: str, base: Checkpoint | None, seed: int, strict: bool = True
 ) -> tuple[WanDiT, Report | None]:
-    """The DiT a teacher starts from, and what became of the weights that it took; tracks change nothing at step 0, unless
-    the weights know tracks.
+    """Returns the DiT that a teacher starts from, and the report on its weights (None for random ones).
 
-    base: a BASE checkpoint, which goes before `init`: "random", or what msmodel.io.backbones.load_backbone reads
-    ("embedded:NAME", a folder or file, a hub id). Raises its ValueErrors.
+    Tracks change nothing at step 0, unless the loaded weights have track inputs. base: a BASE checkpoint, which takes
+    precedence over `init`. init: "random", or what msmodel.io.backbones.load_backbone reads ("embedded:NAME", a folder
+    or file, a hub id); its ValueErrors are raised here too.
     """
     dit = fresh(WanDiT, model, seed)
     if base is not None:
@@ -77,31 +77,31 @@ def initial_dit(
 
 
 def fresh(kind: type[WanDiT], model: ModelConfig, seed: int) -> WanDiT:
-    """A DiT with fresh weights drawn from `seed`; the global random state is left as it was."""
+    """Returns a DiT with random weights from `seed`; the global random state is left as it was."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         return kind(model)
 
 
 def student_from(checkpoint: Checkpoint, model: ModelConfig) -> CausalDiT:
-    """The causal student with the weights of a teacher or student checkpoint and the sizes, sink and window of `model`."""
+    """Returns the causal student with a teacher's or student's weights and the sizes, sink and window of `model`."""
     student = CausalDiT(model)
     load_weights(student, Path(checkpoint.folder))
     return student
 
 
 def trainable_teacher(checkpoint: Checkpoint, device: torch.device) -> WanDiT:
-    """The teacher's weights as a module to train on."""
+    """Returns the teacher as a module whose weights can be trained."""
     return load_teacher(Path(checkpoint.folder)).to(device).requires_grad_(True)
 
 
 def frozen_teacher(checkpoint: Checkpoint, device: torch.device) -> WanDiT:
-    """The teacher, frozen, in the type of inference."""
+    """Returns the teacher, frozen, in the data type of inference."""
     return load_teacher(Path(checkpoint.folder)).to(device, inference_dtype(device)).eval().requires_grad_(False)
 
 
 def frozen_decoder(vae: VAEConfig, device: torch.device) -> Decode:
-    """Latents -> video b 3 T H W in [-1, 1]."""
+    """Returns the function that decodes latents to video b 3 T H W in [-1, 1]."""
     return load_vae(vae).to(device).decode
 
 
@@ -116,10 +116,10 @@ def publish(
     start: Report | None = None,
     phase2: ShardSet | None = None,
 ) -> Checkpoint:
-    """Writes the module's weights to ctx.workdir/NAME (rank 0) and describes them. Every rank calls it.
+    """Writes the module's weights to ctx.workdir/NAME (on rank 0) and returns their Checkpoint. Every rank calls it.
 
-    data: what it was trained on, phase2: in a second phase; start: the report on the weights that it started from. All are
-    kept beside the weights.
+    data: the shards that it was trained on. phase2: those of a second phase. start: the report on the weights that it
+    started from. All three are stored with the weights.
     """
     folder = ctx.workdir / name
     if ctx.rank == 0:
@@ -132,7 +132,7 @@ def publish(
 
 
 def weights_digest(folder: Path) -> str:
-    """SHA-256 over the names and contents of a folder's safetensors."""
+    """Returns the SHA-256 over the names and contents of a folder's safetensors files."""
     total = hashlib.sha256()
     for path in sorted(folder.glob("*.safetensors")):
         with path.open("rb") as f:

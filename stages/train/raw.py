@@ -1,4 +1,4 @@
-"""The weights of a finished training before averaging, from its saves: what is published is their average."""
+"""Reads a finished training's weights before averaging from its saves. The published weights are their average."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from torch import Tensor
 
 from stages.train.state import SavedTensors, saves
 
-KEPT = ("weight", "fixed")  # of a save's names KIND/TENSOR: what is trained, and all other tensors of the module
+KEPT = ("weight", "fixed")  # kinds in a save's names KIND/TENSOR: trained weights, and all other tensors of the module
 
 
 def raw_weights(workdir: Path) -> tuple[int, dict[str, Tensor]]:
-    """Returns (step, weights by name) of the newest save, as they were trained, in float32, of the module that is published.
+    """Returns (step, weights by name) of the newest save: the published module's weights in float32 before averaging.
 
-    Raises ValueError where there is no save, or where it does not hold that module whole.
+    Raises ValueError if there is no save, or if it does not hold all of that module.
     """
     found = saves(workdir)
     if not found:
@@ -33,7 +33,7 @@ def raw_weights(workdir: Path) -> tuple[int, dict[str, Tensor]]:
 def published_module(save: Path) -> str:
     """Returns the name of the module that the training of a save publishes: the one whose average it keeps.
 
-    Raises ValueError where there is not exactly one.
+    Raises ValueError if there is not exactly one.
     """
     names = sorted({path.name.partition(".ema-")[0] for path in save.glob("*.ema-*.safetensors")})
     if len(names) != 1:

@@ -1,4 +1,4 @@
-"""Pieces that several methods share: the flow-matching step, joint-guidance sampling, contact sheets.
+"""Functions that several methods share: the flow-matching loss, sampling with joint guidance, contact sheets.
 
 Legend: b batch, z latent channels, t latent frames, h w latent size, T pixel frames, H W pixels.
 """
@@ -23,7 +23,7 @@ Decode = Callable[[Tensor], Tensor]  # latents b z t h w -> video b 3 T H W in [
 
 @dataclass(frozen=True)
 class Guidance:
-    """Weights of joint guidance (paper, section 3.2)."""
+    """Settings of joint guidance: its weights (paper, section 3.2)."""
 
     text: float = 3.0  # weight of guidance by the prompt
     track: float = 1.5  # weight of guidance by the tracks
@@ -35,7 +35,7 @@ class Guidance:
 
 
 def scored_frames(model: ModelConfig, frames: int, device: torch.device | str = "cpu") -> Tensor | None:
-    """Which latent frames a loss counts (t bool): all (None), or all but the given clean first one."""
+    """Returns which latent frames a loss counts (t bool): None for all, else all but the given clean first one."""
     if not model.image_alone:
         return None
     return torch.arange(frames, device=device) > 0
@@ -50,14 +50,14 @@ def flow_loss(
     model: ModelConfig,
     weighting: str = "uniform",
 ) -> Tensor:
-    """Flow-matching loss of `dit` on clean latents (b z t h w) noised by eps to times t (b). Scalar."""
+    """Returns the flow-matching loss, a scalar, of `dit` on clean latents (b z t h w) with noise eps at times t (b)."""
     v = dit(flow.add_noise(latents, eps, t), t, cond)
     frames = scored_frames(model, latents.shape[2], latents.device)
     return losses.flow_matching(v, flow.velocity(latents, eps), t, weighting, frames)
 
 
 def restore_image(latents: Tensor, cond: Conditioning, model: ModelConfig) -> Tensor:
-    """Puts the given clean first latent back where the layout has one ("first_latent")."""
+    """Returns the latents with the given clean first latent in its place, if the layout has one ("first_latent")."""
     if not model.image_alone:
         return latents
     return torch.cat([cond.image[:, :, :1].to(latents), latents[:, :, 1:]], dim=2)
@@ -73,7 +73,11 @@ def sample_teacher(
     model: ModelConfig,
     on_state: Callable[[float, Tensor], None] | None = None,
 ) -> Tensor:
-    """Euler sampling of the bidirectional model, with joint guidance or (weights=None) conditional only. b z t h w."""
+    """Returns latents b z t h w from Euler sampling of the bidirectional model.
+
+    weights: joint guidance, or None for conditional sampling only. on_state(t, x_t) gets every state, noise and result
+    included.
+    """
 
     def velocity(x: Tensor, t: Tensor) -> Tensor:
         if weights is None:
@@ -84,22 +88,25 @@ def sample_teacher(
 
 
 def first_conditions(cond: Conditioning, clips: int) -> Conditioning:
-    """The first `clips` items of a conditioning."""
+    """Returns the first `clips` items of a conditioning."""
     image_tokens = None if cond.image_tokens is None else cond.image_tokens[:clips]
     return Conditioning(cond.text[:clips], cond.image[:clips], cond.tracks[:clips], image_tokens)
 
 
 def contact_sheet_of_latents(rows: Mapping[str, Tensor], decode: Decode, columns: int = 6) -> np.ndarray:
-    """Decodes latents and lays them out: for each clip one line a row of `rows`, in order; `columns` frames across.
+    """Decodes latents and returns a contact sheet, h w 3 uint8, `columns` frames across.
 
-    rows: name -> latents b z t h w (all the same shape). Returns h w 3 uint8.
+    rows: name -> latents b z t h w (all the same shape). Each clip gets one line for each entry of `rows`, in order.
     """
     videos = [decode(latents) for latents in rows.values()]
     return contact_sheet_of_videos([video[clip] for clip in range(videos[0].shape[0]) for video in videos], columns)
 
 
 def contact_sheet_of_videos(videos: Sequence[Tensor], columns: int = 6) -> np.ndarray:
-    """Lays out videos (3 T H W in [-1, 1] each), one a row of at most `columns` frames spread evenly: h w 3 uint8."""
+    """Returns a contact sheet, h w 3 uint8, of videos (3 T H W in [-1, 1] each).
+
+    Each video is one line of at most `columns` frames, spread evenly.
+    """
     frames = [
         ((rearrange(v, "c t h w -> t h w c") + 1) * 127.5).round().clamp(0, 255).byte().cpu().numpy() for v in videos
     ]

@@ -1,8 +1,9 @@
-"""Saved training states: written aside, renamed when whole, the last two kept. Any number of ranks can take one up.
+"""Saved training states. A save is written under a temporary name and renamed when complete; the last two are kept.
 
-SAVES/step-00000100/ holds, tensors by name and whole, LEARNER.state-00000-of-00002.safetensors (weights in float32 and what
-the optimizer keeps of them) and LEARNER.ema-...: each rank writes every ranks-th tensor; random-00000.pt: a rank's global
-random state; save.json: step, loader position, and what the training is.
+Any number of ranks can resume from a save. SAVES/step-00000100/ holds unsharded tensors by name in
+MODULE.state-00000-of-00002.safetensors (weights in float32 and the optimizer's state) and MODULE.ema-...; each rank
+writes every ranks-th tensor. random-00000.pt is a rank's global random state. save.json holds the step, the loader's
+position and a description of the training.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ MAY_DIFFER = ("log_steps", "validate_steps", "save_minutes", "save_steps")  # th
 
 @dataclass(frozen=True)
 class Training:
-    """Everything of a training that changes from step to step, by module. emas: only where an average is kept."""
+    """The parts of a training that change from step to step, by module. emas: only of modules whose average is kept."""
 
     modules: Mapping[str, TrainableModule]
     engines: Mapping[str, Engine]
@@ -43,7 +44,7 @@ class Training:
 
 
 class SavedTensors(Mapping[str, Tensor]):
-    """The tensors of one state, read from its parts one by one. Raises ValueError where a part is missing."""
+    """The tensors of one saved state, read from its part files one by one. Raises ValueError if a part is missing."""
 
     def __init__(self, folder: Path, name: str) -> None:
         parts = sorted(folder.glob(f"{name}-*.safetensors"))
@@ -64,12 +65,12 @@ class SavedTensors(Mapping[str, Tensor]):
 
 
 def saves(workdir: Path) -> list[Path]:
-    """Whole saves, oldest first."""
+    """Returns the folders of complete saves, oldest first."""
     return sorted(p for p in (workdir / SAVES).glob("step-*") if p.is_dir())
 
 
 def save(training: Training, step: int, ctx: Context) -> Path:
-    """Saves the state after `step` steps; every rank calls it. Returns the save's folder."""
+    """Saves the state after `step` steps and returns the save's folder. Every rank calls it."""
     final = ctx.workdir / SAVES / f"step-{step:08d}"
     aside = final.with_name(f".writing-{step:08d}")
     if ctx.rank == 0:
@@ -98,8 +99,11 @@ def save(training: Training, step: int, ctx: Context) -> Path:
 
 
 def resume(training: Training, ctx: Context) -> int:
-    """Takes up the newest save in ctx.workdir, or that which the run keeps elsewhere; returns the number of steps already
-    done (0: a fresh start). Raises StageError where the save is of another training, with what differs."""
+    """Restores the newest save in ctx.workdir, or the one that the run keeps elsewhere.
+
+    Returns the number of finished steps (0: a fresh start). Raises StageError if the save cannot be read, or is of
+    another training, with the differences.
+    """
     ctx.recall(SAVES)
     found = saves(ctx.workdir)
     if not found:
@@ -121,16 +125,19 @@ def resume(training: Training, ctx: Context) -> int:
             f"this training again"
         ) from error
     random = folder / f"random-{ctx.rank:05d}.pt"
-    if random.exists():  # not where there are more ranks now
+    if random.exists():  # absent if there are more ranks now
         _restore_random(torch.load(random, map_location="cpu", weights_only=True))
     ctx.log(f"resumed after step {about['step']} from {folder}")
     return int(about["step"])
 
 
 def _write_share(tensors: Iterable[tuple[str, Tensor]], path: Path, ctx: Context) -> None:
-    """Writes this rank's part, every ranks-th tensor. All ranks go through all tensors, which may be put together for it.
-    Those that lie on the CPU are written from where they are: a copy of all would be the training's peak of memory there. But
-    for numbers of steps, of which a sharded engine has one for all weights: safetensors takes no tensor twice."""
+    """Writes this rank's part, which is every ranks-th tensor.
+
+    All ranks go through all tensors, which may have to be gathered. Tensors on the CPU are not copied before writing,
+    because a copy of all would set the training's peak of memory there. Scalars are copied: a sharded engine has one
+    step count for all weights, and safetensors takes no tensor twice.
+    """
     own = {
         name: tensor.detach().to("cpu", copy=tensor.ndim == 0).contiguous()
         for number, (name, tensor) in enumerate(tensors)
@@ -140,6 +147,7 @@ def _write_share(tensors: Iterable[tuple[str, Tensor]], path: Path, ctx: Context
 
 
 def _load_average(ema: Ema, engine: Engine, saved: Mapping[str, Tensor], updates: int) -> None:
+    """Copies a saved average into `ema`. Raises ValueError if it is of another module."""
     if saved.keys() != ema.shadow.keys():
         odd = sorted(saved.keys() ^ ema.shadow.keys())[:3]
         raise ValueError(f"the saved average is another module's ({', '.join(odd)}...)")
@@ -149,7 +157,7 @@ def _load_average(ema: Ema, engine: Engine, saved: Mapping[str, Tensor], updates
 
 
 def _require_same(saved: Mapping[str, Any], own: Mapping[str, Any], folder: Path) -> None:
-    """Raises StageError naming every field in which the training of a save was another one."""
+    """Raises StageError that names every field in which the training of a save differs."""
     before, now = dict(_leaves(saved)), dict(_leaves(own))
     differ = [
         f"  {key}: {before.get(key, 'absent')} in the save, {now.get(key, 'absent')} now"
@@ -166,7 +174,7 @@ def _require_same(saved: Mapping[str, Any], own: Mapping[str, Any], folder: Path
 
 
 def _leaves(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """(dotted name, value) of nested plain data, without type marks; fields of `config` by their own names."""
+    """Yields (dotted name, value) of nested plain data, without type marks; fields of `config` have their own names."""
     for key, inner in value.items():
         if isinstance(inner, Mapping):
             yield from _leaves(inner, prefix if key == "config" else f"{prefix}{key}.")
@@ -175,7 +183,7 @@ def _leaves(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def _random(device: torch.device) -> dict[str, torch.Tensor]:
-    """Global random state, for whatever draws outside a generator (stages draw from method.RngStreams)."""
+    """Returns the global random state, for code that samples outside a generator (stages use method.RngStreams)."""
     out = {"cpu": torch.get_rng_state()}
     if device.type == "cuda":
         out["cuda"] = torch.cuda.get_rng_state(device)

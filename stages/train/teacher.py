@@ -1,8 +1,8 @@
-"""Stage TEACHER: a pretrained image-to-video DiT learns to follow tracks (MotionStream, sections 3.1 and 3.2).
+"""Stage TEACHER: trains a pretrained image-to-video DiT to follow tracks (MotionStream, sections 3.1 and 3.2).
 
 Three phases of flow matching:
   groups  frame 0 and a few random later latent frames: large displacements in cheap steps; control appears here, and
-          carries over to whole clips within seconds (an addition of ours, for small models; off at paper scale);
+          carries over to whole clips within seconds (our addition for small models; off at paper scale);
   clips   whole clips;
   masked  whole clips with mid-frame masking, the track head frozen, a lower learning rate.
 """
@@ -55,7 +55,10 @@ from stages.train.sampling import (
 
 
 class LoaderThenLoader:
-    """method.Loader: the batches of `first` for `steps` steps of micro_steps batches each, then those of `then`, endlessly."""
+    """Yields the batches of `first` for `steps` steps of micro_steps batches each, then those of `then`, endlessly.
+
+    It is a method.Loader.
+    """
 
     def __init__(self, first: Loader, then: Loader, steps: int, micro_steps: int) -> None:
         self.first, self.then, self.steps, self.micro_steps = first, then, steps, micro_steps
@@ -68,12 +71,12 @@ class LoaderThenLoader:
                 yield batch
 
     def metrics(self) -> dict[str, float]:
-        """Their sums."""
+        """Returns the sums of both loaders' figures."""
         then = self.then.metrics()
         return {name: value + then[name] for name, value in self.first.metrics().items()}
 
     def state_dict(self) -> dict[str, Any]:
-        """At the end of a step; the same for any number of ranks."""
+        """Returns the position at the end of a step, the same for any number of ranks."""
         return {
             "steps": self._taken // self.micro_steps,
             "first": self.first.state_dict(),
@@ -88,20 +91,22 @@ class LoaderThenLoader:
 
 Phase = Literal["groups", "clips", "masked"]
 PROBE_TIMES = (0.95, 0.8)
-ALARM = "gap/t095"  # what tracks bring where noise leaves little else
+ALARM = "gap/t095"  # the effect of tracks at a time at which noise leaves little other information
 WEIGHTINGS = ("uniform", "bell")
 TRACK_INITS = ("zero", "matching")
 
 
 @dataclass(frozen=True)
 class TeacherConfig(GroupedConfig):
-    """Paper, Wan 2.1: phase 1 of 4,800 steps at 1e-5, phase 2 of 800 at 1e-6, batch 128.
+    """Settings of the teacher's training.
 
-    init: where the backbone comes from when no base checkpoint is handed in: "embedded:nano", a folder or file, a hub id
-    (msmodel/io/backbones.py says what can be read), or "random". strict_init: refuse weights with tensors that are missing or
-    not understood.
-    track_init: "zero" leaves the backbone's function unchanged at step 0, as the paper; "matching" gives it an attention
-    head that looks for equal ids (msmodel/nano/matching.py), for small models that would find it late or never.
+    Paper, Wan 2.1: phase 1 of 4,800 steps at 1e-5, phase 2 of 800 at 1e-6, batch 128.
+
+    init: source of the backbone if there is no base checkpoint: "embedded:nano", a folder or file, a hub id
+    (msmodel/io/backbones.py defines what can be read), or "random". strict_init: refuse weights with missing or unknown
+    tensors. track_init: "zero" leaves the backbone's function unchanged at step 0, as in the paper; "matching" gives it
+    an attention head that attends to equal ids (msmodel/nano/matching.py), for small models that would learn this late
+    or never.
     """
 
     group: ClassVar[str] = "teacher"
@@ -109,15 +114,15 @@ class TeacherConfig(GroupedConfig):
     init: str = "embedded:nano"
     strict_init: bool = True
     track_init: str = "zero"
-    phase1_steps: int = 4800  # on whole clips, after the groups
+    phase1_steps: int = 4800  # steps of phase 1, on whole clips, after the groups
     phase2_steps: int = 800  # steps of phase 2, which masks tracks of chunks
     lr: float = 1e-5  # learning rate of phase 1
     phase2_lr: float = 1e-6  # learning rate of phase 2
-    weighting: str = "bell"  # of the loss over time: "bell" or "uniform"
+    weighting: str = "bell"  # weighting of the loss over time: "bell" or "uniform"
     context_share: float = (
-        0.0  # of the steps after the groups: on one chunk with clean context (stages/train/context.py)
+        0.0  # share of the steps after the groups that train on clean context (stages/train/context.py)
     )
-    context_noise: float = 0.1  # most noise that this context keeps
+    context_noise: float = 0.1  # largest share of noise that this context keeps
     augment: Augment = field(default_factory=Augment)
     probe_clips: int = 8  # held-out clips of the paired loss gap
     picture_clips: int = 2  # held-out clips on the contact sheet
@@ -128,6 +133,7 @@ class TeacherConfig(GroupedConfig):
         return self.group_steps + self.phase1_steps + self.phase2_steps
 
     def phase(self, step: int) -> Phase:
+        """Returns the phase of `step` (from 0)."""
         if self.grouped(step):
             return "groups"
         return "clips" if step < self.group_steps + self.phase1_steps else "masked"
@@ -152,21 +158,21 @@ class TeacherConfig(GroupedConfig):
 
 @dataclass(frozen=True)
 class Phase1Config(TeacherConfig):
-    """The phase-1 teacher of `make nano-base`: from the base, on groups and whole clips."""
+    """Settings of the phase-1 teacher of `make nano-base`. It trains from the base on groups and whole clips."""
 
     group: ClassVar[str] = "phase1"
 
 
 @dataclass(frozen=True)
 class ContextConfig(TeacherConfig):
-    """What follows in `make nano-base`: the phase-1 teacher goes on, half of its steps with clean context."""
+    """Settings of the training that follows phase 1 in `make nano-base`, half of its steps with clean context."""
 
     group: ClassVar[str] = "phase1_context"
 
 
 @dataclass(frozen=True)
 class TeacherRun:
-    """What this stage reads; hashed whole into its key."""
+    """Settings that stage TEACHER reads. All of them are hashed into its key."""
 
     model: ModelConfig
     teacher: TeacherConfig
@@ -179,7 +185,7 @@ class TeacherRun:
 
 @dataclass(frozen=True)
 class TeacherInputs:
-    """base: weights to start from instead of teacher.init (the result of stage BASE)."""
+    """Inputs of stage TEACHER. base: weights to start from instead of teacher.init (the result of stage BASE)."""
 
     train: ShardSet
     heldout: ShardSet
@@ -189,13 +195,16 @@ class TeacherInputs:
 
 @dataclass(frozen=True, kw_only=True)
 class TwoSetInputs(TeacherInputs):
-    """phase2: what phase 2 trains on in place of train. A type of its own: its absence must not change a step's key."""
+    """Inputs of stage TEACHER with a set of its own for phase 2. phase2: replaces `train` there.
+
+    It is a type of its own, because the absence of phase2 must not change a step's key.
+    """
 
     phase2: ShardSet
 
 
 class TeacherMethod:
-    """Flow matching with tracks. One trainable module, "dit"; its optimizer's group "head" is the track head."""
+    """Flow matching with tracks. It trains one module, "dit"; its optimizer's group "head" is the track head."""
 
     name = "teacher"
 
@@ -238,7 +247,7 @@ class TeacherMethod:
         return Validation(gaps, pictures, self.alarms(step, gaps))
 
     def alarms(self, step: int, gaps: Mapping[str, float]) -> tuple[str, ...]:
-        """From the middle of the training on, tracks must lower the held-out loss."""
+        """Returns a warning if tracks do not lower the held-out loss, from the middle of the training on."""
         if 2 * step < self.cfg.total_steps or gaps[ALARM] > 0:
             return ()
         return (
@@ -248,9 +257,10 @@ class TeacherMethod:
 
 
 class Probe:
-    """The paired loss gap: the same held-out clips, noise and times at every call, with and without tracks.
+    """Measures the paired loss gap: held-out losses with and without tracks.
 
-    Per-step loss says nothing about control; this gap is what tracks bring. Also makes contact sheets of these clips.
+    Clips, noise and times are the same at every call. The loss of a step does not show control; this gap does, as it
+    measures the effect of the tracks. A Probe also makes contact sheets of these clips.
     """
 
     def __init__(self, heldout: Batch, model: ModelConfig, augment: Augment, decode: Decode, seed: int) -> None:
@@ -264,7 +274,10 @@ class Probe:
 
     @torch.no_grad()
     def gaps(self, dit: nn.Module) -> dict[str, float]:
-        """heldout/tXXX: loss with tracks. gap/tXXX: loss without minus loss with. The same for groups of two frames."""
+        """Returns heldout/tXXX, the loss with tracks, and gap/tXXX, the loss without tracks minus that with tracks.
+
+        The same figures of groups of two frames are named heldout/group_tXXX and gap/group_tXXX.
+        """
         out: dict[str, float] = {}
         inputs = {
             "": (self.latents, self.eps, self.cond),
@@ -280,7 +293,7 @@ class Probe:
         return out
 
     def picture(self, dit: nn.Module, clips: int, steps: int) -> np.ndarray:
-        """Contact sheet: for each clip the real one, sampled with tracks, sampled without (no guidance)."""
+        """Returns a contact sheet: for each clip the real one, then sampled with and without tracks (no guidance)."""
         cond, noise = first_conditions(self.cond, clips), self.eps[:clips]
         sampled = sample_teacher(dit, cond, noise, steps, None, self.model)
         blind = sample_teacher(dit, cond.without_tracks(), noise, steps, None, self.model)
@@ -292,13 +305,13 @@ class Probe:
 def fit(
     cfg: TeacherRun, dit: nn.Module, loader: Loader, heldout: Batch, decode: Decode, ctx: Context
 ) -> dict[str, float]:
-    """Trains `dit` in place (it ends with the averaged weights). Returns the final held-out figures."""
+    """Trains `dit` in place and leaves it with the averaged weights. Returns the last held-out figures."""
     probe = Probe(heldout.to(ctx.device), cfg.model, cfg.teacher.augment, decode, ctx.seed)
     return train(TeacherMethod(dit, cfg.model, cfg.teacher, probe), loader, cfg.teacher, ctx.seed, ctx)
 
 
 def run(cfg: TeacherRun, inputs: TeacherInputs, ctx: Context) -> Checkpoint:
-    """Checkpoint "teacher": averaged weights, with the held-out loss gaps as metrics."""
+    """Returns checkpoint "teacher": the averaged weights, with the held-out loss gaps as metrics."""
     dit, start = initial_dit(cfg.model, cfg.teacher.init, inputs.base, ctx.seed, cfg.teacher.strict_init)
     for line in start.lines() if start else ():
         ctx.log(line)
@@ -315,7 +328,7 @@ def run(cfg: TeacherRun, inputs: TeacherInputs, ctx: Context) -> Checkpoint:
 
 
 def open_phases(cfg: TeacherConfig, inputs: TeacherInputs, ctx: Context) -> Loader:
-    """This rank's batches of all phases."""
+    """Returns this rank's loader of the batches of all phases."""
     micro_steps = cfg.micro_steps(ctx.world_size)
     loader = open_loader((inputs.train,), cfg.batch, inputs.loader, ctx, micro_steps)
     if not isinstance(inputs, TwoSetInputs):

@@ -1,8 +1,8 @@
-"""Stage TINY_VAE: a small decoder for streaming, trained on the frozen encoder's latents of real pixels.
+"""Stage TINY_VAE: trains a small decoder for streaming on the frozen encoder's latents of real pixels.
 
-Loss = L1 + multi-scale difference of image gradients, which stands in for LPIPS (its weights are not to be had offline)
-+ optional adversarial hinge loss with a patch discriminator (paper: reconstruction + LPIPS + adversarial). At nano the
-adversarial weight is 0: a discriminator costs more than it brings at 80x48 pixels.
+Loss = L1 + multi-scale difference of image gradients, which replaces LPIPS (its weights are not available offline) +
+optional adversarial hinge loss with a patch discriminator (paper: reconstruction + LPIPS + adversarial). At nano the
+adversarial weight is 0: at 80x48 pixels a discriminator costs more than it gains.
 
 Legend: b batch, z latent channels, t latent frames, h w latent size, T pixel frames, H W pixels; pixels in [-1, 1].
 """
@@ -38,14 +38,15 @@ DECODER, DISCRIMINATOR = "decoder", "discriminator"
 
 @dataclass(frozen=True)
 class TinyVAEConfig(StepsConfig):
-    """Paper: 200 K steps, lr 3e-4, batch 16, crops of 144x144x21.
+    """Settings of the tiny VAE's training. Paper: 200 K steps, lr 3e-4, batch 16, crops of 144x144x21.
 
-    width: channels of the finest level. init: "random", "embedded:NAME" or a folder. latent_frames, side_px: size of the
-    training crop, 0 = whole. fit_clips: clips for the least-squares start of a random decoder's linear projection.
+    width: channels of the finest level. init: "random", "embedded:NAME" or a folder. latent_frames, side_px: size of
+    the training crop in latent frames and pixels, 0 = full size. fit_clips: clips for the least-squares initialisation
+    of a random decoder's linear projection.
     """
 
     group: ClassVar[str] = "tiny_vae"
-    spares: ClassVar[bool] = True  # its batch is small, and so is its work
+    spares: ClassVar[bool] = True  # its batch and its work are small
 
     steps: int = 200_000
     batch: int = 16
@@ -75,14 +76,14 @@ class TinyVAEConfig(StepsConfig):
 
 @dataclass(frozen=True)
 class TinyBaseConfig(TinyVAEConfig):
-    """The tiny VAE that `make nano-base` ships: where the nano preset's own starts."""
+    """Settings of the tiny VAE that `make nano-base` ships, from which the nano preset's own tiny VAE starts."""
 
     group: ClassVar[str] = "tiny_base"
 
 
 @dataclass(frozen=True)
 class TinyVAERun:
-    """What this stage reads; hashed whole into its key."""
+    """Settings that stage TINY_VAE reads. All of them are hashed into its key."""
 
     model: ModelConfig
     tiny_vae: TinyVAEConfig
@@ -90,13 +91,18 @@ class TinyVAERun:
 
 @dataclass(frozen=True)
 class TinyVAEInputs:
+    """Inputs of stage TINY_VAE: training and held-out shards, and the loader's settings."""
+
     train: ShardSet
     heldout: ShardSet
     loader: LoaderConfig = field(default_factory=LoaderConfig)
 
 
 def gradient_loss(made: Tensor, real: Tensor, scales: int = 3) -> Tensor:
-    """Mean L1 difference of horizontal and vertical image gradients, at `scales` resolutions. b 3 T H W -> scalar."""
+    """Returns the mean L1 difference of horizontal and vertical image gradients, at `scales` resolutions, a scalar.
+
+    made, real: b 3 T H W.
+    """
     a, b = (rearrange(v, "b c t h w -> (b t) c h w") for v in (made, real))
     total = a.new_zeros(())
     for scale in range(scales):
@@ -108,7 +114,7 @@ def gradient_loss(made: Tensor, real: Tensor, scales: int = 3) -> Tensor:
 
 
 class PatchDiscriminator(nn.Module):
-    """Real or decoded, patch by patch of single frames: b 3 T H W -> logits (b T) 1 h w."""
+    """Classifies patches of single frames as real or decoded: b 3 T H W -> logits (b T) 1 h w."""
 
     def __init__(self, width: int = 32) -> None:
         super().__init__()
@@ -123,7 +129,7 @@ class PatchDiscriminator(nn.Module):
 
 
 class TinyVAEMethod:
-    """One trainable module, "decoder"; a second one, "discriminator", where adversarial_weight is above 0."""
+    """Reconstruction from latents. It trains "decoder", and also "discriminator" if adversarial_weight is above 0."""
 
     name = "tiny_vae"
 
@@ -164,7 +170,7 @@ class TinyVAEMethod:
         return Loss(value, metrics)
 
     def hinge(self, latents: Tensor, video: Tensor) -> Tensor:
-        """The discriminator's hinge loss."""
+        """Returns the discriminator's hinge loss."""
         assert self.discriminator is not None
         with torch.no_grad():
             made = self.decoder(latents)
@@ -172,7 +178,7 @@ class TinyVAEMethod:
 
     @torch.no_grad()
     def validate(self, step: int) -> Validation:
-        """heldout/psnr (dB, mean over frames) and heldout/l1 of whole held-out clips; contact sheet."""
+        """Returns heldout/psnr (dB, mean over frames) and heldout/l1 of whole held-out clips, and a contact sheet."""
         latents, video = self.heldout.crop(0, 0, self.vae, torch.Generator())
         made = self.decoder.decode(latents)
         per_frame = rearrange((made - video).square(), "b c t h w -> (b t) (c h w)").mean(dim=1)
@@ -183,7 +189,7 @@ class TinyVAEMethod:
 
 
 def initial_decoder(cfg: TinyVAERun, start: FrameBatch, seed: int) -> TinyDecoder:
-    """The decoder that training starts from; a random one gets its linear projection by least squares on `start`."""
+    """Returns the initial decoder. A random one gets its linear projection by least squares on `start`."""
     if cfg.tiny_vae.init != RANDOM:
         return load_tiny_vae(cfg.tiny_vae.init).train().requires_grad_(True)
     with torch.random.fork_rng():
@@ -195,18 +201,18 @@ def initial_decoder(cfg: TinyVAERun, start: FrameBatch, seed: int) -> TinyDecode
 
 
 def fit(cfg: TinyVAERun, decoder: TinyDecoder, loader: Loader, heldout: FrameBatch, ctx: Context) -> dict[str, float]:
-    """Trains `decoder` in place (it ends with the averaged weights). Returns the final held-out figures."""
+    """Trains `decoder` in place and leaves it with the averaged weights. Returns the last held-out figures."""
     method = TinyVAEMethod(decoder, cfg, heldout.to(ctx.device), ctx.seed)
     return train(method, loader, cfg.tiny_vae, ctx.seed, ctx)
 
 
 def some_frames(shards: ShardSet, most: int) -> FrameBatch:
-    """The same clips of a set, at most `most`, every time and on every rank."""
+    """Returns at most `most` clips of a set, the same every time and on every rank."""
     return next(iter(FrameLoader((shards,), min(most, shards.clips), 0, 0, 1)))
 
 
 def run(cfg: TinyVAERun, inputs: TinyVAEInputs, ctx: Context) -> Checkpoint:
-    """Checkpoint "tiny_vae": the averaged weights, with held-out PSNR and L1 as metrics."""
+    """Returns checkpoint "tiny_vae": the averaged weights, with held-out PSNR and L1 as metrics."""
     tiny = cfg.tiny_vae
     decoder = initial_decoder(cfg, some_frames(inputs.train, max(tiny.fit_clips, 1)), ctx.seed).to(ctx.device)
     micro_steps, place = tiny.micro_steps(ctx.world_size), (ctx.rank, ctx.world_size)

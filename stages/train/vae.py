@@ -1,8 +1,10 @@
-"""Stage VAE: pre-trains the nano VAE on videos. Part of `make nano-base`; the full presets use Wan's own VAE.
+"""Stage VAE: pre-trains the nano VAE on videos. It is part of `make nano-base`; the full presets use Wan's own VAE.
 
-The encoder is fixed first: the principal components of space-time patches. Then its decoder's residual network is trained on
-Charbonnier(reconstruction) + g Charbonnier(its spatial gradients), from latents with a little noise on them, so that the
-decoder does not amplify the small errors of a diffusion model (Rombach et al. 2022, section 3.1, does it by a KL term).
+The encoder is set first, to the principal components of space-time patches. Then the decoder's residual network is
+trained on Charbonnier(reconstruction) + g Charbonnier(its spatial gradients). A little noise is added to the latents,
+so that the decoder does not amplify the small errors of a diffusion model (Rombach et al. 2022, section 3.1, use a KL
+term for this).
+
 Legend: b batch, z latent channels, t latent frames, p patch values, T pixel frames, H W pixels; RGB in [-1, 1].
 """
 
@@ -40,10 +42,11 @@ from stages.train.vae_footage import Footage, decode_small
 
 @dataclass(frozen=True)
 class VAETrainConfig(StepsConfig):
-    """The recipe of the shipped VAE. A step is `batch` clips of `frames` frames.
+    """Settings of the training of the shipped VAE. A step takes `batch` clips of `frames` frames.
 
-    latent_noise: standard deviation added to normalised latents while training. component_clips: clips whose patches give
-    the principal components. short_side, max_frames: size of the footage kept in memory, pixels and frames a video.
+    latent_noise: standard deviation of the noise added to normalised latents in training. component_clips: clips whose
+    patches give the principal components. short_side, max_frames: size of the footage kept in memory, pixels and frames
+    per video.
     """
 
     group: ClassVar[str] = "vae_training"
@@ -73,7 +76,7 @@ class VAETrainConfig(StepsConfig):
 
 @dataclass(frozen=True)
 class VAERun:
-    """What this stage reads; hashed whole into its key. height, width: of the training crops, pixels."""
+    """Settings that stage VAE reads, all of them hashed into its key. height, width: size of training crops, pixels."""
 
     vae: VAEConfig
     vae_training: VAETrainConfig
@@ -83,18 +86,18 @@ class VAERun:
 
 @dataclass(frozen=True)
 class VAEInputs:
-    """Videos to train on, and others to watch."""
+    """Inputs of stage VAE: videos to train on, and held-out videos to validate on."""
 
     train: tuple[Video, ...]
     heldout: tuple[Video, ...]
 
 
 class FootageLoader:
-    """Batches b 3 T H W endlessly, dealt to the ranks in turn; the i-th depends on (seed, i) only."""
+    """Yields batches b 3 T H W endlessly, which go to the ranks in order; the i-th depends on (seed, i) only."""
 
     def __init__(self, footage: Footage, batch: int, seed: int, rank: int = 0, world_size: int = 1) -> None:
         self.footage, self.batch, self.seed, self.rank, self.world_size = footage, batch, seed, rank, world_size
-        self.drawn = 0  # by all ranks together
+        self.drawn = 0  # batches made by all ranks together
 
     def __iter__(self) -> Iterator[dict[str, Tensor]]:
         while True:
@@ -113,7 +116,7 @@ class FootageLoader:
 
 
 class VAEMethod:
-    """One trainable module, "vae": the decoder's network. The encoder's components are buffers."""
+    """Reconstruction of pixels. It trains one module, "vae", the decoder's network; the encoder is held in buffers."""
 
     name = "vae"
 
@@ -139,7 +142,7 @@ class VAEMethod:
 
     @torch.no_grad()
     def validate(self, step: int) -> Validation:
-        """heldout/psnr (dB, mean over clips) of the round trip; contact sheet."""
+        """Returns heldout/psnr (dB, mean over clips) of clips encoded and decoded, and a contact sheet."""
         made = self.vae.decode(self.vae.encode(self.heldout))
         value = sum(psnr(a, b) for a, b in zip(made, self.heldout, strict=True)) / len(made)
         strips = [v[clip] for clip in range(min(2, len(made))) for v in (self.heldout, made)]
@@ -147,7 +150,7 @@ class VAEMethod:
 
 
 def reconstruction_loss(x: Tensor, target: Tensor, gradient_weight: float) -> Tensor:
-    """Charbonnier of the pixels, plus gradient_weight times that of the differences between neighbours in y and x."""
+    """Returns the pixels' Charbonnier loss plus gradient_weight times that of the differences of neighbours in y and x."""
     error = x - target
     loss = _charbonnier(error).mean()
     for dim in (-1, -2):
@@ -156,25 +159,28 @@ def reconstruction_loss(x: Tensor, target: Tensor, gradient_weight: float) -> Te
 
 
 def psnr(x: Tensor, target: Tensor) -> float:
-    """dB over the whole tensor, peak 2 (pixels in [-1, 1])."""
+    """Returns the PSNR in dB over all values, with peak 2 (pixels in [-1, 1])."""
     return float(10.0 * torch.log10(4.0 / (x - target).square().mean()))
 
 
 @torch.no_grad()
 def fix_encoder(vae: PatchVAE, footage: Footage, clips: int, seed: int) -> None:
-    """Sets the encoder to the principal components of patches drawn from the footage."""
+    """Sets the encoder to the principal components of patches sampled from the footage."""
     drawn = fold(footage.batch(clips, torch.Generator().manual_seed(seed)), vae.cfg)
     patches = rearrange(drawn, "b p t h w -> (b t h w) p")
     vae.set_components(*principal_components(patches, vae.cfg.z_channels))
 
 
 def fit(cfg: VAERun, vae: PatchVAE, loader: Loader, heldout: Tensor, ctx: Context) -> dict[str, float]:
-    """Trains `vae` in place (it ends with the averaged weights). heldout b 3 T H W. Returns the final held-out figures."""
+    """Trains `vae` in place and leaves it with the averaged weights. Returns the last held-out figures.
+
+    heldout: b 3 T H W.
+    """
     return train(VAEMethod(vae, cfg.vae_training, heldout.to(ctx.device)), loader, cfg.vae_training, ctx.seed, ctx)
 
 
 def run(cfg: VAERun, inputs: VAEInputs, ctx: Context) -> Checkpoint:
-    """Checkpoint "vae". Raises StageError when no video can be decoded."""
+    """Returns checkpoint "vae". Raises StageError if no video can be decoded."""
     own = cfg.vae_training
     size = (cfg.height, cfg.width, own.frames)
     footage = Footage(decode_all(inputs.train, own, ctx), *size)
@@ -194,7 +200,10 @@ def run(cfg: VAERun, inputs: VAEInputs, ctx: Context) -> Checkpoint:
 
 
 def decode_all(videos: Sequence[Video], cfg: VAETrainConfig, ctx: Context) -> list[Tensor]:
-    """Small clips T H W 3 uint8 of the videos that can be decoded; the others are logged."""
+    """Returns small clips T H W 3 uint8 of the videos that can be decoded, and logs the others.
+
+    Raises StageError if there are none.
+    """
     clips = []
     for video in videos:
         try:

@@ -1,7 +1,8 @@
-"""What the nano VAE is trained on: crops of the packaged clips, and moving composites made of them.
+"""Training data of the nano VAE: crops of the packaged clips, and moving composites made of them.
 
-Footage is kept as small uint8 clips in memory. Half of the items are real motion; the others are pans over one frame and
-patches flying over a panning background, because rendered scenes hold such motion and real clips hardly do.
+Footage is kept as small uint8 clips in memory. Half of the items are real motion. The others are pans over one frame,
+and patches moving over a panning background, because rendered scenes have such motion and real clips rarely do.
+
 Legend: c colour, T frames, H W pixels; pixels are RGB in [-1, 1].
 """
 
@@ -20,9 +21,9 @@ from stages.records import Video
 
 
 def decode_small(video: Video, short_side: int, max_frames: int) -> Tensor:
-    """A video -> T H W 3 uint8 with the given short side, at most max_frames consecutive frames from its middle.
+    """Returns at most max_frames consecutive frames from a video's middle, T H W 3 uint8 with the given short side.
 
-    Raises ValueError when the file cannot be decoded.
+    Raises ValueError if the file cannot be decoded.
     """
     container = read_container(video.path).scaled_to(short_side)
     count = len(read_timestamps(video.path))
@@ -32,24 +33,27 @@ def decode_small(video: Video, short_side: int, max_frames: int) -> Tensor:
 
 
 class Footage:
-    """Random training items from a list of small clips. Draws only from the generator given to `batch`."""
+    """Makes random training items from small clips. All randomness comes from the generator given to `batch`."""
 
     def __init__(self, clips: Sequence[Tensor], height: int, width: int, frames: int):
-        """clips: T H W 3 uint8 each, at least as tall and wide as one crop of the smallest scale."""
+        """Takes clips T H W 3 uint8, each at least as tall and wide as one crop of the smallest scale.
+
+        Raises ValueError if there are none.
+        """
         if not clips:
             raise ValueError("VAE pre-training got no footage: give it at least one video")
         self.clips = list(clips)
         self.height, self.width, self.frames = height, width, frames
 
     def batch(self, items: int, generator: torch.Generator) -> Tensor:
-        """-> b 3 T H W in [-1, 1]."""
+        """Returns a batch of random items, b 3 T H W in [-1, 1]."""
         makers = (self._real, self._real, self._pan, self._composite)
         return torch.stack(
             [_jitter(makers[_below(len(makers), generator)](generator), generator) for _ in range(items)]
         )
 
     def _real(self, generator: torch.Generator) -> Tensor:
-        """Consecutive frames (step 1 or 2, either direction) of one clip, the same random crop in all."""
+        """Returns consecutive frames (step 1 or 2, either direction) of one clip, all with the same random crop."""
         clip = self._pick(generator)
         step = 1 + _below(2, generator)
         span = min(len(clip), step * (self.frames - 1) + 1)
@@ -60,13 +64,13 @@ class Footage:
         return self._crop(_to_float(clip[index]), generator)
 
     def _pan(self, generator: torch.Generator) -> Tensor:
-        """One frame seen by a camera that moves, turns and zooms evenly; a static one in a quarter of the draws."""
+        """Returns one frame seen by a camera that moves, rotates and zooms evenly, or, one time in four, stands still."""
         clip = self._pick(generator)
         frame = _to_float(clip[_below(len(clip), generator)][None])
         return self._move(frame, speed=0.0 if _below(4, generator) == 0 else 0.12, generator=generator)
 
     def _composite(self, generator: torch.Generator) -> Tensor:
-        """One or two textured ellipses or boxes crossing a panning background."""
+        """Returns one or two textured ellipses or boxes that cross a panning background."""
         scene = self._pan(generator)
         for _ in range(1 + _below(2, generator)):
             texture = self._pan(generator)
@@ -74,7 +78,7 @@ class Footage:
         return scene
 
     def _mask(self, generator: torch.Generator) -> Tensor:
-        """-> 1 T H W in [0, 1]: a soft-edged moving ellipse or box."""
+        """Returns a soft-edged moving ellipse or box, 1 T H W in [0, 1]."""
         time = rearrange(torch.linspace(-1.0, 1.0, self.frames), "t -> t 1 1")
         centre, velocity = _uniform(-0.7, 0.7, 2, generator), _uniform(-0.6, 0.6, 2, generator)
         radius = _uniform(0.15, 0.55, 2, generator)
@@ -87,7 +91,10 @@ class Footage:
         return ((1.0 - distance) / softness + 0.5).clamp(0.0, 1.0)[None]
 
     def _move(self, frame: Tensor, speed: float, generator: torch.Generator) -> Tensor:
-        """frame 1 3 H W -> 3 T H W through an affine window; speed in half-widths a frame at most."""
+        """Returns a frame (1 3 H W) seen through a moving affine window, as 3 T H W.
+
+        speed: largest, in half-widths per frame.
+        """
         scale = self._scale(frame, generator)
         time = torch.arange(self.frames) - (self.frames - 1) / 2
         shift = _uniform(-0.3, 0.3, 2, generator)[None] + time[:, None] * _uniform(-speed, speed, 2, generator)[None]
@@ -109,7 +116,7 @@ class Footage:
         return rearrange(seen, "t c h w -> c t h w").clamp(-1.0, 1.0)
 
     def _crop(self, frames: Tensor, generator: torch.Generator) -> Tensor:
-        """frames T 3 H W -> 3 T H W: a random window of the target's shape, resized with antialiasing."""
+        """Returns a random window of frames (T 3 H W), of the target's shape, resized with antialiasing to 3 T H W."""
         tall, wide = frames.shape[-2:]
         share = self._scale(frames, generator)
         h, w = max(8, round(tall * float(share[0]))), max(8, round(wide * float(share[1])))
@@ -119,7 +126,10 @@ class Footage:
         return rearrange(small, "t c h w -> c t h w").clamp(-1.0, 1.0)
 
     def _scale(self, frames: Tensor, generator: torch.Generator) -> Tensor:
-        """Window size (tall, wide) as shares of the frame: the largest of the target's shape, or down to half of it."""
+        """Returns a random window size (height, width) as fractions of the frame's.
+
+        It is between the largest window of the target's shape and half its area.
+        """
         tall, wide = frames.shape[-2:]
         largest = min(tall / self.height, wide / self.width)
         size = largest * float(_uniform(0.5, 1.0, 1, generator)) ** 0.5
@@ -130,7 +140,7 @@ class Footage:
 
 
 def _jitter(item: Tensor, generator: torch.Generator) -> Tensor:
-    """Random flips; brightness, contrast and the colours' order change in a third of the items."""
+    """Returns the item with random flips, and, one time in three, other brightness, contrast and order of colours."""
     if _below(2, generator):
         item = item.flip(-1)
     if _below(8, generator) == 0:

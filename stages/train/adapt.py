@@ -3,7 +3,7 @@
 The student starts from the teacher's weights. It regresses its x_0 onto the endpoints of the teacher's trajectories,
 from states of these trajectories, chunk by chunk and causally. Context is teacher-forced through the same rolling cache
 as in the rollout, so positions and attended chunks are those of inference. Sink and window are sampled again at each
-step, which gives the paper's randomly drawn sparse causal mask.
+step, which gives the paper's randomly sampled sparse causal mask.
 
 Legend: b batch, k student timesteps, z latent channels, t latent frames, h w latent size.
 """

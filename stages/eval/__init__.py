@@ -1,6 +1,7 @@
-"""Evaluation: how well motion is followed, how good the pictures are, how fast and how long it runs.
+"""Evaluation: how well motion is followed, picture quality, speed, and rollouts beyond the training horizon.
 
-What calls what (pipelines/evaluate.py wires it; every run takes (config, inputs, ctx)):
+Stages with their run configs, inputs and results. pipelines/evaluate.py connects them; every run takes (config, inputs,
+ctx):
 
     SELECT    once      SelectRun(model, eval.select), SelectInputs(heldout) -> Selection
               plan(selection, eval.select.batch, teacher, student) -> [EvalItem]
@@ -10,19 +11,19 @@ What calls what (pipelines/evaluate.py wires it; every run takes (config, inputs
     LONG_RUN  once      LongRunRun(model, eval.measure, eval.long_run), LongRunInputs(selection, student) -> Figures
     REPORT    once      ReportRun(preset, model, eval), ReportInputs(...) -> Report
 
-for ablations and timings:
+For ablations and timings:
 
-    SWEEP     once, a setting   SweepRun(...), SweepInputs(selection, student) -> Figures
+    SWEEP     once per setting  SweepRun(...), SweepInputs(selection, student) -> Figures
     BENCH     once      BenchRun(model, bench), None -> Figures
     SWEEP_REPORT  once  SweepReportRun(...), SweepReportInputs(points, guided) -> Report
 
-and in stages/play/replay.py, for recorded sessions:
+For recorded sessions, in stages/play/replay.py:
 
     REPLAY    once      ReplayRun(model, eval.measure), ReplayInputs(folder, digest, student) -> Figures
 
 A model that has not been trained is None: its figures are null in report.json, with the reason under `null_reasons`.
-Items of real clips hold no checkpoint, so their features are measured once, whatever is trained. SPEED and LONG_RUN want
-the machine to themselves. Records made here, for the codec: RECORDS.
+Items of real clips hold no checkpoint, so their features are measured once, whatever is trained. SPEED and LONG_RUN
+need an otherwise idle machine. RECORDS are the records defined here, for the codec.
 """
 
 from __future__ import annotations

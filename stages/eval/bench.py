@@ -1,7 +1,8 @@
-"""Stage BENCH (once): what the cache, our transformer and the small decoder are worth, as ratios of paired timings.
+"""Stage BENCH (once): the effect of the cache, our transformer and the small decoder, as ratios of paired timings.
 
-Weights are random, as nothing timed depends on them, so it needs no trained model. The two sides of a pair take turns within
-one run, so that a busy machine slows both; a figure is the median over rounds, a ratio the median of the rounds' ratios.
+Weights are random, because no timing depends on them, so it needs no trained model. The two functions of a pair
+alternate within one run, so that load on the machine slows both. A figure is the median over rounds, a ratio the median
+of the rounds' ratios.
 """
 
 from __future__ import annotations
@@ -45,8 +46,11 @@ Work = Callable[[], Any]
 
 @dataclass(frozen=True)
 class BenchConfig:
-    """rounds: timed turns of each pair, after one to warm up. tracks: of the clip whose encoding is timed. tiny_width: of the
-    tiny decoder. jpeg_quality: 0 to 100."""
+    """Settings of the timings.
+
+    rounds: timed rounds of each pair, after one to warm up. tracks: number of tracks of the clip whose encoding is
+    timed. tiny_width: width of the tiny decoder. jpeg_quality: 0 to 100.
+    """
 
     rounds: int = 9
     tracks: int = 2500
@@ -59,12 +63,14 @@ class BenchConfig:
 
 @dataclass(frozen=True)
 class BenchRun:
+    """Settings that stage BENCH reads. All of them are hashed into its key."""
+
     model: ModelConfig
     bench: BenchConfig
 
 
 class ShiftingCache(ChunkCache):
-    """The same attention with the bookkeeping of a buffer that is shifted and copied whole at every chunk."""
+    """A ChunkCache that copies all its contents at every chunk, as a shifted buffer would, with the same attention."""
 
     def write(self, i: int, kv: KV) -> None:
         super().write(i, kv)
@@ -77,7 +83,7 @@ def _copy(kv: KV) -> KV:
 
 
 def run(cfg: BenchRun, inputs: None, ctx: Context) -> Figures:
-    """Writes bench.json {settings, pairs: {name: {a_ms, b_ms, ratio}}, parts: {name: ms}} and says it as a table."""
+    """Writes bench.json {settings, pairs: {name: {a_ms, b_ms, ratio}}, parts: {name: ms}} and logs its figures."""
     bench = Bench(cfg, ctx)
     out: dict[str, Any] = {"settings": settings(ctx), "pairs": {}, "parts": {}}
     jobs: Mapping[str, Callable[[], tuple[Work, Work]]] = {
@@ -107,7 +113,7 @@ def run(cfg: BenchRun, inputs: None, ctx: Context) -> Figures:
 
 
 def paired(a: Work, b: Work, rounds: int, device: torch.device) -> dict[str, float]:
-    """Median milliseconds of both, taking turns, and the median of a / b."""
+    """Returns the median milliseconds of both functions, called alternately, and the median of a / b."""
     a(), b()
     turns = np.array([(timed(a, device), timed(b, device)) for _ in range(rounds)])
     return {
@@ -118,19 +124,20 @@ def paired(a: Work, b: Work, rounds: int, device: torch.device) -> dict[str, flo
 
 
 def alone(work: Work, rounds: int, device: torch.device) -> float:
-    """Median milliseconds."""
+    """Returns the median milliseconds of one function."""
     work()
     return float(np.median([timed(work, device) for _ in range(rounds)]))
 
 
 def timed(work: Work, device: torch.device) -> float:
+    """Returns the milliseconds of one call, including all device work that it queues."""
     began = now(device)
     work()
     return 1000 * (now(device) - began)
 
 
 class Bench:
-    """The models and inputs of one bench: batch 1, fixed seed."""
+    """Models and inputs of one benchmark: batch 1, fixed seed."""
 
     def __init__(self, cfg: BenchRun, ctx: Context) -> None:
         self.model, self.bench, self.device = cfg.model, cfg.bench, ctx.device
@@ -156,7 +163,7 @@ class Bench:
         return Conditioning(text, image, tracks, image_tokens)
 
     def chunk_with(self, cache_type: type[ChunkCache]) -> Work:
-        """One steady chunk: its denoising steps, the clean pass, and the write."""
+        """Returns a function that generates one chunk with a full cache: denoising steps, clean pass and write."""
         own, student = self.model.student, self.student
         cond, noise = self.conditioning(own.chunk + int(self.model.image_alone)), self.latents(own.chunk)
         cond_of_chunk = cond.frames(cond.image.shape[2] - own.chunk, cond.image.shape[2])
@@ -177,7 +184,10 @@ class Bench:
         return one
 
     def recomputed_and_cached(self) -> tuple[Work, Work]:
-        """Without a cache every step runs over all that is attended to."""
+        """Returns two functions that generate a chunk, without and with a cache.
+
+        Without a cache, every step runs over all attended frames.
+        """
         own = self.model.student
         frames = (own.sink + own.window + 1) * own.chunk + int(self.model.image_alone)
         cond, noise = self.conditioning(frames), self.latents(frames)
@@ -190,11 +200,14 @@ class Bench:
         return recomputed, self.chunk_with(ChunkCache)
 
     def shifted_and_cached(self) -> tuple[Work, Work]:
+        """Returns two functions that generate a chunk, with a ShiftingCache and with a ChunkCache."""
         return self.chunk_with(ShiftingCache), self.chunk_with(ChunkCache)
 
     def teacher_and_student(self) -> tuple[Work, Work]:
-        """DiT only, one clip: one of the teacher's 50 steps of joint guidance, and the student's whole rollout. The ratio of
-        throughputs is 50 times this."""
+        """Returns two functions: one of the teacher's 50 steps of joint guidance, and the student's whole rollout.
+
+        Both are of one clip, DiT only. The ratio of throughputs is 50 times the ratio of these.
+        """
         m = self.model
         cond, noise = self.conditioning(m.latent_frames), self.latents(m.latent_frames)
         chunk = self.chunk_with(ChunkCache)
@@ -209,7 +222,10 @@ class Bench:
         return teacher, student
 
     def rgb_vae_and_head(self) -> tuple[Work, Work]:
-        """The tracks of one clip by both encodings (the paper: 1053 and 25 ms); random weights."""
+        """Returns two functions that encode one clip's tracks, by the RGB VAE and by the head (paper: 1053 and 25 ms).
+
+        Weights are random.
+        """
         m, n = self.model, self.bench.tracks
         size = torch.tensor([m.clip.width, m.clip.height], device=self.device)
         xy_px = torch.rand(1, 1, n, 2, generator=self.generator).to(self.device) * size + self.normal(
@@ -234,7 +250,10 @@ class Bench:
         return by("rgb_vae"), by("head")
 
     def diffusers_and_ours(self, train: bool) -> tuple[Work, Work]:
-        """The bidirectional model, one clip; a step is forward and backward."""
+        """Returns two functions that run the bidirectional model on one clip, that of diffusers and ours.
+
+        train: forward and backward, else forward only.
+        """
         ours = fresh(WanDiT, self.model, 0).to(self.device, self.dtype).train(train)
         theirs = diffusers_twin(ours).to(self.device, self.dtype).train(train)
         cond, noisy = self.conditioning(self.model.latent_frames), self.latents(self.model.latent_frames)
@@ -258,7 +277,7 @@ class Bench:
         return through(diffusers), through(lambda: ours(noisy, t, cond))
 
     def parts(self) -> dict[str, Work]:
-        """What follows the transformer: decoding one chunk with the tiny VAE, and its frames as JPEG."""
+        """Returns further functions by name: the student's chunk, its decoding with the tiny VAE, its frames as JPEG."""
         import cv2
 
         m = self.model
@@ -280,7 +299,7 @@ class Bench:
 
 
 def diffusers_twin(ours: WanDiT) -> Any:
-    """diffusers' model with the same sizes and weights; it reads our track features as plain input channels."""
+    """Returns diffusers' model with the same sizes and weights; it reads our track features as plain input channels."""
     from diffusers import WanTransformer3DModel
 
     d, m = ours.cfg.dit, ours.cfg

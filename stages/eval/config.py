@@ -1,10 +1,10 @@
-"""Every setting of the evaluation, one group a stage, so that a changed setting reruns that stage and what follows it.
+"""Settings of the evaluation, one group per stage, so that a change reruns only its stage and those that follow.
 
-Overrides read `eval.generate.steps=8 eval.select.clips=6`. Defaults are the full presets'.
+Overrides are written `eval.generate.steps=8 eval.select.clips=6`. Defaults are those of the full presets.
 
-Names of a student's settings: cXsYwZ, with "a" for absolute rotary positions (Self Forcing's) and kN for N denoising steps:
-c3s1w1, c3s1w1a, c3s1w1k2. Attention sees differences of positions only, so "a" changes nothing without a sink: the paper's
-Self Forcing row, c3s0w6 with absolute positions, is c3s0w6.
+A student's setting is named cXsYwZ, for chunk X, sink Y and window Z, with "a" for absolute rotary positions (Self
+Forcing's) and kN for N denoising steps: c3s1w1, c3s1w1a, c3s1w1k2. Attention depends on differences of positions only,
+so "a" changes nothing without a sink: the paper's Self Forcing row, c3s0w6 with absolute positions, is c3s0w6.
 """
 
 from __future__ import annotations
@@ -26,8 +26,10 @@ SETTING = re.compile(r"c(\d+)s(\d+)w(\d+)(a?)(?:k(\d+))?")
 
 
 def read_setting(name: str, own: StudentConfig) -> tuple[StudentConfig, bool]:
-    """The student's setting that `name` means, and whether rotary positions are absolute. ValueError: not a name, or no
-    chunk or no step in it."""
+    """Returns the student's setting of this name, and whether its rotary positions are absolute.
+
+    Raises ValueError if it is no such name, or has no chunk or no step.
+    """
     found = SETTING.fullmatch(name)
     if found is None:
         raise ValueError(f"{name!r} is no setting: write cXsYwZ, then `a` for absolute positions, then kN for N steps")
@@ -39,24 +41,25 @@ def read_setting(name: str, own: StudentConfig) -> tuple[StudentConfig, bool]:
 
 
 def setting_name(cfg: StudentConfig) -> str:
+    """Returns the name of a student's chunk, sink and window."""
     return f"c{cfg.chunk}s{cfg.sink}w{cfg.window}"
 
 
 @dataclass(frozen=True)
 class SelectConfig:
-    """Which held-out clips are evaluated, and the motions they never had."""
+    """Settings of stage SELECT: how many held-out clips are evaluated, and with which counterfactual motions."""
 
-    clips: int = 30  # of each kind (rendered, real), as many as there are if fewer
-    counterfactual_clips: int = 8  # of each kind, for each counterfactual
-    counterfactuals: tuple[str, ...] = KINDS  # kinds of motion that a held-out clip never had
-    tracks: int = 2500  # most tracks a clip that a model is asked to follow: as many as in training
+    clips: int = 30  # clips of each kind (rendered, real), or all if there are fewer
+    counterfactual_clips: int = 8  # clips of each kind for each counterfactual motion
+    counterfactuals: tuple[str, ...] = KINDS  # names of the motions that a held-out clip never had
+    tracks: int = 2500  # most tracks per clip that a model is given, as many as in training
     motions: Motions = field(default_factory=Motions)
     batch: int = 4  # clips generated at once
 
 
 @dataclass(frozen=True)
 class GenerateConfig:
-    """How clips are generated. steps: the teacher's Euler steps where its quality is measured (report: teacher.steps)."""
+    """Settings of stage GENERATE. steps: the teacher's Euler steps for figures of quality (report: teacher.steps)."""
 
     steps: int = 50
     guidance: Guidance = field(default_factory=Guidance)
@@ -64,23 +67,24 @@ class GenerateConfig:
 
 @dataclass(frozen=True)
 class MeasureConfig:
-    """The raster that EPE is measured on (the paper's 832x480), the re-tracker, and the extractors' settings."""
+    """Settings of stage MEASURE: the raster of EPE (the paper's 832x480), the tracker, and the feature extractors."""
 
     raster_height: int = 480  # rows of the raster that EPE is measured on
     raster_width: int = 832  # columns of that raster
-    tracker: TrackerConfig = field(default_factory=TrackerConfig)  # its max_back_px counts clip pixels
-    moving_px: float = 4.0  # raster pixels: a track that gets this far counts as moving
-    fvd_frames: int = 16  # frames a clip shown to I3D, evenly spread
-    perceptual_every: int = 1  # every how many frames the perceptual distance looks
+    tracker: TrackerConfig = field(default_factory=TrackerConfig)  # its max_back_px is in clip pixels
+    moving_px: float = 4.0  # raster pixels; a track that moves at least this far counts as moving
+    fvd_frames: int = 16  # frames per clip given to I3D, evenly spread
+    perceptual_every: int = 1  # the perceptual distance uses every N-th frame
 
     @property
     def raster(self) -> tuple[int, int]:
+        """Returns (height, width) of the raster in pixels."""
         return self.raster_height, self.raster_width
 
 
 @dataclass(frozen=True)
 class SpeedConfig:
-    """The teacher is always timed at the paper's setting (50 steps of joint guidance: 150 evaluations)."""
+    """Settings of stage SPEED. The teacher is timed as in the paper (50 steps of joint guidance: 150 evaluations)."""
 
     teacher_steps: int = 50  # Euler steps of the timed teacher
     teacher_rollouts: int = 1  # clips that the teacher is timed on
@@ -90,34 +94,41 @@ class SpeedConfig:
 
 @dataclass(frozen=True)
 class LongRunConfig:
-    """Rollouts far beyond the training horizon, and a longer one, undecoded, for the slope of the latency."""
+    """Settings of stage LONG_RUN: rollouts far beyond the training horizon, and a longer one for the slope of latency.
 
-    clips: int = 4  # kinds take turns
+    The longer one is not decoded.
+    """
+
+    clips: int = 4  # clips, alternating between kinds
     horizons: int = 10  # length of the long rollouts, in training clips
-    chunks: int = 400  # of the latency run
+    chunks: int = 400  # chunks of the latency run
     warmup_chunks: int = 10  # chunks before the timed ones
-    beside: tuple[str, ...] = ("s0w1", "s0w6")  # sink and window of the same student under other caches
+    beside: tuple[str, ...] = ("s0w1", "s0w6")  # sink and window of other caches that the same student is compared with
 
 
 @dataclass(frozen=True)
 class ReportConfig:
+    """Settings of stage REPORT."""
+
     fvd_splits: int = 2  # disjoint parts of the clips that FVD is also computed on, to show its spread
-    show_clips: int = 2  # of each kind, as videos in report.html
-    video_height: int = 192  # pixels of each tile of those videos
+    show_clips: int = 2  # clips of each kind that report.html shows as videos
+    video_height: int = 192  # height of each tile of those videos, pixels
 
 
 @dataclass(frozen=True)
 class EvalConfig:
+    """Settings of the evaluation."""
+
     select: SelectConfig = field(default_factory=SelectConfig)
     generate: GenerateConfig = field(default_factory=GenerateConfig)
     measure: MeasureConfig = field(default_factory=MeasureConfig)
     speed: SpeedConfig = field(default_factory=SpeedConfig)
     long_run: LongRunConfig = field(default_factory=LongRunConfig)
     report: ReportConfig = field(default_factory=ReportConfig)
-    replay: str = ""  # a folder of a recorded session: plays it again and compares, in place of an evaluation
+    replay: str = ""  # folder of a recorded session, which is replayed and compared instead of an evaluation
 
     def problems(self) -> list[str]:
-        """Every inconsistency, as 'eval.field: what is wrong and how to fix it'; empty when sound."""
+        """Returns every inconsistency as 'eval.field: what is wrong and how to fix it'; empty if there is none."""
         out = self._below_least()
         unknown = [k for k in self.select.counterfactuals if k not in KINDS]
         if unknown:
@@ -138,6 +149,7 @@ class EvalConfig:
         return out + [f"eval.measure.{p}" for p in self.measure.tracker.problems()]
 
     def _below_least(self) -> list[str]:
+        """Returns the problems of settings that are below their least value."""
         groups: Mapping[str, tuple[Any, Mapping[str, int]]] = {
             "select": (self.select, {"clips": 2, "counterfactual_clips": 0, "tracks": 1, "batch": 1}),
             "select.motions": (
@@ -168,7 +180,7 @@ class EvalConfig:
 
 @dataclass(frozen=True)
 class GenerateRun:
-    """What stage GENERATE reads; hashed whole into its key."""
+    """Settings that stage GENERATE reads. All of them are hashed into its key."""
 
     model: ModelConfig
     generate: GenerateConfig
@@ -176,38 +188,48 @@ class GenerateRun:
 
 @dataclass(frozen=True)
 class SelectRun:
+    """Settings that stage SELECT reads. All of them are hashed into its key."""
+
     model: ModelConfig
     select: SelectConfig
 
 
 @dataclass(frozen=True)
 class MeasureRun:
+    """Settings that stage MEASURE reads. All of them are hashed into its key."""
+
     model: ModelConfig
     measure: MeasureConfig
 
 
 @dataclass(frozen=True)
 class SpeedRun:
+    """Settings that stage SPEED reads. All of them are hashed into its key."""
+
     model: ModelConfig
     speed: SpeedConfig
 
 
 @dataclass(frozen=True)
 class LongRunRun:
+    """Settings that stage LONG_RUN reads. All of them are hashed into its key."""
+
     model: ModelConfig
-    measure: MeasureConfig  # raster and tracker of the drifting EPE
+    measure: MeasureConfig  # raster and tracker of the EPE over windows
     long_run: LongRunConfig
 
 
 @dataclass(frozen=True)
 class ReplayRun:
+    """Settings that stage REPLAY reads. All of them are hashed into its key."""
+
     model: ModelConfig
     measure: MeasureConfig
 
 
 @dataclass(frozen=True)
 class ReportRun:
-    """preset: its name, for the page's head."""
+    """Settings that stage REPORT reads. preset: its name, for the page's head."""
 
     preset: str
     model: ModelConfig

@@ -1,4 +1,4 @@
-"""Long-run drift: figures of consecutive windows of one horizon each, and how they change from first to last.
+"""Drift over long runs: figures of consecutive windows of one horizon each, and their change from first to last.
 
 Legend: T frames, w windows.
 """
@@ -14,7 +14,10 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Trend:
-    """One figure over the windows. slope: change per 100 frames (least squares). ratio: last / first (NaN when first is 0)."""
+    """One figure over the windows.
+
+    slope_per_100_frames: least-squares slope. last_over_first: ratio, NaN if the first value is 0.
+    """
 
     values: tuple[float, ...]
     slope_per_100_frames: float
@@ -22,12 +25,15 @@ class Trend:
 
 
 def windows(video: np.ndarray, size: int) -> list[np.ndarray]:
-    """Whole windows of `size` frames, in order; a rest shorter than a window is left out."""
+    """Returns the complete windows of `size` frames in order; a shorter remainder is left out."""
     return [video[i : i + size] for i in range(0, len(video) - size + 1, size)]
 
 
 def trend(values: Sequence[float], window_frames: int) -> Trend:
-    """Slope through the finite values, placed one window apart."""
+    """Returns the trend of values that are one window apart. The slope and the ratio use the finite values only.
+
+    Both are NaN if fewer than two values are finite.
+    """
     at = np.arange(len(values)) * window_frames / 100
     pairs = [(x, y) for x, y in zip(at, values, strict=True) if math.isfinite(y)]
     if len(pairs) < 2:
@@ -39,7 +45,10 @@ def trend(values: Sequence[float], window_frames: int) -> Trend:
 
 
 def picture_drift(video: np.ndarray, size: int) -> dict[str, Trend]:
-    """Reference-free drift of T h w 3 uint8: lab_shift, saturation, sharpness over windows of `size` frames."""
+    """Returns drift figures that need no reference: lab_shift, saturation, sharpness over windows of `size` frames.
+
+    video: T h w 3 uint8. Raises ValueError if it is shorter than one window.
+    """
     parts = windows(video, size)
     if not parts:
         raise ValueError(f"a run of {len(video)} frames holds no window of {size}")
@@ -53,7 +62,7 @@ def picture_drift(video: np.ndarray, size: int) -> dict[str, Trend]:
 
 
 def mean_lab(video: np.ndarray) -> np.ndarray:
-    """Mean CIE Lab colour (L in 0..100) of T h w 3 uint8: 3."""
+    """Returns the mean CIE Lab colour (3 values, L in 0..100) of T h w 3 uint8."""
     import cv2
 
     frames = [cv2.cvtColor(f.astype(np.float32) / 255, cv2.COLOR_RGB2Lab) for f in video]
@@ -61,14 +70,17 @@ def mean_lab(video: np.ndarray) -> np.ndarray:
 
 
 def saturation(video: np.ndarray) -> float:
-    """Mean HSV saturation, 0..1: (max - min) / max over RGB."""
+    """Returns the mean HSV saturation, 0..1: (max - min) / max over RGB."""
     x = video.astype(np.float32)
     high, low = x.max(-1), x.min(-1)
     return float(np.where(high > 0, (high - low) / np.maximum(high, 1), 0).mean())
 
 
 def laplacian_variance(video: np.ndarray) -> float:
-    """Mean over frames of the variance of the Laplacian of grey values 0..255: falls with blur, rises with noise."""
+    """Returns the mean over frames of the variance of the Laplacian of grey values 0..255.
+
+    It falls with blur and rises with noise.
+    """
     import cv2
 
     return float(np.mean([cv2.Laplacian(cv2.cvtColor(f, cv2.COLOR_RGB2GRAY), cv2.CV_64F).var() for f in video]))

@@ -1,9 +1,9 @@
-"""End-point error: does the generated clip follow the tracks it was given? (paper, section 5; one definition, here.)
+"""End-point error (EPE): whether the generated clip follows the tracks it was given (paper, section 5).
 
-EPE = sum v_in |p_in - p_hat| / sum v_in, where p_hat is what a tracker, queried at the input points of frame 0, finds in
-the generated clip, and v_in is the *input* visibility. Masking by the tracker's visibility too would hide failures, so the
-share of points it still sees is reported beside. Frame 0 is given to the model and left out. Mean over one clip's points
-and frames first, then over clips.
+EPE = sum v_in |p_in - p_hat| / sum v_in, where p_hat is what a tracker, queried at the input points of frame 0, finds
+in the generated clip, and v_in is the *input* visibility. Masking by the tracker's visibility too would hide failures,
+so the share of points that it still sees is reported separately. Frame 0 is given to the model and left out. The mean
+is taken over one clip's points and frames first, then over clips. This module is the only definition of the metric.
 
 Legend: T frames, n tracks. Coordinates are pixels of the report's raster.
 """
@@ -23,18 +23,21 @@ THRESHOLDS_PX = (4, 8, 16)
 
 
 class Tracker(Protocol):
-    """frames: T h w 3 uint8; queries_xy_px: n 2, points of frame 0 -> xy_px: T n 2 float32, visible: T n bool."""
+    """A point tracker. frames: T h w 3 uint8. queries_xy_px: n 2, points of frame 0.
+
+    It returns xy_px, T n 2 float32, and visible, T n bool.
+    """
 
     def __call__(self, frames: np.ndarray, queries_xy_px: np.ndarray) -> tuple[np.ndarray, np.ndarray]: ...
 
 
 @dataclass(frozen=True)
 class TrackError:
-    """One clip (or, through `average`, several). Pixels of the raster; NaN where nothing was visible to compare.
+    """Errors of one clip (or, through `average`, of several), in pixels of the raster; NaN if nothing was visible.
 
-    moving: EPE over tracks whose input moves at least `moving_px`. median: over all visible pairs. within_N: share of visible
-    pairs strictly closer than N px. seen: share of visible input pairs that the re-tracker also reports as visible. frozen:
-    the EPE of a video that stands still at frame 0, which is what ignoring the tracks costs.
+    moving: EPE over tracks whose input moves at least `moving_px`. median: over all visible pairs. within_N: share of
+    visible pairs strictly closer than N px. seen: share of visible input pairs that the re-tracker also reports as
+    visible. frozen: the EPE of a video that stays at frame 0, which is the cost of ignoring the tracks.
     """
 
     epe: float
@@ -54,9 +57,10 @@ def track_error(
     found_visible: np.ndarray,
     moving_px: float = 4.0,
 ) -> TrackError:
-    """EPE and its companions for one clip. xy: T n 2, visible: T n; frame 0 (the conditioning frame) is left out.
+    """Returns EPE and the related figures of one clip. xy: T n 2. visible: T n.
 
-    Raises ValueError when shapes differ or a compared position is not finite.
+    Frame 0 (the conditioning frame) is left out. Raises ValueError if shapes differ or a compared position is not
+    finite.
     """
     if target_xy.shape != found_xy.shape or target_visible.shape != found_visible.shape:
         raise ValueError(f"tracks differ in shape: asked {target_xy.shape}, found {found_xy.shape}")
@@ -81,12 +85,12 @@ def track_error(
 
 
 def _reach_px(xy: np.ndarray, visible: np.ndarray) -> np.ndarray:
-    """Largest visible distance of each track from where it started: n."""
+    """Returns the largest visible distance of each track from its start: n."""
     return np.where(visible, _away(xy), 0.0).max(axis=0, initial=0.0)
 
 
 def _away(xy: np.ndarray) -> np.ndarray:
-    """Distance of each track from where it started: T n."""
+    """Returns the distance of each track from its start: T n."""
     return np.linalg.norm(xy.astype(np.float64) - xy[:1].astype(np.float64), axis=-1)
 
 
@@ -95,12 +99,12 @@ def _mean(values: np.ndarray) -> float:
 
 
 def average(errors: Sequence[TrackError]) -> TrackError:
-    """Mean over clips, field by field, over the clips where the field is a number (NaN if none is)."""
+    """Returns the mean over clips, field by field, over the clips where the field is finite (NaN if there are none)."""
     return TrackError(*(finite_mean([getattr(e, f.name) for e in errors]) for f in fields(TrackError)))
 
 
 def finite_mean(values: Sequence[float]) -> float:
-    """Mean of the finite values, NaN when there is none."""
+    """Returns the mean of the finite values, NaN if there are none."""
     kept = [v for v in values if math.isfinite(v)]
     return float(np.mean(kept)) if kept else math.nan
 
@@ -113,10 +117,10 @@ def retrack(
     tracker: Tracker,
     moving_px: float,
 ) -> TrackError:
-    """Resizes a generated clip to the raster, tracks the input's frame-0 points in it and compares.
+    """Resizes a generated clip to the raster, tracks the input's frame-0 points in it and returns their errors.
 
-    frames: T h w 3 uint8 at clip size. xy_px: T n 2 and visible: T n, pixels of the *clip*. raster: (height, width). Tracks
-    that are not visible in frame 0 cannot be queried there and are left out.
+    frames: T h w 3 uint8 at clip size. xy_px: T n 2 and visible: T n, pixels of the *clip*. raster: (height, width).
+    Tracks that are not visible in frame 0 cannot be queried there and are left out.
     """
     asked = visible[0].astype(bool)
     xy, seen = resize_px(xy_px[:, asked], frames.shape[1:3], raster), visible[:, asked]
@@ -127,7 +131,7 @@ def retrack(
 
 
 def resize_clip(frames: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """T h w 3 uint8 -> T H W 3 uint8; cubic upwards, area downwards. size: (height, width)."""
+    """Returns T h w 3 uint8 resized to T H W 3 uint8, cubic upwards, area downwards. size: (height, width)."""
     import cv2
 
     how = cv2.INTER_CUBIC if size[0] >= frames.shape[1] else cv2.INTER_AREA

@@ -1,6 +1,6 @@
-"""PSNR and SSIM against the real clip. Computed on decoded uint8 frames scaled to [0, 1]; frame 0 (given) is left out.
+"""PSNR and SSIM against the real clip, on decoded uint8 frames scaled to [0, 1]. Frame 0, which is given, is left out.
 
-Legend: T frames, 3 RGB. Both videos have the same size; the metric resizes nothing.
+Legend: T frames, 3 RGB. Both videos have the same size; nothing is resized here.
 """
 
 from __future__ import annotations
@@ -16,7 +16,10 @@ SSIM_WINDOW, SSIM_SIGMA = 11, 1.5
 
 
 def _checked(video: np.ndarray, reference: np.ndarray) -> tuple[Tensor, Tensor]:
-    """Both as T 3 h w float64 in [0, 1], without frame 0."""
+    """Returns both videos as T 3 h w float64 in [0, 1], without frame 0.
+
+    Raises ValueError if they are not uint8 videos of one shape with at least two frames.
+    """
     if video.shape != reference.shape or video.dtype != np.uint8 or reference.dtype != np.uint8:
         raise ValueError(
             f"need two uint8 videos of one shape, got {video.shape} {video.dtype} and {reference.shape} {reference.dtype}"
@@ -28,14 +31,17 @@ def _checked(video: np.ndarray, reference: np.ndarray) -> tuple[Tensor, Tensor]:
 
 
 def psnr(video: np.ndarray, reference: np.ndarray) -> float:
-    """Mean over frames of each frame's PSNR in dB. video, reference: T h w 3 uint8."""
+    """Returns the mean over frames of each frame's PSNR in dB. video, reference: T h w 3 uint8."""
     a, b = _checked(video, reference)
     mse = (a - b).square().mean(dim=(1, 2, 3)).clamp_min(10 ** (-PSNR_CEILING_DB / 10))
     return float((-10 * mse.log10()).mean())
 
 
 def ssim(video: np.ndarray, reference: np.ndarray) -> float:
-    """Structural similarity (Wang et al. 2004): Gaussian window 11, sigma 1.5, valid padding, mean over RGB and frames."""
+    """Returns the structural similarity (Wang et al. 2004), the mean over RGB and frames.
+
+    It uses a Gaussian window of 11, sigma 1.5, valid padding. Raises ValueError if frames are smaller than the window.
+    """
     a, b = _checked(video, reference)
     if min(a.shape[-2:]) < SSIM_WINDOW:
         raise ValueError(f"frames of {tuple(a.shape[-2:])} are smaller than the SSIM window of {SSIM_WINDOW}")
@@ -48,7 +54,7 @@ def ssim(video: np.ndarray, reference: np.ndarray) -> float:
 
 
 def _blur(x: Tensor) -> Tensor:
-    """Separable Gaussian over h and w, valid padding. x: T c h w."""
+    """Returns x (T c h w) convolved with a separable Gaussian over h and w, valid padding."""
     at = torch.arange(SSIM_WINDOW, dtype=x.dtype) - (SSIM_WINDOW - 1) / 2
     g = torch.exp(-at.square() / (2 * SSIM_SIGMA**2))
     g, c = g / g.sum(), x.shape[1]

@@ -1,7 +1,8 @@
 """Distances between two sets of features: Fréchet (FVD) and kernel (KVD). float64 throughout.
 
-Few clips make a Fréchet distance that is mostly noise, so a figure never travels alone: equal N on both sides, the distance
-between two sets of real clips as its floor, the spread over disjoint splits, and KVD, which is unbiased, with an interval.
+With few clips a Fréchet distance is mostly noise. It is therefore always reported with equal N on both sides, the
+distance between two sets of real clips as its floor, its spread over disjoint splits, and KVD, which is unbiased, with
+an interval.
 
 Legend: n, m clips, d feature channels.
 """
@@ -18,7 +19,7 @@ NUCLEAR_UP_TO = 512  # above it the d x d route through eigh is cheaper than an 
 
 @dataclass(frozen=True)
 class Moments:
-    """What a Fréchet distance needs of a feature set. scatter = sum (x - mean)(x - mean)^T, d d."""
+    """Moments of a feature set, which a Fréchet distance needs. scatter = sum (x - mean)(x - mean)^T, d d."""
 
     n: int
     mean: np.ndarray
@@ -26,21 +27,21 @@ class Moments:
 
 
 def moments(x: np.ndarray) -> Moments:
-    """x: n d."""
+    """Returns the moments of x, n d."""
     x = np.asarray(x, np.float64)
     centred = x - x.mean(axis=0)
     return Moments(len(x), x.mean(axis=0), centred.T @ centred)
 
 
 def merge(a: Moments, b: Moments) -> Moments:
-    """Moments of the union of two disjoint shards, exactly (Chan et al. 1979)."""
+    """Returns the moments of the union of two disjoint sets, exactly (Chan et al. 1979)."""
     n, gap = a.n + b.n, b.mean - a.mean
     scatter = a.scatter + b.scatter + np.outer(gap, gap) * (a.n * b.n / n)
     return Moments(n, a.mean + gap * (b.n / n), scatter)
 
 
 def frechet_distance(x: np.ndarray, y: np.ndarray) -> float:
-    """|mu_x - mu_y|^2 + Tr(S_x + S_y - 2 (S_x S_y)^(1/2)), unbiased covariances. x: n d, y: m d.
+    """Returns |mu_x - mu_y|^2 + Tr(S_x + S_y - 2 (S_x S_y)^(1/2)) with unbiased covariances. x: n d, y: m d.
 
     Tr (S_x S_y)^(1/2) is the nuclear norm of X_c Y_c^T / sqrt((n-1)(m-1)). Raises ValueError on fewer than two rows.
     """
@@ -55,7 +56,10 @@ def frechet_distance(x: np.ndarray, y: np.ndarray) -> float:
 
 
 def frechet_from_moments(a: Moments, b: Moments) -> float:
-    """The same distance from moments: Tr (S_a S_b)^(1/2) = sum sqrt eig(S_a^(1/2) S_b S_a^(1/2)) through eigh."""
+    """Returns the same distance from moments.
+
+    Tr (S_a S_b)^(1/2) = sum sqrt eig(S_a^(1/2) S_b S_a^(1/2)) is computed through eigh.
+    """
     cov_a, cov_b = a.scatter / (a.n - 1), b.scatter / (b.n - 1)
     values, vectors = np.linalg.eigh(cov_a)
     root = (vectors * np.sqrt(values.clip(min=0))) @ vectors.T
@@ -64,9 +68,9 @@ def frechet_from_moments(a: Moments, b: Moments) -> float:
 
 
 def split_spread(x: np.ndarray, y: np.ndarray, parts: int) -> list[float]:
-    """Fréchet distance on each of `parts` disjoint splits of both sets (each at N / parts), the spread of the estimate.
+    """Returns the Fréchet distance on each of `parts` disjoint splits of both sets, which shows its spread.
 
-    Empty when a part would hold fewer than two clips.
+    Each split has N / parts clips. The list is empty if that is fewer than two.
     """
     n = min(len(x), len(y)) // parts
     if n < 2:
@@ -76,7 +80,7 @@ def split_spread(x: np.ndarray, y: np.ndarray, parts: int) -> list[float]:
 
 @dataclass(frozen=True)
 class KernelDistance:
-    """Unbiased squared MMD and its 95% interval (jackknife over pairs of clips). It may be below zero: that is no error."""
+    """Unbiased squared MMD with its 95% interval (jackknife over pairs of clips). A value below zero is no error."""
 
     value: float
     low: float
@@ -84,7 +88,10 @@ class KernelDistance:
 
 
 def kernel_distance(x: np.ndarray, y: np.ndarray) -> KernelDistance:
-    """KVD: unbiased squared MMD with the cubic kernel (x y / d + 1)^3 (Bińkowski et al. 2018). x: n d, y: n d, n >= 3."""
+    """Returns KVD: the unbiased squared MMD with the cubic kernel (x y / d + 1)^3 (Bińkowski et al. 2018).
+
+    x, y: n d, n >= 3. Raises ValueError on other shapes.
+    """
     x, y = _checked(x, y)
     if len(x) != len(y) or len(x) < 3:
         raise ValueError(f"KVD needs two sets of one size of at least 3, got {len(x)} and {len(y)}")
@@ -100,13 +107,14 @@ def _cubic(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 
 def _mmd2(xx: np.ndarray, yy: np.ndarray, xy: np.ndarray) -> float:
-    """Gretton et al. 2012, equation 3: off-diagonal means within, full mean across."""
+    """Returns the squared MMD (Gretton et al. 2012, equation 3): off-diagonal means within sets, full mean across."""
     n = len(xx)
     within = (xx.sum() - np.trace(xx) + yy.sum() - np.trace(yy)) / (n * (n - 1))
     return float(within - 2 * xy.mean())
 
 
 def _checked(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Returns both sets as float64. Raises ValueError if they are not n x d and m x d with at least two rows each."""
     x, y = np.asarray(x, np.float64), np.asarray(y, np.float64)
     if x.ndim != 2 or y.ndim != 2 or x.shape[1] != y.shape[1]:
         raise ValueError(f"feature sets must be n x d with one d, got {x.shape} and {y.shape}")

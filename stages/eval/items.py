@@ -1,9 +1,9 @@
-"""Records of the evaluation: the clips chosen, what is generated from them, and what was measured.
+"""Records of the evaluation: the selected clips, the videos generated from them, and their measurements.
 
-One EvalItem is a batch of clips of one kind, one model and one variant. Models: "real" (the clip itself), "vae" (its round
-trip through the VAE), "teacher", "student", "adapted" (the student before distribution matching; own tracks only).
-Variants: "tracks" (the clip's own), "no_tracks", the counterfactuals, and for "real" also "spare" (clips nothing is generated
-from: the other side of FVD real against real).
+One EvalItem is a batch of clips of one kind, one model and one variant. Models: "real" (the clip itself), "vae" (the
+clip encoded and decoded by the VAE), "teacher", "student", "adapted" (the student before distribution matching; own
+tracks only). Variants: "tracks" (the clip's own), "no_tracks", the counterfactuals, and for "real" also "spare" (clips
+that nothing is generated from: the second set of FVD real against real).
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ ADAPTED = "adapted"
 class EvalClip:
     """A held-out clip, ready for evaluation.
 
-    file: npz {frames T h w 3 uint8, latents z t h w, image z t h w, text l c (f16), and clip m c where the
-    data has CLIP's tokens of the first frame}.
-    tracks: (variant, npz {xy_px T n 2 float32, visible T n bool}) pairs, "tracks" first, then its counterfactuals.
+    file: npz {frames T h w 3 uint8, latents z t h w, image z t h w, text l c (f16), and clip m c where the data has
+    CLIP's tokens of the first frame}. tracks: (variant, npz {xy_px T n 2 float32, visible T n bool}) pairs, "tracks"
+    first, then its counterfactuals.
     """
 
     clip_id: str
@@ -43,12 +43,14 @@ class EvalClip:
     spare: bool = False
 
     def track_file(self, variant: str) -> str:
-        """The tracks asked for in a variant; without tracks the clip's own are still what is compared with."""
+        """Returns the file of the variant's tracks; without tracks, the clip's own, which the result is compared with."""
         return dict(self.tracks)["tracks" if variant in ("no_tracks", "spare") else variant]
 
 
 @dataclass(frozen=True)
 class Selection:
+    """The clips selected for an evaluation, and the digest of the data set that they come from."""
+
     folder: str
     clips: tuple[EvalClip, ...]
     dataset_digest: str
@@ -56,7 +58,7 @@ class Selection:
 
 @dataclass(frozen=True)
 class EvalItem:
-    """checkpoint: the weights (None for "real" and "vae")."""
+    """A batch of clips of one kind, model and variant. checkpoint: the weights (None for "real" and "vae")."""
 
     name: str
     kind: str
@@ -68,7 +70,7 @@ class EvalItem:
 
 @dataclass(frozen=True)
 class Generated:
-    """file: npz {videos k T h w 3 uint8}, in the order of item.clips."""
+    """The videos of an item. file: npz {videos k T h w 3 uint8}, in the order of item.clips."""
 
     name: str
     item: EvalItem
@@ -77,7 +79,10 @@ class Generated:
 
 @dataclass(frozen=True)
 class Measured:
-    """file: json, one object of figures a clip. features: npz {i3d k 400 float32}, "" where none were taken."""
+    """The figures of an item. file: JSON, one object of figures per clip.
+
+    features: npz {i3d k 400 float32}, "" if there are none.
+    """
 
     name: str
     item: EvalItem
@@ -87,7 +92,10 @@ class Measured:
 
 @dataclass(frozen=True)
 class Figures:
-    """Result of SPEED or LONG_RUN. file: json. videos: npz of uint8 videos for the page, "" if none."""
+    """The result of a stage such as SPEED or LONG_RUN. file: JSON.
+
+    videos: npz of uint8 videos for the page, "" if there are none.
+    """
 
     name: str
     file: str
@@ -95,25 +103,25 @@ class Figures:
 
 
 def read_clip(clip: EvalClip) -> dict[str, np.ndarray]:
-    """Arrays of EvalClip.file."""
+    """Returns the arrays of EvalClip.file."""
     with np.load(clip.file) as data:
         return dict(data)
 
 
 def read_tracks(path: str) -> tuple[np.ndarray, np.ndarray]:
-    """xy_px T n 2 float32 in clip pixels, visible T n bool."""
+    """Returns xy_px, T n 2 float32 in clip pixels, and visible, T n bool."""
     with np.load(path) as data:
         return data["xy_px"], data["visible"]
 
 
 def read_videos(path: str) -> np.ndarray:
-    """k T h w 3 uint8."""
+    """Returns the videos of a file, k T h w 3 uint8."""
     with np.load(path) as data:
         return data["videos"]
 
 
 def seeded(*key: object) -> torch.Generator:
-    """A generator that depends on the key alone: the same clip gets the same noise in every run, model and variant."""
+    """Returns a generator that depends on the key only. A clip gets the same noise in every run, model and variant."""
     digest = hashlib.blake2b(repr(key).encode(), digest_size=8).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest, "big") >> 1)
 
@@ -125,7 +133,7 @@ def plan(
     student: Checkpoint | None,
     adapted: Checkpoint | None = None,
 ) -> list[EvalItem]:
-    """All items of an evaluation: what GENERATE and MEASURE run over. A model that is None is left out."""
+    """Returns all items of an evaluation, for GENERATE and MEASURE. A model that is None is left out."""
     out: list[EvalItem] = []
     models: dict[str, Checkpoint | None] = {"real": None, "vae": None}
     trained = (("teacher", teacher), ("student", student), (ADAPTED, adapted))
@@ -145,7 +153,7 @@ def plan(
 
 
 def guided_items(selection: Selection, clips: int, batch: int, teacher: Checkpoint) -> list[EvalItem]:
-    """The teacher on its own tracks, on the first `clips` chosen clips of each kind: what a sweep of guidance runs over."""
+    """Returns the items of a sweep of guidance: the teacher with own tracks on the first `clips` clips of each kind."""
     out: list[EvalItem] = []
     for kind in CLIP_KINDS:
         chosen = [c for c in selection.clips if c.kind == kind and not c.spare][:clips]
@@ -163,6 +171,6 @@ def _items(
 
 
 def folder_file(folder: Path, name: str) -> str:
-    """A path inside a stage's work folder, which is also its final place."""
+    """Returns the path of a file in a stage's work folder, which is also its final place. It makes the folder."""
     folder.mkdir(parents=True, exist_ok=True)
     return str(folder / name)

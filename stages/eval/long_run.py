@@ -1,8 +1,10 @@
-"""Stage LONG_RUN (once): the student far beyond its training horizon, beside other caches, and whether latency grows.
+"""Stage LONG_RUN (once): rolls the student out far beyond its training horizon and compares it with other caches.
 
-The asked motion is the clip's own, forward and backward endlessly, so the real clip played likewise is the target. Figures are
-taken over windows of one horizon. EPE is measured window by window, the tracker being queried again at each window's first
-frame where the targets then are: it says whether motion is still followed, not where a point ended up.
+It also measures whether latency grows. The given motion is the clip's own, played forward and backward endlessly, so
+the target is the real clip played in the same way. Figures are taken over windows of one horizon. EPE is measured per
+window: the tracker is queried again at each window's first frame, at the positions of the targets there. EPE thus shows
+whether motion is still followed, not where a point ended up.
+
 Legend: T frames, n tracks.
 """
 
@@ -40,12 +42,17 @@ from stages.records import Checkpoint
 
 @dataclass(frozen=True)
 class LongRunInputs:
+    """Inputs of stage LONG_RUN: the selected clips and the student."""
+
     selection: Selection
     student: Checkpoint
 
 
 def run(cfg: LongRunRun, inputs: LongRunInputs, ctx: Context) -> Figures:
-    """Writes long_run.json {frames, latency slope, drift by setting} and long_run.npz {setting: T h w 3 uint8, of one clip}."""
+    """Writes long_run.json {frames, latency slope, drift by setting} and long_run.npz {setting: T h w 3 uint8}.
+
+    The videos are of one clip.
+    """
     student = student_on(inputs.student, ctx.device)
     runs = settings(student.cfg.student, cfg.long_run.beside)
     clips = some_clips(inputs.selection, cfg.long_run.clips)
@@ -77,26 +84,26 @@ def run(cfg: LongRunRun, inputs: LongRunInputs, ctx: Context) -> Figures:
 
 
 def settings(own: StudentConfig, beside: Sequence[str]) -> dict[str, tuple[StudentConfig, bool]]:
-    """By name: the student's own setting, then those it is compared with, and whether their positions are absolute."""
+    """Returns by name the student's own setting and the others, each with whether its positions are absolute."""
     others = [f"c{own.chunk}{cache}" for cache in beside]
     return {setting_name(own): (own, False)} | {name: read_setting(name, own) for name in others}
 
 
 def some_clips(selection: Selection, count: int) -> list[EvalClip]:
-    """The first chosen clips, kinds taking turns."""
+    """Returns the first `count` selected clips, alternating between kinds."""
     by_kind = [[c for c in selection.clips if c.kind == kind and not c.spare] for kind in CLIP_KINDS]
     longest = max(map(len, by_kind), default=0)
     return [group[i] for i in range(longest) for group in by_kind if i < len(group)][:count]
 
 
 def back_and_forth(clip: EvalClip, frames: int) -> np.ndarray:
-    """The real clip played forward and backward: T h w 3 uint8 of so many frames."""
+    """Returns the real clip played forward and backward: T h w 3 uint8 of `frames` frames."""
     target = read_clip(clip)["frames"]
     return target[ping_pong(len(target), frames)]
 
 
 def with_positions(student: CausalDiT, absolute: bool) -> CausalDiT:
-    """The student itself, or one that shares its weights and whose caches count absolute positions."""
+    """Returns the student itself, or a copy that shares its weights and whose caches use absolute positions."""
     if not absolute:
         return student
     other = copy.copy(student)
@@ -107,7 +114,7 @@ def with_positions(student: CausalDiT, absolute: bool) -> CausalDiT:
 def long_video(
     cfg: LongRunRun, student: CausalDiT, setting: StudentConfig, clip: EvalClip, chunks: int, ctx: Context
 ) -> np.ndarray:
-    """T h w 3 uint8, decoded chunk by chunk. Settings share their noise."""
+    """Returns a rollout T h w 3 uint8, decoded chunk by chunk. All settings use the same noise."""
     stream = clip_stream(student, clip, cfg.model, ctx.seed, ctx.device)
     session = stream.session(vae_on(cfg.model.vae, ctx.device), seeded(ctx.seed, "long run", clip.clip_id), setting)
     return np.concatenate([chunk.frames.numpy() for chunk in chunks_of(session, chunks)])
@@ -116,7 +123,7 @@ def long_video(
 def clip_drift(
     cfg: LongRunRun, clip: EvalClip, video: np.ndarray, target: np.ndarray, ctx: Context
 ) -> dict[str, Trend]:
-    """epe, perceptual (against the target), lab_shift, saturation, sharpness over windows of one horizon."""
+    """Returns epe, perceptual (against the target), lab_shift, saturation, sharpness over windows of one horizon."""
     size = cfg.model.clip.frames
     xy_px, visible = read_tracks(clip.track_file("tracks"))
     at = ping_pong(len(xy_px), len(video))
@@ -133,14 +140,14 @@ def clip_drift(
 def window_epe(
     cfg: LongRunRun, video: np.ndarray, xy_px: np.ndarray, visible: np.ndarray, tracker: Tracker
 ) -> list[float]:
-    """EPE of each window in pixels of the raster; NaN where no track is visible at a window's start."""
+    """Returns the EPE of each window in pixels of the raster; NaN if no track is visible at a window's start."""
     size, m = cfg.model.clip.frames, cfg.measure
     parts = zip(windows(video, size), windows(xy_px, size), windows(visible, size), strict=True)
     return [retrack(frames, xy, seen, m.raster, tracker, m.moving_px).epe for frames, xy, seen in parts]
 
 
 def averaged(parts: Iterable[dict[str, Trend]], size: int) -> dict[str, Any]:
-    """Figure by figure: the mean over clips in each window, and the trend of that mean."""
+    """Returns for each figure the mean over clips in each window, and the trend of that mean."""
     parts = list(parts)
     out: dict[str, Any] = {}
     for name in parts[0]:
@@ -150,11 +157,12 @@ def averaged(parts: Iterable[dict[str, Trend]], size: int) -> dict[str, Any]:
 
 
 def latency_growth(cfg: LongRunRun, student: CausalDiT, clip: EvalClip, ctx: Context) -> dict[str, Any]:
-    """Latency of long_run.chunks further chunks, DiT only, each over that of a young stream at the same moment.
+    """Returns the latency of long_run.chunks further chunks, DiT only, and its slope relative to a young stream.
 
-    A machine wanders by more than the growth that is looked for. So a fork of the stream as it was after the warm-up makes one
-    chunk beside every chunk of the growing one, taking turns in going first: the same work, at an age that stays. The slope of
-    the ratio must not differ from zero; that of the seconds alone is reported too.
+    A machine's speed varies by more than the growth to be measured. So each chunk of the growing stream is paired with
+    a chunk of a fork of the stream as it was after the warm-up, and the two alternate in which goes first: the fork
+    does the same work at a constant age. The slope of the ratio of the two must not differ from zero. The slope of the
+    seconds alone is reported too.
     """
     stream = clip_stream(student, clip, cfg.model, ctx.seed, ctx.device)
     session = stream.session(NoDecoder(), seeded(ctx.seed, "latency"))

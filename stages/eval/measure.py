@@ -1,7 +1,7 @@
 """Stage MEASURE (per_item): figures of every clip of one Generated item, and I3D features where sets are compared.
 
-Every variant gets EPE against the tracks it was asked for. Only the clip's own tracks have a right answer in pixels, so PSNR,
-SSIM, perceptual distance and features are taken for "tracks" (and features for "spare").
+Every variant gets EPE against the tracks that it was given. Only the clip's own tracks have a reference in pixels, so
+PSNR, SSIM, perceptual distance and features are taken for "tracks" (and features for "spare").
 """
 
 from __future__ import annotations
@@ -49,8 +49,10 @@ def run(cfg: MeasureRun, item: Generated, ctx: Context) -> Measured:
 
 
 def retracker(cfg: MeasureConfig, clip_height: int, ctx: Context) -> Tracker:
-    """The configured tracker as a function of frames at the raster; its tolerance grows with the enlargement. What it did
-    otherwise than configured is said."""
+    """Returns the configured tracker as a function of frames at the raster.
+
+    Its tolerance is scaled with the enlargement. Its notes on what differed from the configuration are logged.
+    """
     scale = cfg.raster_height / clip_height
     tracker = shared_tracker(replace(cfg.tracker, max_back_px=cfg.tracker.max_back_px * scale), str(ctx.device))
 
@@ -64,7 +66,7 @@ def retracker(cfg: MeasureConfig, clip_height: int, ctx: Context) -> Tracker:
 
 
 def picture_figures(clip: EvalClip, video: np.ndarray, cfg: MeasureConfig, ctx: Context) -> dict[str, float]:
-    """PSNR and SSIM at clip size, perceptual distance, all against the real clip and without frame 0."""
+    """Returns PSNR and SSIM at clip size and the perceptual distance, all against the real clip and without frame 0."""
     real, net = read_clip(clip)["frames"], perceptual.load_efficientnet().to(ctx.device)
     return {
         "psnr": psnr(video, real),
@@ -74,6 +76,7 @@ def picture_figures(clip: EvalClip, video: np.ndarray, cfg: MeasureConfig, ctx: 
 
 
 def _features(videos: Sequence[np.ndarray] | np.ndarray, cfg: MeasureConfig, ctx: Context) -> str:
+    """Writes the I3D features of the videos and returns their file."""
     net = i3d.load_i3d().to(ctx.device)
     file = folder_file(ctx.workdir, "features.npz")
     np.savez_compressed(file, i3d=np.stack([i3d.features(net, v, cfg.fvd_frames) for v in videos]))

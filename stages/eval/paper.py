@@ -1,4 +1,4 @@
-"""What the paper reports (MotionStream, tables of section 5), to stand beside our figures, and how its setting differs."""
+"""Figures of the paper (MotionStream, tables of section 5) for comparison with ours, and how its setting differs."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from stages.eval.config import EvalConfig
 from stages.train.sampling import Guidance
 
 EPE_RASTER = (480, 832)
-CUT = 0.5  # tracks count as followed when they at least halve the EPE
+CUT = 0.5  # tracks count as followed if they at least halve the EPE
 KEPT = 1.55  # the paper's larger ratio of the student's EPE to the teacher's
 DRIFT = {  # other caches of the paper's table of extended lengths
     "s0w1": ("a sink lowers long-run drift", "LPIPS 0.464 with, 0.501 without"),
     "s0w6": ("less drift than Self Forcing's cache", "LPIPS 0.464 against 0.480"),
 }
-WIDEST = 2.0  # percent: a latency slope known less exactly than this says nothing
+WIDEST = 2.0  # percent; a latency slope with a wider interval is inconclusive
 
 
 @dataclass(frozen=True)
 class PaperRow:
-    """fps: DiT and VAE on one H100. The other figures: DAVIS val (30 clips), then Sora clips (20)."""
+    """A row of the paper's tables. fps: DiT and VAE on one H100. Others: DAVIS val (30 clips), then Sora clips (20)."""
 
     model: str
     fps: str
@@ -44,7 +44,7 @@ ROWS = (
 
 @dataclass(frozen=True)
 class Finding:
-    """One finding of the paper that a reproduction must be able to show at any scale. shown: None where it cannot be told."""
+    """A finding of the paper that a reproduction must show at any scale. shown: None if it cannot be decided."""
 
     claim: str
     ours: str
@@ -53,7 +53,7 @@ class Finding:
 
 
 def findings(report: Mapping[str, Any]) -> list[Finding]:
-    """The paper's findings, with our figures on each kind of clips."""
+    """Returns the paper's findings with our figures on each kind of clips."""
     out: list[Finding] = []
     for kind in ("rendered", "real"):
         if not report[kind]["clips"]:
@@ -83,6 +83,7 @@ def findings(report: Mapping[str, Any]) -> list[Finding]:
 
 
 def _speed_findings(report: Mapping[str, Any]) -> list[Finding]:
+    """Returns the findings on throughput and on latency over length."""
     fast = next((f for k in ("rendered", "real") if (f := report[k]["ratios"]["student_fps_over_teacher"])), None)
     long_run = report["long_run"]
     ci, slope = long_run["latency_slope_ci"], long_run["latency_slope_pct_per_100_chunks"]
@@ -104,7 +105,10 @@ def _speed_findings(report: Mapping[str, Any]) -> list[Finding]:
 
 
 def _drift_findings(long_run: Mapping[str, Any]) -> list[Finding]:
-    """The own cache against the others, by the last window's perceptual distance to the target (the paper's LPIPS)."""
+    """Returns a comparison of the student's own cache with every other one.
+
+    It compares the last window's perceptual distance to the target (the paper uses LPIPS).
+    """
     own, *others = list(long_run["drift"]) or [""]
     out = []
     for other in others:
@@ -120,7 +124,7 @@ def _drift_findings(long_run: Mapping[str, Any]) -> list[Finding]:
 
 
 def differences(model: ModelConfig, cfg: EvalConfig, speed: Mapping[str, Any]) -> list[str]:
-    """Why our figures are not the paper's: every line is a difference of setting."""
+    """Returns the differences between our setting and the paper's, which make figures differ, one per line."""
     clip, m = model.clip, cfg.measure
     out = [
         "Clips: held-out clips of this run's own data set; the paper's are DAVIS val (30) and Sora (20).",

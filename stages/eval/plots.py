@@ -1,4 +1,4 @@
-"""Plots of the page: transparent PNGs whose lines and words are readable on a light and on a dark ground."""
+"""Plots of the report pages: transparent PNGs that are readable on a light and on a dark background."""
 
 from __future__ import annotations
 
@@ -48,7 +48,10 @@ def _legend(axis: Any) -> None:
 
 
 def epe_bars(report: Mapping[str, Any], kinds: Sequence[str]) -> bytes:
-    """EPE by variant for teacher and student, one panel a kind; dashed: the noise floor of the re-tracked real clips."""
+    """Returns a plot of EPE by variant for teacher and student, one panel per kind.
+
+    Dashed: the noise floor, which is the EPE of the re-tracked real clips.
+    """
     figure, axes = _figure(len(kinds), 10.5, 3.0)
     names = ("own tracks", "no tracks", *(k.replace("_", " ") for k in KINDS))
     for axis, kind in zip(axes, kinds, strict=True):
@@ -71,7 +74,7 @@ def epe_bars(report: Mapping[str, Any], kinds: Sequence[str]) -> bytes:
 
 
 def _frozen(kind: Mapping[str, Any], variant: str) -> float:
-    """EPE of a video that stands still, NaN if the variant was not measured."""
+    """Returns the EPE of a video that stays at its first frame, NaN if the variant was not measured."""
     for model in ("teacher", "student"):
         error = kind[model]["details"]["epe"].get(variant)
         if error is not None and error["frozen"] is not None:
@@ -80,7 +83,7 @@ def _frozen(kind: Mapping[str, Any], variant: str) -> float:
 
 
 def latency_plot(seconds: Sequence[float], beside: Sequence[float], slope_pct: float, ci: Sequence[float]) -> bytes:
-    """Every chunk of the growing stream over the chunk of the young stream that was made beside it, and the fitted line."""
+    """Returns a plot of each chunk's latency over that of the young stream's paired chunk, with the fitted line."""
     figure, (axis,) = _figure(1, 10.5, 2.6)
     ratio = np.asarray(seconds) / np.asarray(beside)
     at = np.arange(len(ratio))
@@ -96,7 +99,10 @@ def latency_plot(seconds: Sequence[float], beside: Sequence[float], slope_pct: f
 
 
 def drift_plot(long_run: Mapping[str, Any]) -> bytes:
-    """One panel a figure, one line a setting, over the windows; dashed: the real clip played back and forth."""
+    """Returns a plot with one panel per figure and one line per setting, over the windows.
+
+    Dashed: the real clip played back and forth.
+    """
     titles = {
         "epe": "EPE, px of the raster",
         "perceptual": "perceptual distance",
@@ -129,7 +135,7 @@ def drift_plot(long_run: Mapping[str, Any]) -> bytes:
 
 
 def sweep_plot(report: Mapping[str, Any]) -> bytes:
-    """Bars of EPE, perceptual distance and latency by setting of the student, and of the teacher's EPE by guidance."""
+    """Returns bars of EPE, perceptual distance and latency by student's setting, and of the teacher's EPE by guidance."""
     figure, axes = _figure(4, 14.0, 3.4)
     students, guidance = report["students"], report["guidance"]
     titles = {

@@ -1,4 +1,4 @@
-"""Stage REPORT (once): report.json for scripts and one self-contained report.html for people."""
+"""Stage REPORT (once): writes report.json for scripts and one self-contained report.html for readers."""
 
 from __future__ import annotations
 
@@ -42,7 +42,10 @@ class Shown:
 
 
 def run(cfg: ReportRun, inputs: ReportInputs, ctx: Context) -> Report:
-    """Writes report.json and report.html into ctx.workdir, and hands both and the contact sheets to the tracker."""
+    """Writes report.json, report.html and overview.png to ctx.workdir.
+
+    The reports, their pictures and their main figures also go to the tracker.
+    """
     report = build(cfg, inputs, ctx.seed) | {"version": version(ctx.workdir)}
     ctx.workdir.mkdir(parents=True, exist_ok=True)
     json_file, html_file = ctx.workdir / "report.json", ctx.workdir / "report.html"
@@ -60,7 +63,7 @@ def run(cfg: ReportRun, inputs: ReportInputs, ctx: Context) -> Report:
 
 
 def flat(report: Mapping[str, Any]) -> dict[str, float]:
-    """The main figures under slash names, for the tracker."""
+    """Returns the main figures under slash names, for the tracker."""
     out: dict[str, float] = {}
 
     def walk(value: Any, name: str) -> None:
@@ -77,7 +80,7 @@ def flat(report: Mapping[str, Any]) -> dict[str, float]:
 
 
 class Videos:
-    """Generated videos by clip, model and variant; each file is read once."""
+    """Generated videos by clip, model and variant. Each file is read once."""
 
     def __init__(self, inputs: ReportInputs) -> None:
         self.found = {
@@ -88,6 +91,7 @@ class Videos:
         self.read: dict[str, np.ndarray] = {}
 
     def get(self, clip: EvalClip, model: str, variant: str) -> np.ndarray | None:
+        """Returns a video, T h w 3 uint8, or None if it was not generated."""
         if (clip.clip_id, model, variant) not in self.found:
             return None
         file, i = self.found[clip.clip_id, model, variant]
@@ -97,7 +101,11 @@ class Videos:
 
 
 def clip_rows(clip: EvalClip, videos: Videos) -> list[list[Tile]]:
-    """First row: the clip with its tracks and both models with and without; then a row of counterfactuals a model."""
+    """Returns the rows of tiles of one clip.
+
+    The first row is the clip with its tracks, and both models with and without tracks. Then each model has a row of
+    counterfactuals.
+    """
     own = read_tracks(clip.track_file("tracks"))
     rows = [
         [
@@ -121,7 +129,10 @@ def clip_rows(clip: EvalClip, videos: Videos) -> list[list[Tile]]:
 
 
 def overview(cfg: ReportRun, inputs: ReportInputs) -> np.ndarray:
-    """A contact sheet of the first clip of each kind: real with the asked tracks, both models with and without. H W 3 uint8."""
+    """Returns a contact sheet, H W 3 uint8, of the first clip of each kind.
+
+    It shows the real clip with the given tracks, and both models with and without tracks.
+    """
     videos = Videos(inputs)
     clips = shown_clips(inputs.selection.clips, 1)
     tiles = [[tile] for clip in clips for tile in clip_rows(clip, videos)[0]]
@@ -131,6 +142,7 @@ def overview(cfg: ReportRun, inputs: ReportInputs) -> np.ndarray:
 
 
 def clip_videos(cfg: ReportRun, inputs: ReportInputs, ctx: Context) -> list[Shown]:
+    """Returns the videos of the first clips of each kind, and sends them to the tracker."""
     videos, out = Videos(inputs), []
     for clip in shown_clips(inputs.selection.clips, cfg.eval.report.show_clips):
         picture = mosaic(clip_rows(clip, videos), cfg.eval.report.video_height)
@@ -142,7 +154,7 @@ def clip_videos(cfg: ReportRun, inputs: ReportInputs, ctx: Context) -> list[Show
 
 
 def long_videos(cfg: ReportRun, inputs: ReportInputs, ctx: Context) -> list[Shown]:
-    """The long runs beside the real clip played back and forth."""
+    """Returns the video of the long runs next to the real clip played back and forth."""
     if inputs.long_run is None or not inputs.long_run.videos or not cfg.eval.report.show_clips:
         return []
     with np.load(inputs.long_run.videos) as data:
@@ -155,7 +167,7 @@ def long_videos(cfg: ReportRun, inputs: ReportInputs, ctx: Context) -> list[Show
 
 
 def kept_mp4(name: str, picture: np.ndarray, fps: float, ctx: Context) -> bytes:
-    """The video (T H W 3 uint8) as mp4, also left in ctx.workdir/clips and handed to the tracker."""
+    """Returns the video (T H W 3 uint8) as mp4. It is also written to ctx.workdir/clips and sent to the tracker."""
     encoded, file = mp4(picture, fps), ctx.workdir / "clips" / f"{name}.mp4"
     file.parent.mkdir(exist_ok=True)
     file.write_bytes(encoded)
@@ -169,7 +181,7 @@ def shown(title: str, note: str, picture: np.ndarray, encoded: bytes) -> Shown:
 
 
 def page(cfg: ReportRun, inputs: ReportInputs, report: Mapping[str, Any], videos: list[Shown]) -> str:
-    """The HTML page. Nothing in it is fetched from elsewhere."""
+    """Returns the HTML page. It fetches nothing from elsewhere."""
     from jinja2 import Environment
 
     long_run = read_json(inputs.long_run)
@@ -196,7 +208,7 @@ def page(cfg: ReportRun, inputs: ReportInputs, report: Mapping[str, Any], videos
 
 
 def figure(value: float | None, digits: int = 2) -> str:
-    """A number for a table; a dash where it is null (the reasons are listed at the foot)."""
+    """Returns a number for a table, or a dash if it is null (the reasons are listed at the end of the page)."""
     if value is None:
         return "–"
     return f"{value:,.{digits}f}"

@@ -1,4 +1,4 @@
-"""Stage SELECT (once): picks held-out clips of each kind, writes them out for the later stages, authors their counterfactuals.
+"""Stage SELECT (once): writes held-out clips of each kind, with counterfactual tracks, for the later stages.
 
 Legend: T frames, n tracks.
 """
@@ -26,6 +26,8 @@ from stages.records import ShardSet
 
 @dataclass(frozen=True)
 class SelectInputs:
+    """Inputs of stage SELECT: the held-out shards."""
+
     heldout: ShardSet
 
 
@@ -34,7 +36,7 @@ def run(cfg: SelectRun, inputs: SelectInputs, ctx: Context) -> Selection:
 
 
 def select(cfg: SelectRun, samples: Sequence[Sample], digest: str, ctx: Context) -> Selection:
-    """Writes every chosen clip and its tracks under ctx.workdir. Raises StageError when there is no held-out clip."""
+    """Writes every selected clip and its tracks to ctx.workdir. Raises StageError if there is no held-out clip."""
     if not samples:
         raise StageError("data: the held-out set is empty, there is nothing to evaluate: make data with more videos")
     clips: list[EvalClip] = []
@@ -48,7 +50,10 @@ def select(cfg: SelectRun, samples: Sequence[Sample], digest: str, ctx: Context)
 
 
 def choose(samples: Sequence[Sample], cfg: SelectConfig) -> tuple[list[Sample], list[Sample]]:
-    """The clips to evaluate and as many spare ones, if there are. Scenes take turns, in an order that only depends on ids."""
+    """Returns the clips to evaluate and as many spare ones, if there are.
+
+    Scenes alternate, in an order that depends on ids only.
+    """
     by_scene: dict[str, list[Sample]] = {}
     for sample in sorted(samples, key=lambda s: _hash(clip_id(s))):
         by_scene.setdefault(str(sample.meta["scene"]), []).append(sample)
@@ -70,7 +75,7 @@ def _hash(text: str) -> str:
 
 
 def _write_kind(chosen: Sequence[Sample], kind: str, cfg: SelectRun, ctx: Context) -> list[EvalClip]:
-    """The chosen clips of one kind; the first counterfactual_clips of them also get motions they never had."""
+    """Writes the selected clips of one kind; the first counterfactual_clips of them also get counterfactual tracks."""
     out = []
     for i, sample in enumerate(chosen):
         clip = _write_clip(sample, kind, cfg.select, ctx)
@@ -87,7 +92,7 @@ def _write_kind(chosen: Sequence[Sample], kind: str, cfg: SelectRun, ctx: Contex
 
 
 def other_scene(chosen: Sequence[Sample], i: int) -> Sample | None:
-    """The next chosen clip of another scene, None if there is none."""
+    """Returns the next selected clip of another scene, None if there is none."""
     rest = [chosen[(i + k) % len(chosen)] for k in range(1, len(chosen))]
     return next((s for s in rest if s.meta["scene"] != chosen[i].meta["scene"]), None)
 
@@ -95,7 +100,7 @@ def other_scene(chosen: Sequence[Sample], i: int) -> Sample | None:
 def counterfactual(
     name: str, sample: Sample, other: Sample | None, cfg: SelectConfig, seed: int
 ) -> tuple[np.ndarray, np.ndarray] | None:
-    """Tracks (T n 2, T n) of one counterfactual, or None where a swap finds no other scene."""
+    """Returns the tracks (T n 2, T n) of one counterfactual, or None if a swap finds no other scene."""
     if name == "swap":
         return None if other is None else few_tracks(*swapped(other.xy_px, other.visible), cfg.tracks, clip_id(sample))
     frames, height, width, _ = sample.frames.shape
@@ -104,7 +109,7 @@ def counterfactual(
 
 
 def few_tracks(xy_px: np.ndarray, visible: np.ndarray, most: int, key: str) -> tuple[np.ndarray, np.ndarray]:
-    """At most `most` of the tracks that are visible in frame 0, always the same ones for a key. Given in their old order."""
+    """Returns at most `most` of the tracks that are visible in frame 0, in their old order. They depend on `key` only."""
     asked = np.flatnonzero(visible[0])
     if len(asked) > most:
         asked = np.sort(np.random.default_rng(int(_hash(key)[:12], 16)).permutation(asked)[:most])

@@ -1,7 +1,8 @@
 """Stage SPEED (once): throughput of the teacher at the paper's 50 steps, latency and throughput of the student.
 
-"DiT" means from controls to latents, the cache's clean pass included; with VAE and with tiny VAE add decoding to pixels. A
-clock is read after the device has finished (paper, section 5: throughput and latency per chunk, mean and spread).
+"DiT" means from controls to latents, including the cache's clean pass. "With VAE" and "with tiny VAE" add decoding to
+pixels. Clocks are read after the device has finished (paper, section 5: throughput and latency per chunk, mean and
+spread).
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ from stages.train.sampling import Guidance, sample_teacher
 
 @dataclass(frozen=True)
 class SpeedInputs:
-    """Models that are None are not timed."""
+    """Inputs of stage SPEED. Models that are None are not timed."""
 
     selection: Selection
     teacher: Checkpoint | None = None
@@ -41,7 +42,10 @@ class SpeedInputs:
 
 
 def run(cfg: SpeedRun, inputs: SpeedInputs, ctx: Context) -> Figures:
-    """Writes speed.json {settings, student, teacher}. The student comes first: its peak memory must not count the teacher's."""
+    """Writes speed.json {settings, student, teacher}.
+
+    The student is timed first, so that its peak memory does not include the teacher.
+    """
     clip = first_clip(inputs.selection)
     out: dict[str, Any] = {"settings": settings(ctx), "student": None, "teacher": None}
     if inputs.student is not None:
@@ -54,6 +58,7 @@ def run(cfg: SpeedRun, inputs: SpeedInputs, ctx: Context) -> Figures:
 
 
 def first_clip(selection: Selection) -> EvalClip:
+    """Returns the first selected clip. Raises StageError if there is none."""
     chosen = [c for c in selection.clips if not c.spare]
     if not chosen:
         raise StageError("evaluation: no held-out clip was chosen, nothing to time")
@@ -61,7 +66,7 @@ def first_clip(selection: Selection) -> EvalClip:
 
 
 def settings(ctx: Context) -> dict[str, Any]:
-    """What a figure of speed depends on besides the model."""
+    """Returns what a figure of speed depends on, apart from the model."""
     device = torch.cuda.get_device_name(ctx.device) if ctx.device.type == "cuda" else platform.machine() + " CPU"
     return {
         "device": device,
@@ -73,7 +78,10 @@ def settings(ctx: Context) -> dict[str, Any]:
 
 
 def teacher_speed(cfg: SpeedRun, checkpoint: Checkpoint, clip: EvalClip, ctx: Context) -> dict[str, Any]:
-    """Seconds of whole clips at speed.teacher_steps with the paper's joint guidance, after one warm-up step."""
+    """Times whole clips of the teacher, after one warm-up step.
+
+    It uses speed.teacher_steps and the paper's joint guidance.
+    """
     teacher = teacher_on(checkpoint, ctx.device)
     vae, dtype = vae_on(cfg.model.vae, ctx.device), next(teacher.parameters()).dtype
     cond = conditioning([clip], "tracks", cfg.model, ctx.seed, ctx.device)
@@ -101,7 +109,7 @@ def teacher_speed(cfg: SpeedRun, checkpoint: Checkpoint, clip: EvalClip, ctx: Co
 def student_speed(
     cfg: SpeedRun, checkpoint: Checkpoint, tiny_vae: Checkpoint | None, clip: EvalClip, ctx: Context
 ) -> dict[str, Any]:
-    """Latency and throughput per decoder, time to first frame, peak memory."""
+    """Times the student: latency and throughput per decoder, time to first frame, peak memory."""
     with peak_memory(ctx.device) as peak:
         student = student_on(checkpoint, ctx.device)
         stream = clip_stream(student, clip, cfg.model, ctx.seed, ctx.device)
@@ -129,7 +137,7 @@ def student_speed(
 
 
 def decoder_speed(cfg: SpeedRun, stream: ClipStream, vae: DecoderMaker, ctx: Context) -> dict[str, Any]:
-    """One stream of speed.chunks chunks with a full cache, after the warm-up rollouts of one horizon each."""
+    """Times one stream of speed.chunks chunks with a full cache, after warm-up rollouts of one horizon each."""
     mine = stream.student.cfg.student
     for i in range(cfg.speed.warmup_rollouts):
         chunks_of(stream.session(vae, seeded(ctx.seed, "warm-up", i)), cfg.model.chunks)

@@ -1,6 +1,6 @@
 """Endless streams of one held-out clip, for SPEED and LONG_RUN: msmodel's ChunkStream, exactly as the demo runs it.
 
-Tracks go on endlessly by playing the clip's own forward and backward, so that a long run has targets at every frame.
+The clip's own tracks are played forward and backward endlessly, so that a long run has targets at every frame.
 
 Legend: z latent channels, t latent frames, h w latent size, T frames, n tracks.
 """
@@ -24,7 +24,7 @@ from stages.eval.items import EvalClip, read_clip, read_tracks
 
 
 class NoDecoder:
-    """Stands in for a VAE where only the transformer is timed: gives one black pixel."""
+    """Replaces a VAE where only the transformer is timed. It decodes to one pixel."""
 
     def decoder(self) -> Decoder:
         return self
@@ -35,8 +35,10 @@ class NoDecoder:
 
 @dataclass(frozen=True)
 class ClipStream:
-    """All that a stream of one clip needs, read once. image: 1 c t h w, image_tokens: as in Conditioning.
-    track_id_embedding: 1 n d."""
+    """The inputs of a stream of one clip, read once.
+
+    image: 1 c t h w. image_tokens: as in Conditioning. track_id_embedding: 1 n d. xy_px: T n 2. visible: T n.
+    """
 
     student: CausalDiT
     text: Tensor
@@ -49,7 +51,7 @@ class ClipStream:
     def session(
         self, vae: DecoderMaker, generator: torch.Generator, setting: StudentConfig | None = None
     ) -> ChunkStream:
-        """A new stream. setting: another sink and window than the student's own."""
+        """Returns a new stream. setting: replaces the student's own sink and window."""
         cfg = setting or self.student.cfg.student
         times = flow.student_timesteps(cfg.steps, self.student.cfg.dit.shift)
         return ChunkStream(
@@ -66,12 +68,13 @@ class ClipStream:
         )
 
     def controls(self, index: int, first: int, count: int) -> tuple[Tensor, Tensor]:
-        """The clip's tracks back and forth: `count` pixel frames from `first` on."""
+        """Returns the clip's tracks, played back and forth, for `count` pixel frames from `first` on."""
         at = torch.from_numpy(ping_pong(len(self.xy_px), first + count, first))
         return self.xy_px[at], self.visible[at]
 
 
 def clip_stream(student: CausalDiT, clip: EvalClip, model: ModelConfig, seed: int, device: torch.device) -> ClipStream:
+    """Reads the inputs of a stream of one clip."""
     arrays = read_clip(clip)
     xy_px, visible = read_tracks(clip.track_file("tracks"))
     return ClipStream(
@@ -86,12 +89,12 @@ def clip_stream(student: CausalDiT, clip: EvalClip, model: ModelConfig, seed: in
 
 
 def chunks_of(session: ChunkStream, count: int) -> list[StreamChunk]:
-    """The next `count` chunks."""
+    """Returns the next `count` chunks."""
     return [session.next_chunk() for _ in range(count)]
 
 
 def first_frame_seconds(stream: ClipStream, vae: DecoderMaker, generator: torch.Generator) -> tuple[float, ChunkStream]:
-    """Seconds from opening a stream to its first frames on the CPU, and the stream, which has made its first chunk."""
+    """Returns the seconds from opening a stream to its first frames on the CPU, and the stream after its first chunk."""
     began = time.perf_counter()  # frames arrive on the CPU: the device has finished by then
     session = stream.session(vae, generator)
     session.next_chunk()
@@ -99,10 +102,10 @@ def first_frame_seconds(stream: ClipStream, vae: DecoderMaker, generator: torch.
 
 
 def frames_in(chunks: int, model: ModelConfig) -> int:
-    """Pixel frames of a stream of `chunks` chunks."""
+    """Returns the number of pixel frames of a stream of `chunks` chunks."""
     return 1 + (int(model.image_alone) + chunks * model.student.chunk - 1) * model.vae.stride_t
 
 
 def filled_after(cfg: StudentConfig) -> int:
-    """Chunks until the cache is full; from then on every chunk does the same work."""
+    """Returns the number of chunks until the cache is full; from then on every chunk does the same work."""
     return cfg.sink + cfg.window + 1

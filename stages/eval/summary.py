@@ -1,6 +1,7 @@
-"""report.json: the figures of an evaluation under stable names. What a model cannot have is null, with its reason beside.
+"""Builds report.json: the figures of an evaluation under stable names. A missing figure is null, with its reason.
 
-Every figure is a mean over clips. FVD and KVD compare equal numbers of generated and real clips (the same clips' originals).
+Every figure is a mean over clips. FVD and KVD compare equal numbers of generated and real clips (the same clips'
+originals).
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ SPEED_STUDENT = ("fps", "chunk_latency_ms", "ttff_ms", "fps_with_vae", "fps_with
 
 @dataclass(frozen=True)
 class ReportInputs:
-    """All that was measured. seconds: wall clock of the targets data, teacher, distill, eval as far as known."""
+    """Inputs of stage REPORT: all measurements. seconds: wall-clock time of data, teacher, distill and eval, if known."""
 
     selection: Selection
     dataset: tuple[ShardSet, ...]
@@ -51,11 +52,12 @@ class ReportInputs:
 
 @dataclass
 class Nulls:
-    """Turns what is not a finite number into null and remembers why, by path."""
+    """Turns what is not a finite number into null and records the reason by path."""
 
     reasons: dict[str, str] = field(default_factory=dict)
 
     def number(self, path: str, value: float | None, reason: str) -> float | None:
+        """Returns `value` if it is finite; else records `reason` and returns None."""
         if value is not None and math.isfinite(value):
             return float(value)
         self.reasons[path] = reason
@@ -63,7 +65,7 @@ class Nulls:
 
 
 class Table:
-    """Measured figures by (kind, model, variant)."""
+    """Measured figures and features by (kind, model, variant)."""
 
     def __init__(self, measured: Sequence[Measured]) -> None:
         self.clips: dict[tuple[str, str, str], dict[str, dict[str, Any]]] = {}
@@ -78,11 +80,12 @@ class Table:
                 self.features[key] = part if old is None else np.concatenate([old, part])
 
     def errors(self, kind: str, model: str, variant: str) -> TrackError:
-        """Mean over clips; every field NaN where nothing was measured."""
+        """Returns the mean over clips; every field is NaN if nothing was measured."""
         rows = self.clips.get((kind, model, variant), {}).values()
         return average([TrackError(**row["epe"]) for row in rows])
 
     def mean(self, kind: str, model: str, figure: str) -> float:
+        """Returns the mean of a figure over clips with their own tracks, NaN if nothing was measured."""
         rows = self.clips.get((kind, model, "tracks"), {}).values()
         return finite_mean([row[figure] for row in rows if figure in row])
 
@@ -90,12 +93,12 @@ class Table:
         return len(self.clips.get((kind, model, variant), {}))
 
     def set_of(self, kind: str, model: str, variant: str = "tracks") -> np.ndarray:
-        """I3D features n 400 (n = 0 where none were taken)."""
+        """Returns I3D features, n 400 (n = 0 if there are none)."""
         return self.features.get((kind, model, variant), np.zeros((0, i3d.CLASSES)))
 
 
 def build(cfg: ReportRun, inputs: ReportInputs, seed: int) -> dict[str, Any]:
-    """The whole of report.json."""
+    """Returns the content of report.json."""
     nulls, table = Nulls(), Table(inputs.measured)
     speed = read_json(inputs.speed)
     report: dict[str, Any] = {
@@ -118,7 +121,7 @@ def build(cfg: ReportRun, inputs: ReportInputs, seed: int) -> dict[str, Any]:
 
 
 def version(folder: Path) -> dict[str, str]:
-    """Returns what tells this report from others: its step (stage/key), when it was made, and the file with its settings.
+    """Returns what identifies this report: its step (stage/key), when it was made, and the file with its settings.
 
     folder: where it is written, RUNS/PRESET/STAGE/KEY, which later settings never overwrite.
     """
@@ -132,7 +135,7 @@ def read_json(figures: Figures | None) -> dict[str, Any]:
 
 
 def dataset(inputs: ReportInputs) -> dict[str, Any]:
-    """Sizes and a digest over all splits; what was evaluated comes from the held-out split only."""
+    """Returns sizes and a digest over all splits. The evaluated clips are from the held-out split only."""
     digest = hashlib.sha256(" ".join(sorted(s.digest for s in inputs.dataset)).encode()).hexdigest()
     chosen = [c for c in inputs.selection.clips if not c.spare]
     return {
@@ -147,7 +150,7 @@ def dataset(inputs: ReportInputs) -> dict[str, Any]:
 def kind_summary(
     cfg: ReportRun, kind: str, table: Table, speed: Mapping[str, Any], inputs: ReportInputs, nulls: Nulls
 ) -> dict[str, Any]:
-    """One of rendered, real."""
+    """Returns the figures of one kind of clips, "rendered" or "real"."""
     floor, floor_n = real_floor(table, kind)
     models = {}
     for name, checkpoint in (("teacher", inputs.teacher), ("student", inputs.student)):
@@ -193,7 +196,10 @@ def ratio(above: float | None, below: float | None) -> float | None:
 
 
 def real_floor(table: Table, kind: str) -> tuple[float | None, int]:
-    """FVD between two disjoint sets of real clips, and their size: chosen against spare clips, else halves of the chosen."""
+    """Returns FVD between two disjoint sets of real clips, and their size.
+
+    The sets are the selected and the spare clips, or, if there are too few spare ones, two halves of the selected.
+    """
     chosen, spare = table.set_of(kind, "real"), table.set_of(kind, "real", "spare")
     if len(spare) >= max(2, len(chosen) // 2):
         n = min(len(chosen), len(spare))
@@ -212,7 +218,7 @@ def model_summary(
     floor_n: int,
     nulls: Nulls,
 ) -> dict[str, Any]:
-    """One model on one kind of clips."""
+    """Returns the figures of one model on one kind of clips."""
     at = f"{kind}.{model}"
     missing = f"there is no {model} in this evaluation" if checkpoint is None else f"no {kind} clips were evaluated"
     own = table.errors(kind, model, "tracks")
@@ -250,7 +256,10 @@ def model_summary(
 def adapted_summary(
     cfg: ReportRun, kind: str, table: Table, checkpoint: Checkpoint | None, floor_n: int, nulls: Nulls
 ) -> dict[str, float | None]:
-    """The student before distribution matching, on its own tracks at the same number of steps: what DMD adds."""
+    """Returns the figures of the student before distribution matching, which show the effect of DMD.
+
+    It follows its own tracks at the same number of steps.
+    """
     why = "the adapted student is not in this evaluation" if checkpoint is None else f"no {kind} clips were evaluated"
     values = {"epe": table.errors(kind, ADAPTED, "tracks").epe}
     values |= {name: table.mean(kind, ADAPTED, name) for name in PICTURES}
@@ -264,7 +273,7 @@ def _steps(cfg: ReportRun, model: str) -> int:
 
 
 def set_figures(cfg: ReportRun, made: np.ndarray, real: np.ndarray, floor_n: int) -> dict[str, Any]:
-    """FVD and KVD at equal N, the spread over disjoint splits, and FVD at the floor's N."""
+    """Returns FVD and KVD at equal N, the spread over disjoint splits, and FVD at the floor's N."""
     n = min(len(made), len(real))
     out: dict[str, Any] = {"fvd_i3d": None, "kvd_i3d": None, "kvd_interval": None, "fvd_splits": [], "fvd_clips": n}
     out["fvd_at_floor_clips"] = None
@@ -282,7 +291,7 @@ def set_figures(cfg: ReportRun, made: np.ndarray, real: np.ndarray, floor_n: int
 def speed_figures(
     at: str, model: str, speed: Mapping[str, Any], checkpoint: Checkpoint | None, nulls: Nulls
 ) -> dict[str, Any]:
-    """The contract's fields of speed; further ones as they were measured."""
+    """Returns the speed fields that every report has, and the others as far as they were measured."""
     measured = speed.get(model) or {}
     why = f"there is no {model} in this evaluation" if checkpoint is None else "speed was not measured"
     out: dict[str, Any] = {k: v for k, v in measured.items() if k not in ("steps", "chunks", "rollouts", "evaluations")}
@@ -297,7 +306,10 @@ def speed_figures(
 
 
 def long_run(measured: Mapping[str, Any], nulls: Nulls) -> dict[str, Any]:
-    """drift holds one entry a setting; `reference` is the real clip itself, played back and forth."""
+    """Returns the figures of the long run.
+
+    drift: one entry per setting. reference: the real clip itself, played back and forth.
+    """
     names = ("frames", "horizon_multiple", "latency_slope_pct_per_100_chunks", "latency_slope_ci")
     if not measured:
         nulls.reasons["long_run"] = "no long run was made: there is no student in this evaluation"
@@ -312,7 +324,7 @@ def long_run(measured: Mapping[str, Any], nulls: Nulls) -> dict[str, Any]:
 
 
 def clean(value: Any) -> Any:
-    """NaN and infinity are no JSON: null."""
+    """Returns the value with NaN and infinity, which JSON does not have, replaced by None."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, Mapping):
@@ -323,7 +335,7 @@ def clean(value: Any) -> Any:
 
 
 def provenance(cfg: ReportRun, inputs: ReportInputs, speed: Mapping[str, Any]) -> dict[str, Any]:
-    """Everything a figure depends on."""
+    """Returns everything that a figure depends on."""
     m = cfg.eval.measure
     checkpoints = {
         c.name: {"step": c.step, "digest": c.digest}
@@ -358,5 +370,5 @@ def provenance(cfg: ReportRun, inputs: ReportInputs, speed: Mapping[str, Any]) -
 
 
 def shown_clips(clips: Sequence[EvalClip], count: int) -> list[EvalClip]:
-    """The first `count` chosen clips of each kind."""
+    """Returns the first `count` selected clips of each kind."""
     return [c for kind in CLIP_KINDS for c in [x for x in clips if x.kind == kind and not x.spare][:count]]

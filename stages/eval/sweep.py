@@ -1,9 +1,9 @@
-"""Stages SWEEP (once for each setting) and SWEEP_REPORT (once): one trained student under another cache, chunk, rotary
-position or number of steps.
+"""Stages SWEEP (once per setting) and SWEEP_REPORT (once): one trained student under other settings.
 
-The paper's extended-length table and its figures of sinks and windows, from one model: nothing is trained again, so a setting
-far from the trained one pays for that too. Figures are those of LONG_RUN over `eval.sweep.horizons` horizons.
-The report is one table and one plot of all settings: sweep.json, sweep.html, sweep.png.
+A setting is a cache, a chunk, a rotary position or a number of steps. The sweep makes the paper's extended-length table
+and its figures of sinks and windows from one model. Nothing is trained again, so settings far from the trained one have
+that disadvantage too. Figures are those of LONG_RUN over `sweep.horizons` horizons. The report is one table and one
+plot of all settings: sweep.json, sweep.html, sweep.png.
 """
 
 from __future__ import annotations
@@ -42,20 +42,24 @@ WARMUP_CHUNKS = 5
 
 @dataclass(frozen=True)
 class SweepConfig:
-    """settings: of the student. guidance: weights "text/track" under which the teacher is measured. chunks: timed ones."""
+    """Settings of the sweep.
+
+    settings: settings of the student. guidance: weights "text/track" with which the teacher is measured. chunks: timed
+    chunks of each setting.
+    """
 
     settings: tuple[str, ...] = (
         "c3s1w1", "c3s1w1a", "c3s0w1", "c1s1w1", "c3s0w6", "c3s2w1", "c3s1w2", "c3s1w3", "c3s1w4", "c3s1w1k1",
         "c3s1w1k2", "c3s1w1k4",
     )  # fmt: skip
     guidance: tuple[str, ...] = ("0/1.5", "1.5/1.5", "3/1.5", "3/0", "3/3")
-    guidance_clips: int = 4  # of each kind
-    clips: int = 4  # kinds take turns
-    horizons: int = 3  # the paper's 241 frames are three of its horizons
+    guidance_clips: int = 4  # clips of each kind that guidance is measured on
+    clips: int = 4  # clips, alternating between kinds
+    horizons: int = 3  # length of the rollouts in training clips; the paper's 241 frames are three
     chunks: int = 60
 
     def problems(self) -> list[str]:
-        """Every inconsistency, as 'sweep.field: what is wrong'; empty when sound."""
+        """Returns every inconsistency as 'sweep.field: what is wrong'; empty if there is none."""
         least = {"guidance_clips": 1, "clips": 1, "horizons": 2, "chunks": 3}
         out = at_least(self, least)
         for field, names, read in (
@@ -72,7 +76,7 @@ class SweepConfig:
 
 @dataclass(frozen=True)
 class SweepRun:
-    """One setting. What another setting needs does not count in this one's key."""
+    """Run config of one setting. It holds only what this setting needs, so that others do not change its key."""
 
     model: ModelConfig
     measure: MeasureConfig
@@ -84,16 +88,19 @@ class SweepRun:
 
 @dataclass(frozen=True)
 class SweepInputs:
+    """Inputs of stage SWEEP: the selected clips and the student."""
+
     selection: Selection
     student: Checkpoint
 
 
 def sweep_run(model: ModelConfig, measure: MeasureConfig, cfg: SweepConfig, setting: str) -> SweepRun:
+    """Returns the run config of one setting."""
     return SweepRun(model, measure, setting, cfg.clips, cfg.horizons, cfg.chunks)
 
 
 def read_weights(name: str) -> Guidance:
-    """Guidance from "text/track". ValueError: not two numbers, or weights that cannot be combined."""
+    """Returns Guidance from "text/track". Raises ValueError if these are not two numbers that can be combined."""
     try:
         text, track = (float(part) for part in name.split("/"))
     except ValueError:
@@ -129,7 +136,7 @@ def run(cfg: SweepRun, inputs: SweepInputs, ctx: Context) -> Figures:
 def speed_of(
     cfg: SweepRun, student: CausalDiT, setting: StudentConfig, selection: Selection, ctx: Context
 ) -> dict[str, Any]:
-    """Latency of cfg.chunks chunks with a full cache, DiT only, and the frames a second that this makes."""
+    """Returns the latency of cfg.chunks chunks with a full cache, DiT only, and the resulting frames per second."""
     clip = some_clips(selection, 1)[0]
     stream = clip_stream(student, clip, cfg.model, ctx.seed, ctx.device)
     session = stream.session(NoDecoder(), seeded(ctx.seed, "sweep"), setting)
@@ -140,8 +147,11 @@ def speed_of(
 
 
 def row(found: Mapping[str, Any]) -> dict[str, float]:
-    """The figures of one setting that a table shows: EPE and perceptual distance as means over the windows, colour drift
-    at the end, speed. NaN where nothing could be measured."""
+    """Returns the figures of one setting for the table; NaN if nothing could be measured.
+
+    EPE and perceptual distance are means over the windows. Perceptual distance and colour drift are also given for the
+    last window. Then come latency and throughput.
+    """
     drift = found["drift"]
     return {
         "epe": finite_mean(drift["epe"]["values"]),
@@ -162,7 +172,7 @@ TEMPLATE = Path(__file__).with_name("sweep.html.j2")
 
 @dataclass(frozen=True)
 class Guided:
-    """The teacher measured under one pair of weights."""
+    """The figures of the teacher with one pair of weights."""
 
     weights: str
     measured: tuple[Measured, ...]
@@ -170,7 +180,7 @@ class Guided:
 
 @dataclass(frozen=True)
 class SweepReportRun:
-    """What the page says of its setting."""
+    """Settings that the page of stage SWEEP_REPORT shows."""
 
     preset: str
     steps: int  # Euler steps of the teacher
@@ -180,13 +190,15 @@ class SweepReportRun:
 
 @dataclass(frozen=True)
 class SweepReportInputs:
+    """Inputs of stage SWEEP_REPORT: figures of the student's settings and of the teacher's guidance weights."""
+
     points: tuple[Figures, ...]
     guided: tuple[Guided, ...]
     git_sha: str = "unknown"
 
 
 def run_report(cfg: SweepReportRun, inputs: SweepReportInputs, ctx: Context) -> Report:
-    """Writes the three files into ctx.workdir and hands them to the tracker."""
+    """Writes sweep.json, sweep.html and sweep.png to ctx.workdir and sends them to the tracker."""
     found = {p.name: json.loads(Path(p.file).read_text()) for p in inputs.points}
     report: dict[str, Any] = {
         "preset": cfg.preset,
@@ -208,7 +220,7 @@ def run_report(cfg: SweepReportRun, inputs: SweepReportInputs, ctx: Context) -> 
 
 
 def guided_row(guided: Guided) -> dict[str, float]:
-    """EPE and perceptual distance of each kind of clips; NaN where there are none."""
+    """Returns EPE and perceptual distance of each kind of clips; NaN if there are none."""
     out: dict[str, float] = {}
     for kind in CLIP_KINDS:
         parts = [json.loads(Path(m.file).read_text()) for m in guided.measured if m.item.kind == kind]
@@ -219,7 +231,7 @@ def guided_row(guided: Guided) -> dict[str, float]:
 
 
 def page(cfg: SweepReportRun, report: Mapping[str, Any], picture: bytes) -> str:
-    """The HTML page. Nothing in it is fetched from elsewhere."""
+    """Returns the HTML page. It fetches nothing from elsewhere."""
     from jinja2 import Environment
 
     environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)

@@ -1,4 +1,4 @@
-"""Clocks and figures of speed: synchronised seconds, percentiles, the slope of latency with its interval, peak memory."""
+"""Timing: synchronised clocks, percentiles, the slope of latency with its interval, and peak memory."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ MAX_RSS_UNIT = 1 if sys.platform == "darwin" else 1024  # bytes in one unit of r
 
 
 def now(device: torch.device) -> float:
-    """Seconds on a steady clock, after all queued work of the device has ended."""
+    """Returns seconds on a monotonic clock, after all queued work of the device has ended."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     return time.perf_counter()
@@ -26,7 +26,7 @@ def now(device: torch.device) -> float:
 
 @dataclass(frozen=True)
 class Latency:
-    """Milliseconds a chunk."""
+    """Latency of a chunk in milliseconds: mean, standard deviation, median and 95th percentile."""
 
     mean: float
     std: float
@@ -35,7 +35,7 @@ class Latency:
 
 
 def latency(seconds: Sequence[float]) -> Latency:
-    """Raises ValueError when there is nothing to summarise."""
+    """Returns the latency figures of chunks. Raises ValueError if there are fewer than two."""
     if len(seconds) < 2:
         raise ValueError(f"latency needs at least two chunks, got {len(seconds)}")
     ms = np.asarray(seconds) * 1000
@@ -52,13 +52,16 @@ class Slope:
 
     @property
     def constant(self) -> bool:
-        """Whether the interval covers zero."""
+        """Returns whether the interval contains zero."""
         return self.low <= 0 <= self.high
 
 
 def latency_slope(seconds: Sequence[float]) -> Slope:
-    """Theil-Sen slope of latency over chunk number, with the interval of Kendall's rank test: single slow chunks, of which
-    every machine has some, do not move it. Any unit will do, as the slope is relative."""
+    """Returns the Theil-Sen slope of latency over chunk number, with the interval of Kendall's rank test.
+
+    Single slow chunks, which occur on every machine, do not change it. The slope is relative, so `seconds` can have any
+    unit. Raises ValueError on fewer than three chunks.
+    """
     from scipy.stats import theilslopes
 
     y = np.asarray(seconds, np.float64)
@@ -70,7 +73,7 @@ def latency_slope(seconds: Sequence[float]) -> Slope:
 
 
 class Peak:
-    """Filled by `peak_memory`: megabytes (1e6), and what was measured."""
+    """Peak memory, filled in by `peak_memory`. megabytes: 1e6 bytes. what: what was measured."""
 
     megabytes: float = math.nan
     what: str = ""
@@ -78,7 +81,10 @@ class Peak:
 
 @contextmanager
 def peak_memory(device: torch.device) -> Iterator[Peak]:
-    """Peak memory inside the `with`: CUDA's allocator on a GPU, else the process's resident set (Python and weights too)."""
+    """Measures peak memory inside the `with`: CUDA's allocator on a GPU, else the process's resident set.
+
+    The resident set includes Python and weights.
+    """
     peak = Peak()
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
@@ -92,7 +98,10 @@ def peak_memory(device: torch.device) -> Iterator[Peak]:
 
 
 def _reset_peak_rss() -> bool:
-    """Linux lets a process reset its own high-water mark; elsewhere the mark covers the whole process life."""
+    """Resets the process's peak resident set and returns whether that worked.
+
+    Only Linux allows it; elsewhere the peak is that of the whole life of the process.
+    """
     try:
         Path("/proc/self/clear_refs").write_text("5")
     except OSError:
@@ -101,6 +110,7 @@ def _reset_peak_rss() -> bool:
 
 
 def _peak_rss_bytes() -> int:
+    """Returns the process's peak resident set in bytes."""
     status = Path("/proc/self/status")
     if status.exists():
         line = next((x for x in status.read_text().splitlines() if x.startswith("VmHWM")), "")

@@ -1,4 +1,4 @@
-"""Videos for the page: tiles side by side, asked tracks drawn over them, as H.264 that every browser plays.
+"""Videos of the page: tiles side by side with their tracks drawn over them, as H.264 that every browser plays.
 
 Legend: T frames, n tracks.
 """
@@ -22,7 +22,10 @@ PAPER, INK = (24, 26, 31), (228, 230, 235)
 
 @dataclass(frozen=True)
 class Tile:
-    """video: T h w 3 uint8, None leaves the place empty. tracks: (xy_px T n 2 in pixels of the video, visible T n) to draw."""
+    """A labelled video in a mosaic. video: T h w 3 uint8; None leaves its place empty.
+
+    tracks: (xy_px T n 2 in pixels of the video, visible T n), drawn over it.
+    """
 
     label: str
     video: np.ndarray | None = None
@@ -30,7 +33,7 @@ class Tile:
 
 
 def mosaic(rows: Sequence[Sequence[Tile]], height: int) -> np.ndarray:
-    """Tiles in rows with their labels: T H W 3 uint8, sizes even. height: pixels of one tile."""
+    """Returns tiles in rows with their labels: T H W 3 uint8, sizes even. height: pixels of one tile."""
     some = next(t.video for row in rows for t in row if t.video is not None)
     frames, width = len(some), enlarge(some[0], height).shape[1]
     columns = max(len(row) for row in rows)
@@ -49,6 +52,7 @@ def mosaic(rows: Sequence[Sequence[Tile]], height: int) -> np.ndarray:
 
 
 def _drawn(tile: Tile, t: int, height: int) -> np.ndarray:
+    """Returns frame t of a tile, enlarged to `height` pixels, with its tracks."""
     assert tile.video is not None
     picture = np.ascontiguousarray(enlarge(tile.video[t], height))
     if tile.tracks is not None:
@@ -58,7 +62,10 @@ def _drawn(tile: Tile, t: int, height: int) -> np.ndarray:
 
 
 def mp4(video: np.ndarray, fps: float) -> bytes:
-    """H.264, yuv420p, faststart. video: T H W 3 uint8 with even sizes. Raises OSError with ffmpeg's words on failure."""
+    """Returns the video as H.264, yuv420p, faststart. video: T H W 3 uint8 with even sizes.
+
+    Raises OSError with ffmpeg's message on failure.
+    """
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "out.mp4"
         write_mp4(path, video, fps, crf=23)

@@ -1,7 +1,7 @@
-"""make distill: the teacher becomes a causal few-step student, and a small decoder keeps up with it.
+"""make distill: distils the teacher into a causal few-step student, and trains a small decoder that is as fast.
 
-The setting `distill.method` chooses how the adapted student is distilled: a name in METHODS. stages/train/method.py says how to
-add one.
+The setting `distill.method` chooses how the adapted student is distilled, by its name in METHODS.
+stages/train/method.py describes how to add a method.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from stages.train.tiny_vae import TINY_VAE, TinyVAEInputs, TinyVAERun
 
 @dataclass(frozen=True)
 class Distilled:
-    """The models that `make distill` makes. adapted: the student before distillation, to compare with."""
+    """Models that `make distill` makes. adapted: the student before distillation, for comparison."""
 
     adapted: Checkpoint
     student: Checkpoint
@@ -36,7 +36,7 @@ class Distilled:
 
 @dataclass(frozen=True)
 class Start:
-    """What a distillation method may start from: clips, the teacher, and the causal student after adaptation."""
+    """Inputs of a distillation method: clips, the teacher, and the causal student after adaptation."""
 
     train: ShardSet
     heldout: ShardSet
@@ -46,7 +46,7 @@ class Start:
 
 @dataclass(frozen=True)
 class DistillationMethod:
-    """A stage that distills, and the function that runs it and returns the checkpoint "student"."""
+    """A distillation method: its stage, and the function that runs it and returns the checkpoint "student"."""
 
     stage: Stage
     train: Callable[[Run, Start], Checkpoint]
@@ -69,7 +69,10 @@ def unused_stages(method: str) -> set[str]:
 
 
 def distill(run: Run) -> Distilled:
-    """Teacher -> its trajectories -> causal adaptation -> the chosen distillation; latents -> small decoder."""
+    """Runs the stages from the teacher to the student: its trajectories, causal adaptation, the chosen distillation.
+
+    The small decoder is trained on latents of the training clips.
+    """
     shards, teacher_checkpoint = data(run), teacher(run)
     with run.making("distill"):
         cfg = run.cfg

@@ -1,8 +1,8 @@
-"""make eval: how well, how fast and how long.
+"""make eval: measures quality, speed and long rollouts.
 
-Every report stays in the folder of its step, RUNS/PRESET/eval_report/KEY. RUNS/PRESET/report holds copies of the report that
-was asked for last: report.json, report.html and overview.png, the first two with the key, the date and the place of the
-settings. With eval.replay a recorded session is played again instead (replay.py).
+Every report stays in the folder of its step, RUNS/PRESET/eval_report/KEY. RUNS/PRESET/report holds copies of the report
+that was requested last: report.json, report.html and overview.png, the first two with the key, the date and the place
+of the settings. With eval.replay a recorded session is replayed instead (commands/replay.py).
 """
 
 from __future__ import annotations
@@ -24,11 +24,12 @@ STAGES = (ev.SELECT, ev.GENERATE, ev.MEASURE, ev.SPEED, ev.LONG_RUN, ev.REPORT)
 
 
 def evaluate_or_replay(run: Run) -> Report | ev.Figures:
+    """Replays a recorded session if eval.replay names one, else evaluates."""
     return replay(run) if run.cfg.eval.replay else evaluate(run)
 
 
 def evaluate(run: Run) -> Report:
-    """Held-out clips and motions they never had -> generated clips -> figures -> one page."""
+    """Generates held-out clips with their own and with counterfactual motions, measures them and returns the report."""
     shards, teacher_checkpoint, made = data(run), teacher(run), distill(run)
     with run.making("eval"):
         cfg, model = run.cfg.eval, run.cfg.model
@@ -58,14 +59,17 @@ def evaluate(run: Run) -> Report:
             git_sha=git_sha(),
             seconds=run.seconds(),
         )
-        # A commit or a slower machine makes no report stale.
+        # The commit and the run times are not part of the key: they make no report stale.
         key = replace(inputs, git_sha="", seconds={})
         report = run.step(ev.REPORT, ev.ReportRun(run.cfg.preset, model, cfg), inputs, key_inputs=key)
         return publish(report, run.store.root / "report")
 
 
 def publish(report: Report, folder: Path) -> Report:
-    """Copies the report to where scripts look for it, over the copies of the report before, which stays in its step."""
+    """Copies the report to the folder where scripts expect it, over the previous copies.
+
+    The reports before stay in their steps.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     copies = []
     for file in (Path(report.json), Path(report.html), Path(report.overview)):

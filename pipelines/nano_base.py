@@ -1,5 +1,8 @@
-"""make nano-base: pretrains what the nano preset starts from (VAE, tiny VAE, image-to-video DiT, and a phase-1 teacher
-made from that DiT) and ships it in msmodel/assets. The held-out sources are left out of all four."""
+"""make nano-base: pretrains the models that the nano preset starts from, and ships them in msmodel/assets.
+
+They are a VAE, a tiny VAE, an image-to-video DiT, and a phase-1 teacher made from that DiT. The held-out sources are
+left out of all four.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +31,10 @@ ASSETS = CHECKOUT / "msmodel" / "assets"
 
 
 def nano_base(run: Run) -> None:
-    """Training videos -> VAE -> shards of its latents -> DiT and tiny VAE -> msmodel/assets/nano."""
+    """Trains the VAE on the training videos, then DiT, teacher and tiny VAE on shards of its latents, and ships them.
+
+    Raises ValueError for another preset than nano.
+    """
     if run.cfg.preset != "nano":
         raise ValueError(f"nano-base ships what PRESET=nano starts from; it cannot be made at PRESET={run.cfg.preset}")
     with run.making("nano-base"):
@@ -57,7 +63,7 @@ def nano_base(run: Run) -> None:
 
 
 def ship(checkpoint: Checkpoint, folder: Path) -> None:
-    """Copies the weights and their config."""
+    """Copies the weights and their config to `folder`."""
     folder.mkdir(parents=True, exist_ok=True)
     for file in Path(checkpoint.folder).iterdir():
         if (file.suffix == ".safetensors" and file.stem != "state") or file.name == "config.json":

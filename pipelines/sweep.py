@@ -1,5 +1,8 @@
-"""make sweep: the ablations of the paper from one trained model. Leaves sweep.json, .html and .png in
-RUNS/PRESET/eval_sweep_report/KEY, and copies of the newest in RUNS/PRESET/sweep."""
+"""make sweep: the paper's ablations from one trained model.
+
+It writes sweep.json, sweep.html and sweep.png to RUNS/PRESET/eval_sweep_report/KEY, and copies of the newest to
+RUNS/PRESET/sweep.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +21,10 @@ STAGES = (ev.SELECT, ev.SWEEP, ev.GENERATE, ev.MEASURE, ev.SWEEP_REPORT)
 
 
 def sweep(run: Run) -> Report:
-    """Every setting of the student is a step, and so a run in MLflow, of its own."""
+    """Measures the student under every setting and the teacher under every guidance, and returns the report.
+
+    Every setting of the student is a step of its own, and so a run of its own in MLflow.
+    """
     shards, teacher_checkpoint, made = data(run), teacher(run), distill(run)
     with run.making("sweep"):
         cfg, model, own = run.cfg.eval, run.cfg.model, run.cfg.sweep

@@ -1,4 +1,4 @@
-"""make teacher: the backbone learns to follow tracks."""
+"""make teacher: trains the backbone to follow tracks."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ STAGES = (TEACHER,)
 
 
 def teacher(run: Run) -> Checkpoint:
-    """Shards -> teacher."""
+    """Trains the teacher on the shards of the data and returns its checkpoint."""
     shards = data(run)
     with run.making("teacher"):
         cfg = TeacherRun(
             without_student(run.cfg, "chunk"), run.cfg.teacher
-        )  # of the student, masking sees the chunk only
+        )  # masking depends on the student's chunk only
         first, phase2 = (shards.clips(which) for which in (run.cfg.data.phase1_clips, run.cfg.data.phase2_clips))
         inputs = TeacherInputs(first, shards.heldout)
         if run.cfg.teacher.phase2_steps and phase2 != first:

@@ -40,9 +40,9 @@ DECODER, DISCRIMINATOR = "decoder", "discriminator"
 class TinyVAEConfig(StepsConfig):
     """Settings of the tiny VAE's training. Paper: 200 K steps, lr 3e-4, batch 16, crops of 144x144x21.
 
-    width: channels of the finest level. init: "random", "embedded:NAME" or a folder. latent_frames, side_px: size of
-    the training crop in latent frames and pixels, 0 = full size. fit_clips: clips for the least-squares initialisation
-    of a random decoder's linear projection.
+    width: channels of the finest level. init: "random", "embedded:NAME" or a folder. latent_frames: latent frames of
+    the training crop, 0 = all. side_px: side of the training crop in pixels, 0 = full size. fit_clips: clips for the
+    least-squares initialisation of a random decoder's linear projection.
     """
 
     group: ClassVar[str] = "tiny_vae"

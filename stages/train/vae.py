@@ -45,8 +45,8 @@ class VAETrainConfig(StepsConfig):
     """Settings of the training of the shipped VAE. A step takes `batch` clips of `frames` frames.
 
     latent_noise: standard deviation of the noise added to normalised latents in training. component_clips: clips whose
-    patches give the principal components. short_side, max_frames: size of the footage kept in memory, pixels and frames
-    per video.
+    patches give the principal components. short_side: short side in pixels of the footage kept in memory. max_frames:
+    most frames of a video that are kept in memory.
     """
 
     group: ClassVar[str] = "vae_training"

@@ -44,11 +44,10 @@ WARMUP_CHUNKS = 5
 class SweepConfig:
     """Settings of the sweep.
 
-    settings: settings of the student. guidance: weights "text/track" with which the teacher is measured. chunks: timed
-    chunks of each setting.
+    guidance: weights "text/track" with which the teacher is measured. chunks: timed chunks of each setting.
     """
 
-    settings: tuple[str, ...] = (
+    settings: tuple[str, ...] = (  # settings of the student, named as in stages/eval/config.py
         "c3s1w1", "c3s1w1a", "c3s0w1", "c1s1w1", "c3s0w6", "c3s2w1", "c3s1w2", "c3s1w3", "c3s1w4", "c3s1w1k1",
         "c3s1w1k2", "c3s1w1k4",
     )  # fmt: skip

@@ -10,7 +10,7 @@ from __future__ import annotations
 import difflib
 import types
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields, is_dataclass, replace
+from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
@@ -175,6 +175,12 @@ def load(preset: str, overrides: Sequence[str] = (), src: str = "", runs: str = 
 def as_yaml(config: Config) -> str:
     """Returns the resolved configuration as YAML."""
     return OmegaConf.to_yaml(OmegaConf.structured(config))
+
+
+def changed(config: Config) -> dict[str, Any]:
+    """Returns the settings that differ from the defaults, by dotted key: those of the preset and of the command line."""
+    defaults = dict(_leaves(asdict(Config()), ""))
+    return {key: value for key, value in _leaves(asdict(config), "") if value != defaults.get(key)}
 
 
 def preset_names() -> list[str]:

@@ -28,6 +28,7 @@ EXPERIMENT_TAGS = {
 FLUSH_METRICS = 200
 FLUSH_SECONDS = 5.0
 BATCH = 1000  # points of one request: MLflow's limit
+PARAM_BATCH, PARAM_CHARACTERS = 100, 500  # settings of one request, and length of a value: MLflow's limits
 KEPT_METRICS = 100_000  # points buffered while MLflow does not answer: about 20 MB
 REST = 9  # after a failed call, calls pause for this many times its duration
 # With MLflow's defaults (7 and 120) one call blocks for 4 minutes where the connection is refused, and for 20 where the
@@ -290,6 +291,15 @@ class RunLogger:
         with self.best_effort("logging a text"):
             self.client.log_text(self.address.run_id, text, name)
 
+    def params(self, values: Mapping[str, Any]) -> None:
+        """Logs settings, so that MLflow's pages show in what runs differ. They are fixed for a run: call it once."""
+        from mlflow.entities import Param
+
+        settings = [Param(key, str(value)[:PARAM_CHARACTERS]) for key, value in values.items()]
+        with self.best_effort("logging settings"):
+            for start in range(0, len(settings), PARAM_BATCH):
+                self.client.log_batch(self.address.run_id, params=settings[start : start + PARAM_BATCH])
+
     def tags(self, values: Mapping[str, str]) -> None:
         with self.best_effort("tagging"):
             for key, value in values.items():
@@ -389,11 +399,13 @@ class Tracking:
         self.best_effort = BestEffort(log)
         self.parent: RunLogger | None = None
         self._tried = False
-        self._about: tuple[dict[str, str], dict[str, str]] = ({}, {})
+        self._about: tuple[dict[str, str], dict[str, str], dict[str, Any]] = ({}, {}, {})
 
-    def describe(self, tags: Mapping[str, str], texts: Mapping[str, str]) -> None:
-        """Sets the tags and text artifacts (config, git SHA, lock hash) that the parent run gets when it is made."""
-        self._about = (dict(tags), dict(texts))
+    def describe(
+        self, tags: Mapping[str, str], texts: Mapping[str, str], params: Mapping[str, Any] | None = None
+    ) -> None:
+        """Sets the tags, text artifacts (config, git SHA, lock hash) and settings of the parent run, for when it is made."""
+        self._about = (dict(tags), dict(texts), dict(params or {}))
 
     def stage(self, name: str, tags: Mapping[str, str]) -> RunLogger | None:
         """Returns the logger of a new nested run, or None where MLflow fails; the failure is logged."""
@@ -417,8 +429,9 @@ class Tracking:
                 close_abandoned(client, experiment)
                 run = client.create_run(experiment, run_name=self.run_name, tags=_mine())
                 self.parent = RunLogger(RunAddress(self.uri, run.info.run_id), self.log)
-                tags, texts = self._about
+                tags, texts, params = self._about
                 self.parent.tags(tags)
+                self.parent.params(params)
                 for file, text in texts.items():
                     self.parent.text(text, file)
         return self.parent

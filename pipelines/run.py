@@ -14,6 +14,7 @@ from typing import Any
 from configs.settings import (
     Config,
     as_yaml,
+    changed,
 )
 from infra import progress, tracking
 from infra.codec import Codec
@@ -218,6 +219,7 @@ class Run:
         try:
             if logger:
                 _log_inputs(logger, task.inputs)
+                logger.params({**leaves(task.step.config), "seed": task.seed})
             made = self.executor.run(task, logger, provenance)
             if logger:
                 _log_outputs(logger, made.records, task.inputs, products={} if self.target == "nano-base" else PRODUCTS)
@@ -241,9 +243,18 @@ def open_run(cfg: Config, targets: Sequence[str], dry: bool = False, retry_faile
     name = f"{cfg.preset}: {' '.join(targets)}"
     tracker = tracking.Tracking(cfg.root.parent, EXPERIMENT, name, console.log)
     about = {"git_sha": git_sha(), "lock_hash": lock_hash(), "preset": cfg.preset, "seed": str(cfg.seed)}
-    tracker.describe(about, {"config.yaml": as_yaml(cfg), "environment.json": json.dumps(about, indent=1)})
+    texts = {"config.yaml": as_yaml(cfg), "environment.json": json.dumps(about, indent=1)}
+    tracker.describe(about, texts, {"preset": cfg.preset, **changed(cfg)})
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     return Run(cfg, store, executor, tracker, console, dry, retry_failed)
+
+
+def leaves(config: Any, prefix: str = "") -> dict[str, Any]:
+    """Returns the settings of an encoded step config by dotted name; lists stay whole, names of record types are left out."""
+    if not isinstance(config, Mapping):
+        return {prefix: config}
+    parts = (leaves(value, f"{prefix}.{key}" if prefix else key) for key, value in config.items() if key != "@")
+    return {name: value for part in parts for name, value in part.items()}
 
 
 def _rejected(stage: str, failure: Failure) -> Rejected:

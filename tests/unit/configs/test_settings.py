@@ -13,6 +13,7 @@ from configs.settings import (
     ConfigError,
     _known,
     as_yaml,
+    changed,
     load,
     preset_names,
 )
@@ -54,6 +55,13 @@ def test_overrides_set_nested_fields_with_their_types():
     assert isinstance(cfg.dit.patch, tuple)
     nested = load("nano", ["eval.measure={raster_height: 96, raster_width: 160}"])
     assert nested.eval.measure.raster == (96, 160)
+
+
+def test_changed_settings_are_those_of_the_preset_and_the_command_line():
+    found = changed(load("nano", ["student.window=2"]))
+    assert found["student.window"] == 2
+    assert found["clip.width"] == 64
+    assert "demo.port" not in found
 
 
 def test_every_mistake_comes_in_one_message():

@@ -35,10 +35,11 @@ def tree(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv("MLFLOW_TRACKING_URI", raising=False)
         tracking = Tracking(runs, "motionstream", "nano data teacher", said.append)
-    tracking.describe({"git_sha": "abc", "lock_hash": "def"}, {"config.yaml": "seed: 0\n"})
+    tracking.describe({"git_sha": "abc", "lock_hash": "def"}, {"config.yaml": "seed: 0\n"}, {"preset": "nano"})
     pack = tracking.stage("pack", {"key": "1"})
     teacher = tracking.stage("teacher", {"key": "2"})
     pack.dataset("train", str(runs / "shards"), "d" * 64, "train")
+    pack.params({f"setting.{number}": number for number in range(120)} | {"long": "x" * 9000})
     pack.finish()
     for step in (1, 2):
         teacher.metrics(step, {"loss": 1.0 / step})
@@ -54,6 +55,16 @@ def tree(tmp_path_factory):
     tracking.finish("FINISHED")
     assert said == []
     return tracking
+
+
+@pytest.mark.slow
+def test_settings_are_parameters_that_mlflow_can_compare(tree):
+    client = tree.parent.client
+    runs = {r.info.run_name: r.data.params for r in client.search_runs(["1"])}
+    assert runs["nano data teacher"] == {"preset": "nano"}
+    assert len(runs["pack"]) == 121  # more than one call takes
+    assert runs["pack"]["setting.119"] == "119"
+    assert len(runs["pack"]["long"]) == 500
 
 
 @pytest.mark.slow

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from configs.tree import Config
 from msmodel.image_encoder import folder_problems
 from stages.train.adapt import ADAPT
 from stages.train.base import BASE
@@ -13,14 +14,11 @@ from stages.train.ode_pairs import OdeRun
 from stages.train.teacher import TEACHER, TeacherRun
 from stages.train.tiny_vae import TINY_VAE
 
-if TYPE_CHECKING:
-    from configs.settings import Config
-
 DISTILLATIONS = (DMD,)  # the stages that distill.method can name
 TRAININGS = (BASE, TEACHER, ADAPT, *DISTILLATIONS, TINY_VAE)  # each reads the group of its name
 
 
-def problems(cfg: Config) -> list[str]:
+def problems_of(cfg: Config) -> list[str]:
     """Returns every inconsistency of every group, as 'group.field: what is wrong and how to fix it'."""
     runs = (OdeRun(cfg.model, cfg.ode, cfg.guidance), DmdRun(cfg.model, cfg.dmd, cfg.guidance))
     groups: tuple[Any, ...] = (

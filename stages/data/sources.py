@@ -3,7 +3,7 @@
 SRC is empty (clips inside installed packages), a folder, a file, a glob, a list or a table, local or behind an address.
 
 To add a data source:
-- Another format of list or table: add a reader to READERS in stages/data/tables.py. It turns bytes into Row and BadRow; copy
+- Another format of list or table: add a reader to TABLES in stages/data/tables.py. It turns bytes into Row and BadRow; copy
   a test of tests/unit/stages/data/test_tables.py.
 - Another storage: fsspec reads what it has a package for. For anything else write a class with the methods of the Protocol
   `Files` (stages/data/places.py), as infra/remote.py does, and pass it to `find_candidates` in pipelines/run.py; copy

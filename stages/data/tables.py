@@ -1,6 +1,6 @@
 """Reads lists and tables of videos: text files, CSV, TSV and Parquet become rows. A row that cannot be used becomes a BadRow.
 
-To add a format, write a function of (name, bytes) -> (rows, note) and add it to READERS under the file's ending.
+To add a format, write a function of (name, bytes) -> (rows, note) and add it to TABLES (or LISTS) under the file's ending.
 """
 
 from __future__ import annotations

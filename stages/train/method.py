@@ -17,7 +17,7 @@ How to add a distillation method. tests/unit/stages/train/latent_regression.py i
    fit, run fit() calls loop.train. run() loads models (publish.py), opens the loader and returns publish("student", ...), a
             Checkpoint. Exactly one module keeps an average (TrainableModule.ema), and that module is published.
    NAME     the Stage: name="NAME", version=1, how="distributed".
-2. configs/settings.py: one field `NAME: Config`; configs/checks.py: the Stage in DISTILLATIONS. The settings are then
+2. configs/tree.py: one field `NAME: Config`; configs/checks.py: the Stage in DISTILLATIONS. The settings are then
    checked when a configuration is loaded.
 3. pipelines/distill.py: a function (run, start) -> Checkpoint, and its entry in METHODS. `distill.method=NAME` selects it.
 4. Tests: a function in tests/unit/stages/train/methods.py, whose METHODS feeds the exact-resume test in test_resume.py; its

@@ -22,7 +22,7 @@ BREACHES = [
     ("infra/store.py", "import stages.records"),
     ("infra/engine.py", "import stages.train.loop"),
     ("msmodel/config.py", "import stages.records"),
-    ("configs/settings.py", "import pipelines.data"),
+    ("configs/tree.py", "import pipelines.data"),
     ("demo/server/app.py", "import pipelines.results"),
     ("pipelines/run.py", "import demo.client"),
 ]

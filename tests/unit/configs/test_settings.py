@@ -7,6 +7,7 @@ import typing
 
 import pytest
 
+from configs.checks import problems_of
 from configs.settings import (
     RENAMED,
     Config,
@@ -28,7 +29,7 @@ def debug() -> Config:
 @pytest.mark.slow
 @pytest.mark.parametrize("preset", ["nano", "debug", "wan21-1.3b", "wan22-5b"])
 def test_presets_are_sound(preset):
-    assert load(preset).problems() == []
+    assert problems_of(load(preset)) == []
     assert preset in preset_names()
 
 
@@ -238,10 +239,10 @@ def test_wan_presets_make_the_papers_batches_on_any_number_of_gpus(preset, worke
 )
 def test_a_matching_head_that_the_model_cannot_have_is_told_at_load(debug, changes, told):
     other = dataclasses.replace(debug, dit=dataclasses.replace(debug.dit, **changes))
-    assert other.problems() == []
+    assert problems_of(other) == []
     matching = dataclasses.replace(debug.teacher, track_init="matching")
-    assert dataclasses.replace(debug, teacher=matching).problems() == []
-    (problem,) = dataclasses.replace(other, teacher=matching).problems()
+    assert problems_of(dataclasses.replace(debug, teacher=matching)) == []
+    (problem,) = problems_of(dataclasses.replace(other, teacher=matching))
     assert problem.startswith("teacher.track_init: matching: ") and told in problem
     assert problem.endswith("; set teacher.track_init=zero")
 

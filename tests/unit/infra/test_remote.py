@@ -91,21 +91,23 @@ def names(candidates):
 
 
 def test_a_bucket_is_listed_with_its_captions_and_no_video_is_downloaded(s3, downloads):
+    s3.delete_object(Bucket=BUCKET, Key="v/table.csv")
     found, rejected = find_candidates("s3://films/v", files=RemoteFiles())
-    assert names(found) == {"a.mp4": "a blue car", "deep/b.mp4": "b", "table.csv": "table"}
-    assert [c.path for c in found][:2] == ["s3://films/v/a.mp4", "s3://films/v/deep/b.mp4"]
+    assert names(found) == {"a.mp4": "a blue car", "deep/b.mp4": "b"}
+    assert [c.path for c in found] == ["s3://films/v/a.mp4", "s3://films/v/deep/b.mp4"]
     assert rejected == []
     assert downloads == ["films/v/a.txt"]
 
 
+def test_a_bucket_whose_table_would_be_ignored_is_refused(s3):
+    with pytest.raises(ValueError, match=r"give SRC=s3://films/v/table\.csv"):
+        find_candidates("s3://films/v", files=RemoteFiles())
+
+
 def test_the_whole_bucket_a_single_key_and_a_glob(s3):
+    s3.delete_object(Bucket=BUCKET, Key="v/table.csv")
     files = RemoteFiles()
-    assert set(names(find_candidates("s3://films", files=files)[0])) == {
-        "v/a.mp4",
-        "v/deep/b.mp4",
-        "v/table.csv",
-        "v2.mp4",
-    }
+    assert set(names(find_candidates("s3://films", files=files)[0])) == {"v/a.mp4", "v/deep/b.mp4", "v2.mp4"}
     assert names(find_candidates("s3://films/v/a.mp4", files=files)[0]) == {"a.mp4": "a blue car"}
     assert names(find_candidates("s3://films/v/**/*.mp4", files=files)[0]) == {"a.mp4": "a blue car", "deep/b.mp4": "b"}
     assert names(find_candidates("s3://films/v/*.mp4", files=files)[0]) == {"a.mp4": "a blue car"}

@@ -9,7 +9,7 @@ import pytest
 from configs.settings import load
 from demo.playing.player import About
 from demo.server.uploads import (
-    Cut,
+    CroppedPicture,
     read_picture,
 )
 from msmodel.causal import CausalDiT
@@ -156,6 +156,6 @@ def test_a_recordings_tracks_can_be_asked_for_again(tmp_path):
     recordings.write_tracks(tmp_path, xy, xy[..., 0] > 5, 24.0, (32, 32))
     whole = np.zeros((32, 32, 3), np.uint8)
     job = Job("", "", str(tmp_path / "tracks.npz"), "", 0.5, 0, "a.mp4")
-    found, visible = asked_tracks(job, ABOUT, 24, Cut(whole, 32, 32, (0, 0, 32, 32)), 12)
+    found, visible = asked_tracks(job, ABOUT, 24, CroppedPicture(whole, 32, 32, (0, 0, 32, 32)), 12)
     np.testing.assert_array_equal(visible, xy[..., 0] > 5)
     np.testing.assert_allclose(found[visible], xy[visible], atol=1e-5)

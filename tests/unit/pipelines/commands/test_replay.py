@@ -72,7 +72,7 @@ def test_other_presets_and_weights_and_no_recording_are_errors(recorded, tmp_pat
     with pytest.raises(ValueError, match="recorded at PRESET=nano, and this is PRESET=debug"):
         evaluate_or_replay(new_run(runs, False, False, f"eval.replay={tmp_path}"))
     (tmp_path / "recording.json").write_text(json.dumps(values | {"digest": "e" * 64, "student": "/gone"}))
-    with pytest.raises(ValueError, match=r"/gone .eeeeeeeeeeee., which is not here; there is"):
+    with pytest.raises(ValueError, match=r"/gone .eeeeeeeeeeee., which was not found; found"):
         evaluate_or_replay(new_run(runs, False, False, f"eval.replay={tmp_path}"))
     with pytest.raises(ValueError, match=r"holds no recording\.json"):
         evaluate_or_replay(new_run(runs, False, False, f"eval.replay={tmp_path / 'none'}"))

@@ -139,7 +139,7 @@ def test_confidence_is_the_models_own_also_before_the_query(hub):
 
 
 def test_online_cannot_look_back(hub):
-    with pytest.raises(ValueError, match="query frame 0 only"):
+    with pytest.raises(ValueError, match="from frame 0 only"):
         make_tracker(fake(hub, ONLINE)).track(FRAMES, POINTS, 4)
 
 

@@ -20,7 +20,7 @@ RUN = $(MOTIONSTREAM) $(1) --preset '$(PRESET)' --runs '$(RUNS)' $(if $(SRC),--s
 CALL = $(MOTIONSTREAM) $(1) --preset '$(PRESET)' --runs '$(RUNS)' $(ARGS)
 # GPUS is refused where no goal reads it.
 TAKE_GPUS := data teacher distill eval plan sweep nano-base bench-trackers
-LEAVE_GPUS := inspect export demo demo-check generate bench bench-data plan-check ship
+LEAVE_GPUS := inspect export demo demo-check generate bench bench-data plan-check ship pictures
 ifneq ($(GPUS),)
 ifneq ($(filter $(LEAVE_GPUS),$(MAKECMDGOALS)),)
 ifeq ($(filter $(TAKE_GPUS),$(MAKECMDGOALS)),)
@@ -82,8 +82,8 @@ demo-check: $(DEV)  ## the demo in Chromium with the shipped student: three minu
 	@mkdir -p '$(RUNS)'
 	MS_DEMO_SECONDS="$${MS_DEMO_SECONDS:-180}" MS_DEMO_FIGURES='$(abspath $(RUNS))/demo-check.jsonl' $(PY) -m pytest -s tests/browser/pace.py tests/browser/test_real.py
 
-pictures: $(STAMP)  ## the moving picture of the README: a drag in the demo with the shipped student, into docs/img
-	$(PY) -m demo.record_pictures
+pictures: $(DEV)  ## the README's moving pictures, into docs/img: a clip of RUNS/PRESET by both models, a drag in the demo
+	@$(call CALL,pictures)
 
 generate: $(STAMP)  ## the demo without its page, as in ARGS="--image a.png --motion pan --seconds 5 --out a.mp4"
 	@$(call CALL,generate)

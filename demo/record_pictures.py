@@ -1,4 +1,4 @@
-"""make pictures (python -m demo.record_pictures): records the README's moving picture of a drag, docs/img/drag.webp.
+"""Records the README's moving picture of a drag, drag.webp, for `make pictures`.
 
 The real demo runs with the shipped student, and headless Chromium drags a point on its page. Every frame that the page shows is
 kept with the page's own overlay over it. The mouse follows the stream's clock, not the wall clock, and frames are laid out at
@@ -8,7 +8,6 @@ Needs playwright and Chromium (see CONTRIBUTING.md).
 
 from __future__ import annotations
 
-import argparse
 import base64
 import io
 import re
@@ -18,6 +17,7 @@ import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -25,14 +25,15 @@ from PIL import Image
 
 from demo.playing.student import SHIPPED
 from infra.files import CHECKOUT
+from stages.data.files import write_webp
 
-OUT = CHECKOUT / "docs" / "img" / "drag.webp"
 CHROMIUM = Path("/usr/bin/chromium")
 PICTURE = "scene-heldout-00010-00-drag"  # one cream-coloured object on green
 # Corners of the drag as (seconds of the stream, x, y in shares of the frame): hold, move, hold.
 DRAG = ((0.0, 0.5, 0.66), (0.5, 0.5, 0.66), (3.1, 0.75, 0.45), (4.2, 0.75, 0.45))
 SCALE = 8  # pixels of the recording for one of the clip
 MAX_BYTES = 2_500_000
+FPS = 24.0  # of the preset nano
 # Keeps [seconds of the stream, PNG] of every frame that the page shows from now on, the overlay over it.
 RECORD = """(scale) => {
   const [picture, overlay] = ["picture", "overlay"].map((id) => document.getElementById(id));
@@ -121,35 +122,16 @@ def _opened(data_url: str) -> Image.Image:
     return Image.open(io.BytesIO(base64.b64decode(data_url.partition(",")[2]))).convert("RGB")
 
 
-def write(frames: Sequence[tuple[float, Image.Image]], file: Path, fps: float) -> None:
-    """Writes an endless animated WebP of at most MAX_BYTES; a frame lasts until the next one in the stream."""
-    times = [time for time, _ in frames]
-    durations = [round(1000 * (b - a)) for a, b in zip(times, times[1:], strict=False)] + [round(1000 / fps)]
-    images = [image for _, image in frames]
-    for quality in (90, 80, 70, 60, 50):
-        images[0].save(
-            file, "WEBP", save_all=True, append_images=images[1:], duration=durations, loop=0, quality=quality, method=4
-        )
-        if file.stat().st_size <= MAX_BYTES:
-            return
-    raise ValueError(f"{file} has {file.stat().st_size} bytes, more than {MAX_BYTES}; record a shorter drag")
+def record_drag(file: Path) -> None:
+    """Records the drag and writes it to a file. Raises ValueError or OSError where the demo or Chromium does not start."""
+    if not CHROMIUM.exists():
+        raise ValueError(f"{CHROMIUM} is not installed, so the drag cannot be recorded: apt-get install chromium")
+    with tempfile.TemporaryDirectory() as runs, served(Path(runs)) as address:
+        recorded = record(address)
+    times, frames = zip(*recorded, strict=True)
+    write_webp(file, frames, durations(times, FPS), MAX_BYTES)
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs the command. Returns the exit status: 0 done, 1 failed."""
-    parser = argparse.ArgumentParser("python -m demo.record_pictures", description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--out", type=Path, default=OUT, help="default: docs/img/drag.webp")
-    out = parser.parse_args(arguments).out
-    try:
-        with tempfile.TemporaryDirectory() as runs, served(Path(runs)) as address:
-            frames = record(address)
-        write(frames, out, 24.0)
-    except (ValueError, OSError) as error:
-        print(f"stopped: {error}", file=sys.stderr)
-        return 1
-    print(f"{out}: {len(frames)} frames, {out.stat().st_size / 1e6:.2f} MB")
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+def durations(times: Sequence[float], fps: float) -> list[int]:
+    """Returns milliseconds for frames at these times in the stream: each lasts until the next one, the last 1 / fps."""
+    return [round(1000 * (b - a)) for a, b in pairwise(times)] + [round(1000 / fps)]

@@ -37,19 +37,24 @@ def published(root: Path, kind: type[T]) -> list[Published[T]]:
     manifest.
     """
     codec = Codec((kind,), root)
-    finished = []
-    for path in sorted(root.glob("*/*/manifest.json")):
-        manifest = read_json(path)
-        if manifest is not None:
-            finished.append((manifest["provenance"]["finished"], path.parent, manifest))
     found: list[Published[T]] = []
-    for _, folder, manifest in sorted(finished, key=lambda entry: entry[0]):
+    for folder, manifest in manifests(root):
         for data in _records(manifest["records"], kind.__name__):
             record = codec.decode(data)
             place = Path(record.folder)
             if place.is_relative_to(folder) and place.is_dir():
                 found.append(Published(record, manifest))
     return found
+
+
+def manifests(root: Path, stage: str = "*") -> list[tuple[Path, dict[str, Any]]]:
+    """Returns folder and manifest (decoded JSON) of every finished step in the run's folder, or of one stage, oldest first.
+
+    Raises ValueError for a damaged manifest.
+    """
+    found = [(path.parent, read_json(path)) for path in sorted(root.glob(f"{stage}/*/manifest.json"))]
+    finished = [(folder, manifest) for folder, manifest in found if manifest is not None]
+    return sorted(finished, key=lambda step: step[1]["provenance"]["finished"])
 
 
 def _records(data: Any, name: str) -> Iterator[dict[str, Any]]:

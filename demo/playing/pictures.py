@@ -40,14 +40,23 @@ def pictures(cfg: Config, size: tuple[int, int]) -> list[Picture]:
     return [p for p in fitting if p.frame.shape[:2] == size]
 
 
-def of_run(root: Path) -> list[Still]:
-    """Returns at most MAX_PICTURES held-out first frames of the newest data in a run's folder; none where there are no data."""
+def of_run(root: Path, shippable: bool = False) -> list[Still]:
+    """Returns at most MAX_PICTURES held-out first frames of the newest data in a run's folder; none where there are no data.
+
+    shippable: leave out the clips whose licence is not known.
+    """
     found = [p.record for p in published(root, ShardSet) if p.record.split == "heldout"]
     if not found:
         return []
     heldout = found[-1]
     rows = pq.read_table(heldout.catalogue, filters=[("split", "=", "heldout"), ("status", "=", "kept")]).to_pylist()
-    return [_still(row, heldout) for row in choose(rows)]
+    usable = [row for row in rows if not shippable or known_licence(row["licence"])]
+    return [_still(row, heldout) for row in choose(usable)]
+
+
+def known_licence(licence: str) -> bool:
+    """Returns whether a licence of the catalogue names the terms of every part: "MIT + unknown (example media)" does not."""
+    return "unknown" not in licence.lower()
 
 
 def choose(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:

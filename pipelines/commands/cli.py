@@ -54,6 +54,7 @@ COMMANDS = (
     Command("export", RESULTS, "write trained models for diffusers, with model cards", "export"),
     Command("ship", RESULTS, "copy the nano run's newest student into the package", "ship", ("--runs",)),
     Command("tracks", RESULTS, "convert tracks between this project's format, ATI's and Wan-Move's", "tracks", ()),
+    Command("pictures", RESULTS, "make the README's two moving pictures, from a run and from the demo", "pictures"),
     Command("demo", DEMO, "serve the page on which points are dragged", "demo"),
     Command("generate", DEMO, "make a video from a picture and a motion or tracks, without a page", "generate"),
     Command("client", DEMO, "play a session of a running demo without a browser", "client", ()),

@@ -7,15 +7,18 @@ import re
 import shutil
 import subprocess
 import unicodedata
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import cv2
 import imageio_ffmpeg
 import numpy as np
+from PIL import Image
 
 from stages.records import Clip
+
+WEBP_QUALITIES = (90, 80, 70, 60, 50)
 
 
 def slug(name: str, most: int = 40) -> str:
@@ -64,6 +67,21 @@ def write_png(path: Path, picture: np.ndarray) -> None:
         aside.unlink(missing_ok=True)
         raise OSError(f"{path} could not be written: is the disk full?")
     os.replace(aside, path)
+
+
+def write_webp(path: Path, frames: Sequence[Image.Image], milliseconds: Sequence[int], most_bytes: int) -> None:
+    """Writes an endless animated WebP, at the best of some qualities that fits into `most_bytes`. milliseconds: of each frame.
+
+    Raises ValueError where it is too large at the lowest quality; the file is left there.
+    """
+    for quality in WEBP_QUALITIES:
+        frames[0].save(
+            *(path, "WEBP"), save_all=True, append_images=frames[1:], duration=list(milliseconds), loop=0, quality=quality,
+            method=4,
+        )  # fmt: skip
+        if path.stat().st_size <= most_bytes:
+            return
+    raise ValueError(f"{path} has {path.stat().st_size} bytes, more than {most_bytes}: use fewer or smaller frames")
 
 
 def save_frames(folder: Path, frames: np.ndarray, fps: float) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from stages.data.contact_sheets import (
 )
 from stages.eval.config import ReportRun
 from stages.eval.counterfactual import KINDS
-from stages.eval.items import CLIP_KINDS, EvalClip, read_clip, read_tracks, read_videos
+from stages.eval.items import CLIP_KINDS, EvalClip, Generated, read_clip, read_tracks, read_videos
 from stages.eval.paper import ROWS, differences, findings
 from stages.eval.plots import drift_plot, epe_bars, latency_plot
 from stages.eval.summary import ReportInputs, build, read_json, shown_clips, version
@@ -82,10 +82,10 @@ def flat(report: Mapping[str, Any]) -> dict[str, float]:
 class Videos:
     """Generated videos by clip, model and variant. Each file is read once."""
 
-    def __init__(self, inputs: ReportInputs) -> None:
+    def __init__(self, generated: Sequence[Generated]) -> None:
         self.found = {
             (clip.clip_id, g.item.model, g.item.variant): (g.file, i)
-            for g in inputs.generated
+            for g in generated
             for i, clip in enumerate(g.item.clips)
         }
         self.read: dict[str, np.ndarray] = {}
@@ -133,7 +133,7 @@ def overview(cfg: ReportRun, inputs: ReportInputs) -> np.ndarray:
 
     It shows the real clip with the given tracks, and both models with and without tracks.
     """
-    videos = Videos(inputs)
+    videos = Videos(inputs.generated)
     clips = shown_clips(inputs.selection.clips, 1)
     tiles = [[tile] for clip in clips for tile in clip_rows(clip, videos)[0]]
     columns = mosaic(tiles, cfg.eval.report.video_height // 2)
@@ -143,7 +143,7 @@ def overview(cfg: ReportRun, inputs: ReportInputs) -> np.ndarray:
 
 def clip_videos(cfg: ReportRun, inputs: ReportInputs, ctx: Context) -> list[Shown]:
     """Returns the videos of the first clips of each kind, and sends them to the tracker."""
-    videos, out = Videos(inputs), []
+    videos, out = Videos(inputs.generated), []
     for clip in shown_clips(inputs.selection.clips, cfg.eval.report.show_clips):
         picture = mosaic(clip_rows(clip, videos), cfg.eval.report.video_height)
         ctx.image(f"eval/{clip.kind}/{clip.clip_id}", picture[len(picture) // 2])

@@ -47,12 +47,12 @@ def mosaic(rows: Sequence[Sequence[Tile]], height: int) -> np.ndarray:
                 place = out[t, y : y + LABEL_PX + height, x : x + width]
                 cv2.putText(place, tile.label, (3, 15), cv2.FONT_HERSHEY_SIMPLEX, 0.42, INK, 1, cv2.LINE_AA)
                 if tile.video is not None and t < len(tile.video):
-                    place[LABEL_PX:] = _drawn(tile, t, height)
+                    place[LABEL_PX:] = drawn_frame(tile, t, height)
     return out
 
 
-def _drawn(tile: Tile, t: int, height: int) -> np.ndarray:
-    """Returns frame t of a tile, enlarged to `height` pixels, with its tracks."""
+def drawn_frame(tile: Tile, t: int, height: int) -> np.ndarray:
+    """Returns frame t of a tile, enlarged to `height` pixels, with its tracks. The tile must have a video."""
     assert tile.video is not None
     picture = np.ascontiguousarray(enlarge(tile.video[t], height))
     if tile.tracks is not None:

@@ -26,6 +26,7 @@ FROM_COMMAND_LINE = ("preset", "runs", "src")  # set by --preset, --runs, --src
 RENAMED: dict[str, str] = {
     "demo.strikes": "demo.max_invalid_messages",
     "dmd.teacher": "dmd.teacher_placement",
+    "eval.long_run.beside": "eval.long_run.other_caches",
     **{f"{group}.steps": f"{group}.phase1_steps" for group in ("teacher", "phase1", "phase1_context")},
     **{
         f"{group}.observe_steps": f"{group}.validate_steps"

@@ -50,8 +50,8 @@ from stages.records import Video
 
 STAGES: tuple[Any, ...] = ()
 CORES = 2
-CLIPS_A_FILM = 10
-FILM = (640, 400)  # px
+CLIPS_PER_VIDEO = 10
+VIDEO_SIZE = (640, 400)  # px
 WARM_SECONDS = 2.0
 
 
@@ -61,13 +61,13 @@ def bench_data(run: Run) -> dict[str, Any]:
     cfg = run.cfg.bench_data
     with tempfile.TemporaryDirectory(prefix="bench-") as name:
         folder = Path(name)
-        films = {n: write_films(folder / f"films-{n}", n, run.cfg.clip) for n in (cfg.clips, *cfg.memory_clips)}
-        parts = segments([_probe(run, film, folder) for film in sorted(films[cfg.clips].iterdir())], run.cfg.data)
+        videos = {n: write_videos(folder / f"videos-{n}", n, run.cfg.clip) for n in (cfg.clips, *cfg.memory_clips)}
+        parts = segments([_probe(run, video, folder) for video in sorted(videos[cfg.clips].iterdir())], run.cfg.data)
         bench = _Bench(run, folder)
         bench.graph(parts)  # warm-up: Ray, its workers and their models
         figures: dict[str, Any] = {"workers": bench.workers(parts), "graph": bench.against_loop(parts)}
         run.executor.stop()
-        few, many = (_memory(run, films[n], folder / f"runs-{n}") for n in cfg.memory_clips)
+        few, many = (_memory(run, videos[n], folder / f"runs-{n}") for n in cfg.memory_clips)
     counts = [str(n) for n in cfg.memory_clips]
     figures["memory_mb"] = dict(zip(counts, (few, many), strict=True)) | {"ratio": round(many / few, 3)}
     figures |= {"preset": run.cfg.preset, "git_sha": git_sha()}
@@ -77,23 +77,25 @@ def bench_data(run: Run) -> dict[str, Any]:
     return figures
 
 
-def write_films(folder: Path, clips: int, clip: ClipConfig) -> Path:
+def write_videos(folder: Path, clips: int, clip: ClipConfig) -> Path:
     """Writes videos of a panning texture, one random texture per video, and returns the folder.
 
     Each video is long enough for CLIPS_A_FILM clips of the preset's length.
     """
     folder.mkdir()
-    for number in range(max(1, clips // CLIPS_A_FILM)):
+    for number in range(max(1, clips // CLIPS_PER_VIDEO)):
         noise = np.random.default_rng(number).integers(0, 256, (30, 60, 3)).astype(np.uint8)
-        texture = cv2.resize(noise, (FILM[0] * 2, FILM[1]), interpolation=cv2.INTER_CUBIC)
-        count = CLIPS_A_FILM * clip.frames + 1
-        turn = [round((1 - math.cos(2 * math.pi * t / 120)) * FILM[0] / 2) for t in range(count)]
-        write_mp4(folder / f"film-{number:03d}.mp4", np.stack([texture[:, s : s + FILM[0]] for s in turn]), clip.fps)
+        texture = cv2.resize(noise, (VIDEO_SIZE[0] * 2, VIDEO_SIZE[1]), interpolation=cv2.INTER_CUBIC)
+        count = CLIPS_PER_VIDEO * clip.frames + 1
+        turn = [round((1 - math.cos(2 * math.pi * t / 120)) * VIDEO_SIZE[0] / 2) for t in range(count)]
+        write_mp4(
+            folder / f"video-{number:03d}.mp4", np.stack([texture[:, s : s + VIDEO_SIZE[0]] for s in turn]), clip.fps
+        )
     return folder
 
 
-def _probe(run: Run, film: Path, folder: Path) -> Video:
-    [candidate], _ = find_candidates(str(film))
+def _probe(run: Run, video: Path, folder: Path) -> Video:
+    [candidate], _ = find_candidates(str(video))
     return ingest.run(data.stage_configs(run).ingest, candidate, ItemContext(workdir=folder, seed=0, sources=folder))
 
 
@@ -184,8 +186,8 @@ def _import_all() -> None:
     time.sleep(WARM_SECONDS)
 
 
-def _memory(run: Run, films: Path, runs: Path) -> float:
+def _memory(run: Run, videos: Path, runs: Path) -> float:
     """Returns the peak memory in MB of the command `data` on the videos in a folder."""
-    words = [sys.executable, "-m", "pipelines", "data", "--preset", run.cfg.preset, "--src", str(films)]
+    words = [sys.executable, "-m", "pipelines", "data", "--preset", run.cfg.preset, "--src", str(videos)]
     settings = ["data.train_scenes=0", "data.heldout_scenes=0", "data.variants=[]"]
     return peak_mb([*words, "--runs", str(runs), *settings])

@@ -103,7 +103,10 @@ class LongRunConfig:
     horizons: int = 10  # length of the long rollouts, in training clips
     chunks: int = 400  # chunks of the latency run
     warmup_chunks: int = 10  # chunks before the timed ones
-    beside: tuple[str, ...] = ("s0w1", "s0w6")  # sink and window of other caches that the same student is compared with
+    other_caches: tuple[str, ...] = (
+        "s0w1",
+        "s0w6",
+    )  # sink and window of other caches that the same student is compared with
 
 
 @dataclass(frozen=True)
@@ -143,8 +146,8 @@ class EvalConfig:
             out.append(f"eval.select.motions.zoom: {m.zoom} must be positive and not 1")
         if self.measure.moving_px < 0:
             out.append(f"eval.measure.moving_px: {self.measure.moving_px} is below zero")
-        caches = [name for name in self.long_run.beside if not CACHE.fullmatch(name)]
-        out += [f"eval.long_run.beside: {name!r} is no sink and window: write sXwY" for name in caches]
+        caches = [name for name in self.long_run.other_caches if not CACHE.fullmatch(name)]
+        out += [f"eval.long_run.other_caches: {name!r} is no sink and window: write sXwY" for name in caches]
         out += [f"eval.generate.guidance.{p}" for p in self.generate.guidance.problems()]
         return out + [f"eval.measure.{p}" for p in self.measure.tracker.problems()]
 

@@ -54,7 +54,7 @@ def run(cfg: LongRunRun, inputs: LongRunInputs, ctx: Context) -> Figures:
     The videos are of one clip.
     """
     student = student_on(inputs.student, ctx.device)
-    runs = settings(student.cfg.student, cfg.long_run.beside)
+    runs = settings(student.cfg.student, cfg.long_run.other_caches)
     clips = some_clips(inputs.selection, cfg.long_run.clips)
     chunks = cfg.long_run.horizons * cfg.model.chunks
     drift: dict[str, list[dict[str, Trend]]] = {name: [] for name in (*runs, "real")}
@@ -83,9 +83,9 @@ def run(cfg: LongRunRun, inputs: LongRunInputs, ctx: Context) -> Figures:
     return Figures("long_run", file, videos_file)
 
 
-def settings(own: StudentConfig, beside: Sequence[str]) -> dict[str, tuple[StudentConfig, bool]]:
+def settings(own: StudentConfig, alongside: Sequence[str]) -> dict[str, tuple[StudentConfig, bool]]:
     """Returns by name the student's own setting and the others, each with whether its positions are absolute."""
-    others = [f"c{own.chunk}{cache}" for cache in beside]
+    others = [f"c{own.chunk}{cache}" for cache in alongside]
     return {setting_name(own): (own, False)} | {name: read_setting(name, own) for name in others}
 
 
@@ -169,12 +169,12 @@ def latency_growth(cfg: LongRunRun, student: CausalDiT, clip: EvalClip, ctx: Con
     chunks_of(session, max(cfg.long_run.warmup_chunks, filled_after(student.cfg.student)))
     young = session.fork()
     seconds: list[float] = []
-    beside: list[float] = []
+    alongside: list[float] = []
     for index in range(cfg.long_run.chunks):
-        turns = [(session, seconds), (young.fork(), beside)]
+        turns = [(session, seconds), (young.fork(), alongside)]
         for one, taken in turns if index % 2 else reversed(turns):
             taken.append(one.next_chunk().seconds_dit)
-    ratios = [a / b for a, b in zip(seconds, beside, strict=True)]
+    ratios = [a / b for a, b in zip(seconds, alongside, strict=True)]
     slope, alone = latency_slope(ratios), latency_slope(seconds)
     return {
         "latency_slope_pct_per_100_chunks": slope.pct_per_100_chunks,
@@ -185,7 +185,7 @@ def latency_growth(cfg: LongRunRun, student: CausalDiT, clip: EvalClip, ctx: Con
         "latency_chunks": len(seconds),
         "latency_ms": asdict(latency(seconds)),
         "chunk_seconds": seconds,
-        "chunk_seconds_beside": beside,
+        "chunk_seconds_alongside": alongside,
     }
 
 

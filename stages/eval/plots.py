@@ -82,10 +82,10 @@ def _frozen(kind: Mapping[str, Any], variant: str) -> float:
     return np.nan
 
 
-def latency_plot(seconds: Sequence[float], beside: Sequence[float], slope_pct: float, ci: Sequence[float]) -> bytes:
+def latency_plot(seconds: Sequence[float], alongside: Sequence[float], slope_pct: float, ci: Sequence[float]) -> bytes:
     """Returns a plot of each chunk's latency over that of the young stream's paired chunk, with the fitted line."""
     figure, (axis,) = _figure(1, 10.5, 2.6)
-    ratio = np.asarray(seconds) / np.asarray(beside)
+    ratio = np.asarray(seconds) / np.asarray(alongside)
     at = np.arange(len(ratio))
     axis.plot(at, ratio, ".", markersize=2.5, color=COLOURS["student"], alpha=0.55, label="chunk")
     fit = np.median(ratio) * (1 + slope_pct / 100 * (at - at.mean()) / 100)

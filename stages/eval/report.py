@@ -188,7 +188,7 @@ def page(cfg: ReportRun, inputs: ReportInputs, report: Mapping[str, Any], videos
     plots = {"epe": epe_bars(report, [k for k in CLIP_KINDS if report[k]["clips"]] or list(CLIP_KINDS))}
     if long_run:
         slope, ci = long_run["latency_slope_pct_per_100_chunks"], long_run["latency_slope_ci"]
-        plots["latency"] = latency_plot(long_run["chunk_seconds"], long_run["chunk_seconds_beside"], slope, ci)
+        plots["latency"] = latency_plot(long_run["chunk_seconds"], long_run["chunk_seconds_alongside"], slope, ci)
         plots["drift"] = drift_plot(report["long_run"])
     environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
     environment.filters |= {"figure": figure, "words": words}

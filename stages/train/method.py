@@ -125,7 +125,7 @@ class LoopConfig(ABC):
         out = at_least(self, least | {"global_batch": 0})
         if self.global_batch and self.accumulate != 1:
             out.append(
-                f"accumulate: {self.accumulate} is given beside global_batch, from which it follows: leave it at 1"
+                f"accumulate: {self.accumulate} is given together with global_batch, which determines it: leave it at 1"
             )
         if self.optimizer not in OPTIMIZERS:
             out.append(f"optimizer: {self.optimizer!r} is not one of {', '.join(OPTIMIZERS)}")

@@ -184,8 +184,8 @@ class TinyVAEMethod:
         per_frame = rearrange((made - video).square(), "b c t h w -> (b t) (c h w)").mean(dim=1)
         psnr = float((10 * torch.log10(4 / per_frame.clamp_min(1e-10))).mean())
         metrics = {"heldout/psnr": psnr, "heldout/l1": float((made - video).abs().mean())}
-        strips = [v[clip] for clip in range(min(self.cfg.picture_clips, len(video))) for v in (video, made)]
-        return Validation(metrics, {"tiny_vae": contact_sheet_of_videos(strips)} if strips else {})
+        rows = [v[clip] for clip in range(min(self.cfg.picture_clips, len(video))) for v in (video, made)]
+        return Validation(metrics, {"tiny_vae": contact_sheet_of_videos(rows)} if rows else {})
 
 
 def initial_decoder(cfg: TinyVAERun, start: FrameBatch, seed: int) -> TinyDecoder:

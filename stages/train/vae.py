@@ -145,8 +145,8 @@ class VAEMethod:
         """Returns heldout/psnr (dB, mean over clips) of clips encoded and decoded, and a contact sheet."""
         made = self.vae.decode(self.vae.encode(self.heldout))
         value = sum(psnr(a, b) for a, b in zip(made, self.heldout, strict=True)) / len(made)
-        strips = [v[clip] for clip in range(min(2, len(made))) for v in (self.heldout, made)]
-        return Validation({"heldout/psnr": value}, {"vae": contact_sheet_of_videos(strips)})
+        rows = [v[clip] for clip in range(min(2, len(made))) for v in (self.heldout, made)]
+        return Validation({"heldout/psnr": value}, {"vae": contact_sheet_of_videos(rows)})
 
 
 def reconstruction_loss(x: Tensor, target: Tensor, gradient_weight: float) -> Tensor:

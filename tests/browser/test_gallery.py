@@ -59,7 +59,7 @@ def test_nothing_is_wider_than_a_small_screen(context: BrowserContext, address: 
     tab.check()
 
 
-def test_a_server_that_is_gone_is_said(context: BrowserContext, address: str) -> None:
+def test_a_server_that_is_gone_is_reported(context: BrowserContext, address: str) -> None:
     tab = Tab(context, address)
     tab.expected = "Failed to load|ERR_FAILED"
     tab.page.route("**/api/about", lambda route: route.abort())

@@ -51,7 +51,7 @@ def test_chunks_are_shown_without_a_gap(run: Any) -> None:
     assert shown == [[["a0", "a"], None, ["a1", ""], None, ["b0", "b"], ["b1", ""], None], 0, pytest.approx(0.4)]
 
 
-def test_after_an_underrun_the_clock_starts_anew(run: Any) -> None:
+def test_after_an_underrun_the_clock_starts_again(run: Any) -> None:
     shown = run(
         "playback",
         f"""{CHUNK}{TAKE}
@@ -168,8 +168,10 @@ def test_every_kind_has_the_server_s_number_and_other_versions_are_refused(run: 
     kinds = {names.get(k.__name__, k.__name__.lower()): k.kind for k in (*wire.FROM_CLIENT, *wire.FROM_SERVER)}
     assert numbers["KIND"] == kinds and numbers["VERSION"] == wire.VERSION
     newer = [*b"MS", wire.VERSION + 1, 64, 0, 0, 0, 0]
-    said = run("protocol", "try { m.decode(new Uint8Array(a).buffer); } catch (error) { return error.message; }", newer)
-    assert f"version {wire.VERSION + 1}" in said
+    logged = run(
+        "protocol", "try { m.decode(new Uint8Array(a).buffer); } catch (error) { return error.message; }", newer
+    )
+    assert f"version {wire.VERSION + 1}" in logged
 
 
 def test_figures(run: Any) -> None:

@@ -96,7 +96,7 @@ def test_enter_stops_and_starts_again(tab: Tab, player: WatchedPlayer) -> None:
     assert player.performance is not first and tab.read("counters.firstFrameMs") > 0
 
 
-def test_another_picture_begins_anew_with_it(tab: Tab, player: WatchedPlayer) -> None:
+def test_another_picture_begins_again_with_it(tab: Tab, player: WatchedPlayer) -> None:
     tab.start()
     tab.page.get_by_role("radio", name="Moss").click()
     until(lambda: player.performance.prompt == "a disc, moss")
@@ -104,7 +104,7 @@ def test_another_picture_begins_anew_with_it(tab: Tab, player: WatchedPlayer) ->
     assert player.performance.start.frame[0, 0].tolist() == [30, 80, 40]
 
 
-def test_a_lost_connection_is_shown_and_made_anew(context: BrowserContext, address: str) -> None:
+def test_a_lost_connection_is_shown_and_made_again(context: BrowserContext, address: str) -> None:
     tab, routes = Tab(context, address), []
 
     def between(route: WebSocketRoute) -> None:

@@ -194,7 +194,7 @@ def test_an_uploaded_picture_is_cut_and_used(tab: Tab, player: WatchedPlayer) ->
 
 
 @pytest.mark.parametrize("kind", ["image/png", "text/plain"])
-def test_what_is_no_picture_is_said(tab: Tab, kind: str) -> None:
+def test_what_is_no_picture_is_reported(tab: Tab, kind: str) -> None:
     tab.expected = "status of 4"
     chosen = tab.page.locator("[aria-checked=true]").get_attribute("aria-label")
     tab.page.set_input_files("#upload", {"name": "notes.png", "mimeType": kind, "buffer": b"no picture"})

@@ -154,9 +154,9 @@ def test_setup_hands_pips_settings_to_uv(tmp_path):
     kept |= {"PYTHON": sys.executable, "TORCH_BUILD": "cpu", "UV_FIND_LINKS": "/mine"}
     for more, cert in (({}, "/file"), ({"PIP_CERT": "/environment"}, "/environment")):
         subprocess.run(["bash", script], env=kept | more, check=True, stdout=subprocess.DEVNULL)
-        told = dict(line.split("=", 1) for line in (tmp_path / "told").read_text().splitlines() if "=" in line)
-        assert told["SSL_CERT_FILE"] == cert and told["UV_FIND_LINKS"] == "/mine"
-        assert told["UV_DEFAULT_INDEX"] == "https://mirror/simple"
+        reported = dict(line.split("=", 1) for line in (tmp_path / "told").read_text().splitlines() if "=" in line)
+        assert reported["SSL_CERT_FILE"] == cert and reported["UV_FIND_LINKS"] == "/mine"
+        assert reported["UV_DEFAULT_INDEX"] == "https://mirror/simple"
     several = kept | {"PIP_FIND_LINKS": "/a /b\n/c"}
     del several["UV_FIND_LINKS"]
     subprocess.run(["bash", script], env=several, check=True, stdout=subprocess.DEVNULL)
@@ -172,7 +172,7 @@ def test_setup_hands_pips_settings_to_uv(tmp_path):
         ("hadolint", "infra/docker/Dockerfile"),
     ],
 )
-def test_linters_have_nothing_to_say(linter, file):
+def test_linters_have_nothing_to_report(linter, file):
     program = shutil.which(linter, path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
     assert program, f"{linter} is not installed: make setup"
     done = subprocess.run([program, CHECKOUT / file], capture_output=True, text=True)

@@ -86,7 +86,7 @@ def streaming(vae) -> ChunkStream:
     )  # fmt: skip
 
 
-def test_decoding_beside_the_clean_pass_changes_nothing():
+def test_decoding_next_to_the_clean_pass_changes_nothing():
     tiny = randomise(TinyDecoder(tiny_config().vae, width=8)).to(GPU)
     plain, beside = streaming(tiny), streaming(tiny)
     for _ in range(40):

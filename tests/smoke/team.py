@@ -29,9 +29,9 @@ EXPERIMENT, MODEL = "motionstream", "motionstream-teacher"
 
 def write(number: int, runs: Path, answers: Path, start) -> None:
     """One command of one stage: its run in the parent's, with curves, pictures, a data set, and a registered checkpoint."""
-    said: list[str] = []
+    logged: list[str] = []
     digest = hashlib.sha256(str(number).encode()).hexdigest()
-    tracking = Tracking(runs, EXPERIMENT, f"command {number}", said.append)
+    tracking = Tracking(runs, EXPERIMENT, f"command {number}", logged.append)
     tracking.describe({"number": str(number)}, {"config.yaml": f"seed: {number}\n"})
     start.wait()  # so that all find nothing, and make the experiment
     stage = tracking.stage(f"teacher {number}", {"step_key": str(number)})
@@ -49,7 +49,7 @@ def write(number: int, runs: Path, answers: Path, start) -> None:
         stage.checkpoint(weights)
         stage.finish()
     tracking.finish("FINISHED")
-    (answers / f"{number}.json").write_text(json.dumps(said))
+    (answers / f"{number}.json").write_text(json.dumps(logged))
 
 
 if __name__ == "__main__":

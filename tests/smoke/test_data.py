@@ -64,7 +64,7 @@ def data(runs: Path, environment: dict[str, str], *more: str) -> str:
 
 @pytest.mark.slow
 @pytest.mark.timeout(3 * LIMIT_SECONDS)
-def test_a_bucket_becomes_shards_and_what_is_left_out_is_told(bucket, tmp_path):
+def test_a_bucket_becomes_shards_and_what_is_left_out_is_reported(bucket, tmp_path):
     generated = "data.synthetic=s3://films/made"
     report = data(tmp_path, bucket, generated, "data.report_only=true")
     assert "min_brightness" in report and "max_duplicate_bits" in report

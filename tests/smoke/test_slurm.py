@@ -39,8 +39,8 @@ def test_a_job_at_its_time_limit_goes_back_into_the_queue_and_on_from_there(clus
     until(lambda: (cluster.job(job)["JobState"], cluster.job(job)["Restarts"]) == ("PENDING", "1"), "the requeue")
     cluster.run("scontrol", "update", f"JobId={job}", "StartTime=now")
     until(lambda: cluster.job(job)["JobState"] == "COMPLETED", "the end")
-    said = log.read_text()
-    assert said.count("Ray on 2 nodes: n1 n2\n") == 2 and said.count("back into the queue") == 1, said
+    logged = log.read_text()
+    assert logged.count("Ray on 2 nodes: n1 n2\n") == 2 and logged.count("back into the queue") == 1, logged
     assert list((tmp_path / "runs" / "debug").rglob("shard-*.tar"))
 
 

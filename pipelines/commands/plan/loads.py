@@ -146,8 +146,8 @@ def stream_load(cfg: Any, gpu: bool) -> Load:
     model, dtype = cfg.model, inference_type(gpu)
     cache = cache_bytes(model, 1, dtype)
     frames = model.student.chunk + int(model.image_alone)
-    beside = cache + max(decoded(model, frames).peak, drawn(model, tracks(cfg), frames).peak)
-    peak = max(cost(model, How(1, dtype), Pieces.streamed, steady_chunks(model)).peak, beside)
+    decoding = cache + max(decoded(model, frames).peak, drawn(model, tracks(cfg), frames).peak)
+    peak = max(cost(model, How(1, dtype), Pieces.streamed, steady_chunks(model)).peak, decoding)
     vae = vaes(model) * vae_bytes(model.vae)
     return Load("streaming", parameters(model)[0], (), 1, 0, gpu, vae, 0.0, peak, 0.0, cache)
 

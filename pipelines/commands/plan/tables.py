@@ -44,7 +44,7 @@ COLUMNS = (
     "observe",
 )
 TEACHERS = {
-    "shard": "a piece of the frozen teacher on each, with the weights at work beside it while it scores",
+    "shard": "a shard of the frozen teacher on each, plus the weights in use while it scores",
     "offload": "the frozen teacher in CPU memory, on the device while it scores",
 }
 KINDS = {"ode_pairs": "teacher, sampling", "streaming": "student, streaming"}
@@ -226,8 +226,8 @@ def _warnings(cfg: Any, where: Layout, memories: Sequence[Memory]) -> list[str]:
     change = nearest(cfg, where.ranks, limit)
     if change is not None:
         return [*lines, f'  the nearest settings that fit: {gpus}ARGS="{" ".join(change.settings)}"']
-    mend = "take more of them (GPUS=), larger ones (plan.gpu), or shorter or smaller clips"
-    return [*lines, f"  no settings of ZeRO, offload, recomputation and batches fit on these GPUs: {mend}"]
+    fix = "take more of them (GPUS=), larger ones (plan.gpu), or shorter or smaller clips"
+    return [*lines, f"  no settings of ZeRO, offload, recomputation and batches fit on these GPUs: {fix}"]
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:

@@ -137,7 +137,7 @@ def test_muon_and_sharded_weights_exclude_each_other_before_anything_starts():
 
 
 @pytest.mark.slow
-def test_lists_of_a_wrong_length_and_patches_over_time_are_said_before_anything_starts():
+def test_lists_of_a_wrong_length_and_patches_over_time_are_reported_before_anything_starts():
     with pytest.raises(ConfigError) as error:
         load("nano", ["dit.patch=[1,2]", "adapt.sinks=[0]", "teacher.betas=0.9", "data.variants=[fast]"])
     assert [p.split(":")[0] for p in error.value.problems] == [
@@ -179,7 +179,7 @@ def test_the_image_encoder_and_the_branch_that_reads_it_go_together(tmp_path):
         load("wan22-5b", seeing)
 
 
-def test_zero_sizes_are_said_not_raised():
+def test_zero_sizes_are_reported_not_raised():
     with pytest.raises(ConfigError, match="is zero"):
         load("nano", ["vae.stride_s=0"])
 
@@ -229,7 +229,7 @@ def test_wan_presets_make_the_papers_batches_on_any_number_of_gpus(preset, worke
 
 
 @pytest.mark.parametrize(
-    ("changes", "told"),
+    ("changes", "reported"),
     [
         ({"track_encoding": "rgb_vae"}, "the track head, which dit.track_encoding=rgb_vae has not"),
         ({"image": "first_latent"}, "its mask channels, which dit.image=first_latent has not"),
@@ -237,17 +237,17 @@ def test_wan_presets_make_the_papers_batches_on_any_number_of_gpus(preset, worke
         ({"track_channels": 40}, "slow rotary channels; 40 + 1 are needed"),
     ],
 )
-def test_a_matching_head_that_the_model_cannot_have_is_told_at_load(debug, changes, told):
+def test_a_matching_head_that_the_model_cannot_have_is_reported_at_load(debug, changes, reported):
     other = dataclasses.replace(debug, dit=dataclasses.replace(debug.dit, **changes))
     assert problems_of(other) == []
     matching = dataclasses.replace(debug.teacher, track_init="matching")
     assert problems_of(dataclasses.replace(debug, teacher=matching)) == []
     (problem,) = problems_of(dataclasses.replace(other, teacher=matching))
-    assert problem.startswith("teacher.track_init: matching: ") and told in problem
+    assert problem.startswith("teacher.track_init: matching: ") and reported in problem
     assert problem.endswith("; set teacher.track_init=zero")
 
 
-def test_a_global_batch_that_the_workers_cannot_make_is_told_before_anything_starts():
+def test_a_global_batch_that_the_workers_cannot_make_is_reported_before_anything_starts():
     with pytest.raises(ConfigError) as error:
         load("wan22-5b", ["compute.workers=24"])
     groups = [p.split(":")[0] for p in error.value.problems]
@@ -257,7 +257,7 @@ def test_a_global_batch_that_the_workers_cannot_make_is_told_before_anything_sta
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("settings", "told"),
+    ("settings", "reported"),
     [
         (["compute.offload=optimizer"], "compute.offload: optimizer needs compute.zero_stage=1 or more"),
         (["compute.offload=all", "compute.zero_stage=2"], "compute.offload: all needs compute.zero_stage=3 or more"),
@@ -273,8 +273,8 @@ def test_a_global_batch_that_the_workers_cannot_make_is_told_before_anything_sta
         ),
     ],
 )
-def test_where_training_keeps_what_is_checked(settings, told):
+def test_where_training_keeps_what_is_checked(settings, reported):
     with pytest.raises(ConfigError) as error:
         load("debug", settings)
     assert len(error.value.problems) == 1
-    assert told in error.value.problems[0]
+    assert reported in error.value.problems[0]

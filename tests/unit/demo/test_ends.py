@@ -158,7 +158,7 @@ def test_a_message_that_is_too_large_is_not_read():
 
 
 @pytest.mark.parametrize("fault", [0, 2])
-def test_a_fault_of_the_model_is_said_and_survived(fault, caplog):
+def test_a_fault_of_the_model_is_reported_and_survived(fault, caplog):
     async def scene(url: str) -> int | None:
         async with Client(url) as client:
             await client.enter()
@@ -179,7 +179,7 @@ def test_a_fault_of_the_model_is_said_and_survived(fault, caplog):
         is_free(served, player)
 
 
-def test_when_the_server_ends_sessions_are_told():
+def test_when_the_server_ends_sessions_are_notified():
     codes: list[int | None] = []
 
     async def scene(url: str) -> None:

@@ -67,15 +67,15 @@ TRAIN = Stage("teacher", 1, "distributed", train, Resources(workers=2))
 def test_a_killed_worker_changes_no_weight(tmp_path):
     """Under Ray Train with ZeRO 2, against two processes that nobody disturbs."""
     prepare(tmp_path)
-    said = io.StringIO()
-    store, runner = fakes.world(tmp_path / "run", "ray", said, **ZERO)
+    logged = io.StringIO()
+    store, runner = fakes.world(tmp_path / "run", "ray", logged, **ZERO)
     work = fakes.work(store, TRAIN, Given(str(tmp_path)), (), SEED)
     try:
         killed = runner.run(work, None, {}).records
     finally:
         runner.stop()
     assert (work.step.folder / "died").exists()
-    assert "resumed after step" in said.getvalue()
+    assert "resumed after step" in logged.getvalue()
     run([TASK], tmp_path, world=2)
     mine = load_file(Path(killed.folder) / "model.safetensors")
     undisturbed = load_file(tmp_path / "teacher" / "dit" / "model.safetensors")
@@ -110,15 +110,15 @@ def test_what_the_cluster_has_left_goes_on(tmp_path, monkeypatch):
             return {1: (3.0, 0.0), 2: (0.0, 0.0)}[len(began)]
 
     monkeypatch.setattr(distributed, "_trainer", Trainer)
-    said = io.StringIO()
+    logged = io.StringIO()
     session = Session(job.compute, print, tmp_path)
-    assert distributed.over_ray(job, session, 4, 1.0, 0.0, PlainConsole(said)) == ()
+    assert distributed.over_ray(job, session, 4, 1.0, 0.0, PlainConsole(logged)) == ()
     assert began == [(4, 0), (2, 1), (4, 2)]  # with none left, as many as were asked for are waited for
-    assert "2 workers instead of 4 go on" in said.getvalue()
+    assert "2 workers instead of 4 go on" in logged.getvalue()
 
 
 @pytest.mark.parametrize("world", [1, 2])
-def test_users_mistake_arrives_as_it_was_said_and_is_not_tried_again(tmp_path, monkeypatch, world):
+def test_users_mistake_arrives_as_it_was_reported_and_is_not_tried_again(tmp_path, monkeypatch, world):
     """Of one rank, which ends quietly; of the second of two, which breaks, so that Ray ends the other."""
 
     def mistaken(cfg, inputs, ctx):

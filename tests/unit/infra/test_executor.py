@@ -107,7 +107,7 @@ def test_items_that_break_stop_the_stage_and_are_tried_again_while_the_rest_is_k
     assert sorted(lines(tmp_path)) == ["i0", "i1"]  # not done again
 
 
-def test_users_mistake_arrives_as_it_was_said(tmp_path):
+def test_users_mistake_arrives_as_it_was_reported(tmp_path):
     with pytest.raises(ValueError, match=r"^your clip is too short$"):
         fakes.drive(tmp_path, fakes.ONCE, fakes.FakeConfig(fatal="your clip is too short"), ())
     assert issubclass(StageError, ValueError)
@@ -128,8 +128,8 @@ def test_an_item_that_kills_its_worker_again_and_again_is_given_up(tmp_path):
 def test_through_ray(tmp_path):
     """Ray Data with a worker that dies, and Ray Train with DeepSpeed: a rank that dies. (A user's mistake:
     test_distributed.py.)"""
-    said = io.StringIO()
-    store, runner = fakes.world(tmp_path, "ray", said)
+    logged = io.StringIO()
+    store, runner = fakes.world(tmp_path, "ray", logged)
     given = [*fakes.items(3), fakes.Item("die", 5), fakes.Item("empty", 0)]
     try:
         manifest = runner.run(fakes.work(store, fakes.SQUARE, fakes.FakeConfig(), given), None, {})
@@ -143,8 +143,8 @@ def test_through_ray(tmp_path):
         assert dying.records.metrics["value"] / 2.0 == pytest.approx(whole.records.metrics["value"] / 2.5)
         steps = next(tmp_path.glob("distributed/*/done.txt")).read_text().split()
         assert [int(s) for s in steps] == list(range(1, 11))
-        assert "engine DeepSpeedEngine, threads 2" in said.getvalue()
-        assert "steps: 10/10" in said.getvalue() or "steps: 6/10" in said.getvalue()
+        assert "engine DeepSpeedEngine, threads 2" in logged.getvalue()
+        assert "steps: 10/10" in logged.getvalue() or "steps: 6/10" in logged.getvalue()
     finally:
         runner.stop()
 
@@ -172,8 +172,8 @@ def spans(root, stage) -> list[tuple[float, float]]:
 def test_a_graph_leaves_what_the_stages_leave_one_after_the_other(tmp_path, pool):
     """With a worker that dies and an item that is rejected; the stages' own runs find all done."""
     given = [*fakes.items(5), fakes.Item("die", 5), fakes.Item("empty", 0)]
-    said = io.StringIO()
-    store, runner = fakes.world(tmp_path / "graph", "ray", said, pool=pool)
+    logged = io.StringIO()
+    store, runner = fakes.world(tmp_path / "graph", "ray", logged, pool=pool)
     try:
         before, after, first, second = chained(store, runner, given, seconds=0.6)
     finally:
@@ -184,7 +184,7 @@ def test_a_graph_leaves_what_the_stages_leave_one_after_the_other(tmp_path, pool
     assert list(second.records) == [fakes.Item(r.name + "2", r.number**2) for r in reference]
     assert before == after
     assert sorted(before) == sorted([*(i.name for i in given if i.name != "empty"), *(r.name for r in reference)])
-    assert "halves: 7/7" in said.getvalue() and "square 12 of 12" in said.getvalue()
+    assert "halves: 7/7" in logged.getvalue() and "square 12 of 12" in logged.getvalue()
     halves, squares = spans(store.root, "halves"), spans(store.root, "square")
     assert squares[0][1] < halves[-1][1], "the second stage waited for the whole first one"
     at_work = sorted([*halves, *squares])

@@ -29,7 +29,7 @@ def test_plain_console_says_little_and_ends_with_the_total():
     assert lines[0].startswith("clips: 3/3")
 
 
-def test_a_workers_events_are_shown_once_and_a_restart_begins_anew(tmp_path):
+def test_a_workers_events_are_shown_once_and_a_restart_begins_again(tmp_path):
     stream, path = io.StringIO(), tmp_path / "events.jsonl"
     EventFile(path).log("from an earlier attempt")
     with Replay(path, PlainConsole(stream, every=0), every=0.05):

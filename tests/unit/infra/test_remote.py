@@ -113,7 +113,7 @@ def test_the_whole_bucket_a_single_key_and_a_glob(s3):
     assert names(find_candidates("s3://films/v/*.mp4", files=files)[0]) == {"a.mp4": "a blue car"}
 
 
-def test_a_table_on_s3_names_files_beside_it_and_by_address(s3, downloads):
+def test_a_table_on_s3_names_files_next_to_it_and_by_address(s3, downloads):
     found, rejected = find_candidates("s3://films/v/table.csv", files=RemoteFiles())
     assert names(found) == {"a.mp4": "a red car", "s3://films/v/deep/b.mp4": "b"}
     assert [(r.name, r.reason) for r in rejected] == [
@@ -186,7 +186,7 @@ def strict(s3, server):
     after("inf")
 
 
-def test_wrong_credentials_say_so_and_a_worker_sees_a_forbidden_file(strict, tmp_path):
+def test_wrong_credentials_report_so_and_a_worker_sees_a_forbidden_file(strict, tmp_path):
     for address in ("s3://films/v", "s3://films/v/*.mp4", "s3://films/v/a.mp4"):
         with pytest.raises(ValueError, match=r"SRC=s3.*access denied.*AWS_ACCESS_KEY_ID"):
             RemoteFiles().listing(address)
@@ -196,7 +196,7 @@ def test_wrong_credentials_say_so_and_a_worker_sees_a_forbidden_file(strict, tmp
         fetch("s3://films/v/a.mp4", tmp_path)
 
 
-def test_no_credentials_say_so_and_a_worker_may_try_again(s3, tmp_path, monkeypatch):
+def test_missing_credentials_are_reported_and_a_worker_may_try_again(s3, tmp_path, monkeypatch):
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.delenv(name)
     monkeypatch.setenv("HOME", str(tmp_path))
@@ -248,7 +248,7 @@ def test_a_server_that_is_not_there_says_so(s3, monkeypatch, tmp_path):
         RemoteFiles().listing("s3://films/v")
 
 
-def test_an_unknown_protocol_and_a_missing_package_say_how_to_mend_it(monkeypatch):
+def test_an_unknown_protocol_and_a_missing_package_report_how_to_fix_it(monkeypatch):
     with pytest.raises(ValueError, match=r"nope:// is none of fsspec's protocols"):
         RemoteFiles().listing("nope://films")
     with pytest.raises(ValueError, match=r"pip install gcsfs"):

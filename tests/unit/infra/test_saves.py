@@ -34,11 +34,11 @@ def save(root, step: int):
 def test_the_newest_of_two_comes_back(tmp_path):
     for step in (1, 2, 3):
         keep(save(tmp_path, step), ADDRESS)
-    said: list[str] = []
-    recall(ADDRESS, tmp_path / "fresh", said.append)
+    logged: list[str] = []
+    recall(ADDRESS, tmp_path / "fresh", logged.append)
     assert [p.name for p in (tmp_path / "fresh").iterdir()] == ["step-00000003"]
     assert (tmp_path / "fresh" / "step-00000003" / "save.json").read_text() == "3"
-    assert said == [f"took the save step-00000003 from {ADDRESS}"]
+    assert logged == [f"took the save step-00000003 from {ADDRESS}"]
     assert not fsspec.filesystem("memory").exists(f"{ADDRESS}/step-00000001")
 
 
@@ -67,15 +67,15 @@ def test_a_file_cut_short_is_no_save(tmp_path, empty):
     assert not list((tmp_path / "fresh").glob("step-*"))
 
 
-def test_a_storage_that_cannot_be_written_is_said_and_one_that_cannot_be_read_stops(tmp_path, monkeypatch):
+def test_a_storage_that_cannot_be_written_is_reported_and_one_that_cannot_be_read_stops(tmp_path, monkeypatch):
     def gone(*_):
         raise OSError("no route to host")
 
     monkeypatch.setattr("infra.context.keep", gone)
     monkeypatch.setattr("infra.context.recall", gone)
-    said = io.StringIO()
-    ctx = RunContext(tmp_path, 0, console=PlainConsole(said), compute=ComputeConfig(checkpoints="s3://bucket"))
+    logged = io.StringIO()
+    ctx = RunContext(tmp_path, 0, console=PlainConsole(logged), compute=ComputeConfig(checkpoints="s3://bucket"))
     ctx.keep(save(tmp_path, 1))
-    assert "step-00000001 could not be copied to compute.checkpoints=s3://bucket: no route to host" in said.getvalue()
+    assert "step-00000001 could not be copied to compute.checkpoints=s3://bucket: no route to host" in logged.getvalue()
     with pytest.raises(ValueError, match=r"compute\.checkpoints=s3://bucket cannot be read: no route to host"):
         ctx.recall("saves")

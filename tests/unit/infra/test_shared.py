@@ -66,23 +66,23 @@ def test_every_node_that_does_not_is_named_with_what_is_wrong(tmp_path):
     )
     with pytest.raises(ValueError) as raised:
         require_shared(ray, tmp_path / "runs", seconds=7)
-    said = str(raised.value)
-    assert f"RUNS={tmp_path / 'runs'} must be one folder that all 5 nodes" in said
-    assert "elsewhere (::1): does not see it" in said
-    assert "silent (::1): gave no answer within 7 s" in said
-    assert "broken (::1): cannot run a task: no module named torch" in said
-    assert "late (::1): what it writes is not seen here at once (NFS: mount it with lookupcache=positive)" in said
-    assert "good" not in said and "dead" not in said
+    logged = str(raised.value)
+    assert f"RUNS={tmp_path / 'runs'} must be one folder that all 5 nodes" in logged
+    assert "elsewhere (::1): does not see it" in logged
+    assert "silent (::1): gave no answer within 7 s" in logged
+    assert "broken (::1): cannot run a task: no module named torch" in logged
+    assert "late (::1): what it writes is not seen here at once (NFS: mount it with lookupcache=positive)" in logged
+    assert "good" not in logged and "dead" not in logged
     assert list((tmp_path / "runs").iterdir()) == []
 
 
-def test_another_folder_of_the_same_name_is_told(tmp_path):
+def test_another_folder_of_the_same_name_is_reported(tmp_path):
     (tmp_path / TOKEN).write_text("theirs")
     assert "another folder" in answer(str(tmp_path), "ours", "n")
 
 
 @pytest.mark.skipif(os.getuid() == 0, reason="root may write everywhere")
-def test_a_folder_that_a_node_may_not_write_is_told(tmp_path):
+def test_a_folder_that_a_node_may_not_write_is_reported(tmp_path):
     (tmp_path / TOKEN).write_text("ours")
     tmp_path.chmod(0o555)
     assert "cannot read and write" in answer(str(tmp_path), "ours", "n")

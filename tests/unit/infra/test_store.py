@@ -143,7 +143,7 @@ def test_damaged_manifest_says_what_to_do(store):
         store.load(step)
 
 
-def test_write_atomic_leaves_nothing_beside(tmp_path):
+def test_write_atomic_leaves_no_file_next_to_it(tmp_path):
     write_atomic(tmp_path / "a/b.json", "1")
     write_atomic(tmp_path / "a/b.json", json.dumps("ü"))
     assert [p.name for p in (tmp_path / "a").iterdir()] == ["b.json"]
@@ -157,15 +157,15 @@ def test_lock_waits_for_the_living_and_outlives_the_dead(tmp_path):
     holder = subprocess.Popen([sys.executable, "-c", HOLD, str(tmp_path)], stdout=subprocess.PIPE, text=True)
     assert holder.stdout is not None
     assert holder.stdout.readline() == "held\n"
-    told: list[str] = []
+    reported: list[str] = []
 
     def on_wait(owner: str) -> None:
-        told.append(owner)
+        reported.append(owner)
         os.kill(holder.pid, signal.SIGKILL)
 
     with FolderLock(tmp_path, on_wait, poll_seconds=0.05):
         assert holder.wait() == -signal.SIGKILL  # not its end: it would have held the lock for good
-    assert told == [f"pid {holder.pid} on {os.uname().nodename}"]
+    assert reported == [f"pid {holder.pid} on {os.uname().nodename}"]
 
 
 def test_a_record_with_a_digest_counts_by_its_content_wherever_it_lies(tmp_path):

@@ -31,10 +31,10 @@ def tree(tmp_path_factory):
     """One command that ran two stages."""
     runs = tmp_path_factory.mktemp("runs")
     (runs / "weights").mkdir()
-    said: list[str] = []
+    log_lines: list[str] = []
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv("MLFLOW_TRACKING_URI", raising=False)
-        tracking = Tracking(runs, "motionstream", "nano data teacher", said.append)
+        tracking = Tracking(runs, "motionstream", "nano data teacher", log_lines.append)
     tracking.describe({"git_sha": "abc", "lock_hash": "def"}, {"config.yaml": "seed: 0\n"}, {"preset": "nano"})
     pack = tracking.stage("pack", {"key": "1"})
     teacher = tracking.stage("teacher", {"key": "2"})
@@ -44,7 +44,7 @@ def tree(tmp_path_factory):
     for step in (1, 2):
         teacher.metrics(step, {"loss": 1.0 / step})
     teacher.flush()
-    resumed = RunLogger(teacher.address, said.append)  # a worker that died after step 2, saved at step 1
+    resumed = RunLogger(teacher.address, log_lines.append)  # a worker that died after step 2, saved at step 1
     for step in (2, 3):
         resumed.metrics(step, {"loss": 1.0 / step})
     resumed.image("held/out", np.zeros((8, 8, 3), np.uint8), 3)
@@ -53,7 +53,7 @@ def tree(tmp_path_factory):
     resumed.checkpoint(model)
     resumed.finish()
     tracking.finish("FINISHED")
-    assert said == []
+    assert log_lines == []
     return tracking
 
 
@@ -117,16 +117,16 @@ def test_registering_a_checkpoint_leaves_the_address_of_later_commands_alone(tre
 
 
 @pytest.mark.slow
-def test_a_broken_server_is_said_once_and_stops_nothing(tmp_path, monkeypatch):
+def test_a_broken_server_is_reported_once_and_stops_nothing(tmp_path, monkeypatch):
     (tmp_path / "file").touch()
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/file/mlflow.db")
-    said: list[str] = []
-    tracking = Tracking(tmp_path, "motionstream", "run", said.append)
+    log_lines: list[str] = []
+    tracking = Tracking(tmp_path, "motionstream", "run", log_lines.append)
     assert tracking.stage("a", {}) is None
     assert tracking.stage("b", {}) is None
     tracking.finish("FINISHED")
-    assert len(said) == 1
-    assert "the work goes on" in said[0]
+    assert len(log_lines) == 1
+    assert "the work goes on" in log_lines[0]
 
 
 def test_nothing_executed_leaves_no_database(tmp_path, monkeypatch):
@@ -248,10 +248,10 @@ class Server:
 @pytest.fixture
 def outage(monkeypatch):
     """(server, logger to it, lines it says, function that trains from one step to another, at a second a step)."""
-    clock, said = Clock(), []
+    clock, log_lines = Clock(), []
     monkeypatch.setattr(tracking, "time", clock)
     server = Server(clock)
-    logger = RunLogger(RunAddress("http://server", "1"), said.append)
+    logger = RunLogger(RunAddress("http://server", "1"), log_lines.append)
     logger._mlflow = server
 
     def train(first: int, last: int) -> None:
@@ -261,11 +261,11 @@ def outage(monkeypatch):
             if step % 100 == 0:
                 logger.image("out", np.zeros((2, 2, 3), np.uint8), step)
 
-    return server, logger, said, train
+    return server, logger, log_lines, train
 
 
 def test_points_of_an_outage_are_sent_after_it(outage):
-    server, logger, said, train = outage
+    server, logger, log_lines, train = outage
     train(1, 50)
     server.down = 0.5
     train(51, 950)
@@ -275,7 +275,7 @@ def test_points_of_an_outage_are_sent_after_it(outage):
     logger.finish()
     assert server.steps() == [(key, step) for key in ("loss", "rate") for step in range(1, 1001)]
     assert server.pictures[-1] == 1000
-    assert len(said) == 1 and "nobody is here" in said[0]
+    assert len(log_lines) == 1 and "nobody is here" in log_lines[0]
 
 
 def test_a_batch_whose_answer_is_lost_is_sent_again_and_not_logged_twice(outage):
@@ -290,13 +290,13 @@ def test_a_batch_whose_answer_is_lost_is_sent_again_and_not_logged_twice(outage)
     assert server.steps() == [(key, step) for key in ("loss", "rate") for step in range(1, 41)]
 
 
-def test_a_server_that_hangs_takes_a_tenth_of_the_time_at_most_and_what_is_lost_is_said(outage):
-    server, logger, said, train = outage
+def test_a_server_that_hangs_takes_a_tenth_of_the_time_at_most_and_what_is_lost_is_reported(outage):
+    server, logger, log_lines, train = outage
     server.down = 300.0
     train(1, 20_000)
     assert 0 < server.waited < 0.1 * server.clock.now + 300
     logger.finish()
-    assert said[1:] == ["MLflow: 40000 points of curves could not be logged"]
+    assert log_lines[1:] == ["MLflow: 40000 points of curves could not be logged"]
     assert server.pictures == []
 
 

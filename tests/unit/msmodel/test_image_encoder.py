@@ -126,7 +126,7 @@ def without(folder: Path, into: Path, *changes: str) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "logged"),
     [
         ("image_encoder/config.json", "cannot be loaded"),
         ("image_encoder/model.safetensors", "cannot be loaded"),
@@ -134,8 +134,8 @@ def without(folder: Path, into: Path, *changes: str) -> Path:
         ("layers.1.mlp.fc1", r"it lacks 2 tensors: .*layers\.1\.mlp\.fc1\.bias"),
     ],
 )
-def test_a_folder_that_lacks_something_is_a_clear_error(folder: Path, tmp_path: Path, change: str, said: str) -> None:
-    with pytest.raises(ValueError, match=said):
+def test_a_folder_that_lacks_something_is_a_clear_error(folder: Path, tmp_path: Path, change: str, logged: str) -> None:
+    with pytest.raises(ValueError, match=logged):
         encoder(without(folder, tmp_path, change))
 
 
@@ -154,22 +154,22 @@ def test_another_kind_of_model_is_named(folder: Path, tmp_path: Path) -> None:
 
 
 def test_a_folder_that_is_there_is_looked_into_before_anything_starts(folder: Path, tmp_path: Path) -> None:
-    def said(source: Path | str, width: int) -> str:
+    def logged(source: Path | str, width: int) -> str:
         return " ".join(folder_problems(ImageEncoderConfig(str(source)), width))
 
-    assert said(folder, WIDTH) == said(folder, 0) == said("owner/name", 1280) == said("", 1280) == ""
-    assert f"set dit.clip_dim={WIDTH}" in said(folder, 1280)
-    assert "config.json cannot be read" in said(tmp_path, 1280)
+    assert logged(folder, WIDTH) == logged(folder, 0) == logged("owner/name", 1280) == logged("", 1280) == ""
+    assert f"set dit.clip_dim={WIDTH}" in logged(folder, 1280)
+    assert "config.json cannot be read" in logged(tmp_path, 1280)
     wrong = save_umt5(tmp_path / "text")
     (wrong / "text_encoder").rename(wrong / "image_encoder")
-    assert "is a umt5" in said(wrong, 1280)
+    assert "is a umt5" in logged(wrong, 1280)
 
 
 def test_settings_that_do_not_go_together_are_named() -> None:
-    def said(*given: str, clip_dim: int) -> list[str]:
+    def logged(*given: str, clip_dim: int) -> list[str]:
         return ImageEncoderConfig(*given).problems(clip_dim)
 
-    assert said(clip_dim=0) == said("a/b", clip_dim=1280) == said("a/b", "crop", clip_dim=1280) == []
-    assert "image_encoder.source: is empty, and dit.clip_dim=1280 reads its tokens" in said(clip_dim=1280)[0]
-    assert "image_encoder.source: nobody would read the tokens of a/b" in said("a/b", clip_dim=0)[0]
-    assert said("a/b", "pad", clip_dim=1280) == ["image_encoder.fit: 'pad' is not one of squash, crop"]
+    assert logged(clip_dim=0) == logged("a/b", clip_dim=1280) == logged("a/b", "crop", clip_dim=1280) == []
+    assert "image_encoder.source: is empty, and dit.clip_dim=1280 reads its tokens" in logged(clip_dim=1280)[0]
+    assert "image_encoder.source: nobody would read the tokens of a/b" in logged("a/b", clip_dim=0)[0]
+    assert logged("a/b", "pad", clip_dim=1280) == ["image_encoder.fit: 'pad' is not one of squash, crop"]

@@ -180,7 +180,7 @@ def test_a_stream_equals_the_rollout(image: str):
     torch.testing.assert_close(session.next_chunk().latents, first.latents, atol=1e-6, rtol=0)
 
 
-def test_settings_that_do_not_fit_are_said():
+def test_settings_that_do_not_fit_are_reported():
     cfg = tiny_config()
     assert rgb(cfg).problems() == cfg.problems() == []
     wrong = replace(cfg, dit=replace(cfg.dit, track_encoding="rgb"))

@@ -34,7 +34,7 @@ def shards(count: int, split: str) -> ShardSet:
         ),
     ],
 )
-def test_too_few_shards_are_said_before_a_training_is_launched(tmp_path, monkeypatch, target, overrides, message):
+def test_too_few_shards_are_reported_before_a_training_is_launched(tmp_path, monkeypatch, target, overrides, message):
     module = {"teacher": teacher, "distill": distill}[target]
     monkeypatch.setattr(module, "data", lambda run: Dataset(shards(3, "train"), shards(1, "heldout")))
     if target == "distill":
@@ -56,7 +56,7 @@ def test_how_a_training_reads_its_data_is_not_in_its_key(tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-def test_phases_and_distillation_take_the_clips_they_are_told_to(tmp_path, monkeypatch):
+def test_phases_and_distillation_take_the_clips_they_are_reported_to(tmp_path, monkeypatch):
     """Of the full presets' choice and of nano's; without generated clips every training takes all."""
     parts = (shards(3, "train"), shards(1, "heldout"), shards(2, "train_real"), shards(1, "train_synthetic"))
     apart = ["data.phase1_clips=real", "data.phase2_clips=synthetic", "data.distill_clips=synthetic"]

@@ -143,7 +143,7 @@ def test_a_reset_plays_the_same_again_and_other_seeds_do_not(player):
         opened.close()
 
 
-def test_a_recording_begins_anew_with_a_reset_and_the_prompt_in_force(player):
+def test_a_recording_begins_again_with_a_reset_and_the_prompt_in_force(player):
     performance = player.open(Start(players.picture(), "a hall", 5))
     play(performance, range(6))
     performance.set_prompt("a door")
@@ -218,7 +218,7 @@ def test_frames_of_another_size_and_too_many_points_are_refused_and_the_stream_l
     performance.close()
 
 
-def test_the_end_of_a_recording_is_told_once_and_the_stream_goes_on(student, tmp_path):
+def test_the_end_of_a_recording_is_reported_once_and_the_stream_goes_on(student, tmp_path):
     cfg = load("debug", ["data.grid_rows=4", "data.grid_cols=6", "demo.record_minutes=0.01"], runs=str(tmp_path))
     player = make_player(cfg, players.playable(student[1]), ChosenStudent(student[1], "x", None))
     performance = player.open(Start(players.picture()))

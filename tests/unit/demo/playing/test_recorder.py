@@ -238,9 +238,9 @@ def test_a_killed_process_leaves_whole_recordings_and_its_rest_is_removed(tmp_pa
     assert len(rest) == 1
     mine = tmp_path / f".{os.getpid()}-ab.playing"
     mine.mkdir()
-    said: list[str] = []
-    clear_abandoned(tmp_path, said.append)
-    assert len(said) == 1 and str(rest[0]) in said[0]
+    logged: list[str] = []
+    clear_abandoned(tmp_path, logged.append)
+    assert len(logged) == 1 and str(rest[0]) in logged[0]
     assert mine.exists() and not rest[0].exists()
     kept = [p for p in tmp_path.iterdir() if not p.name.startswith(".")]
     assert len(kept) == 1 and len(json.loads((kept[0] / "recording.json").read_text())["lengths"]) == 3

@@ -42,11 +42,11 @@ def test_the_newest_is_played_unless_another_is_named(tmp_path):
     assert student.by_digest(cfg, old.digest, "/gone").student.folder == old.folder
 
 
-def test_without_one_nano_plays_the_shipped_one_and_says_so_and_others_say_how_to_make_one(tmp_path):
-    said: list[str] = []
-    chosen = student.choose(load("nano", runs=str(tmp_path)), said.append)
+def test_without_one_nano_plays_the_shipped_one_and_says_so_and_others_report_how_to_make_one(tmp_path):
+    logged: list[str] = []
+    chosen = student.choose(load("nano", runs=str(tmp_path)), logged.append)
     assert chosen.name == student.SHIPPED
-    assert len(said) == 1 and student.SHIPPED in said[0]
+    assert len(logged) == 1 and student.SHIPPED in logged[0]
     assert load_student(chosen.student.folder).cfg == load("nano").model
     with pytest.raises(ValueError, match="make distill PRESET=debug"):
         student.choose(load("debug", runs=str(tmp_path)), pytest.fail)

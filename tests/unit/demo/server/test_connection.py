@@ -274,7 +274,7 @@ def test_a_page_may_show_the_token_as_a_cookie():
         meet(scene(served.url))
 
 
-def test_an_old_page_is_told_to_load_anew():
+def test_an_old_page_is_asked_to_load_again():
     async def scene(url: str) -> None:
         async with connect(url.replace("http", "ws") + "/ws", proxy=None) as socket:
             for data in (

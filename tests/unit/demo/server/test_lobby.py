@@ -27,7 +27,7 @@ def test_the_order_is_kept_and_the_rest_refused():
     assert (lobby.sessions, lobby.queued) == (0, 0)
 
 
-def test_those_who_wait_are_told():
+def test_those_who_wait_are_notified():
     async def scene() -> list[int]:
         lobby = Lobby(places=2)
         first, second, third = (lobby.join() for _ in range(3))

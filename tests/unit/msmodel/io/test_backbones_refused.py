@@ -21,7 +21,7 @@ from tests.unit.msmodel.models import randomise, tiny_config, wan_transformer, w
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "logged"),
     [
         ({"dim": 48, "heads": 2}, r"dit\.dim 48, not 32"),
         ({"ffn_dim": 64}, r"dit\.ffn_dim 64, not 48"),
@@ -30,12 +30,12 @@ from tests.unit.msmodel.models import randomise, tiny_config, wan_transformer, w
         ({"patch": (1, 1, 1)}, r"dit\.patch \(1, 1, 1\), not \(1, 2, 2\)"),
     ],
 )
-def test_weights_of_another_model_are_named(change, said, tmp_path):
+def test_weights_of_another_model_are_named(change, logged, tmp_path):
     cfg = tiny_config()
     _, folder = source(tmp_path, 10, replace(cfg, dit=replace(cfg.dit, **change)))
     model = fresh()
     before = state_of(model)
-    with pytest.raises(ValueError, match=f"weights of another model .*{said}"):
+    with pytest.raises(ValueError, match=f"weights of another model .*{logged}"):
         load_backbone(model, folder)
     assert all(torch.equal(before[k], v) for k, v in model.state_dict().items())
 
@@ -67,7 +67,7 @@ def test_latents_of_another_vae_are_another_model(tmp_path):
         load_backbone(fresh(), folder)
 
 
-def test_what_is_no_wan_transformer_is_said(tmp_path):
+def test_what_is_no_wan_transformer_is_reported(tmp_path):
     with pytest.raises(ValueError, match=r"no Wan transformer .*encoder\.weight"):
         load_backbone(fresh(), saved({"encoder.weight": torch.zeros(2)}, tmp_path))
 

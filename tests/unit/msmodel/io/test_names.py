@@ -35,7 +35,7 @@ def test_names_that_are_nobodys_stay():
         assert names.to_original(name) == names.to_diffusers(name) == name
 
 
-def test_the_spelling_is_told_and_a_mixture_refused():
+def test_the_spelling_is_reported_and_a_mixture_refused():
     assert names.spelling(["blocks.0.self_attn.q.weight", "patch_embedding.weight"]) == names.ORIGINAL
     assert names.spelling(["blocks.0.attn1.to_q.weight"]) == names.DIFFUSERS
     assert names.spelling(["encoder.weight"]) == ""

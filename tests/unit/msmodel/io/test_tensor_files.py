@@ -166,9 +166,9 @@ def test_without_a_network_it_says_what_to_download_and_how_to_name_it(error):
 
     with pytest.raises(ValueError) as stopped:
         open_tensors("Wan-AI/Wan2.2-TI2V-5B-Diffusers", download)
-    said = str(stopped.value)
-    assert "hf download Wan-AI/Wan2.2-TI2V-5B-Diffusers --local-dir FOLDER" in said
-    assert "transformer/*.safetensors" in said and str(error).splitlines()[0] in said
+    logged = str(stopped.value)
+    assert "hf download Wan-AI/Wan2.2-TI2V-5B-Diffusers --local-dir FOLDER" in logged
+    assert "transformer/*.safetensors" in logged and str(error).splitlines()[0] in logged
 
 
 def test_a_path_that_is_no_hub_id_is_never_asked_for(tmp_path):

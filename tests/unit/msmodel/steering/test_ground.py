@@ -120,7 +120,7 @@ def test_dragged_points_take_what_they_lay_on_and_pass_over_the_rest():
     assert len(left) == 158 and [38, 18] not in left, "where it was let go stays free as well"
 
 
-def test_a_camera_that_ends_and_begins_anew_starts_from_the_picture_as_it_is():
+def test_a_camera_that_ends_and_begins_again_starts_from_the_picture_as_it_is():
     s = steering()
     s.tracks(Controls(camera=Camera(pan_x=0.2)), 0, 5)
     assert not s.tracks(Controls(), 5, 6)[1].any()

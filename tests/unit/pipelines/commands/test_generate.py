@@ -65,8 +65,8 @@ def pixels(path) -> np.ndarray:
 def test_a_clip_of_the_asked_length_with_and_without_tracks(folder, tmp_path, capsys):
     out = tmp_path / "new" / "a.mp4"
     assert generate(folder, out, "--motion", "drag:0.2,0.5,0.8", "--prompt", "a hall") == cli.OK
-    said = capsys.readouterr().out
-    assert "12 of 12 frames" in said and str(out) in said
+    logged = capsys.readouterr().out
+    assert "12 of 12 frames" in logged and str(out) in logged
     assert sorted(p.name for p in out.parent.iterdir()) == [
         "a-plain.mp4",
         "a-strip.png",
@@ -107,7 +107,7 @@ def test_the_same_words_give_the_same_film_and_another_seed_another(folder, tmp_
         (("--tracks", "missing.npz"), "missing.npz"),
     ],
 )
-def test_mistakes_are_said_and_nothing_is_written(folder, tmp_path, capsys, words, says):
+def test_mistakes_are_reported_and_nothing_is_written(folder, tmp_path, capsys, words, says):
     assert generate(folder, tmp_path / "a.mp4", *words) == cli.FAILED
     assert says in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []

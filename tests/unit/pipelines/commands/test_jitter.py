@@ -24,10 +24,10 @@ def test_tracks_and_video_are_figured_and_a_sheet_is_left(tmp_path, monkeypatch,
     save_weights(randomise(CausalDiT(load("debug").model)), tmp_path / "student", {"name": "student", "step": 1})
     words = ["jitter", "--preset", "debug", "--runs", str(tmp_path), "--student", "--out", str(tmp_path / "out")]
     assert cli.main([*words, "--at", "0.3,0.5", f"demo.student={tmp_path / 'student'}"]) == 0
-    said = json.loads(capsys.readouterr().out)
-    assert said["tracks"]["treated"]["path"] < said["tracks"]["raw"]["path"]
-    assert set(said["video"]) == set(said["tracks"])
-    assert all(v["frozen_meant"] > 0 and v["to_meant"] >= 0 for v in said["video"].values())
+    logged = json.loads(capsys.readouterr().out)
+    assert logged["tracks"]["treated"]["path"] < logged["tracks"]["raw"]["path"]
+    assert set(logged["video"]) == set(logged["tracks"])
+    assert all(v["frozen_meant"] > 0 and v["to_meant"] >= 0 for v in logged["video"].values())
     assert (tmp_path / "out" / "jitter.png").is_file()
     assert cli.main([*words, "--picture", "b", f"demo.student={tmp_path / 'student'}"]) == 1
     assert capsys.readouterr().err.endswith("--picture: no picture 'b'; there are a\n")

@@ -32,12 +32,12 @@ def test_there_and_back(ours, tmp_path, names, capsys):
     np.testing.assert_allclose(back.xy_px[back.visible], was.xy_px[was.visible], atol=1e-3)
 
 
-def test_mistakes_are_said(ours, tmp_path, capsys):
-    for words, said in (
+def test_mistakes_are_reported(ours, tmp_path, capsys):
+    for words, logged in (
         ([str(ours), "x.txt"], "tracks are .npz (ours)"),
         ([str(tmp_path / "none.pth"), "x.npz"], "give --size WxH"),
         ([str(tmp_path / "none.npz"), "x.npz"], "none.npz"),
         ([str(ours), "x.npz", "--size", "64"], "is not WxH"),
     ):
         assert cli.main(["tracks", *words]) == 1
-        assert said in capsys.readouterr().err
+        assert logged in capsys.readouterr().err

@@ -287,28 +287,28 @@ def a_clip(start: float, split_name: str = "train", recipe: str = "", seconds: f
 
 
 def test_one_source_is_split_by_time_and_says_so():
-    said: list[str] = []
+    logged: list[str] = []
     made = [a_clip(s) for s in range(10)] + [a_clip(8, recipe="fast", seconds=2.0), a_clip(9, recipe="reversed")]
-    out = settle_splits(made, said.append)
+    out = settle_splits(made, logged.append)
     assert sorted(c.clip_id for c in out if c.split == "heldout") == ["c8", "c9"]
     assert sorted(c.clip_id for c in out if c.split == "train") == [f"c{i}" for i in range(8)]
-    assert "by time" in said[0]
+    assert "by time" in logged[0]
 
 
 def test_where_the_heldout_source_gives_no_clip_another_whole_source_takes_its_place():
     """No shot may lie on both sides while there is more than one source."""
-    said: list[str] = []
+    logged: list[str] = []
     made = [
         replace(a_clip(s, recipe=r), source=f"{n}.mp4")
         for n in "abc"
         for s in range(3 + (n == "a"))
         for r in ("", "fast")
     ]
-    out = settle_splits(made, said.append)
+    out = settle_splits(made, logged.append)
     sides = {source: {c.split for c in out if c.source == source} for source in ("a.mp4", "b.mp4", "c.mp4")}
     assert sides == {"a.mp4": {"train"}, "b.mp4": {"heldout"}, "c.mp4": {"train"}}
     assert not any(c.recipe for c in out if c.split == "heldout")
-    assert "b.mp4 is held out" in said[0]
+    assert "b.mp4 is held out" in logged[0]
 
 
 def test_what_ffmpeg_or_opencv_cannot_write_is_an_error_and_leaves_nothing(tmp_path):

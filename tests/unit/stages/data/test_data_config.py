@@ -6,7 +6,7 @@ from stages.data.configs import run_configs
 from stages.trackers import TrackerConfig
 
 
-def test_defaults_are_sound_and_every_problem_is_told_at_once():
+def test_defaults_are_sound_and_every_problem_is_reported_at_once():
     assert DataConfig().problems() == []
     bad = replace(
         DataConfig(),
@@ -19,7 +19,7 @@ def test_defaults_are_sound_and_every_problem_is_told_at_once():
         min_aspect=6.0,
         segment_seconds=0.0,
     )
-    told = " ".join(bad.problems())
+    reported = " ".join(bad.problems())
     for name in (
         "data.motions",
         "data.clip_overlap",
@@ -30,7 +30,7 @@ def test_defaults_are_sound_and_every_problem_is_told_at_once():
         "data.min_aspect",
         "data.segment_seconds",
     ):
-        assert name in told
+        assert name in reported
 
 
 def test_a_stage_config_holds_only_what_the_stage_reads():

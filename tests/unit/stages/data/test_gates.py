@@ -56,7 +56,7 @@ def test_a_figure_that_is_not_there_passes_and_a_gate_can_be_off():
     assert all(gate.off(off) for gate in GATES)
 
 
-def test_all_reasons_of_a_clip_are_told():
+def test_all_reasons_of_a_clip_are_reported():
     kept, (rejected,) = apply_gates([with_figures(1, brightness=0.01, letterbox=0.5), clip(2)], GateConfig())
     assert [c.clip_id for c in kept] == ["clip-000002"]
     assert (rejected.name, rejected.stage) == ("clip-000001", "gates")
@@ -64,11 +64,11 @@ def test_all_reasons_of_a_clip_are_told():
     assert "black bars" in rejected.reason
 
 
-def test_bad_thresholds_are_told_with_the_data():
+def test_bad_thresholds_are_reported_with_the_data():
     bad = GateConfig(min_brightness=0.99, max_letterbox=1.5, min_moving_px=-1, max_duplicate_bits=40)
-    told = " ".join(replace(DataConfig(), gates=bad).problems())
+    reported = " ".join(replace(DataConfig(), gates=bad).problems())
     for name in ("min_brightness", "max_letterbox", "min_moving_px", "max_duplicate_bits"):
-        assert f"data.gates.{name}" in told
+        assert f"data.gates.{name}" in reported
     assert GateConfig(min_sharpness=float("nan")).problems()
 
 

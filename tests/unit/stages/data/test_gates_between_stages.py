@@ -29,7 +29,7 @@ def test_groups_of_some_items_do_not_depend_on_the_others():
     assert len(together) == 3
 
 
-def test_a_group_that_loses_all_is_gone_and_told():
+def test_a_group_that_loses_all_is_gone_and_reported():
     lost = [clip("a", i, brightness=0.5, visible_share=0.1) for i in range(2)]
     assert to_encode(lost, GATES) == []
     assert len(to_track(lost, GATES)) == 1  # what TRACK finds is not judged before it

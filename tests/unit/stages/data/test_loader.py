@@ -214,7 +214,7 @@ def test_a_damaged_shard_stops_with_its_name_alone(clips, tmp_path, cfg, quick_w
 
 
 @pytest.mark.slow
-def test_a_skipped_shard_is_counted_said_once_and_never_seen(clips, tmp_path, quick_workers):
+def test_a_skipped_shard_is_counted_reported_once_and_never_seen(clips, tmp_path, quick_workers):
     train, _ = packed(clips, tmp_path / "x")
     lost = inside(train, 1)
     spoil(train, 1)

@@ -130,7 +130,7 @@ def test_every_path_starts_as_the_identity(profile):
         assert moved[:2] == pytest.approx([12.0, 1.0])
 
 
-def test_motions_need_tracks_to_be_told_apart():
+def test_motions_need_tracks_to_be_reported_apart():
     """One first frame, many motions: drags are long and unlike each other, and at most one motion is none."""
     reach, unlike = [], []
     for seed in range(40):
@@ -188,11 +188,13 @@ def test_scenes_are_cut_from_their_own_split(tmp_path):
 
 
 def test_without_a_heldout_clip_the_stills_divide(tmp_path):
-    said: list[str] = []
-    items = scene.plan_scenes(DataConfig(train_scenes=9, heldout_scenes=9), real_clips(tmp_path, False), 0, said.append)
+    logged: list[str] = []
+    items = scene.plan_scenes(
+        DataConfig(train_scenes=9, heldout_scenes=9), real_clips(tmp_path, False), 0, logged.append
+    )
     used = {s: {p.path for i in items if i.split == s for p in i.stills} for s in ("train", "heldout")}
     assert used["train"].isdisjoint(used["heldout"])
-    assert said
+    assert logged
 
 
 def test_a_new_source_changes_only_the_scenes_that_cut_from_it():

@@ -28,7 +28,7 @@ def disk_holds(size: int):
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
-def test_a_full_disk_leaves_no_shard_and_passes_on_what_it_said(tmp_path):
+def test_a_full_disk_leaves_no_shard_and_passes_on_what_it_reported(tmp_path):
     clips = [finished_clip(tmp_path / "clips", i, "train") for i in range(4)]
     [plan] = plan_shards(clips, "train", 4)
     work = tmp_path / "work"
@@ -87,7 +87,7 @@ def test_the_index_tells_trackers_with_their_thresholds(tmp_path):
     assert sorted(made.clip_ids) == sorted(c.clip_id for c in clips)
 
 
-def test_what_cannot_be_packed_is_told_before_anything_is(tmp_path):
+def test_what_cannot_be_packed_is_reported_before_anything_is(tmp_path):
     clips = [finished_clip(tmp_path, i, "train") for i in range(2)]
     with pytest.raises(StageError, match="no heldout clip"):
         pack.require_splits(clips)

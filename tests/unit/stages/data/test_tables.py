@@ -26,7 +26,7 @@ def table(folder, text, name="t.csv", root=""):
     return {c.name: c for c in found}, {r.name: r.reason for r in rejected}
 
 
-def test_openvids_table_works_as_it_is_beside_its_videos_or_with_a_root(folder):
+def test_openvids_table_works_as_it_is_next_to_its_videos_or_with_a_root(folder):
     rows = OPENVID + 'a.mp4,"A man, smiling.",5.2,3.1,0.99,pan_left,141,29.97,4.7\n'
     found, rejected = table(folder, rows)
     assert found["a.mp4"].caption == "A man, smiling."
@@ -78,8 +78,8 @@ def test_several_rows_name_spans_of_one_file_and_a_repeat_is_rejected(folder):
 def test_a_bad_row_is_rejected_with_its_number_and_the_rest_goes_on(folder, row, reason):
     found, rejected = table(folder, f"path,start,end\nb.mp4,,\n{row}\nvideos/c.mp4,,\n")
     assert list(found) == ["b.mp4", "videos/c.mp4"]
-    ((name, said),) = rejected.items()
-    assert name.startswith("t.csv row 2") and reason in said
+    ((name, logged),) = rejected.items()
+    assert name.startswith("t.csv row 2") and reason in logged
 
 
 EXCELS = 'video;Caption;start;end\r\na.mp4;Straße, naß;1,5;2\r\nb.mp4;"a; b";0;1\r\n'
@@ -98,7 +98,7 @@ def test_what_excel_saves_is_read(folder, text, encoding):
     assert found["b.mp4@0-1s"].notes == notes.get(encoding, ("t.csv: not UTF-8, read as Windows-1252",))
 
 
-def test_what_excel_saves_wrongly_is_told(folder):
+def test_what_excel_saves_wrongly_is_reported(folder):
     _, rejected = table(folder, EXCELS)
     assert rejected["t.csv row 1 (a.mp4)"] == "start is '1,5': give seconds or HH:MM:SS.mmm, not below 0"
     _, rejected = table(folder, EXCELS + "a.mp4;0\n")
@@ -153,14 +153,14 @@ def test_a_list_names_files_from_its_folder_or_from_anywhere(folder):
         table(folder, "# nothing\n", "videos.txt")
 
 
-def test_rows_without_a_caption_take_the_file_beside(folder):
+def test_rows_without_a_caption_take_the_file_next_to(folder):
     (folder / "a.txt").write_text("beside a")
     (folder / "videos" / "c.mp4.txt").write_text("beside c")
     found, _ = table(folder, "path,caption\na.mp4,\nvideos/c.mp4,of the table\n")
     assert [c.caption for c in found.values()] == ["beside a", "of the table"]
 
 
-def test_any_encoding_is_read_and_told(folder):
+def test_any_encoding_is_read_and_reported(folder):
     (folder / "é.mp4").write_bytes(b"x")
     for encoding, note in (("utf-8", ()), ("utf-8-sig", ()), ("cp1252", ("t.csv: not UTF-8, read as Windows-1252",))):
         found, _ = table(folder, "path,caption\né.mp4,un café\n".encode(encoding))

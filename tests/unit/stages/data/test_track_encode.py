@@ -116,7 +116,7 @@ def test_cotracker_leaves_its_confidence_and_every_reader_finds_the_rest(tmp_pat
     assert xy.shape == (9, 12, 2) and visible.all()
 
 
-def test_a_halved_batch_is_said_once_an_item_and_written_on_every_clip(tmp_path):
+def test_a_halved_batch_is_reported_once_an_item_and_written_on_every_clip(tmp_path):
     clips = [replace(real_clip(tmp_path), clip_id=i, notes=("HDR",)) for i in ("a", "b")]
     run = TrackRun(cotracker(tmp_path, limit=36 + 6), grid_rows=3, grid_cols=4)
     ctx = FakeContext(tmp_path / "out")

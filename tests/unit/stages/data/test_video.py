@@ -39,7 +39,7 @@ def test_interlaced_pictures_lose_their_combs_one_frame_for_one(tmp_path):
 
 
 @pytest.mark.parametrize(("curve", "name"), [("smpte2084", "PQ"), ("arib-std-b67", "HLG")])
-def test_hdr_is_recognised_and_said(tmp_path, curve, name):
+def test_hdr_is_recognised_and_reported(tmp_path, curve, name):
     tags = f"setparams=color_trc={curve}:color_primaries=bt2020:colorspace=bt2020nc"
     make_video(tmp_path / "a.mp4", 0.5, "160x96", 30, "-vf", f"format=yuv420p10le,{tags}", "-color_trc", curve)
     container, frames = facts_and_frames(tmp_path / "a.mp4")

@@ -142,7 +142,7 @@ def test_generation_depends_on_seed_and_clip_not_on_batching(world, model):
     assert np.abs(difference).max() <= 1
 
 
-def test_vae_round_trip_and_real_are_what_they_say(world):
+def test_vae_round_trip_and_real_are_what_they_report(world):
     real = next(g for g in world.generated if g.item.model == "real" and g.item.variant == "tracks")
     trip = next(g for g in world.generated if g.item.model == "vae" and g.item.clips == real.item.clips)
     assert not (read_videos(real.file) == read_videos(trip.file)).all()
@@ -220,7 +220,7 @@ def test_every_null_of_the_contract_has_a_reason(full_report):
     assert all(math.isfinite(v) for v in flat(r).values())
 
 
-def test_the_student_before_dmd_stands_beside_it(full_report):
+def test_the_student_before_dmd_stands_next_to_it(full_report):
     r, page, _ = full_report
     for kind in ("rendered", "real"):
         assert r[kind]["adapted"].keys() == {"epe", "psnr", "ssim", "perceptual", "fvd_i3d", "kvd_i3d"}

@@ -8,7 +8,7 @@ from tests.fakes import FakeContext
 from tests.unit.stages.trackers.cotracker_hub import weights, write_hub
 
 
-def test_what_the_tracker_did_otherwise_than_configured_is_said(tmp_path):
+def test_what_the_tracker_did_otherwise_than_configured_is_reported(tmp_path):
     name = "cotracker3_offline"
     torch.save(weights(name, limit=36 + 3), tmp_path / "scaled.pth")
     tracker = TrackerConfig(name, hub=str(write_hub(tmp_path)), checkpoint=str(tmp_path / "scaled.pth"))

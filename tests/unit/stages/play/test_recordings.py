@@ -114,9 +114,9 @@ def test_the_newest_comes_first_and_damaged_or_unfinished_ones_are_left_out(tmp_
     written(tmp_path / "c", replace(RECORDING, id="c"))
     (tmp_path / "c" / "recording.json").write_text("{")
     written(tmp_path / ".1-ab.saving", replace(RECORDING, id="d"))
-    said: list[str] = []
-    assert [r.id for r in recordings.found(tmp_path, said.append)] == ["b", "a"]
-    (line,) = said
+    logged: list[str] = []
+    assert [r.id for r in recordings.found(tmp_path, logged.append)] == ["b", "a"]
+    (line,) = logged
     assert line.startswith(f"left out of the recordings: {tmp_path / 'c' / 'recording.json'} is damaged")
 
 

@@ -58,7 +58,7 @@ def live(frames: np.ndarray) -> list[dict[int, np.ndarray]]:
     return [dict(zip(*tracker.add_frame(f), strict=True)) for f in frames]
 
 
-def test_live_points_follow_a_moving_scene_and_lost_ones_begin_anew():
+def test_live_points_follow_a_moving_scene_and_lost_ones_begin_again():
     frames, _ = warped(25, 0.0, 1.0, (24.0, 0.0), 40, 64)
     seen = live(frames)
     grid = uniform_grid(40, 64, *GRID)

@@ -86,12 +86,12 @@ def test_clips_are_spread_over_scenes_and_labelled_ones_left_out(tmp_path):
     assert out.figures[0].clips == 2
 
 
-def test_what_cannot_be_measured_is_told(tmp_path):
+def test_what_cannot_be_measured_is_reported(tmp_path):
     with pytest.raises(StageError, match="no rendered clip"):
         bench.run(TrackerBenchRun(SHARED, TrackerBenchConfig()), [], FakeContext(tmp_path))
     assert TrackerBenchConfig().problems() == []
-    told = " ".join(TrackerBenchConfig(("magic",), clips=0).problems() + TrackerBenchConfig(()).problems())
-    assert "tracker_bench.trackers: 'magic'" in told and "tracker_bench.clips" in told and "empty" in told
+    reported = " ".join(TrackerBenchConfig(("magic",), clips=0).problems() + TrackerBenchConfig(()).problems())
+    assert "tracker_bench.trackers: 'magic'" in reported and "tracker_bench.clips" in reported and "empty" in reported
 
 
 XY = np.random.default_rng(0).uniform(0, 256, (5, 7, 2))

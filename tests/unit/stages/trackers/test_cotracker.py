@@ -184,7 +184,7 @@ def test_the_random_state_survives_the_import(hub):
     assert torch.equal(torch.rand(3), expected)
 
 
-def test_licence_version_and_thresholds_are_told_without_a_path_of_this_machine(hub):
+def test_licence_version_and_thresholds_are_reported_without_a_path_of_this_machine(hub):
     tracker = make_tracker(fake(hub, OFFLINE))
     assert tracker.licence == "CC-BY-NC-4.0"
     assert tracker.version.startswith(f"{hub.name}:scaled.pth@")

@@ -164,7 +164,7 @@ def test_the_size_of_the_frames_hardly_matters():
     assert np.linalg.norm(big / 4 - xy, axis=-1)[both].mean() < 0.15
 
 
-def test_wrong_inputs_are_told():
+def test_wrong_inputs_are_reported():
     tracker = make_tracker(CFG)
     with pytest.raises(ValueError, match="uint8"):
         tracker.track(np.zeros((2, 8, 8, 3)), np.zeros((1, 2), np.float32))

@@ -127,6 +127,6 @@ def test_a_sharded_training_resumes_bit_for_bit(whole, resumed, root, pair):
 @pytest.mark.parametrize("of", ["dmd-1", "dmd-2", "dmd-2-half", "dmd-3"])
 def test_of_a_sharded_teacher_a_rank_holds_half(of, root, pair):
     for rank in range(2):
-        told = json.loads((root / of / f"teacher-{rank}.json").read_text())
-        halves = [-(-size // 2) for size in told["sizes"]]
-        assert told["here"] == (halves if TEACHER.get(of) == "shard" else told["sizes"])
+        reported = json.loads((root / of / f"teacher-{rank}.json").read_text())
+        halves = [-(-size // 2) for size in reported["sizes"]]
+        assert reported["here"] == (halves if TEACHER.get(of) == "shard" else reported["sizes"])

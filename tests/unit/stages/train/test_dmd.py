@@ -165,7 +165,7 @@ def test_latents_of_the_clips_are_never_read():
         assert torch.equal(one, other)
 
 
-def test_collapse_is_said():
+def test_collapse_is_reported():
     m = method()
     assert "flat colour" in m.alarms(0.01)[0]
     assert "noise" in m.alarms(10.0)[0]

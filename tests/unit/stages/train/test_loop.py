@@ -125,7 +125,7 @@ def test_observing_every_so_often_and_at_the_end(tmp_path):
     assert [step for step, m in ctx.emitted if "weight" in m] == [0, 2, 4, 5]
 
 
-def test_warnings_are_said_with_their_step(tmp_path):
+def test_warnings_are_reported_with_their_step(tmp_path):
     ctx = FakeContext(tmp_path)
     loop.train(OneWeight(), Numbers(), QUICK, 0, ctx)
     assert ctx.logged == ["step 2: look"]
@@ -191,7 +191,7 @@ def _train_base_with(loader, ctx, model, **changes):
     base.fit(base.BaseRun(model, cfg), dit, loader, clips(model, 2), decode, ctx)
 
 
-def test_too_small_a_gpu_is_told_with_what_would_take_less_and_the_state_is_kept(tmp_path):
+def test_too_small_a_gpu_is_reported_with_what_would_take_less_and_the_state_is_kept(tmp_path):
     class Large(OneWeight):
         def loss(self, module, batch, rng):
             if rng.step == 1:
@@ -213,7 +213,7 @@ def test_the_global_batch_is_exact_on_any_number_of_ranks(ranks):
     assert cfg.micro_steps(ranks) * ranks * cfg.batch == 128
 
 
-def test_a_global_batch_that_does_not_divide_is_told_with_what_would_fit():
+def test_a_global_batch_that_does_not_divide_is_reported_with_what_would_fit():
     class Named(StepsConfig):
         group = "teacher"
 

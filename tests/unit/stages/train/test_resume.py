@@ -85,12 +85,12 @@ def test_the_save_of_another_training_is_refused_field_by_field(tmp_path):
     other = {**changed(lr=0.2, steps=7), "preset": "debug"}
     with pytest.raises(StageError, match="save of another training") as error:
         METHODS["base"](FakeContext(tmp_path, about=other), small())
-    told = str(error.value)
-    assert "  base.lr: 0.1 in the save, 0.2 now\n" in told
-    assert "  base.steps: absent in the save, 7 now\n" in told
-    assert "  preset: nano in the save, debug now\n" in told
-    assert told.count(" in the save") == 3
-    assert "Only log_steps, validate_steps, save_minutes, save_steps, loader.* and compute.* may differ" in told
+    reported = str(error.value)
+    assert "  base.lr: 0.1 in the save, 0.2 now\n" in reported
+    assert "  base.steps: absent in the save, 7 now\n" in reported
+    assert "  preset: nano in the save, debug now\n" in reported
+    assert reported.count(" in the save") == 3
+    assert "Only log_steps, validate_steps, save_minutes, save_steps, loader.* and compute.* may differ" in reported
 
 
 def test_what_changes_no_result_may_differ(tmp_path):

@@ -190,7 +190,7 @@ def method_of(**changes) -> teacher.TeacherMethod:
     return teacher.TeacherMethod(dit, model, cfg, teacher.Probe(clips(model, 2, 99), model, AUGMENT, decode, 0))
 
 
-def test_a_teacher_that_ignores_tracks_is_said_from_the_middle_on(tmp_path):
+def test_a_teacher_that_ignores_tracks_is_reported_from_the_middle_on(tmp_path):
     m = method_of(phase1_steps=10, group_steps=0, phase2_steps=0)
     ignores, uses = {teacher.ALARM: 0.0}, {teacher.ALARM: 0.01}
     assert m.alarms(4, ignores) == ()

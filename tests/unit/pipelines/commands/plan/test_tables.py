@@ -89,7 +89,7 @@ def test_where_the_teacher_of_dmd_takes_too_much_it_is_spread():
 
 
 @pytest.mark.slow
-def test_what_does_not_fit_is_said_with_what_would():
+def test_what_does_not_fit_is_reported_with_what_would():
     few, none = (
         "\n".join(plan.describe(load("debug", ["clip.frames=5", f"plan.spare={spare}"], gpus="2"), asked=True))
         for spare in (0.0, 0.99999)
@@ -103,15 +103,15 @@ def test_what_does_not_fit_is_said_with_what_would():
 def test_every_mistake_of_a_plan_comes_in_one_message(capsys):
     words = ["plan", "--preset", "wan21-1.3b", "--gpus", "x", "plan.gpu=h900", "plan.mfu=0", "teacher.batch=3"]
     assert cli.main(words) == cli.BAD_CONFIG
-    said = capsys.readouterr().err
-    assert "4 problems" in said
+    logged = capsys.readouterr().err
+    assert "4 problems" in logged
     for part in (
         "GPUS=x: not a whole",
         "plan.gpu: 'h900' is not one of a100-80",
         "plan.mfu: 0",
         "teacher.global_batch: 128",
     ):
-        assert part in said
+        assert part in logged
     with pytest.raises(ConfigError, match="GPUS=0: not a whole number of at least 1"):
         load("nano", gpus="0")
 

@@ -186,7 +186,7 @@ def strict(s3, server):
     after("inf")
 
 
-def test_wrong_credentials_report_so_and_a_worker_sees_a_forbidden_file(strict, tmp_path):
+def test_wrong_credentials_are_reported_and_a_worker_sees_a_forbidden_file(strict, tmp_path):
     for address in ("s3://films/v", "s3://films/v/*.mp4", "s3://films/v/a.mp4"):
         with pytest.raises(ValueError, match=r"SRC=s3.*access denied.*AWS_ACCESS_KEY_ID"):
             RemoteFiles().listing(address)

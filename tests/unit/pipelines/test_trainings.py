@@ -56,7 +56,7 @@ def test_how_a_training_reads_its_data_is_not_in_its_key(tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-def test_phases_and_distillation_take_the_clips_they_are_reported_to(tmp_path, monkeypatch):
+def test_phases_and_distillation_take_the_configured_clips(tmp_path, monkeypatch):
     """Of the full presets' choice and of nano's; without generated clips every training takes all."""
     parts = (shards(3, "train"), shards(1, "heldout"), shards(2, "train_real"), shards(1, "train_synthetic"))
     apart = ["data.phase1_clips=real", "data.phase2_clips=synthetic", "data.distill_clips=synthetic"]

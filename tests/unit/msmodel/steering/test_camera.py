@@ -63,7 +63,7 @@ def after(speeds: Camera, xy, frames: int = 24, z: float = 1.5) -> np.ndarray:
     return reproject(xy, np.full(len(xy), z), K, Pose(), [pose])[0][0]
 
 
-def test_speeds_do_what_they_report_in_a_second():
+def test_speeds_are_reached_in_a_second():
     points = [[32.0, 20.0], [42.0, 20.0], [32.0, 25.0]]
     np.testing.assert_allclose(after(Camera(pan_x=0.25, pan_y=-0.1), points), np.add(points, [16, -4]))
     np.testing.assert_allclose(after(Camera(zoom=1), points), [[32, 20], [52, 20], [32, 30]])

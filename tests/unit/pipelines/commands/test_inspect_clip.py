@@ -99,7 +99,7 @@ def test_an_unknown_id_is_an_error_with_close_ones(runs, capsys, asked, words):
 
 
 @pytest.mark.slow
-def test_no_data_and_a_damaged_shard_report_make_data(runs, tmp_path, capsys):
+def test_no_data_and_a_damaged_shard_name_make_data(runs, tmp_path, capsys):
     status, _, err = inspect(tmp_path / "empty", "x", capsys)
     assert status == cli.FAILED
     assert "make data" in err

@@ -130,7 +130,7 @@ def test_every_path_starts_as_the_identity(profile):
         assert moved[:2] == pytest.approx([12.0, 1.0])
 
 
-def test_motions_need_tracks_to_be_reported_apart():
+def test_motions_need_tracks_to_be_distinguished():
     """One first frame, many motions: drags are long and unlike each other, and at most one motion is none."""
     reach, unlike = [], []
     for seed in range(40):

@@ -28,7 +28,7 @@ def disk_holds(size: int):
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
-def test_a_full_disk_leaves_no_shard_and_passes_on_what_it_reported(tmp_path):
+def test_a_full_disk_leaves_no_shard_and_passes_on_the_error(tmp_path):
     clips = [finished_clip(tmp_path / "clips", i, "train") for i in range(4)]
     [plan] = plan_shards(clips, "train", 4)
     work = tmp_path / "work"

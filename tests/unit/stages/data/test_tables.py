@@ -153,7 +153,7 @@ def test_a_list_names_files_from_its_folder_or_from_anywhere(folder):
         table(folder, "# nothing\n", "videos.txt")
 
 
-def test_rows_without_a_caption_take_the_file_next_to(folder):
+def test_rows_without_a_caption_take_the_file_next_to_the_video(folder):
     (folder / "a.txt").write_text("beside a")
     (folder / "videos" / "c.mp4.txt").write_text("beside c")
     found, _ = table(folder, "path,caption\na.mp4,\nvideos/c.mp4,of the table\n")

@@ -142,7 +142,7 @@ def test_generation_depends_on_seed_and_clip_not_on_batching(world, model):
     assert np.abs(difference).max() <= 1
 
 
-def test_vae_round_trip_and_real_are_what_they_report(world):
+def test_vae_round_trip_and_real_are_what_their_names_state(world):
     real = next(g for g in world.generated if g.item.model == "real" and g.item.variant == "tracks")
     trip = next(g for g in world.generated if g.item.model == "vae" and g.item.clips == real.item.clips)
     assert not (read_videos(real.file) == read_videos(trip.file)).all()

@@ -46,7 +46,7 @@ def points(world):
     )
 
 
-def test_names_report_the_whole_setting():
+def test_names_state_the_whole_setting():
     assert read_setting("c3s1w1", OWN) == (OWN, False)
     assert read_setting("c1s0w6ak2", OWN) == (StudentConfig(chunk=1, sink=0, window=6, steps=2), True)
 

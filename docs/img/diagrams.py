@@ -131,7 +131,7 @@ def house() -> str:
             "use",
         ),
         Box(450, 30, 330, 78, ("demo/", "server/, playing/, page/", "the interactive page and its protocol"), "use"),
-        Box(40, 150, 740, 52, ("configs/", "the tree of all settings, loading, checks; preset/*.yaml"), "file"),
+        Box(40, 150, 740, 52, ("configs/", "the tree of all settings, checks, loading; preset/*.yaml"), "file"),
         Box(
             40,
             244,

@@ -37,10 +37,10 @@ AS_GIVEN = InputSmoothing(smooth_seconds=0.0, max_speed=0.0)
 
 
 class StreamingSession:
-    """Streams one endless video from a first frame. Memory, and work per chunk, do not grow.
+    """A session that streams one endless video from a first frame. Memory, and work per chunk, do not grow.
 
-    controls: the snapshot in force, read when a chunk begins; set it at any time. frame: H W 3 uint8, the first frame as the
-    model gets it. prompt: the one in force.
+    controls: the current snapshot, read when a chunk begins; set it at any time. frame: H W 3 uint8, the first frame as
+    the model gets it. prompt: the current prompt.
     """
 
     controls: Controls
@@ -56,7 +56,7 @@ class StreamingSession:
         max_tracks: int | None = None,
         smoothing: InputSmoothing = AS_GIVEN,
     ) -> None:
-        """Starts a session on a model that is loaded already; arguments as in `from_pretrained`."""
+        """Starts a session on a loaded model; arguments as in `from_pretrained`."""
         cfg = model.student.cfg
         self.size = (cfg.clip.height, cfg.clip.width)
         self.fps = cfg.clip.fps
@@ -65,9 +65,7 @@ class StreamingSession:
         self._grid = grid or (min(GRID_SIDE, cfg.latent_height), min(GRID_SIDE, cfg.latent_width))
         tracks = max_tracks or min(ID_RANGE, TRACKS_A_CELL * self._grid[0] * self._grid[1])
         self._steering = Steering(self.size, self.fps, smoothing, tracks, self._grid)
-        self._named = (
-            0  # drawn paths and motions so far: each has a name of its own, so that it begins when it is given
-        )
+        self._named = 0  # drawn paths and motions so far: each gets a new name, so that it begins when it is set
         self._stream = model.new_stream(self.frame, prompt, seed, self._steer, tracks)
 
     @classmethod
@@ -89,25 +87,25 @@ class StreamingSession:
         """Loads a trained student and starts a session.
 
         Args:
-            model: "embedded:nano-student" (ships with the package), a student's checkpoint folder, a folder of `make export`,
-                or a hub id "owner/name" (optionally "owner/name@revision").
-            picture: the first frame: a path, a PIL image, or an array H W 3 uint8. It is scaled until it covers the model's
-                frame, and what sticks out is cropped evenly on both sides; one of the model's own size is used as it is.
+            model: "embedded:nano-student" (part of the package), a student's checkpoint folder, a folder of `make
+                export`, or a hub id "owner/name" (optionally "owner/name@revision").
+            picture: the first frame: a path, a PIL image, or an array H W 3 uint8. It is scaled until it covers the
+                model's frame and cropped evenly on both sides; a picture of the model's own size is used unchanged.
             prompt: text; may be empty.
             seed: of the noise and the track ids. The same arguments give the same frames on one machine.
             decoder: "vae", "tiny", or "auto": the tiny VAE where one is given and the VAE is Wan's.
             tiny_vae: a folder of `make distill`'s tiny VAE, or "embedded:nano".
-            device: as for torch; by default CUDA where there is one, else the CPU. Weights are bfloat16 on CUDA, float32
-                elsewhere.
-            grid: (rows, columns) of the track grid that the student was trained with (data.grid_rows, data.grid_cols); by
-                default one track a latent cell, at most 50 x 50, as the presets have it.
+            device: as for torch; by default CUDA where there is one, else the CPU. Weights are bfloat16 on CUDA,
+                float32 elsewhere.
+            grid: (rows, columns) of the track grid that the student was trained with (data.grid_rows, data.grid_cols);
+                by default one track a latent cell, at most 50 x 50, as in the presets.
             max_tracks: the most tracks at once, two a grid cell by default. Frames depend on it.
-            smoothing: of points that are set by hand (Controls.xy); by default positions are taken as given.
-            download: stands for huggingface_hub.snapshot_download.
+            smoothing: of points that are set interactively (Controls.xy); by default positions are used unchanged.
+            download: replaces huggingface_hub.snapshot_download.
 
         Raises:
-            ValueError: for a folder that is missing, has no config.json or holds no student; weights that are damaged or
-                cannot be fetched; a picture that cannot be read or is smaller than the model's frame.
+            ValueError: for a folder that is missing, has no config.json or holds no student; weights that are damaged
+                or cannot be downloaded; a picture that cannot be read or is smaller than the model's frame.
         """
         loaded = load_streaming_model(find_student(model, download), decoder=decoder, tiny_vae=tiny_vae, device=device)
         return cls(loaded, picture, prompt, seed=seed, grid=grid, max_tracks=max_tracks, smoothing=smoothing)
@@ -121,16 +119,16 @@ class StreamingSession:
 
         chunk.frames is T H W 3 uint8 on the CPU. Raises ValueError for more points than `max_tracks`.
         """
-        return self._stream.next_chunk(beside=True)
+        return self._stream.next_chunk(concurrently=True)
 
     def drag(
         self, start: tuple[float, float], end: tuple[float, float], seconds: float, *, radius: float = 0.15
     ) -> None:
-        """Drags what lies around `start` to `end`, from the next chunk on; the rest of the picture is held still.
+        """Drags what is around `start` to `end`, from the next chunk on; the rest of the picture is held still.
 
-        start, end: (x, y) shares of the frame. seconds: how long the drag takes; what was dragged then stays at `end`.
-        radius: of what is dragged, in frame widths. Replaces `controls`. Raises ValueError for a place outside the frame, or
-        a duration or radius that is not positive.
+        start, end: (x, y) shares of the frame. seconds: how long the drag takes; afterwards what was dragged stays at
+        `end`. radius: of what is dragged, in frame widths. Replaces `controls`. Raises ValueError for a place outside
+        the frame, or a duration or radius that is not positive.
         """
         for name, place in (("start", start), ("end", end)):
             if len(place) != 2 or not all(0 <= share <= 1 for share in place):
@@ -140,10 +138,10 @@ class StreamingSession:
         self.controls = drag_controls(self.size, self._grid, start, end, radius, seconds, self._new_name())
 
     def follow(self, xy_px: np.ndarray, visible: np.ndarray) -> None:
-        """Follows tracks of your own, from the next chunk on: forward, then backward, and so on.
+        """Follows the given tracks, from the next chunk on: forward, then backward, and so on.
 
         xy_px: T n 2, pixels of the model's frame (`size`) at the model's rate (`fps`), x first, pixel centres at +0.5;
-        msmodel.tracks.resize_px and resample bring others there. visible: T n bool. Replaces `controls`. Raises ValueError
+        msmodel.tracks.resize_px and resample convert others. visible: T n bool. Replaces `controls`. Raises ValueError
         for shapes that do not fit and visible points that are not finite.
         """
         name = f"tracks {self._new_name()}"
@@ -151,24 +149,27 @@ class StreamingSession:
         self.controls = Controls(transfer=name)
 
     def set_prompt(self, prompt: str) -> None:
-        """Changes the prompt from the next chunk on. What is in the cache was made under the old one and stays."""
+        """Changes the prompt from the next chunk on. Cached chunks were generated with the old prompt and stay cached."""
         self.prompt = _checked_prompt(prompt)
         self._stream.set_text(self.model.text(prompt))
 
     def refresh_sink(self) -> None:
-        """Anchors what follows to the newest chunk in place of the first, as when the scene has changed.
+        """Anchors later chunks to the newest chunk in place of the first, for use after the scene has changed.
 
         Raises ValueError before there is a chunk after the sinks, and for a student without sinks.
         """
         self._stream.refresh_sink()
 
     def reset(self) -> None:
-        """Goes back to chunk 0: the same frames come again. Controls and prompt in force stay."""
+        """Returns to chunk 0, so that the same frames are generated again. The current controls and prompt stay."""
         self._stream.reset()
         self._steering.reset()
 
     def fork(self) -> StreamingSession:
-        """Returns an independent session that goes on from here. Weights, and cached tensors so far, are shared."""
+        """Returns an independent session that continues from the current state.
+
+        Weights, and tensors cached so far, are shared.
+        """
         other = copy.copy(self)
         other._steering, other._stream = self._steering.fork(), self._stream.fork()
         other._stream.controls = other._steer
@@ -176,7 +177,7 @@ class StreamingSession:
 
     @property
     def cache_bytes(self) -> int:
-        """Bytes of keys and values held between chunks (msmodel/cache.py has the formula)."""
+        """Returns the bytes of keys and values held between chunks (msmodel/cache.py has the formula)."""
         return self._stream.cache_bytes
 
     def _new_name(self) -> int:
@@ -184,7 +185,7 @@ class StreamingSession:
         return self._named
 
     def _steer(self, _chunk: int, first: int, frames: int) -> tuple[Tensor, Tensor]:
-        """Tracks of the next chunk, for ChunkStream."""
+        """Returns the tracks of the next chunk, for ChunkStream."""
         xy_px, visible = self._steering.tracks(self.controls, first, frames)
         return torch.from_numpy(xy_px), torch.from_numpy(visible)
 
@@ -192,9 +193,9 @@ class StreamingSession:
 def read_picture(picture: Picture, size: tuple[int, int]) -> np.ndarray:
     """Returns a picture as a frame of `size` (height, width): H W 3 uint8.
 
-    picture: a path, a PIL image, or an array H W 3 uint8. It is scaled (Lanczos, aspect kept) until it covers the frame, and
-    cropped around its centre. Raises ValueError where it cannot be read, is another kind of array, or is smaller than the
-    frame in either direction.
+    picture: a path, a PIL image, or an array H W 3 uint8. It is scaled (Lanczos, aspect kept) until it covers the
+    frame, and cropped around its centre. Raises ValueError where it cannot be read, is another kind of array, or is
+    smaller than the frame in either direction.
     """
     from PIL import Image, ImageOps
 

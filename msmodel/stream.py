@@ -1,12 +1,12 @@
-"""Streaming: frames for ever, steered by controls that are read at the start of every chunk.
+"""Streaming: endless frames, steered by controls that are read at the start of every chunk.
 
-The sampler, the cache and the track encoding are those of training (`msmodel.rollout`, `msmodel.track_encoding`), so a stream
-equals a rollout given the same noise and controls. Frames leave right after the last denoising step and the decoding; the
-clean pass that fills the cache runs afterwards, before the next chunk (or in `settle`, while the frames are shown), or beside
-the decoding: both need the finished latents and nothing of each other.
+The sampler, the cache and the track encoding are those of training (`msmodel.rollout`, `msmodel.track_encoding`), so a
+stream equals a rollout given the same noise and controls. Frames are returned right after the last denoising step and
+the decoding. The clean pass that fills the cache runs afterwards, before the next chunk (or in `settle`, while the
+frames are shown), or concurrently with the decoding: both need the finished latents, and neither needs the other.
 
-Legend: b batch (1), z latent channels, t latent frames, h w latent size, T pixel frames, H W pixels, n tracks,
-d id dimension, l text tokens, c channels.
+Legend: b batch (1), z latent channels, t latent frames, h w latent size, T pixel frames, H W pixels, n tracks, d id
+dimension, l text tokens, c channels.
 """
 
 from __future__ import annotations
@@ -33,24 +33,27 @@ Controls = Callable[[int, int, int], tuple[Tensor, Tensor]]
 
 
 class Decoder(Protocol):
-    """One stream of latents to frames, with the state that this takes."""
+    """A decoder of one stream of latents, with the state that this needs."""
 
     def push(self, latents: Tensor) -> Tensor:
-        """The next latents (b z t h w) -> their frames (b 3 T H W) in [-1, 1]."""
+        """Returns the frames (b 3 T H W) in [-1, 1] of the next latents (b z t h w)."""
         ...
 
 
 class DecoderMaker(Protocol):
-    """A VAE or tiny VAE: makes decoders that share its weights."""
+    """A VAE or tiny VAE that makes decoders, which share its weights."""
 
     def decoder(self) -> Decoder: ...
 
 
 @dataclass(frozen=True)
 class StreamChunk:
-    """latents: b z t h w. frames: T H W 3 uint8, on the CPU. Seconds are wall clock, device-synchronised.
+    """One generated chunk.
 
-    seconds_dit: from the controls being read to x_0, plus the clean pass that the previous chunk left behind.
+    latents: b z t h w. frames: T H W 3 uint8, on the CPU. Seconds are wall clock, device-synchronised.
+
+    seconds_dit: from the reading of the controls to x_0, and the clean pass of the previous chunk where that was still
+    to do.
     """
 
     index: int
@@ -62,7 +65,7 @@ class StreamChunk:
 
 @dataclass(frozen=True)
 class Denoised:
-    """A chunk that has no pixels yet. latents: b z t h w, the lone image latent included. seconds_dit: as in StreamChunk."""
+    """A chunk before decoding. latents: b z t h w, including the separate image latent. seconds_dit: as in StreamChunk."""
 
     index: int
     latents: Tensor
@@ -80,15 +83,18 @@ class _Unsettled:
 
 
 class ChunkStream:
-    """One endless clip. Memory, and work per chunk, do not grow.
+    """A stream of one endless clip. Memory, and work per chunk, do not grow.
 
-    vae: makes the decoder. text (1 l c), image (1 c t h w): as in Conditioning, the image for the horizon; beyond it
-    the last frame is repeated (the causal VAE's latents of an unchanging clip converge). track_id_embedding (1 n d): the ids of
-    `track_encoding.clip_ids`, kept for the whole session; controls may return fewer than n tracks. generator draws all noise.
-    noise (1 z t h w): optional starting noise of the first t latent frames. student_cfg: sink and window, if not the model's.
-    track_vae: encodes the tracks' canvas where dit.track_encoding is "rgb_vae"; the model's own VAE if None. image_tokens
-    (1 m c): as
-    in Conditioning, kept for the whole session.
+    vae: makes the decoder.
+    text (1 l c), image (1 c t h w): as in Conditioning, the image for the horizon; beyond it the last frame is repeated
+    (the causal VAE's latents of an unchanging clip converge).
+    track_id_embedding (1 n d): the ids of `track_encoding.clip_ids`, kept for the entire session; controls may return
+    fewer than n tracks.
+    generator: samples all noise.
+    noise (1 z t h w): optional starting noise of the first t latent frames.
+    student_cfg: sink and window, if not the model's.
+    track_vae: encodes the tracks' canvas where dit.track_encoding is "rgb_vae"; the model's own VAE if None.
+    image_tokens (1 m c): as in Conditioning, kept for the entire session.
     """
 
     def __init__(
@@ -119,7 +125,7 @@ class ChunkStream:
         self._check()
         self._first_state, self._track_vae = generator.get_state(), track_vae
         self._text, self._image_tokens = text, image_tokens
-        self._beside: torch.cuda.Stream | None = None
+        self._settle_stream: torch.cuda.Stream | None = None
         self.reset()
 
     def _check(self) -> None:
@@ -133,7 +139,7 @@ class ChunkStream:
 
     @torch.no_grad()
     def reset(self) -> None:
-        """Back to chunk 0 with an empty cache, a fresh decoder and the generator's first state; text is kept."""
+        """Returns to chunk 0 with an empty cache, a fresh decoder and the generator's first state; the text is kept."""
         self.generator.set_state(self._first_state)
         self.decoder = self.vae.decoder()
         self._tracks = TrackEncoder(self.student.cfg, self.image.device, self._track_vae)
@@ -144,20 +150,26 @@ class ChunkStream:
 
     @torch.no_grad()
     def set_text(self, text: Tensor) -> None:
-        """Another prompt (1 l c), from the next chunk on. What is cached was made under the old one and stays."""
+        """Sets another prompt (1 l c), from the next chunk on.
+
+        Cached chunks were generated with the old one and stay cached.
+        """
         self._text = text
         self._text_kv = self.student.text_keys_values(text, self._image_tokens)
 
     @torch.no_grad()
     def refresh_sink(self) -> None:
-        """Anchor what follows to the newest chunks in place of the first ones (ChunkCache.refresh_sink, and its errors)."""
+        """Anchors later chunks to the newest chunks in place of the first ones.
+
+        Raises ValueError as ChunkCache.refresh_sink does, and before the first chunk.
+        """
         if self._cache is None:
             raise ValueError("no chunk yet to refresh the sink with")
         self.settle()
         self._cache.refresh_sink()
 
     def fork(self) -> ChunkStream:
-        """An independent session that goes on from here with the same content; weights are shared."""
+        """Returns an independent session that continues from the current state; weights are shared."""
         other = copy.copy(self)
         other.generator = torch.Generator(self.generator.device)
         other.generator.set_state(self.generator.get_state())
@@ -169,38 +181,41 @@ class ChunkStream:
 
     @property
     def cache_bytes(self) -> int:
-        """Bytes of keys and values held between chunks."""
+        """Returns the bytes of keys and values held between chunks."""
         return 0 if self._cache is None else self._cache.bytes
 
     def stream(self) -> Iterator[StreamChunk]:
-        """Chunks for ever; stop by no longer asking."""
+        """Yields chunks without end."""
         while True:
             yield self.next_chunk()
 
     @torch.no_grad()
     def settle(self) -> None:
-        """Run the clean pass that the last chunk left behind; `next_chunk` does it if nobody did before."""
+        """Runs the pending clean pass of the last chunk. `next_chunk` calls it where it has not run before."""
         if self._unsettled is None:
             return
         assert self._cache is not None
         last, self._unsettled = self._unsettled, None
         self._cache.write(self.index - 1, self.student.clean_pass(last.latents, last.cond, last.context, last.text))
 
-    def next_chunk(self, beside: bool = False) -> StreamChunk:
-        """Read the controls, generate one chunk and decode it. beside: settle it as well, as in `decode_and_settle`."""
+    def next_chunk(self, concurrently: bool = False) -> StreamChunk:
+        """Reads the controls, generates one chunk and decodes it.
+
+        concurrently: run the clean pass of the chunk as well, as `decode_and_settle` does.
+        """
         chunk = self.denoise()
-        return self.decode_and_settle(chunk) if beside else self.decode(chunk)
+        return self.decode_and_settle(chunk) if concurrently else self.decode(chunk)
 
     @torch.no_grad()
     def denoise(self) -> Denoised:
-        """Read the controls and generate one chunk's latents. `decode` must see every chunk, in order."""
+        """Reads the controls and generates one chunk's latents. `decode` must be called with every chunk, in order."""
         begun = self._now()
         self.settle()
         prefix = int(self.student.cfg.image_alone)
         first = prefix + self.index * self.cfg.chunk
         stop = first + self.cfg.chunk
         cond = self._conditioning(0 if self.index == 0 else first, stop)
-        lead = []  # the image's own latent frame, which leaves with chunk 0 where it stands alone
+        lead = []  # the image's own latent frame, which is returned with chunk 0 where it precedes the chunks
         if self._cache is None:
             self._cache = start(self.student, cond, self.cfg, self._text_kv)
             lead = [cond.image[:, :, :prefix]] if prefix else []
@@ -215,35 +230,37 @@ class ChunkStream:
 
     @torch.no_grad()
     def decode(self, chunk: Denoised) -> StreamChunk:
-        """The frames of the chunk that `denoise` gave."""
+        """Returns the frames of a chunk of `denoise`."""
         begun = self._now()
         frames = _to_uint8(self.decoder.push(chunk.latents)).cpu()
         return StreamChunk(chunk.index, chunk.latents, frames, chunk.seconds_dit, time.perf_counter() - begun)
 
     @torch.no_grad()
     def decode_and_settle(self, chunk: Denoised) -> StreamChunk:
-        """`decode`, with the clean pass beside it on a GPU, on a stream of its own: frames do not wait for it.
+        """Runs `decode` and, on a GPU, concurrently the clean pass.
 
-        On a CPU the clean pass is left for `settle`: two threads that share the cores bring the frames later and end no earlier
-        (docs/LOG.md).
+        The clean pass runs on a separate CUDA stream, so that frames do not wait for it.
+
+        On a CPU the clean pass is left to `settle`: two threads that share the cores return the frames later and end no
+        earlier (docs/LOG.md).
         """
         if not chunk.latents.is_cuda:
             return self.decode(chunk)
         begun, main = self._now(), torch.cuda.current_stream(self.image.device)
         denoised, held = main.record_event(), self._unsettled
         frames = _to_uint8(self.decoder.push(chunk.latents))  # queued, not awaited
-        if self._beside is None:
-            self._beside = torch.cuda.Stream(self.image.device)
-        self._beside.wait_event(denoised)
-        with torch.cuda.stream(self._beside):
+        if self._settle_stream is None:
+            self._settle_stream = torch.cuda.Stream(self.image.device)
+        self._settle_stream.wait_event(denoised)
+        with torch.cuda.stream(self._settle_stream):
             self.settle()
         out = StreamChunk(chunk.index, chunk.latents, frames.cpu(), chunk.seconds_dit, time.perf_counter() - begun)
-        main.wait_stream(self._beside)
-        del held  # what the clean pass reads was allocated on the main stream: not given back before that waits for it
+        main.wait_stream(self._settle_stream)
+        del held  # the clean pass reads memory of the main stream: not freed before that stream waits for the pass
         return out
 
     def _conditioning(self, first: int, stop: int) -> Conditioning:
-        """Text, image and tracks of latent frames first..stop-1; asks the controls for their pixel frames."""
+        """Returns text, image and tracks of latent frames first..stop-1, with the controls' tracks of their pixel frames."""
         stride = self.student.cfg.vae.stride_t
         first_pixel = 0 if first == 0 else 1 + (first - 1) * stride
         wanted = 1 + (stop - 1) * stride - first_pixel
@@ -274,5 +291,5 @@ class ChunkStream:
 
 
 def _to_uint8(frames: Tensor) -> Tensor:
-    """Frames (1 3 T H W) in [-1, 1] -> (T H W 3) uint8 on their device."""
+    """Converts frames (1 3 T H W) in [-1, 1] to (T H W 3) uint8 on their device."""
     return rearrange(((frames + 1) * 127.5).round().clamp(0, 255).to(torch.uint8), "1 c T h w -> T h w c")

@@ -146,7 +146,7 @@ class ModelPerformance:
         if controls.transfer == WEBCAM != self._controls.transfer:
             self._reset_live()
         self._controls = controls
-        chunk = self._session.next_chunk(beside=True)
+        chunk = self._session.next_chunk(concurrently=True)
         notice = self._recorder.ended if self._recorder and self._recorder.ended != self._notice_sent else ""
         self._notice_sent = self._notice_sent or notice
         frames = chunk.frames.numpy()

@@ -90,7 +90,7 @@ def test_decoding_next_to_the_clean_pass_changes_nothing():
     tiny = randomise(TinyDecoder(tiny_config().vae, width=8)).to(GPU)
     plain, beside = streaming(tiny), streaming(tiny)
     for _ in range(40):
-        ours, theirs = plain.next_chunk(), beside.next_chunk(beside=True)
+        ours, theirs = plain.next_chunk(), beside.next_chunk(concurrently=True)
         assert torch.equal(ours.latents, theirs.latents)
         assert torch.equal(ours.frames, theirs.frames)
 

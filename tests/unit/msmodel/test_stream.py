@@ -218,7 +218,7 @@ def test_decoding_and_settling_at_the_same_time_change_nothing(image):
             settling.result()
     assert_same(plain, beside)
     again = scene.session()
-    assert_same(plain, [again.next_chunk(beside=True) for _ in range(5)])
+    assert_same(plain, [again.next_chunk(concurrently=True) for _ in range(5)])
 
 
 def assert_same(ours, theirs):

@@ -36,21 +36,24 @@ class LayerKV(NamedTuple):
 
 @dataclass(frozen=True)
 class Kernel:
-    """What computes attention. name: for people. flash: flash_attn_func of either generation; None means torch's SDPA."""
+    """A kernel that computes attention.
+
+    name: shown in logs and reports. flash: flash_attn_func of flash-attn 2 or 3; None means torch's SDPA.
+    """
 
     name: str
     flash: Callable[..., Any] | None = None
 
 
-HEAD_LIMIT, HEAD_STEP = 256, 8  # flash-attn: channels of a head at most, and what they must be a multiple of
+HEAD_LIMIT, HEAD_STEP = 256, 8  # flash-attn: the most channels of a head, and what they must be a multiple of
 
 
 @lru_cache(maxsize=64)
 def kernel(device: torch.device, dtype: torch.dtype, head_dim: int) -> Kernel:
-    """What `attend` uses for tensors of this kind; where that is torch's SDPA its name says why.
+    """Returns the kernel that `attend` uses for such tensors. For torch's SDPA its name contains the reason.
 
-    flash-attn 3 (the module flash_attn_interface) runs on Hopper (compute capability 9), flash-attn 2 (flash_attn) from Ampere
-    (8) on; both take fp16 and bf16 only.
+    flash-attn 3 (the module flash_attn_interface) runs on Hopper (compute capability 9), flash-attn 2 (flash_attn) from
+    Ampere (8) on; both take fp16 and bf16 only.
     """
     capability = _capability(device)
     if capability is None:
@@ -71,7 +74,7 @@ def _capability(device: torch.device) -> tuple[int, int] | None:
 
 
 def _installed(module: str) -> Callable[..., Any] | None:
-    """flash_attn_func of an optional package, or None where it is absent or cannot be loaded."""
+    """Returns flash_attn_func of an optional package, or None where the package is absent or cannot be loaded."""
     try:
         return import_module(module).flash_attn_func
     except ImportError:
@@ -79,19 +82,20 @@ def _installed(module: str) -> Callable[..., Any] | None:
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    """softmax(q k^T / sqrt(d)) v: query (b l a d), key and value (b m a d) -> (b l a d).
+    """Computes softmax(q k^T / sqrt(d)) v: query (b l a d), key and value (b m a d) -> (b l a d).
 
-    flash-attn when it is installed and fits, torch's SDPA otherwise. No mask: the cache hands over what is seen.
+    flash-attn is used where it is installed and supports the tensors, torch's SDPA otherwise. There is no mask: the
+    cache holds only keys that may be attended to.
     """
     return attend_with(kernel(query.device, query.dtype, query.shape[-1]).flash, query, key, value)
 
 
 def attend_with(flash: Callable[..., Any] | None, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    """`attend` by a given kernel: flash_attn_func of either generation, or None for torch's SDPA."""
+    """Computes `attend` with a given kernel: flash_attn_func of flash-attn 2 or 3, or None for torch's SDPA."""
     if flash is not None:
         return _flash_attend(flash, query, key, value)
     q, k, v = (rearrange(x, "b l a d -> b a l d") for x in (query, key, value))
-    if query.is_meta:  # there SDPA would lay out all weights, which no real device's kernel does
+    if query.is_meta:  # SDPA would allocate all attention weights on the meta device
         out = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(q, k, v)[0]
     else:
         out = F.scaled_dot_product_attention(q, k, v)
@@ -99,15 +103,18 @@ def attend_with(flash: Callable[..., Any] | None, query: Tensor, key: Tensor, va
 
 
 def _flash_attend(flash: Callable[..., Any], query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    """Both generations take (b l a d) with contiguous channels. Their fourth argument differs (dropout, scale), so none
-    is given by place. Early releases of flash-attn 3 return the log-sum-exp as well."""
+    """Calls flash-attn 2 or 3 with query, key and value (b l a d), whose channels are made contiguous.
+
+    The fourth argument of the two differs (dropout, scale), so only keyword arguments follow. Early releases of
+    flash-attn 3 also return the log-sum-exp.
+    """
     more = {"deterministic": True} if torch.are_deterministic_algorithms_enabled() else {}
     out = flash(*(x if x.stride(-1) == 1 else x.contiguous() for x in (query, key, value)), **more)
     return out[0] if isinstance(out, tuple) else out
 
 
 class Attention(nn.Module):
-    """Projections and norms of one attention layer; what is attended to is the caller's business."""
+    """The projections and norms of one attention layer. The caller chooses the keys and values."""
 
     def __init__(self, dim: int, heads: int, eps: float):
         super().__init__()
@@ -120,24 +127,29 @@ class Attention(nn.Module):
         self.norm_k = nn.RMSNorm(dim, eps=eps)
 
     def query(self, x: Tensor) -> Tensor:
-        """x (b l c) -> unrotated queries (b l a d)."""
+        """Returns unrotated queries (b l a d) of x (b l c)."""
         return rearrange(self.norm_q(self.to_q(x)), "b l (a d) -> b l a d", a=self.heads)
 
     def keys_values(self, x: Tensor) -> LayerKV:
-        """x (b m c) -> unrotated keys and values (b m a d)."""
+        """Returns unrotated keys and values (b m a d) of x (b m c)."""
         key = rearrange(self.norm_k(self.to_k(x)), "b m (a d) -> b m a d", a=self.heads)
         return LayerKV(key, rearrange(self.to_v(x), "b m (a d) -> b m a d", a=self.heads))
 
     def forward(self, query: Tensor, *seen: LayerKV) -> Tensor:
-        """Attend and project out: query (b l a d), each of `seen` (b m a d) -> (b l c). Several are attended to one by one,
-        and what they give is added."""
+        """Attends and projects the result: query (b l a d), each of `seen` (b m a d) -> (b l c).
+
+        Each of several keys and values is attended to separately, and the results are added.
+        """
         first, *others = (attend(query, *kv) for kv in seen)
         return self.to_out[0](rearrange(sum(others, first), "b l a d -> b l (a d)"))
 
 
 class CrossAttention(Attention):
-    """Attention to the prompt: text, and where clip_dim is not 0 also CLIP's image tokens, with keys and values of their
-    own (Wan 2.1 image-to-video; diffusers' add_k_proj, add_v_proj, norm_added_k)."""
+    """Cross-attention to the prompt: text, and with `image_branch` also CLIP's image tokens.
+
+    The image tokens have their own keys and values (Wan 2.1 image-to-video; diffusers' add_k_proj, add_v_proj,
+    norm_added_k).
+    """
 
     def __init__(self, dim: int, heads: int, eps: float, image_branch: bool):
         super().__init__(dim, heads, eps)
@@ -147,7 +159,7 @@ class CrossAttention(Attention):
             self.norm_added_k = nn.RMSNorm(dim, eps=eps)
 
     def read(self, prompt: tuple[Tensor, ...]) -> tuple[LayerKV, ...]:
-        """Keys and values of embedded text (b m c), and of embedded CLIP tokens (b m c) if there are any."""
+        """Returns keys and values of embedded text (b m c), and of embedded CLIP tokens (b m c) where these are given."""
         return tuple(
             self.keys_values(x) if place == 0 else self._image_keys_values(x) for place, x in enumerate(prompt)
         )

@@ -1,4 +1,4 @@
-"""Tensors that travel together. The loader is the one place that makes a Batch from what lies on disk.
+"""The tensors of one batch and of its conditioning. Only the data loader makes a Batch from files.
 
 Legend: b batch, n tracks, t latent frames, T pixel frames, c channels, l text tokens.
 """
@@ -15,7 +15,10 @@ from msmodel.config import ModelConfig
 
 class _Movable:
     def to(self, device: torch.device | str, dtype: torch.dtype | None = None):
-        """A copy on `device`; floating tensors also in `dtype`, integer and bool ones as they are."""
+        """Returns a copy on `device`.
+
+        Floating-point tensors are converted to `dtype` too; integer and bool ones keep their type.
+        """
         moved = {}
         for f in fields(self):  # type: ignore[arg-type]
             v = getattr(self, f.name)
@@ -26,14 +29,15 @@ class _Movable:
 
 @dataclass(frozen=True)
 class Conditioning(_Movable):
-    """What a model is given besides the noise. Track dropout zeroes `tracks`, text dropout zeroes `text`.
+    """The inputs of a model apart from the noise. Track dropout zeroes `tracks`, text dropout zeroes `text`.
 
-    text: b l c, zero past the prompt. image: b c t h w, mask channels then image latents (or the clean first latent
-    padded with zeros for "first_latent"). tracks: b c t h w, packed track map c_m *before* the track head
-    (stride_t * track_id_dim channels, and stride_t * 2 more with dit.track_offsets), or a canvas's latents ("rgb_vae").
-    image_tokens: b 257 dit.clip_dim, CLIP's tokens of the image, for models that have the branch; None stands for tokens
-    that are
-    zero (dropped).
+    text: b l c, zero past the prompt.
+    image: b c t h w, mask channels then image latents (or, for "first_latent", the clean first latent padded with
+    zeros).
+    tracks: b c t h w, the packed track map c_m *before* the track head (stride_t * track_id_dim channels, and stride_t
+    * 2 more with dit.track_offsets), or the latents of a canvas ("rgb_vae").
+    image_tokens: b 257 dit.clip_dim, CLIP's tokens of the image, for models with the image branch; None stands for zero
+    (dropped) tokens.
     """
 
     text: Tensor
@@ -48,7 +52,7 @@ class Conditioning(_Movable):
         return replace(self, tracks=torch.zeros_like(self.tracks))
 
     def frames(self, start: int, stop: int) -> Conditioning:
-        """The same conditioning for latent frames start..stop-1 (a chunk); text is shared by all."""
+        """Returns the conditioning of latent frames start..stop-1 (a chunk). All frames share the text."""
         return replace(self, image=self.image[:, :, start:stop], tracks=self.tracks[:, :, start:stop])
 
 
@@ -56,9 +60,11 @@ class Conditioning(_Movable):
 class Batch(_Movable):
     """A training batch as the loader yields it, before tracks are sampled, dropped, masked and rasterised.
 
-    latents: b c t h w, normalised, clean. image: b c t h w, normalised VAE([first frame, grey, grey...]) over the whole
-    clip. text: b l c. xy_px: b T n 2 float32. visible: b T n bool. clip_ids: one per item. real: b bool, False for
-    rendered clips. image_tokens: b m c, CLIP's tokens of the first frame, None where the data has none.
+    latents: b c t h w, normalised, clean.
+    image: b c t h w, normalised VAE([first frame, grey, grey...]) over all frames of the clip.
+    text: b l c. xy_px: b T n 2 float32. visible: b T n bool. clip_ids: one per item.
+    real: b bool, False for rendered clips.
+    image_tokens: b m c, CLIP's tokens of the first frame; None where the data has none.
     """
 
     latents: Tensor
@@ -74,8 +80,9 @@ class Batch(_Movable):
 def image_conditioning(image: Tensor, model: ModelConfig) -> Tensor:
     """Returns `Conditioning.image` (b c t h w) for the VAE's latents of [first frame, grey, ...] (b z t h w).
 
-    dit.image "channels": stride_t mask channels, one where the frame is known (latent frame 0), then the image latents.
-    "first_latent": the clean first latent, zero elsewhere.
+    dit.image "channels": stride_t mask channels, which are one where the frame is known (latent frame 0), then the
+    image latents.
+    dit.image "first_latent": the clean first latent, zero elsewhere.
     """
     known = torch.zeros_like(image[:, :1])
     known[:, :, 0] = 1.0

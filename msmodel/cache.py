@@ -1,39 +1,37 @@
-"""The key-value cache of the causal student: where past chunks live, and the law that bounds it.
+"""The key-value cache of the causal student: what it stores, and why its size is bounded.
 
-**Where.** A `ChunkCache` belongs to one rollout or stream (`ChunkStream` makes one in `msmodel.rollout.start`; a fork has its
-own). For every retained chunk it holds the self-attention keys and values of every layer. They are computed by the clean
-pass at t = 0 over the finished chunk, and written by `write`. Keys and values of the prompt are not here: they are constant
-(`CausalDiT.text_keys_values`).
+**Owner.** A `ChunkCache` belongs to one rollout or stream (`ChunkStream` makes one in `msmodel.rollout.start`; a fork
+has its own). For every retained chunk it holds the self-attention keys and values of every layer. They are computed by
+the clean pass at t = 0 over the finished chunk, and written by `write`. Keys and values of the prompt are not in this
+cache: they are constant (`CausalDiT.text_keys_values`).
 
 **What is kept.** The student's settings are chunk (c latent frames), sink S and window W (`StudentConfig`; the paper's
-c3s1w1 is
-c = 3, S = 1, W = 1). Chunk i, counted from 0, attends to the set {0..S-1} + {i-W..i-1} + {i}. So there are S sink slots, which
-are written once, and W window slots: chunk i >= S goes into slot (i - S) mod W and replaces what was there. With a prefix (the
-clean image latent that stands alone before the chunks, Wan 2.2) there is one more slot, of one frame, which is kept like a
-sink.
+c3s1w1 is c = 3, S = 1, W = 1). Chunk i, counted from 0, attends to the set {0..S-1} + {i-W..i-1} + {i}. So there are S
+sink slots, which are written once, and W window slots: chunk i >= S is written to slot (i - S) mod W and replaces its
+content. With a prefix (the clean image latent that precedes the chunks, Wan 2.2) there is one more slot, of one frame,
+which is kept like a sink.
 
 **Memory is constant.** From chunk S + W on, for one video,
 
     bytes = 2 x layers x (S + W) x c x n x dim x bytes of the type
 
-with 2 for keys and values, n tokens a latent frame and dim the model's width; a prefix adds 2 x layers x n x dim x bytes of the
-type. `ChunkCache.bytes` is the figure. While a chunk is generated, `context` joins the slots into one tensor a layer, of the
-same size again. Attention of a chunk costs (S + W + 1) c n keys for each of its c n queries, whatever i is: so neither
-memory nor
-time grows with the length of the video.
+with 2 for keys and values, n tokens a latent frame and dim the model's width; a prefix adds 2 x layers x n x dim x
+bytes of the type. `ChunkCache.bytes` is this figure. While a chunk is generated, `context` joins the slots into one
+tensor a layer, which needs the same memory again. The attention of a chunk has (S + W + 1) c n keys for each of its c n
+queries, whatever i is. So neither memory nor time grows with the length of the video.
 
-**Positions.** Rotary positions come from the place in the cache and not from the time since the start, so they never grow
-beyond
-what training showed. In chunks: sink j sits at j; the chunk being generated at min(i, S + W); a window chunk j as far before it
-as it was made before it, at min(i, S + W) - (i - j). A prefix keeps position 0 and moves everything else up by its frames.
-Window keys are kept unrotated, because their position changes with every chunk, and are rotated when they are read. Sink and
-prefix keys are rotated once.
+**Positions.** Rotary positions are positions in the cache, not times since the start, so they never exceed those of
+training. In chunks: sink j is at position j; the chunk being generated is at min(i, S + W); a window chunk j is at
+min(i, S + W) - (i - j), which keeps its distance to the current chunk. A prefix has position 0 and moves all other
+positions up by its frames. Window keys are stored unrotated, because their position changes with every chunk, and are
+rotated when they are read. Sink and prefix keys are rotated once.
 
-**References, not copies.** Writing a chunk replaces a reference in a dictionary. No tensor is shifted or written in place, so
-autograd never sees a stale write, the order of slots carries no meaning, and a fork costs two small dictionaries.
+**References, not copies.** Writing a chunk replaces a reference in a dictionary. No tensor is shifted or written in
+place, so autograd never sees a stale write, the order of slots carries no meaning, and a fork costs two small
+dictionaries.
 
-**Detached.** `write` and `write_prefix` detach what they are given. A training rollout's gradient therefore flows through the
-chunk being generated only, never through context into earlier chunks.
+**Detached.** `write` and `write_prefix` detach their arguments. A training rollout's gradient therefore flows only
+through the chunk being generated, never through context into earlier chunks.
 
 Source: MotionStream, section 3.3 (attention sink, rolling cache, RoPE by cache position).
 
@@ -55,7 +53,7 @@ from msmodel.rope import rotate, rotation
 
 @dataclass(frozen=True)
 class KV:
-    """Holds keys and values of every layer for some latent frames, each (b l a d); unrotated unless said otherwise."""
+    """Keys and values of every layer for some latent frames, each (b l a d); unrotated unless stated otherwise."""
 
     layers: tuple[LayerKV, ...]
 
@@ -69,7 +67,7 @@ class KV:
 
 @dataclass(frozen=True)
 class Context:
-    """Holds what one chunk attends to besides itself: *rotated* keys, and values, of every layer. Empty if that is nothing.
+    """The cached keys (*rotated*) and values of every layer that one chunk attends to; empty where there are none.
 
     position: the cache position, in latent frames, of the chunk's first frame.
     """
@@ -86,10 +84,10 @@ class Context:
 
 
 class ChunkCache:
-    """Keeps keys and values of the sink and window chunks of one rollout, for any batch size.
+    """The keys and values of the sink and window chunks of one rollout, for any batch size.
 
-    grid: (rows, columns) of tokens in a latent frame. prefix: latent frames that stand alone before the chunks (0 or 1).
-    Chunks are written in order, each once: `write(i, kv)`.
+    grid: (rows, columns) of tokens in a latent frame. prefix: latent frames that precede the chunks (0 or 1). Chunks
+    are written in order, each once: `write(i, kv)`.
     """
 
     def __init__(self, student: StudentConfig, grid: tuple[int, int], prefix: int = 0):
@@ -99,20 +97,20 @@ class ChunkCache:
         self.reset()
 
     def reset(self) -> None:
-        """Empties the cache, for chunk 0 to come next."""
+        """Empties the cache, so that chunk 0 is written next."""
         self.written = 0
         self._pinned: dict[int, KV] = {}  # sinks (and the prefix, as -1), keys *rotated*: their position is fixed
         self._window: dict[int, tuple[int, KV]] = {}  # slot -> (chunk, unrotated keys and values)
 
     def fork(self) -> ChunkCache:
-        """Returns an independent cache with the same content. Tensors are shared, as nothing is written into them."""
+        """Returns an independent cache with the same content. Tensors are shared, as they are never written in place."""
         other = copy.copy(self)
         other._pinned, other._window = dict(self._pinned), dict(self._window)
         return other
 
     @property
     def bytes(self) -> int:
-        """The bytes of all keys and values held."""
+        """Returns the bytes of all stored keys and values."""
         return sum(kv.bytes for kv in self._pinned.values()) + sum(kv.bytes for _, kv in self._window.values())
 
     def attended(self, i: int) -> tuple[int, ...]:
@@ -121,20 +119,22 @@ class ChunkCache:
         return tuple(sorted(set(range(min(s, i))) | set(range(max(0, i - w), i))))
 
     def position(self, i: int, chunk: int | None = None) -> int:
-        """Returns the cache position, in latent frames, of the first frame of `chunk` (of i itself if None), as chunk i
-        sees it."""
+        """Returns the cache position of `chunk` (of i itself if None) when chunk i reads it.
+
+        It is the position, in latent frames, of the chunk's first frame.
+        """
         s, w = self.student.sink, self.student.window
         j = i if chunk is None else chunk
         place = j if j < s else min(i, s + w) - (i - j)
         return self.prefix + place * self.student.chunk
 
     def write_prefix(self, kv: KV) -> None:
-        """Keeps the frames before the chunks, at position 0."""
+        """Stores the frames before the chunks, at position 0."""
         assert self.prefix and not self.written, "the prefix is written once, before the first chunk"
         self._pinned[-1] = self._rotated(kv.detach(), 0, self.prefix)
 
     def write(self, i: int, kv: KV) -> None:
-        """Keeps chunk i's clean, unrotated keys and values, detached. What falls out of the window is replaced."""
+        """Stores chunk i's clean, unrotated keys and values, detached. The chunk that leaves the window is replaced."""
         assert i == self.written, f"chunk {i} was written where {self.written} is next"
         s, w, frames = self.student.sink, self.student.window, self.student.chunk
         if i < s:
@@ -144,11 +144,11 @@ class ChunkCache:
         self.written += 1
 
     def refresh_sink(self) -> None:
-        """Puts the newest chunks of the window into the sinks' places, to anchor what follows to them: for when the scene has
-        changed (an open problem in the paper, section 7). With fewer of them than sinks, the last places change.
+        """Moves the newest chunks of the window into the sink slots, so that later chunks are anchored to them.
 
-        Until it leaves the window such a chunk is attended to at both positions. Raises ValueError where there is no sink,
-        or no chunk after the sinks yet.
+        Use it after the scene has changed (an open problem in the paper, section 7). Where the window holds fewer
+        chunks than there are sinks, the last sink slots are replaced. Until such a chunk leaves the window it is
+        attended to at both positions. Raises ValueError where there is no sink, or no chunk after the sinks yet.
         """
         s = self.student.sink
         newest = sorted(self._window.values(), key=lambda held: held[0])[-s:] if s else []
@@ -175,16 +175,19 @@ class ChunkCache:
 
 
 class AbsoluteCache(ChunkCache):
-    """Counts rotary positions from the start of the video, so that they grow without bound (Self Forcing, Huang et al. 2025).
+    """A cache whose rotary positions count from the start of the video and grow without bound.
 
-    For comparison: distances to a sink then grow beyond all that training showed; without a sink nothing differs."""
+    Source: Self Forcing, Huang et al. 2025.
+
+    It serves for comparison: distances to a sink exceed those of training; without a sink nothing differs.
+    """
 
     def position(self, i: int, chunk: int | None = None) -> int:
         return self.prefix + (i if chunk is None else chunk) * self.student.chunk
 
 
 def _joined(parts: list[KV]) -> tuple[LayerKV, ...]:
-    """Returns, layer by layer, the tokens of all parts one after the other."""
+    """Returns, layer by layer, the tokens of all parts, concatenated."""
     if len(parts) < 2:
         return parts[0].layers if parts else ()
 

@@ -1,4 +1,4 @@
-"""Shapes and sizes of the model. Every other size (tokens, horizon, chunk count) is derived here, never repeated."""
+"""Shapes and sizes of the model. All other sizes (tokens, horizon, chunk count) are derived here."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ OPTION = {"option": True}  # metadata of a field that a step's key leaves out wh
 
 @dataclass(frozen=True)
 class ClipConfig:
-    """The pixel side. frames must be 1 + a multiple of the VAE's temporal stride."""
+    """Settings of the pixel frames. frames must be 1 + a multiple of the VAE's temporal stride."""
 
     height: int = 480  # pixels
     width: int = 832  # pixels
@@ -23,7 +23,7 @@ class ClipConfig:
 
 @dataclass(frozen=True)
 class VAEConfig:
-    """A Wan VAE (diffusers' AutoencoderKLWan). Latents are normalised: (mu - mean) / std."""
+    """Settings of a Wan VAE (diffusers' AutoencoderKLWan). Latents are normalised: (mu - mean) / std."""
 
     source: str = "Wan-AI/Wan2.1-T2V-1.3B-Diffusers"  # hub id, local folder, or "embedded:nano"
     z_channels: int = 16  # latent channels
@@ -34,7 +34,10 @@ class VAEConfig:
 
 @dataclass(frozen=True)
 class TextConfig:
-    """Text encoder. Embeddings are computed once, offline, zero past the prompt and padded with zeros to `length`."""
+    """Settings of the text encoder.
+
+    Embeddings are computed once, offline, zero past the prompt and padded with zeros to `length`.
+    """
 
     source: str = "Wan-AI/Wan2.1-T2V-1.3B-Diffusers"  # hub id, local folder, or (nano only) "embedded:minilm"
     dim: int = 4096  # width of the text embeddings
@@ -43,15 +46,18 @@ class TextConfig:
 
 @dataclass(frozen=True)
 class ImageEncoderConfig:
-    """CLIP's image encoder, whose tokens of the first frame dit.clip_dim reads. They are computed once a picture.
+    """Settings of CLIP's image encoder, whose tokens of the first frame dit.clip_dim reads.
 
-    fit: how a frame becomes CLIP's square (msmodel/image_encoder.py).
+    The tokens are computed once an image.
+
+    fit: how a frame is fitted to CLIP's square input (msmodel/image_encoder.py).
     """
 
     source: str = ""  # hub id or local folder in diffusers' layout (`image_encoder`, `image_processor`); "" for none
-    fit: str = "squash"  # the whole frame, as Wan and VideoX-Fun; or "crop", its middle, as diffusers
+    fit: str = "squash"  # "squash" the frame to the square, as Wan and VideoX-Fun; or "crop" its middle, as diffusers
 
     def problems(self, clip_dim: int) -> list[str]:
+        """Returns every inconsistency, as 'field: what is wrong and how to fix it'; empty when consistent."""
         out = []
         if self.fit not in FITS:
             out.append(f"image_encoder.fit: {self.fit!r} is not one of {', '.join(FITS)}")
@@ -70,7 +76,7 @@ class ImageEncoderConfig:
 
 @dataclass(frozen=True)
 class DiTConfig:
-    """Wan DiT. Input channels, in order: noise z, mask stride_t, image z, track (track last)."""
+    """Settings of the Wan DiT. Input channels, in order: noise z, mask stride_t, image z, track (track last)."""
 
     dim: int = 1536  # width of the transformer
     ffn_dim: int = 8960  # width of its feed-forward layers
@@ -84,7 +90,7 @@ class DiTConfig:
     track_encoding: str = "head"  # or "rgb_vae": coloured discs through the VAE, the paper's ablation (section 3.1)
     track_channels: int = 16  # of the track head; "rgb_vae" has vae.z_channels
     track_id_dim: int = 64  # width of the sinusoidal embedding of a track's id
-    track_offsets: bool = False  # also tell where in its cell a track lies: for small frames, whose cells are wide
+    track_offsets: bool = False  # adds channels with a track's place within its cell; for small frames
     clip_dim: int = 0  # width of CLIP's image tokens for Wan 2.1's image branch (1280), 0 for no such branch
     eps: float = 1e-6  # of the norms
     shift: float = 6.0  # timestep shift k of flow matching (paper, section 3)
@@ -92,13 +98,15 @@ class DiTConfig:
 
 @dataclass(frozen=True)
 class StudentConfig:
-    """The causal student, written cXsYwZ: X latent frames a chunk, Y sink chunks, Z window chunks (paper: c3s1w1).
+    """Settings of the causal student, written cXsYwZ (paper: c3s1w1).
 
-    A chunk attends to itself, to the first `sink` chunks of the video and to the `window` chunks just before it. Nothing
-    else is kept in the cache (msmodel/cache.py), so a chunk costs the same however long the video gets.
+    X are the latent frames a chunk, Y the sink chunks, Z the window chunks.
+
+    A chunk attends to itself, to the first `sink` chunks of the video and to the `window` chunks just before it. The
+    cache holds nothing else (msmodel/cache.py), so the cost of a chunk does not depend on the length of the video.
     """
 
-    chunk: int = 3  # latent frames made at once
+    chunk: int = 3  # latent frames generated at once
     sink: int = 1  # first chunks that stay in the cache indefinitely, so that long videos do not drift
     window: int = (
         1  # chunks just before the current one that stay in the cache, besides the sink; older ones are dropped
@@ -108,6 +116,8 @@ class StudentConfig:
 
 @dataclass(frozen=True)
 class ModelConfig:
+    """Settings of the model, and the sizes that follow from them."""
+
     clip: ClipConfig = field(default_factory=ClipConfig)
     vae: VAEConfig = field(default_factory=VAEConfig)
     text: TextConfig = field(default_factory=TextConfig)
@@ -137,7 +147,7 @@ class ModelConfig:
 
     @property
     def image_alone(self) -> bool:
-        """Whether the clean image latent stands alone before the chunks (Wan 2.2 5B) or is frame 0 of the first chunk."""
+        """Returns whether the clean image latent precedes the chunks (Wan 2.2 5B) or is frame 0 of the first chunk."""
         return self.dit.image == "first_latent"
 
     @property
@@ -158,24 +168,26 @@ class ModelConfig:
 
     @property
     def track_channels(self) -> int:
-        """Channels that the patch embedding reads tracks from: those of the track head, or the latents of a canvas."""
+        """Returns the number of track channels of the patch embedding: the track head's, or the latents of a canvas."""
         return self.vae.z_channels if self.dit.track_encoding == "rgb_vae" else self.dit.track_channels
 
     @property
     def track_feature_channels(self) -> int:
-        """Channels of Conditioning.tracks: stride_t pixel frames of the track map folded into one latent frame, or the
-        latents of a canvas."""
+        """Returns the number of channels of Conditioning.tracks.
+
+        It counts stride_t pixel frames of the track map folded into one latent frame, or the latents of a canvas.
+        """
         if self.dit.track_encoding == "rgb_vae":
             return self.vae.z_channels
         return self.vae.stride_t * (self.dit.track_id_dim + self.offset_channels)
 
     @property
     def offset_channels(self) -> int:
-        """Channels of the unpacked track map that tell where in its cell a track lies: x and y, or none."""
+        """Returns the number of channels of the track map that hold a track's place within its cell: 2 (x and y), or 0."""
         return 2 if self.dit.track_offsets else 0
 
     def problems(self) -> list[str]:
-        """Every inconsistency, as 'field: what is wrong and how to mend it'; empty when sound."""
+        """Returns every inconsistency, as 'field: what is wrong and how to fix it'; empty when consistent."""
         c, v, d, k = self.clip, self.vae, self.dit, self.student
         out = []
         if c.frames < 1 or (c.frames - 1) % v.stride_t:

@@ -1,4 +1,4 @@
-"""The Wan diffusion transformer with a track head: the bidirectional teacher, and the body of the causal student.
+"""The Wan diffusion transformer with a track head: the bidirectional teacher, and the base class of the causal student.
 
 Parameter names are those of diffusers' WanTransformer3DModel, plus `track_head.*`. Time embedding, modulation and the
 residual stream are float32 even when the weights are not, as in Wan.
@@ -23,11 +23,11 @@ from msmodel.batch import Conditioning
 from msmodel.config import ModelConfig
 from msmodel.rope import rotate, rotation, upcast
 
-TIME_SCALE = 1000.0  # Wan's time embedding counts t in 0..1000
+TIME_SCALE = 1000.0  # Wan's time embedding takes t in 0..1000
 
 
 def _without_autocast(device: str) -> AbstractContextManager[None]:
-    """Autocast off, on devices that have it: the meta device, on which models are planned, has none."""
+    """Returns a context with autocast disabled. The meta device, on which memory is planned, has no autocast."""
     return torch.autocast(device, enabled=False) if torch.amp.is_autocast_available(device) else nullcontext()
 
 
@@ -48,7 +48,7 @@ class UpcastLayerNorm(nn.LayerNorm):
 
 
 def sinusoid(t: Tensor, channels: int) -> Tensor:
-    """Time features of t (...) in 0..1000 -> (..., channels): cosines first, then sines; in the type of t."""
+    """Returns time features of t (...) in 0..1000: (..., channels), cosines first, then sines, in the type of t."""
     half = channels // 2
     frequencies = torch.exp(-math.log(10_000.0) * torch.arange(half, dtype=t.dtype, device=t.device) / half)
     angles = t[..., None] * frequencies
@@ -56,7 +56,7 @@ def sinusoid(t: Tensor, channels: int) -> Tensor:
 
 
 class Embedder(nn.Module):
-    """Two linear layers around an activation."""
+    """Two linear layers with an activation between them."""
 
     def __init__(self, inputs: int, outputs: int, activation: nn.Module, linear: type[nn.Linear] = nn.Linear):
         super().__init__()
@@ -69,7 +69,7 @@ class Embedder(nn.Module):
 
 
 class ConditionEmbedder(nn.Module):
-    """Text, time and (with dit.clip_dim) CLIP's image tokens, brought to the width of the model."""
+    """Embeds text, time and (with dit.clip_dim) CLIP's image tokens at the width of the model."""
 
     def __init__(self, cfg: ModelConfig):
         super().__init__()
@@ -82,8 +82,8 @@ class ConditionEmbedder(nn.Module):
             self.image_embedder = ImageEmbedder(cfg.dit.clip_dim, dim)
 
     def time(self, t: Tensor) -> tuple[Tensor, Tensor]:
-        """t (b f) in [0, 1] -> embedding (b f 1 c) for the head and modulation (b f 6 c) for the layers."""
-        weight = upcast(self.time_embedder.linear_1.weight)  # an empty conversion unless the weights are half precision
+        """Returns for t (b f) in [0, 1] the embedding (b f 1 c) for the head and the modulation (b f 6 c) for the layers."""
+        weight = upcast(self.time_embedder.linear_1.weight)  # does nothing unless the weights are half precision
         embedding = self.time_embedder(sinusoid(TIME_SCALE * upcast(t), self.freq_dim).to(weight.dtype))
         modulation = self.time_proj(F.silu(embedding))
         return rearrange(embedding, "b f c -> b f 1 c"), rearrange(modulation, "b f (six c) -> b f six c", six=6)
@@ -104,7 +104,7 @@ class FeedForward(nn.Module):
 
 
 class ImageEmbedder(nn.Module):
-    """CLIP's image tokens (b m clip_dim) -> (b m dim), as Wan 2.1 image-to-video embeds them."""
+    """Embeds CLIP's image tokens as Wan 2.1 image-to-video does: (b m clip_dim) -> (b m dim)."""
 
     def __init__(self, clip_dim: int, dim: int):
         super().__init__()
@@ -118,7 +118,7 @@ class ImageEmbedder(nn.Module):
 
 
 def _modulate(x: Tensor, shift: Tensor, scale: Tensor, eps: float) -> Tensor:
-    """LayerNorm without weights, then scale and shift: x (b t n c), shift and scale (b f 1 c), f = t or 1."""
+    """Applies LayerNorm without weights, then scale and shift: x (b t n c), shift and scale (b f 1 c), f = t or 1."""
     return torch.addcmul(shift, F.layer_norm(x, x.shape[-1:], eps=eps), 1 + scale)
 
 
@@ -147,10 +147,11 @@ class TransformerLayer(nn.Module):
         context: LayerKV | None = None,
         keys_only: bool = False,
     ) -> tuple[Tensor, LayerKV]:
-        """x (b t n c), prompt: `embed_prompt` or its keys and values, time (b f 6 c), rope_freqs: rotation of x's tokens.
+        """Returns x after the layer, and the layer's own *unrotated* keys and values.
 
-        context: keys (rotated) and values attended to besides x's own. Returns x and its own *unrotated* keys and
-        values. keys_only: stop there and return x as it came (the last layer of a pass that only fills the cache).
+        x: b t n c. prompt: `embed_prompt` or its keys and values. time: b f 6 c. rope_freqs: rotation of x's tokens.
+        context: cached keys (rotated) and values that are attended to in addition to x's own. keys_only: return after
+        the keys and values, with x unchanged (the last layer of a pass that only fills the cache).
         """
         modulation = (time + upcast(self.scale_shift_table)).split(1, dim=2)  # each (b f 1 c)
         shift, scale, gate, ffn_shift, ffn_scale, ffn_gate = modulation
@@ -175,11 +176,11 @@ class TransformerLayer(nn.Module):
 
 
 class WanDiT(nn.Module):
-    """Velocity of the rectified flow v = noise - data, given text, image and tracks.
+    """The velocity of the rectified flow v = noise - data, given text, image and tracks.
 
-    Fresh weights: Wan's initialisation; the head starts at zero. The patch embedding's track slice is zero and the
-    track head is not, so that tracks change nothing at step 0 and both learn from there (if both were zero neither
-    would ever get a gradient).
+    Fresh weights follow Wan's initialisation; the head starts at zero. The patch embedding's track slice is zero and
+    the track head is not, so that tracks change nothing at step 0 and both learn from then on (if both were zero
+    neither would ever get a gradient).
     """
 
     def __init__(self, cfg: ModelConfig):
@@ -199,14 +200,14 @@ class WanDiT(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Draw fresh weights from torch's global generator (seed it for reproducible ones)."""
+        """Initialises the weights from torch's global generator. Seed it for reproducible weights."""
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 nn.init.xavier_uniform_(module.weight)
                 nn.init.zeros_(module.bias)
-        for layer in self.layers:  # queries start out looking for what resembles them: matching is learned sooner
+        for layer in self.layers:  # queries start equal to keys: matching is learned sooner
             layer.attn1.to_k.weight.data.copy_(layer.attn1.to_q.weight.data)
-            if self.cfg.dit.clip_dim:  # a new branch adds nothing until it has learned
+            if self.cfg.dit.clip_dim:  # a new branch has no effect until it is trained
                 nn.init.zeros_(layer.attn2.add_v_proj.weight)
         embedders = (self.condition_embedder.text_embedder, self.condition_embedder.time_embedder)
         for linear in (e for embedder in embedders for e in (embedder.linear_1, embedder.linear_2)):
@@ -220,19 +221,19 @@ class WanDiT(nn.Module):
 
     @property
     def layers(self) -> list[TransformerLayer]:
-        """The transformer layers, first to last."""
+        """Returns the transformer layers, first to last."""
         return list(self.blocks)  # type: ignore[arg-type]
 
     @property
     def track_slice(self) -> Tensor:
-        """The part of the patch embedding's weights that reads the track channels (the last ones), as a view."""
+        """Returns the part of the patch embedding's weights that reads the track channels (the last ones), as a view."""
         return self.patch_embedding.weight.data[:, self.cfg.in_channels - self.cfg.track_channels :]
 
     def forward(self, noisy: Tensor, t: Tensor, cond: Conditioning) -> Tensor:
-        """Velocity (b z t h w), in the type of `noisy`.
+        """Returns the velocity (b z t h w), in the type of `noisy`.
 
         noisy: b z t h w. t: (b) one time a clip, or (b t) one a latent frame, in [0, 1]. With dit.image ==
-        "first_latent" frame 0 is replaced by the clean latent of cond.image, at t = 0 (its output means nothing).
+        "first_latent" frame 0 is replaced by the clean latent of cond.image, at t = 0 (its output has no meaning).
         """
         if self.cfg.image_alone:
             noisy = torch.cat((cond.image[:, :, :1].to(noisy.dtype), noisy[:, :, 1:]), dim=2)
@@ -252,7 +253,7 @@ class WanDiT(nn.Module):
         return layer(*inputs)
 
     def embed_patches(self, noisy: Tensor, cond: Conditioning) -> Tensor:
-        """Noise, mask, image and track channels (in this order) to tokens (b t n c), at least float32."""
+        """Embeds noise, mask, image and track channels (in this order) as tokens (b t n c), at least float32."""
         dtype = self.patch_embedding.weight.dtype
         parts = [noisy.to(dtype)]
         if not self.cfg.image_alone:
@@ -261,20 +262,20 @@ class WanDiT(nn.Module):
         return rearrange(upcast(self.patch_embedding(torch.cat(parts, dim=1))), "b c t h w -> b t (h w) c").contiguous()
 
     def embed_time(self, t: Tensor) -> tuple[Tensor, Tensor]:
-        """t (b) or (b t) -> embedding (b f 1 c) and modulation (b f 6 c), where f is 1 or t."""
+        """Returns the embedding (b f 1 c) and modulation (b f 6 c) of t (b) or (b t), where f is 1 or t."""
         return self.condition_embedder.time(t[:, None] if t.ndim == 1 else t)
 
     def embed_text(self, text: Tensor) -> Tensor:
-        """text (b l c) -> (b l dim)."""
+        """Embeds text (b l c) as (b l dim)."""
         embedder = self.condition_embedder.text_embedder
         return embedder(text.to(embedder.linear_1.weight.dtype))
 
     def embed_prompt(self, text: Tensor, image_tokens: Tensor | None = None) -> tuple[Tensor, ...]:
-        """text (b l c) -> (b l dim), and with dit.clip_dim also image_tokens (b m clip_dim) -> (b m dim).
+        """Embeds text (b l c) as (b l dim), and with dit.clip_dim also image_tokens (b m clip_dim) as (b m dim).
 
-        image_tokens None: zeros, which Wan 2.1's Fun models are given where there is no image (and in a tenth of their
-        training).
-        Equal tokens are attended to as one, so one stands for all 257.
+        image_tokens None stands for zeros, which Wan 2.1's Fun models get where there is no image (and in a tenth of
+        their training). Attention to equal tokens gives the same result as attention to one of them, so one token
+        replaces all 257.
         """
         if not self.cfg.dit.clip_dim:
             return (self.embed_text(text),)
@@ -282,17 +283,17 @@ class WanDiT(nn.Module):
         return self.embed_text(text), self.condition_embedder.image_embedder(tokens)
 
     def token_grid(self, latents: Tensor) -> tuple[int, int]:
-        """(rows, columns) of tokens in a frame of latents (b c t h w)."""
+        """Returns (rows, columns) of tokens in a frame of latents (b c t h w)."""
         _, p, q = self.cfg.dit.patch
         return latents.shape[3] // p, latents.shape[4] // q
 
     def rotation(self, frames: range, latents: Tensor) -> Tensor:
-        """Rotations for the tokens of latents (b c t h w), whose frames sit at positions `frames`."""
+        """Returns the rotations for the tokens of latents (b c t h w), whose frames have positions `frames`."""
         head_dim = self.cfg.dit.dim // self.cfg.dit.heads
         return rotation(frames, *self.token_grid(latents), head_dim, self.patch_embedding.weight)
 
     def unpatch(self, x: Tensor, embedding: Tensor, like: Tensor) -> Tensor:
-        """Tokens x (b t n c) through the output head, to (b z t h w) shaped and typed as `like`."""
+        """Applies the output head to tokens x (b t n c). The result (b z t h w) has the shape and type of `like`."""
         _, p, q = self.cfg.dit.patch
         rows, _ = self.token_grid(like)
         shift, scale = (embedding + upcast(self.scale_shift_table)).split(1, dim=2)

@@ -14,8 +14,12 @@ Velocity = Callable[[Tensor, Tensor, Conditioning], Tensor]
 
 
 def combine(full: Tensor, tracks_only: Tensor, text_only: Tensor, w_text: float, w_track: float) -> Tensor:
-    """v = base + w_t [v(c_t, c_m) - v(0, c_m)] + w_m [v(c_t, c_m) - v(c_t, 0)],
-    base = alpha v(0, c_m) + (1 - alpha) v(c_t, 0), alpha = w_t / (w_t + w_m). All b c t h w.
+    """Combines three velocities (all b c t h w) into the guided velocity (MotionStream, section 3.2).
+
+    v = base + w_t [v(c_t, c_m) - v(0, c_m)] + w_m [v(c_t, c_m) - v(c_t, 0)],
+    base = alpha v(0, c_m) + (1 - alpha) v(c_t, 0), alpha = w_t / (w_t + w_m).
+
+    Raises ValueError for negative weights, and where both are 0.
     """
     if w_text < 0 or w_track < 0 or w_text + w_track == 0:
         raise ValueError(f"guidance weights must be >= 0 and not both 0, got text {w_text} and track {w_track}")
@@ -26,8 +30,11 @@ def combine(full: Tensor, tracks_only: Tensor, text_only: Tensor, w_text: float,
 
 @torch.no_grad()
 def joint(model: Velocity, noisy: Tensor, t: Tensor, cond: Conditioning, w_text: float, w_track: float) -> Tensor:
-    """Guided velocity (b c t h w) of a frozen `model(noisy, t, cond)`. All branches that count go through at once: three, or
-    fewer where `combine` multiplies one by zero, which is where a weight is zero or the only one is 1."""
+    """Returns the guided velocity (b c t h w) of a frozen `model(noisy, t, cond)`.
+
+    All branches with a weight other than zero are evaluated in one batch. There are three, or fewer where `combine`
+    multiplies one by zero, which happens where a weight is zero or the only one is 1.
+    """
     alpha = w_text / (w_text + w_track) if w_text + w_track else 0.0
     by_text, by_track = alpha != w_text, 1 - alpha != w_track
     branches = [cond, *[cond.without_text()] * by_text, *[cond.without_tracks()] * by_track]

@@ -1,12 +1,15 @@
-"""CLIP's image encoder of Wan 2.1 image-to-video: first frame -> tokens. transformers is imported when one is loaded.
+"""CLIP's image encoder of Wan 2.1 image-to-video: first frame -> tokens.
 
-The tokens are the hidden states before the last layer (Wan's `use_31_block`, diffusers' `hidden_states[-2]`). How a frame
-becomes CLIP's square is image_encoder.fit:
-  squash  the whole frame, bicubic without antialiasing, whatever its sides: as Wan's own code and VideoX-Fun's, with which
-          the released transformers that have this branch were trained. The default, as trainings start from those weights;
-  crop    the frame's middle, as the repository's CLIPImageProcessor says: as diffusers' WanImageToVideoPipeline. Of 832 x
-          480 pixels it leaves out 176 columns on either side.
-Of a frame that is CLIP's square already both give the same.
+transformers is imported when an encoder is loaded.
+
+The tokens are the hidden states before the last layer (Wan's `use_31_block`, diffusers' `hidden_states[-2]`).
+image_encoder.fit sets how a frame is fitted to CLIP's square input:
+  squash  resizes the frame, bicubic without antialiasing, whatever its sides: as in Wan's own code and VideoX-Fun's,
+          with which the released transformers that have this branch were trained. The default, as trainings start from
+          those weights;
+  crop    takes the frame's middle, as the repository's CLIPImageProcessor does: as in diffusers'
+          WanImageToVideoPipeline. Of 832 x 480 pixels it leaves out 176 columns on either side.
+For a frame that already has CLIP's square size both give the same result.
 
 Legend: b batch, H W pixels, m tokens (257), c channels (1280).
 """
@@ -35,7 +38,7 @@ ENCODER, PROCESSOR = "image_encoder", "image_processor"
 
 
 class ImageEncoder(nn.Module):
-    """A CLIPVisionModel with its CLIPImageProcessor. Frozen, eval mode, float32."""
+    """A CLIPVisionModel with its CLIPImageProcessor: frozen, in eval mode, float32."""
 
     mean: Tensor
     std: Tensor
@@ -49,7 +52,7 @@ class ImageEncoder(nn.Module):
 
     @torch.no_grad()
     def encode(self, frames: Tensor) -> Tensor:
-        """frames b 3 H W in [-1, 1] -> b m c float32, on the encoder's device."""
+        """Encodes frames b 3 H W in [-1, 1] as tokens b m c float32, on the encoder's device."""
         pixels = (self._squashed if self.cfg.fit == "squash" else self._cropped)(frames.to(self.mean))
         return self.net(pixel_values=pixels, output_hidden_states=True).hidden_states[-2]
 
@@ -59,17 +62,19 @@ class ImageEncoder(nn.Module):
         return (small / 2 + 0.5 - self.mean) / self.std
 
     def _cropped(self, frames: Tensor) -> Tensor:
-        """The processor works on 8-bit pictures."""
+        """Returns the processor's pixels (b 3 side side) of frames b 3 H W. The processor takes 8-bit images."""
         whole = ((frames + 1) * 127.5).round().clamp(0, 255).to("cpu", torch.uint8)
         pictures = list(rearrange(whole, "b c h w -> b h w c").numpy())
         return self.processor(images=pictures, return_tensors="pt")["pixel_values"].to(self.mean)
 
 
 def load_image_encoder(cfg: ImageEncoderConfig, width: int) -> ImageEncoder:
-    """The encoder named by cfg.source: a hub id or local folder in diffusers' layout (`image_encoder` and `image_processor`).
+    """Loads the encoder named by cfg.source.
 
-    width: dit.clip_dim. Raises ValueError when files cannot be had, are of another kind of model or lack tensors, or the
-    width is another.
+    source: a hub id or local folder in diffusers' layout (`image_encoder` and `image_processor`).
+
+    width: dit.clip_dim. Raises ValueError when files cannot be loaded, are of another kind of model or lack tensors, or
+    the width differs.
     """
     if not cfg.source:
         raise ValueError(
@@ -88,20 +93,20 @@ def load_image_encoder(cfg: ImageEncoderConfig, width: int) -> ImageEncoder:
                 f"this machine can reach, as {WAN_IMAGE_ENCODER}, or a local folder with `{ENCODER}` and `{PROCESSOR}`"
             ) from e
 
-    if said := _misfit(read(AutoConfig.from_pretrained, ENCODER).to_dict(), cfg, width):
-        raise ValueError(said)
+    if problem := _misfit(read(AutoConfig.from_pretrained, ENCODER).to_dict(), cfg, width):
+        raise ValueError(problem)
     # one backend everywhere: results differ a little
     processor = read(AutoImageProcessor.from_pretrained, PROCESSOR, backend="pil")
     net, report = read(
         CLIPVisionModel.from_pretrained, ENCODER, dtype=torch.float32, use_safetensors=True, output_loading_info=True
     )
-    if lacking := sorted(report["missing_keys"]):  # transformers would only warn, and draw them at random
+    if lacking := sorted(report["missing_keys"]):  # transformers would only warn, and initialise them at random
         raise ValueError(f"image encoder {cfg.source}: it lacks {len(lacking)} tensors: {', '.join(lacking[:3])}...")
     return ImageEncoder(net, processor, cfg)
 
 
 def folder_problems(cfg: ImageEncoderConfig, width: int) -> list[str]:
-    """What is wrong with a local folder that is there already, from its configuration alone: before anything starts."""
+    """Returns what is wrong with an existing local folder, from its configuration alone, so that errors appear early."""
     if not (width > 0 and cfg.source and Path(cfg.source).is_dir()):
         return []
     path = Path(cfg.source) / ENCODER / "config.json"
@@ -115,7 +120,7 @@ def folder_problems(cfg: ImageEncoderConfig, width: int) -> list[str]:
 
 
 def _misfit(about: Mapping[str, Any], cfg: ImageEncoderConfig, width: int) -> str:
-    """about: the encoder's config.json. "" where it is a CLIP image encoder of this width."""
+    """Returns what is wrong with the encoder's config.json (about), or "" for a CLIP image encoder of this width."""
     kind, own = about.get("model_type"), about.get("hidden_size")
     if kind != MODEL_TYPE:
         return f"image_encoder.source: the {ENCODER} of {cfg.source} is a {kind}, not a {MODEL_TYPE}"

@@ -1,8 +1,8 @@
 """Loads what streaming needs: a trained student with its VAE, decoder, text encoder and image encoder.
 
-The demo, `make generate`, the replay of recordings and `StreamingSession.from_pretrained` all open their streams through
-`StreamingModel`, so the same picture, prompt, seed and tracks give the same frames. On one machine, with one number of
-threads, they are equal bit for bit.
+The demo, `make generate`, the replay of recordings and `StreamingSession.from_pretrained` all open their streams
+through `StreamingModel`, so the same picture, prompt, seed and tracks give the same frames. On one machine, with one
+number of threads, they are equal bit for bit.
 
 Legend: b batch, l text tokens, m image tokens, c channels, H W pixels.
 """
@@ -41,10 +41,10 @@ EncodeImage = Callable[[Tensor], Tensor]  # frames b 3 H W in [-1, 1] -> b m c
 
 @dataclass(frozen=True)
 class StreamingModel:
-    """Holds a frozen student and what goes with it. Any number of streams share one.
+    """A frozen student with its VAE, decoders and encoders. Any number of streams share one.
 
-    decoders: makes the decoder of each stream, `vae` itself or a tiny VAE; decoder says which: "vae" or "tiny".
-    encode_image: makes CLIP's tokens of a first frame, None for a student that does not read them.
+    decoders: makes the decoder of each stream, from `vae` itself or from a tiny VAE. decoder: which of the two, "vae"
+    or "tiny". encode_image: makes CLIP's tokens of a first frame; None for a student that does not read them.
     """
 
     student: CausalDiT
@@ -58,8 +58,8 @@ class StreamingModel:
     def new_stream(self, frame: np.ndarray, prompt: str, seed: int, controls: Controls, max_tracks: int) -> ChunkStream:
         """Returns a new stream that starts from `frame` (H W 3 uint8) and reads `controls` once a chunk.
 
-        max_tracks: the most tracks that controls may return; ids are drawn for all of them, so frames depend on it. seed
-        draws the ids and all noise. Raises ValueError for a frame that is not of the student's size.
+        max_tracks: the most tracks that controls may return. Ids are sampled for all of them, so frames depend on it.
+        seed: of the ids and of all noise. Raises ValueError for a frame that is not of the student's size.
         """
         model = self.student.cfg
         size = (model.clip.height, model.clip.width)
@@ -87,9 +87,10 @@ class StreamingModel:
 def find_student(source: Path | str, download: Download | None = None) -> Path:
     """Returns the folder of the student that `source` names.
 
-    source: a checkpoint folder (config.json and safetensors), a folder of `make export`, "embedded:nano-student", or a hub
-    id "owner/name" or "owner/name@revision", which is fetched. download stands for huggingface_hub.snapshot_download.
-    Raises ValueError where there is no such folder, no readable config.json, or a model that is not a student.
+    source: a checkpoint folder (config.json and safetensors), a folder of `make export`, "embedded:nano-student", or a
+    hub id "owner/name" or "owner/name@revision", which is downloaded. download: replaces
+    huggingface_hub.snapshot_download. Raises ValueError where there is no such folder, no readable config.json, or a
+    model that is not a student.
     """
     if source == SHIPPED:
         folder = Path(str(resources.files("msmodel") / "assets" / "nano" / "student"))
@@ -120,9 +121,10 @@ def load_streaming_model(
 ) -> StreamingModel:
     """Loads the student in a folder, with the VAE and encoders that its config.json names.
 
-    decoder: "vae", "tiny" (needs tiny_vae), or "auto" for the faster: the tiny VAE where one is given and the VAE is Wan's;
-    the nano VAE is as fast as its tiny one (docs/LOG.md). tiny_vae: as for `load_tiny_vae`. device: CUDA's first by default,
-    else the CPU. Text and image encoder are loaded at first use. Raises ValueError where weights cannot be read.
+    decoder: "vae", "tiny" (needs tiny_vae), or "auto" for the faster: the tiny VAE where one is given and the VAE is
+    Wan's; the nano VAE is as fast as its tiny one (docs/LOG.md). tiny_vae: as for `load_tiny_vae`. device: by default
+    the first CUDA device, else the CPU. Text and image encoder are loaded at first use. Raises ValueError where weights
+    cannot be read.
     """
     if decoder not in DECODERS:
         raise ValueError(f"decoder: {decoder!r} is not one of {', '.join(DECODERS)}")

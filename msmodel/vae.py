@@ -1,8 +1,8 @@
 """The video VAE: diffusers' AutoencoderKLWan with normalised latents and caches that belong to the caller.
 
-diffusers keeps the caches of its causal convolutions on the module, so that two streams through one VAE disturb each other.
-Here the encoder and decoder are called with cache lists owned by a session: any number of streams share the weights, and
-pushing frames or latents in any grouping gives the latents or frames of the whole clip.
+diffusers keeps the caches of its causal convolutions on the module, so that two streams through one VAE disturb each
+other. Here the encoder and decoder are called with cache lists owned by a session: any number of streams share the
+weights, and pushing frames or latents in any grouping gives the latents or frames of the complete clip.
 
 Legend: b batch, z latent channels, t latent frames, T pixel frames (T = 1 + stride_t (t - 1)), h w latent, H W pixels.
 Pixels are RGB in [-1, 1].
@@ -42,7 +42,7 @@ from msmodel.nano.patch_vae import (
 EMBEDDED = "embedded:"
 WEIGHTS, CONFIG = "vae.safetensors", "config.json"
 SIZES = ("z_channels", "stride_t", "stride_s")
-# (z, stride_t, stride_s) -> what AutoencoderKLWan is to be given: Wan 2.1's sizes are its defaults.
+# (z, stride_t, stride_s) -> arguments of AutoencoderKLWan; Wan 2.1's sizes are its defaults.
 FAMILIES: Mapping[tuple[int, int, int], dict[str, Any]] = {
     (16, 4, 8): {},
     (48, 4, 16): {
@@ -67,10 +67,12 @@ class VideoVAE(nn.Module):
     std: Tensor
 
     def __init__(self, net: Any, cfg: VAEConfig, latents_a_call: int = 1):
-        """net: an AutoencoderKLWan. latents_a_call: latent frames computed at once (memory only; results are equal). One,
-        as Wan's own code: four take four times the memory, of which a look at held-out clips needs most at full size.
+        """Wraps net, an AutoencoderKLWan.
 
-        Raises ValueError when net's sizes are not those of cfg, or its latent statistics are those of another VAE.
+        latents_a_call: latent frames computed at once; results do not depend on it. The default is one, as in Wan's own
+        code: four need four times the memory, and at full size this is most of the memory that a validation on held-out
+        clips needs. Raises ValueError when net's sizes are not those of cfg, or its latent statistics are those of
+        another VAE.
         """
         super().__init__()
         _require(_sizes(net.config), cfg)
@@ -89,30 +91,30 @@ class VideoVAE(nn.Module):
 
     @torch.no_grad()
     def encode(self, video: Tensor) -> Tensor:
-        """video b 3 T H W in [-1, 1] -> latents b z t h w, normalised posterior means, float32.
+        """Encodes video b 3 T H W in [-1, 1] as latents b z t h w: normalised posterior means, float32.
 
-        Raises ValueError for sizes that are no multiple of the strides.
+        Raises ValueError for sizes that are not multiples of the strides.
         """
         check_video(video, self.cfg)
         return self.encoder().push(video)
 
     @torch.no_grad()
     def encode_image(self, first: Tensor, frames: int) -> Tensor:
-        """first b 3 H W in [-1, 1] -> latents b z t h w of `with_tail`'s clip of `frames` frames."""
+        """Encodes `with_tail`'s clip of `frames` frames, from first b 3 H W in [-1, 1], as latents b z t h w."""
         return self.encode(with_tail(first, frames, self.cfg))
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
-        """latents b z t h w, normalised -> video b 3 T H W in [-1, 1]."""
+        """Decodes latents b z t h w, normalised, as video b 3 T H W in [-1, 1]."""
         session = self.decoder()
         return torch.cat([session.push(part) for part in latents.split(self.latents_a_call, dim=2)], dim=2)
 
     def encoder(self) -> EncoderSession:
-        """A new stream of frames: its own caches, nothing shared with other sessions but the weights."""
+        """Returns a new stream of frames with its own caches, which shares only the weights with other sessions."""
         return EncoderSession(self)
 
     def decoder(self) -> DecoderSession:
-        """A new stream of latents: its own caches, nothing shared with other sessions but the weights."""
+        """Returns a new stream of latents with its own caches, which shares only the weights with other sessions."""
         return DecoderSession(self)
 
     @property
@@ -121,7 +123,7 @@ class VideoVAE(nn.Module):
 
 
 class EncoderSession:
-    """One stream of pixel frames. The first frame gives one latent frame, then every stride_t frames one."""
+    """A stream of pixel frames. The first frame gives one latent frame, then every stride_t frames one."""
 
     def __init__(self, vae: VideoVAE):
         self._vae = vae
@@ -130,9 +132,10 @@ class EncoderSession:
 
     @torch.no_grad()
     def push(self, video: Tensor) -> Tensor:
-        """The next frames b 3 T H W in [-1, 1], any T -> latents b z t h w, normalised, float32, of the groups they fill.
+        """Returns the latents b z t h w, normalised, float32, of the groups that the next frames complete.
 
-        t is 0 until a group is full. Raises ValueError for sides that are no multiple of the stride.
+        video: b 3 T H W in [-1, 1], any T. t is 0 until a group is complete. Raises ValueError for sides that are not
+        multiples of the stride.
         """
         vae = self._vae
         check_sides(video, vae.cfg)
@@ -153,7 +156,7 @@ class EncoderSession:
 
 
 class DecoderSession:
-    """One stream of latents. The first latent frame gives one pixel frame, each further one stride_t."""
+    """A stream of latents. The first latent frame gives one pixel frame, each further one stride_t."""
 
     def __init__(self, vae: VideoVAE):
         self._vae = vae
@@ -162,7 +165,7 @@ class DecoderSession:
 
     @torch.no_grad()
     def push(self, latents: Tensor) -> Tensor:
-        """The next latents b z t h w, normalised, any t >= 1 -> their frames b 3 T' H W in [-1, 1]."""
+        """Returns the frames b 3 T' H W in [-1, 1] of the next latents b z t h w, normalised, any t >= 1."""
         z = self._vae.denormalise(latents.to(self._vae._dtype))
         return self._decode(z).clamp(-1.0, 1.0).float()
 
@@ -180,9 +183,9 @@ class DecoderSession:
 
 
 def load_vae(cfg: VAEConfig) -> VideoVAE | PatchVAE:
-    """The VAE named by cfg.source, in float32, eval mode, frozen.
+    """Loads the VAE named by cfg.source, in float32, eval mode, frozen.
 
-    source: "embedded:NAME" (shipped in msmodel/assets), a folder with config.json and vae.safetensors, a diffusers folder
+    source: "embedded:NAME" (part of msmodel/assets), a folder with config.json and vae.safetensors, a diffusers folder
     or hub id (its `vae` subfolder). Raises ValueError when files are missing or damaged, or sizes differ from cfg.
     """
     vae: VideoVAE | PatchVAE
@@ -197,8 +200,11 @@ def load_vae(cfg: VAEConfig) -> VideoVAE | PatchVAE:
 
 
 def fresh_vae(cfg: VAEConfig) -> VideoVAE | PatchVAE:
-    """A VAE of cfg's sizes with random weights, frozen: Wan's full-size class where the sizes are those of a Wan family, else a
-    PatchVAE. For timings and tests; its latent statistics are not Wan 2.2's."""
+    """Returns a VAE of cfg's sizes with random weights, frozen, for timings and tests.
+
+    It is of Wan's full-size class where the sizes are those of a Wan family, else a PatchVAE. Its latent statistics are
+    not Wan 2.2's.
+    """
     known = FAMILIES.get((cfg.z_channels, cfg.stride_t, cfg.stride_s))
     if known is None:
         return PatchVAE(cfg).eval().requires_grad_(False)
@@ -224,17 +230,17 @@ def _write_json(path: Path, value: Mapping[str, Any]) -> None:
 
 
 def _load_folder(folder: Path, cfg: VAEConfig) -> PatchVAE:
-    mend = "restore it from version control, or make it with `make nano-base`"
+    fix = "restore it from version control, or make it with `make nano-base`"
     for name in (CONFIG, WEIGHTS):
         if not (folder / name).is_file():
-            raise ValueError(f"VAE {cfg.source}: no file {folder / name}: {mend}")
+            raise ValueError(f"VAE {cfg.source}: no file {folder / name}: {fix}")
     try:
         config = json.loads((folder / CONFIG).read_text())
         state = load_file(folder / WEIGHTS)
     except (SafetensorError, json.JSONDecodeError) as e:
-        raise ValueError(f"VAE {cfg.source}: a file in {folder} is damaged ({e}): {mend}") from e
+        raise ValueError(f"VAE {cfg.source}: a file in {folder} is damaged ({e}): {fix}") from e
     if config.get("kind") != KIND:
-        raise ValueError(f"VAE {cfg.source}: {folder / CONFIG} is of kind {config.get('kind')!r}, not {KIND!r}: {mend}")
+        raise ValueError(f"VAE {cfg.source}: {folder / CONFIG} is of kind {config.get('kind')!r}, not {KIND!r}: {fix}")
     _require({k: config[k] for k in SIZES}, cfg)
     vae = PatchVAE(cfg, config["width"], config["layers"])
     try:
@@ -260,7 +266,7 @@ def _from_pretrained(source: str) -> nn.Module:
 
 
 def _sizes(net_config: Mapping[str, Any]) -> dict[str, int]:
-    """The sizes of VAEConfig that an AutoencoderKLWan has."""
+    """Returns the sizes of VAEConfig that an AutoencoderKLWan has."""
     patch = net_config["patch_size"] or 1
     return {
         "z_channels": net_config["z_dim"],
@@ -277,7 +283,10 @@ def _require(actual: Mapping[str, int], cfg: VAEConfig) -> None:
 
 
 def _require_statistics(net_config: Mapping[str, Any], cfg: VAEConfig) -> None:
-    """A Wan 2.2 config without statistics would take diffusers' defaults, which are Wan 2.1's sixteen."""
+    """Raises ValueError for a config whose latent statistics do not have one value a channel.
+
+    A Wan 2.2 config without statistics would get diffusers' defaults, Wan 2.1's sixteen values.
+    """
     for name in ("latents_mean", "latents_std"):
         if len(net_config[name]) != net_config["z_dim"]:
             raise ValueError(
@@ -291,14 +300,14 @@ def _per_channel(values: Sequence[float]) -> Tensor:
 
 
 def _new_cache(part: nn.Module) -> list[Any]:
-    """One slot per causal convolution, as diffusers counts them."""
+    """Returns one empty entry per causal convolution, as diffusers counts them."""
     from diffusers.models.autoencoders.autoencoder_kl_wan import WanCausalConv3d
 
     return [None] * sum(isinstance(m, WanCausalConv3d) for m in part.modules())
 
 
 def _fold(video: Tensor, patch: int) -> Tensor:
-    """Pixels of a patch x patch square to channels, in diffusers' order (channel, column, row)."""
+    """Folds the pixels of a patch x patch square into channels, in diffusers' order (channel, column, row)."""
     return rearrange(video, "b c t (h p) (w q) -> b (c q p) t h w", p=patch, q=patch)
 
 

@@ -1,8 +1,8 @@
-"""Weights of others into our model: Wan, VideoX-Fun's InP and Control, the open WanTrack, and our own.
+"""Loads others' weights into our model: Wan, VideoX-Fun's InP and Control, the open WanTrack, and our own exports.
 
-What the input channels of the patch embedding mean is told by their number; the track slice starts at zero wherever the
-source knows no tracks, so that at step 0 the model is the source's, whatever the tracks (docs/adr/0010). All shapes are
-checked before a tensor is read. Every key is accounted for in the Report.
+The number of input channels of the patch embedding determines what the channels mean. The track slice starts at zero
+wherever the source has no track channels, so that at step 0 the model equals the source's, whatever the tracks
+(docs/adr/0010). All shapes are checked before a tensor is read. The Report accounts for every key.
 
 Legend: z latent channels, c channels, d track id dimension, s temporal stride.
 """
@@ -38,7 +38,7 @@ FAMILIES = {  # (dim, ffn_dim, layers, z) of the released models
     (5120, 13824, 40, 16): "Wan 14B",
     (3072, 14336, 30, 48): "Wan 2.2 TI2V 5B",
 }
-OTHERS = {  # by how their additional names begin
+OTHERS = {  # key: how their additional names begin
     "vace_": "VACE (control through blocks of its own)",
     "control_adapter.": "VideoX-Fun's camera control",
     "face_adapter.": "Wan Animate",
@@ -47,19 +47,21 @@ OTHERS = {  # by how their additional names begin
     "condition_embedder.image_embedder.pos_embed": "Wan FLF2V (first and last frame)",
     "img_emb.emb_pos": "Wan FLF2V (first and last frame)",
 }
-INERT = ("ref_conv.",)  # Fun-Control 1.1's reference image: without one they do nothing
+INERT = ("ref_conv.",)  # Fun-Control 1.1's reference image: these tensors have no effect without one
 HEAD, ENCODER = "track_head.", "track_encoder."  # ours; WanTrack's
 CLIP = ("condition_embedder.image_embedder.", *(f".attn2.{part}." for part in names.CLIP.values()))
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 LAYER, TEXT = re.compile(r"blocks\.(\d+)\."), "condition_embedder.text_embedder.linear_1.weight"
-Parts = tuple[tuple[str, int], ...]  # what the input channels are, in order: (name, channels)
+Parts = tuple[tuple[str, int], ...]  # the meaning of the input channels, in order: (name, channels)
 
 
 @dataclass(frozen=True)
 class Report:
-    """What became of every key. Own keys are taken, resized or new; those of the source taken, resized, folded or unused.
+    """A report of what happened to every key.
 
-    resized: own key -> what was done. folded: went into other tensors (the notes say how). new: as initialised.
+    Own keys are taken, resized or new; the source's are taken, resized, folded or unused.
+
+    resized: own key -> what was done. folded: computed into other tensors (the notes explain how). new: as initialised.
     """
 
     source: str
@@ -74,7 +76,7 @@ class Report:
     notes: tuple[str, ...] = ()
 
     def lines(self) -> list[str]:
-        """A short summary."""
+        """Returns a short summary, as lines of text."""
         counts = f"{len(self.taken)} tensors taken, {len(self.resized)} resized, {len(self.folded)} folded"
         out = [
             f"weights from {self.source}: {self.family}, {self.spelling} names, input channels {self.layout}",
@@ -88,7 +90,7 @@ class Report:
 
 
 class _Source:
-    """Tensors under our names, each checked as it is read."""
+    """The source's tensors under our names, each checked as it is read."""
 
     def __init__(self, source: str, files: TensorFiles) -> None:
         self.source, self.files = source, files
@@ -108,10 +110,11 @@ class _Source:
             self.names[ours] = name
 
     def shape(self, name: str) -> tuple[int, ...]:
-        """Its shape; () where it is not there."""
+        """Returns the shape of a tensor; () where it is missing."""
         return self.files.shapes[self.names[name]] if name in self.names else ()
 
     def read(self, name: str) -> Tensor:
+        """Reads a tensor. Raises ValueError where it is missing, quantised, or holds values that are not finite."""
         if name not in self.names:
             raise ValueError(
                 f"{self.source}: {name} is missing; the weights are not whole: copy or download them again"
@@ -126,10 +129,10 @@ class _Source:
 
 
 def load_backbone(model: WanDiT, source: Path | str, strict: bool = True, download: Download | None = None) -> Report:
-    """Copies the weights at `source` (as `tensor_files.located` understands it) into `model`, whose other weights stay.
+    """Copies the weights at `source` (see `tensor_files.located`) into `model`, whose other weights stay unchanged.
 
-    Raises ValueError, before a weight is changed, for a model of another family or size, a layout that does not fit, keys
-    that are missing or not understood (with strict=False they are left alone), and damaged files; while copying, for
+    Raises ValueError, before a weight is changed, for a model of another family or size, a layout that does not fit,
+    keys that are missing or not understood (with strict=False these are skipped), and damaged files; while copying, for
     quantised and non-finite tensors, naming them.
     """
     found = _Source(str(source), open_tensors(source, download))
@@ -155,7 +158,10 @@ def load_backbone(model: WanDiT, source: Path | str, strict: bool = True, downlo
 
 
 def _same_model(found: _Source, cfg: ModelConfig) -> str:
-    """The source's family, in words. Raises ValueError where it is no Wan transformer, or of other sizes than cfg."""
+    """Returns the name of the source's family.
+
+    Raises ValueError where the source is not a Wan transformer, or has other sizes than cfg.
+    """
     if not found.spelling or not found.shape(PATCH) or not found.shape("proj_out.weight"):
         raise ValueError(
             f"{found.source}: no Wan transformer (no {PATCH}, attention layers or output head): it holds {some(found.names)}"
@@ -163,7 +169,7 @@ def _same_model(found: _Source, cfg: ModelConfig) -> str:
     patch = found.shape(PATCH)[2:]
     layers = [int(place[1]) for name in found.names if (place := LAYER.match(name))]
     ffn, text = found.shape("blocks.0.ffn.net.0.proj.weight"), found.shape(TEXT)
-    here: dict[str, Any] = {  # what is missing is said later
+    here: dict[str, Any] = {  # missing tensors are reported later
         "dit.dim": found.shape(PATCH)[0],
         "dit.ffn_dim": ffn[0] if ffn else cfg.dit.ffn_dim,
         "dit.layers": max(layers) + 1,
@@ -190,7 +196,10 @@ def _same_model(found: _Source, cfg: ModelConfig) -> str:
 
 
 def _heads(folder: Path) -> int:
-    """The number of attention heads in the config beside the weights, which no shape tells; 0 where none says."""
+    """Returns the number of attention heads, which no shape determines, from the config next to the weights.
+
+    Returns 0 where the config does not contain it.
+    """
     path = (folder if folder.is_dir() else folder.parent) / "config.json"
     values = read_json(path) if path.is_file() else {}
     ours = values.get("model", {}).get("dit", {}) if isinstance(values.get("model"), dict) else {}
@@ -198,15 +207,18 @@ def _heads(folder: Path) -> int:
 
 
 def wanted_parts(cfg: ModelConfig) -> Parts:
-    """The input channels of our model."""
+    """Returns the input channels of our model."""
     parts = [("noise", cfg.vae.z_channels), ("mask", cfg.mask_channels), ("image", cfg.image_channels)]
     parts.append(("track", cfg.in_channels - sum(count for _, count in parts)))
     return tuple((name, count) for name, count in parts if count)
 
 
 def known_layouts(cfg: ModelConfig) -> dict[int, Parts]:
-    """Layouts by number of channels, for the latents of cfg: text-to-video, image-to-video (also Fun-InP), Fun-Control,
-    and our own with tracks, which is WanTrack's."""
+    """Returns the known layouts by number of channels, for the latents of cfg.
+
+    They are text-to-video, image-to-video (also Fun-InP), Fun-Control, and our own with tracks, which is also
+    WanTrack's.
+    """
     z, mask = cfg.vae.z_channels, cfg.vae.stride_t
     layouts: list[Parts] = [
         (("noise", z),),
@@ -244,7 +256,7 @@ def in_words(parts: Parts) -> str:
 
 
 def _patch(weight: Tensor, parts: Parts, cfg: ModelConfig) -> Tensor:
-    """The patch embedding's weights in our layout: parts that the source has copied, the others zero."""
+    """Returns the patch embedding's weights in our layout: channels that the source has are copied, the others zero."""
     there = dict(zip((name for name, _ in parts), weight.split([count for _, count in parts], dim=1), strict=True))
     out = [
         there.get(name, weight.new_zeros(weight.shape[0], count, *weight.shape[2:]))
@@ -254,7 +266,7 @@ def _patch(weight: Tensor, parts: Parts, cfg: ModelConfig) -> Tensor:
 
 
 def _fate(parts: Parts, cfg: ModelConfig) -> tuple[str, list[str]]:
-    """What happens to the input channels, in words, and remarks on it."""
+    """Returns a description of what happens to the input channels, and remarks on it."""
     wanted, there = wanted_parts(cfg), dict(parts)
     words = [f"{name} {count} " + ("copied" if name in there else "new, zero") for name, count in wanted]
     dropped = [f"{name} {count} dropped" for name, count in parts if name not in dict(wanted)]
@@ -269,7 +281,7 @@ def _fate(parts: Parts, cfg: ModelConfig) -> tuple[str, list[str]]:
 
 
 def _folded(found: _Source, own: Mapping[str, Tensor], cfg: ModelConfig) -> tuple[dict[str, Any], list[str]]:
-    """Own tensors that are computed from several of the source: name -> function that makes it. And remarks."""
+    """Returns own tensors that are computed from several of the source, as name -> function that makes it, and remarks."""
     made: dict[str, Any] = {}
     notes = []
     image_embedder = CLIP[0]
@@ -294,7 +306,7 @@ def _folded(found: _Source, own: Mapping[str, Tensor], cfg: ModelConfig) -> tupl
 
 
 class _Lazy:
-    """A value made at the first call."""
+    """A value that is computed at the first call."""
 
     def __init__(self, make: Any) -> None:
         self.make, self.value = make, None
@@ -306,7 +318,7 @@ class _Lazy:
 
 
 def _no_image(found: _Source, dim: int) -> Tensor:
-    """The embedded CLIP token (c) of no image: all zeros before embedding."""
+    """Returns the embedded CLIP token (c) of no image, which is all zeros before embedding."""
     state = {name.removeprefix(CLIP[0]): found.read(name).float() for name in found.names if name.startswith(CLIP[0])}
     embedder = ImageEmbedder(state["norm1.weight"].shape[0], dim)
     embedder.load_state_dict(state)
@@ -314,15 +326,20 @@ def _no_image(found: _Source, dim: int) -> Tensor:
 
 
 def _without_clip(found: _Source, layer: int, token: Tensor) -> Tensor:
-    """The output bias of a layer's cross-attention with what the CLIP branch adds for equal tokens: attention over them gives
-    the value of one, whatever the query."""
+    """Returns the output bias of a layer's cross-attention plus the constant output of the CLIP branch for equal tokens.
+
+    Attention over equal tokens gives the value of one of them, whatever the query.
+    """
     at = f"blocks.{layer}.attn2."
     value = found.read(at + "add_v_proj.weight").float() @ token + found.read(at + "add_v_proj.bias").float()
     return found.read(at + "to_out.0.bias").float() + found.read(at + "to_out.0.weight").float() @ value
 
 
 def _track_head(found: _Source) -> tuple[Tensor, Tensor]:
-    """WanTrack's temporal convolution (c d s 1 1), then a 1x1x1 one (c c 1 1 1), as one on time folded into channels."""
+    """Merges WanTrack's temporal convolution (c d s 1 1) and its 1x1x1 one (c c 1 1 1) into one.
+
+    The result acts on time folded into channels.
+    """
     time = found.read(ENCODER + "temporal_conv.weight").float()[..., 0, 0]
     channels = found.read(ENCODER + "proj.weight").float()[..., 0, 0, 0]
     weight = rearrange(torch.einsum("oc,cds->ods", channels, time), "o d s -> o (s d) 1 1 1")
@@ -344,7 +361,7 @@ def _account(
     notes: Iterable[str],
     strict: bool,
 ) -> Report:
-    """The report, or ValueError with all that does not fit."""
+    """Returns the report. Raises ValueError with everything that does not fit."""
     resized = {n: "WanTrack's encoder" if n.startswith(HEAD) else "CLIP branch folded in" for n in made}
     remarks = list(notes)
     if parts != wanted_parts(cfg):

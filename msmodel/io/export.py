@@ -1,7 +1,8 @@
-"""Our transformer in the formats of others: a diffusers folder, and one file under Wan's original names.
+"""Exports our transformer to others' formats: a diffusers folder, and one file under Wan's original names.
 
-diffusers' WanTransformer3DModel reads the concatenated input (noise, mask, image, track features); the track head, which
-makes the features of the track map c_m, lies beside it. msmodel/io/backbones.py reads both formats back, bit for bit.
+diffusers' WanTransformer3DModel reads the concatenated input (noise, mask, image, track features). The track head,
+which computes the features of the track map c_m, is in a folder next to it. msmodel/io/backbones.py reads both formats
+back, bit for bit.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ HEAD_FILE = "model.safetensors"
 
 
 def transformer_config(cfg: ModelConfig) -> dict[str, Any]:
-    """Arguments of diffusers' WanTransformer3DModel."""
+    """Returns the arguments of diffusers' WanTransformer3DModel."""
     d = cfg.dit
     return {
         "patch_size": list(d.patch),
@@ -47,8 +48,11 @@ def transformer_config(cfg: ModelConfig) -> dict[str, Any]:
 
 
 def track_head_config(cfg: ModelConfig, trained_as: str) -> dict[str, Any]:
-    """Returns what is needed to make the track head's input and to use its output. `model` rebuilds the whole model;
-    trained_as names its class: WanDiT (a teacher) or CausalDiT (a student)."""
+    """Returns what is needed to make the track head's input and to use its output.
+
+    `model` in the result rebuilds the complete model. trained_as: name of its class, WanDiT (a teacher) or CausalDiT (a
+    student).
+    """
     return {
         "class": "TrackHead",
         "trained_as": trained_as,
@@ -64,8 +68,11 @@ def track_head_config(cfg: ModelConfig, trained_as: str) -> dict[str, Any]:
 
 
 def write_diffusers(model: WanDiT, folder: Path, shard_gb: float, trained_as: str = "") -> None:
-    """Writes folder/transformer, which diffusers loads, in several files with an index above shard_gb, and
-    folder/track_head. trained_as: the class that config.json names, the model's own if empty."""
+    """Writes folder/transformer, which diffusers loads, and folder/track_head.
+
+    Above shard_gb the transformer is split into several files with an index. trained_as: the class that config.json
+    names, the model's own if empty.
+    """
     from diffusers import WanTransformer3DModel
 
     state = {name: tensor.detach().cpu() for name, tensor in model.state_dict().items()}
@@ -81,7 +88,10 @@ def write_diffusers(model: WanDiT, folder: Path, shard_gb: float, trained_as: st
 
 
 def write_original(model: WanDiT, path: Path) -> None:
-    """One safetensors file: the transformer under Wan's own names, the track head as track_head.*; sizes in the header."""
+    """Writes one safetensors file: the transformer under Wan's own names, the track head as track_head.*.
+
+    The sizes are in the header.
+    """
     state = {to_original(name): t.detach().cpu().contiguous() for name, t in model.state_dict().items()}
     path.parent.mkdir(parents=True, exist_ok=True)
     save_file(state, path, metadata={"format": "pt", "model": json.dumps(asdict(model.cfg), sort_keys=True)})

@@ -1,6 +1,7 @@
-"""Parameter names: Wan's own and diffusers' (which are ours), translated both ways.
+"""Translates parameter names between Wan's own and diffusers', which our model uses.
 
-diffusers numbers the norms of a layer otherwise: Wan's norm3 (the one with weights, before cross-attention) is its norm2.
+diffusers numbers the norms of a layer differently: Wan's norm3 (the one with weights, before cross-attention) is its
+norm2.
 """
 
 from __future__ import annotations
@@ -38,12 +39,12 @@ _PLACE = re.compile(r"(blocks\.\d+\.)?(.+?)(\.weight|\.bias)?")
 
 
 def to_diffusers(name: str) -> str:
-    """An original Wan name in diffusers' spelling; a name that is not Wan's as it is."""
+    """Returns an original Wan name in diffusers' spelling; names that are not Wan's stay unchanged."""
     return _translated(name, MODEL, LAYER)
 
 
 def to_original(name: str) -> str:
-    """A diffusers name in Wan's spelling; others (track_head...) as they are."""
+    """Returns a diffusers name in Wan's spelling; others (track_head...) stay unchanged."""
     return _translated(name, {v: k for k, v in MODEL.items()}, {v: k for k, v in LAYER.items()})
 
 
@@ -55,7 +56,7 @@ def _translated(name: str, model: dict[str, str], layer: dict[str, str]) -> str:
 
 
 def spelling(names: Iterable[str]) -> str:
-    """ORIGINAL or DIFFUSERS, by the attention layers; "" where there are none. Both: ValueError."""
+    """Returns ORIGINAL or DIFFUSERS, by the attention layers; "" where there are none. Raises ValueError where both occur."""
     found = {
         kind
         for name in names
@@ -68,6 +69,6 @@ def spelling(names: Iterable[str]) -> str:
 
 
 def prefix(names: Iterable[str]) -> str:
-    """What stands before every name ("model.diffusion_model." in files of ComfyUI), judged by the patch embedding's."""
+    """Returns the prefix of all names ("model.diffusion_model." in files of ComfyUI), from that of the patch embedding."""
     found = sorted(n.removesuffix(PATCH) for n in names if n == PATCH or n.endswith(f".{PATCH}"))
     return found[0] if found else ""

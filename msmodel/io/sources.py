@@ -1,4 +1,4 @@
-"""Where pretrained parts come from: a local folder or a hub id."""
+"""Sources of pretrained models: a local folder or a hub id."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ HUB_ID = re.compile(r"[\w.-]{1,96}/[\w.-]{1,96}")
 
 
 def is_folder(source: str, setting: str) -> bool:
-    """True for an existing folder, False for what may be a hub id (owner/name).
+    """Returns True for an existing folder, False for a possible hub id (owner/name).
 
-    Raises ValueError naming `setting` where it can be neither.
+    Raises ValueError naming `setting` where `source` is neither.
     """
     if Path(source).is_dir():
         return True
@@ -21,5 +21,5 @@ def is_folder(source: str, setting: str) -> bool:
 
 
 def first_line(error: Exception) -> str:
-    """The part of a library's error that says what is wrong."""
+    """Returns the first line of a library's error, which states what is wrong."""
     return (str(error).splitlines() or [type(error).__name__])[0]

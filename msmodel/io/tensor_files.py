@@ -1,6 +1,6 @@
-"""Safetensors wherever they lie: a file, a folder of shards, a diffusers pipeline, or a model on Hugging Face's hub.
+"""Reads safetensors from a file, a folder of shards, a diffusers pipeline, or a model on Hugging Face's hub.
 
-Only headers are read at first; tensors come one by one. Nothing is unpickled.
+Only headers are read at first; tensors are read one by one. Nothing is unpickled.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from torch import Tensor
 EMBEDDED = "embedded:"  # "embedded:nano" is the transformer shipped in msmodel/assets/nano/dit
 SHOWN = 5  # names listed in an error, of each kind
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")  # owner/name, and optionally @revision
-FETCHED = [  # of a hub repository: the transformer's weights and their configs, not text encoder, VAE or pickles
+FETCHED = [  # files of a hub repository: the transformer's weights and their configs, not text encoder, VAE or pickles
     "transformer/*.safetensors",
     "transformer/*.json",
     "track_head/*",
@@ -36,21 +36,23 @@ Download = Callable[..., str]
 
 @dataclass(frozen=True)
 class TensorFiles:
-    """Named tensors in files under `folder`. shapes: by name."""
+    """Named tensors in files under `folder`. files, shapes: by name."""
 
     folder: Path
     files: Mapping[str, Path]
     shapes: Mapping[str, tuple[int, ...]]
 
     def read(self, name: str) -> Tensor:
-        """One tensor, on the CPU."""
+        """Reads one tensor to the CPU."""
         with safe_open(self.files[name], framework="pt") as f:
             return f.get_tensor(name)
 
 
 def located(source: Path | str, download: Download | None = None) -> Path:
-    """The path that `source` means: a folder or file, "embedded:NAME", or a hub id "owner/name" (fetched, or found in the
-    hub's local cache). download: stands for huggingface_hub.snapshot_download. A path that does not exist comes back as is.
+    """Returns the local path of `source`: a folder or file, "embedded:NAME", or a hub id "owner/name".
+
+    A hub id is downloaded, or found in the hub's local cache. download: replaces huggingface_hub.snapshot_download. A
+    path that does not exist is returned unchanged.
     """
     text = str(source)
     if text.startswith(EMBEDDED):
@@ -79,11 +81,11 @@ def _fetched(source: str, download: Download | None) -> Path:
 
 
 def open_tensors(folder_or_file: Path | str, download: Download | None = None) -> TensorFiles:
-    """The tensors of a safetensors file or folder, their shapes known and nothing else read.
+    """Opens a safetensors file or folder. Only the headers with the tensors' shapes are read.
 
-    A folder's shards may have an index (*.safetensors.index.json) or none; with a subfolder transformer/ (a diffusers
-    pipeline) that one is read, and track_head/ beside it. Raises ValueError naming what is missing, truncated, damaged,
-    or there twice.
+    A folder's shards may have an index (*.safetensors.index.json) or none. Of a folder with a subfolder transformer/ (a
+    diffusers pipeline) that one is read, and track_head/ next to it. Raises ValueError naming what is missing,
+    truncated, damaged, or duplicated.
     """
     path = located(folder_or_file, download)
     folders = [path]
@@ -103,7 +105,7 @@ def open_tensors(folder_or_file: Path | str, download: Download | None = None) -
 
 
 def _header(file: Path) -> dict[str, tuple[int, ...]]:
-    """Shapes by name. The library compares the header with the file's length, so a truncated file is found here."""
+    """Returns shapes by name. The library compares the header with the file's length, so a truncated file is found here."""
     try:
         with safe_open(file, framework="pt") as f:
             return {name: tuple(f.get_slice(name).get_shape()) for name in f.keys()}  # noqa: SIM118
@@ -112,7 +114,7 @@ def _header(file: Path) -> dict[str, tuple[int, ...]]:
 
 
 def _files(path: Path) -> list[Path]:
-    """The weight files of a folder (those of its index where it has one), or the file itself."""
+    """Returns the weight files of a folder (those of its index where it has one), or the file itself."""
     if path.is_file():
         return [path]
     index = _index(path)
@@ -132,7 +134,7 @@ def _files(path: Path) -> list[Path]:
 
 
 def _index(folder: Path) -> dict[str, str]:
-    """Name of tensor -> name of file, by the folder's index; empty without one."""
+    """Returns name of tensor -> name of file, from the folder's index; empty without one."""
     found = sorted(folder.glob("*.safetensors.index.json"))
     if not found:
         return {}
@@ -154,7 +156,7 @@ def _check_index(folder: Path, files: Mapping[str, Path]) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """The JSON in a file. Raises ValueError where it is missing or damaged."""
+    """Returns the JSON in a file. Raises ValueError where it is missing or damaged."""
     try:
         return json.loads(path.read_text())
     except FileNotFoundError:
@@ -164,7 +166,7 @@ def read_json(path: Path) -> Any:
 
 
 def some(names: Any) -> str:
-    """The first few of a set of names."""
+    """Returns the first few of a set of names, as text."""
     return listed(sorted(names))
 
 

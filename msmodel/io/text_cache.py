@@ -1,9 +1,9 @@
-"""Prompt embeddings on disk, by content: a prompt is encoded once, and never again needs its encoder.
+"""Prompt embeddings on disk, addressed by content, so that a prompt is encoded once and then needs no encoder.
 
-FOLDER/<first two digits>/<key>.safetensors holds `text` (l' c) float32, the l' tokens of the prompt; what is read is padded
-with zeros to text.length, exactly as the encoder gives it. The key hashes encoder, width, length and cleaned prompt. Files are
-written aside and renamed, so that any number of processes may share a folder. An encoder is known by its text.source: other
-weights under the same name need an empty folder.
+FOLDER/<first two digits>/<key>.safetensors holds `text` (l' c) float32, the l' tokens of the prompt. It is padded with
+zeros to text.length when it is read, exactly as the encoder's output. The key hashes encoder, width, length and cleaned
+prompt. Files are written under a temporary name and renamed, so that any number of processes may share a folder. An
+encoder is identified by its text.source: other weights under the same name need an empty folder.
 
 Legend: b batch, l text tokens, c channels.
 """
@@ -26,27 +26,27 @@ from torch import Tensor
 from msmodel.config import TextConfig
 from msmodel.text import clean
 
-LAYOUT = 1  # of the files and of what their keys hash
+LAYOUT = 1  # version of the files' layout and of what their keys hash
 
 
 class Encodes(Protocol):
     """A text encoder."""
 
     def encode(self, prompts: Sequence[str]) -> Tensor:
-        """Prompts -> b l c float32, zero past each prompt."""
+        """Encodes prompts as b l c float32, zero past each prompt."""
         ...
 
 
 class TextCache:
-    """The same `encode` as the encoder's; the encoder is loaded by the first prompt that is not here."""
+    """A text encoder with a cache on disk. The encoder is loaded by the first prompt that is not cached."""
 
     def __init__(self, folder: Path, cfg: TextConfig, load: Callable[[], Encodes]):
         self._folder, self._cfg, self._load = folder, cfg, load
 
     def encode(self, prompts: Sequence[str]) -> Tensor:
-        """Prompts -> b l c float32 on the CPU, zero past each prompt.
+        """Encodes prompts as b l c float32 on the CPU, zero past each prompt.
 
-        Raises ValueError when a prompt is not here and the encoder cannot be had.
+        Raises ValueError when a prompt is not cached and the encoder cannot be loaded.
         """
         found = {clean(prompt): self._read(prompt) for prompt in prompts}
         missing = {clean(prompt): prompt for prompt in prompts if found[clean(prompt)] is None}
@@ -56,7 +56,7 @@ class TextCache:
         return torch.stack(texts) if texts else torch.zeros(0, self._cfg.length, self._cfg.dim)
 
     def path(self, prompt: str) -> Path:
-        """Where a prompt's embedding lies, or would."""
+        """Returns the path of a prompt's embedding, whether or not the file exists."""
         about = [LAYOUT, self._cfg.source, self._cfg.dim, self._cfg.length, clean(prompt)]
         key = hashlib.sha256(json.dumps(about).encode()).hexdigest()
         return self._folder / key[:2] / f"{key}.safetensors"
@@ -72,7 +72,7 @@ class TextCache:
         return texts
 
     def _read(self, prompt: str) -> Tensor | None:
-        """l c, or None where there is no whole file (after a power cut there may be a broken one: it is made again)."""
+        """Returns l c, or None where there is no complete file. A file that was damaged by a power cut is written again."""
         try:
             own = load_file(self.path(prompt))["text"]
         except (FileNotFoundError, SafetensorError):

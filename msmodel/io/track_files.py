@@ -1,13 +1,15 @@
-"""Files of tracks: ours, Wan-Move's and ATI's. Nothing is unpickled but a string of bytes, through torch's restricted
-unpickler.
+"""Reads and writes files of tracks: ours, Wan-Move's and ATI's.
 
-Ours: npz {xy_px T n 2 float32, visible T n bool, fps, width, height}. Wan-Move (github.com/ali-vilab/Wan-Move): two
-npy files, tracks (1 T n 2) and visibility (1 T n; the leading 1 may be missing), pixels of the first frame's picture,
-81 frames at 16 fps. ATI (github.com/bytedance/ATI): a .pth of bytes, which are an npz with `array` float32 (n 121 1
-3): x, y and visibility, all multiplied by 8, pixels of the picture, at 24 fps. An array whose first axis has 121
-frames instead is the same, transposed.
+Only a string of bytes is ever unpickled, by torch's restricted unpickler.
 
-Positions are taken as they stand: none of these says where in a pixel its centre lies.
+Ours: npz {xy_px T n 2 float32, visible T n bool, fps, width, height}.
+Wan-Move (github.com/ali-vilab/Wan-Move): two npy files, tracks (1 T n 2) and visibility (1 T n; the leading 1 may be
+missing), pixels of the first frame's picture, 81 frames at 16 fps.
+ATI (github.com/bytedance/ATI): a .pth of bytes, which are an npz with `array` float32 (n 121 1 3): x, y and visibility,
+all multiplied by 8, pixels of the picture, at 24 fps. An array whose first axis has 121 frames instead is the same,
+transposed.
+
+Positions are read unchanged: none of these formats defines where in a pixel its centre lies.
 
 Legend: T frames, n tracks.
 """
@@ -28,7 +30,7 @@ import torch
 
 from msmodel.tracks import ID_RANGE, resample, resize_px
 
-MOST_BYTES = 256 << 20  # of arrays in a file, unpacked
+MOST_BYTES = 256 << 20  # the largest size of all arrays in a file, unpacked
 MOST_FRAMES = 20_000
 WAN_MOVE_FRAMES, WAN_MOVE_FPS = 81, 16.0
 ATI_FRAMES, ATI_FPS, ATI_SCALE = 121, 24.0, 8
@@ -36,7 +38,7 @@ ATI_FRAMES, ATI_FPS, ATI_SCALE = 121, 24.0, 8
 
 @dataclass(frozen=True, eq=False)
 class TrackFile:
-    """xy_px T n 2 float32 in pixels of size (height, width), finite; visible T n bool."""
+    """Tracks of a file. xy_px: T n 2 float32, finite, in pixels of size (height, width). visible: T n bool."""
 
     xy_px: np.ndarray
     visible: np.ndarray
@@ -44,13 +46,20 @@ class TrackFile:
     size: tuple[int, int]
 
     def fitted(self, size: tuple[int, int], fps: float, frames: int | None = None) -> TrackFile:
-        """The same motion for frames of another size and rate; frames: that many, those beyond the end invisible."""
+        """Returns the same motion for frames of another size and rate.
+
+        frames: the number of frames, None for the length of the motion; frames beyond its end are invisible.
+        """
         xy, visible = resample(self.xy_px, self.visible, self.fps, fps, frames)
         return TrackFile(resize_px(xy, self.size, size), visible, fps, size)
 
 
 def checked(name: str, xy_px: np.ndarray, visible: np.ndarray, fps: float, size: tuple[int, int]) -> TrackFile:
-    """Raises ValueError, naming the file, for wrong shapes, too many tracks or frames, visible points that are not finite."""
+    """Returns a TrackFile of sound arrays.
+
+    Raises ValueError, naming the file, for wrong shapes, too many tracks or frames, and visible points that are not
+    finite.
+    """
     if xy_px.ndim != 3 or xy_px.shape[-1] != 2 or visible.shape != xy_px.shape[:2]:
         raise ValueError(f"{name}: tracks are T n 2 and visibility T n, not {xy_px.shape} and {visible.shape}")
     frames, n = visible.shape
@@ -73,6 +82,7 @@ def checked(name: str, xy_px: np.ndarray, visible: np.ndarray, fps: float, size:
 
 
 def write_tracks(path: str | Path, tracks: TrackFile) -> None:
+    """Writes a track file in our format."""
     height, width = tracks.size
     _write(
         path,
@@ -81,7 +91,7 @@ def write_tracks(path: str | Path, tracks: TrackFile) -> None:
 
 
 def read_tracks(path: str | Path) -> TrackFile:
-    """Ours. ValueError for any other file."""
+    """Reads a track file in our format. Raises ValueError for any other file."""
     arrays = _arrays(str(path), _bytes(path))
     missing = [key for key in ("xy_px", "visible", "fps", "width", "height") if key not in arrays]
     if missing:
@@ -96,7 +106,10 @@ def read_tracks(path: str | Path) -> TrackFile:
 def write_wan_move(
     tracks_path: str | Path, visibility_path: str | Path, tracks: TrackFile, size: tuple[int, int]
 ) -> None:
-    """81 frames at 16 fps for a picture of `size` (height, width); beyond the end points stay and are invisible."""
+    """Writes Wan-Move's files: 81 frames at 16 fps for a picture of `size` (height, width).
+
+    Beyond the end of the motion points keep their position and are invisible.
+    """
     out = tracks.fitted(size, WAN_MOVE_FPS, WAN_MOVE_FRAMES)
     _write(tracks_path, lambda f: np.save(f, out.xy_px[None]))
     _write(visibility_path, lambda f: np.save(f, out.visible[None]))
@@ -105,7 +118,10 @@ def write_wan_move(
 def read_wan_move(
     tracks_path: str | Path, visibility_path: str | Path, size: tuple[int, int], fps: float = WAN_MOVE_FPS
 ) -> TrackFile:
-    """size: (height, width) of the picture that the tracks belong to, which the files do not tell. ValueError for others."""
+    """Reads Wan-Move's files. Raises ValueError for any other files.
+
+    size: (height, width) of the picture that the tracks belong to, which the files do not contain.
+    """
     xy, visible = (_array(str(path), _bytes(path)) for path in (tracks_path, visibility_path))
     xy = xy[0] if xy.ndim == 4 and len(xy) == 1 else xy
     visible = visible[0] if visible.ndim == 3 and len(visible) == 1 else visible
@@ -113,7 +129,10 @@ def read_wan_move(
 
 
 def write_ati(path: str | Path, tracks: TrackFile, size: tuple[int, int]) -> None:
-    """121 frames at 24 fps for a picture of `size` (height, width); zeros where a point is not seen."""
+    """Writes an ATI file: 121 frames at 24 fps for a picture of `size` (height, width).
+
+    Points that are not visible are zeros.
+    """
     out = tracks.fitted(size, ATI_FPS, ATI_FRAMES)
     rows = np.concatenate([out.xy_px, np.ones_like(out.xy_px[..., :1])], axis=-1) * out.visible[..., None]
     content = io.BytesIO()
@@ -122,7 +141,10 @@ def write_ati(path: str | Path, tracks: TrackFile, size: tuple[int, int]) -> Non
 
 
 def read_ati(path: str | Path, size: tuple[int, int]) -> TrackFile:
-    """size: (height, width) of the picture that the tracks belong to, which the file does not tell. ValueError for others."""
+    """Reads an ATI file. Raises ValueError for any other file.
+
+    size: (height, width) of the picture that the tracks belong to, which the file does not contain.
+    """
     data = _bytes(path)
     try:
         inner = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
@@ -150,7 +172,7 @@ def _bytes(path: str | Path) -> bytes:
 
 
 def _array(name: str, data: bytes) -> np.ndarray:
-    """One npy. Its header is judged before memory is given to it."""
+    """Reads one npy. Its header is checked before memory is allocated."""
     if data[:6] != b"\x93NUMPY":
         raise ValueError(f"{name}: not a .npy file")
     try:
@@ -169,7 +191,7 @@ def _array(name: str, data: bytes) -> np.ndarray:
 
 
 def _arrays(name: str, data: bytes) -> dict[str, np.ndarray]:
-    """All arrays of an npz, unpacked only where they say that they are small enough."""
+    """Returns all arrays of an npz. They are unpacked only where their declared sizes are small enough."""
     try:
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
             members = archive.infolist()
@@ -181,7 +203,7 @@ def _arrays(name: str, data: bytes) -> dict[str, np.ndarray]:
 
 
 def _write(path: str | Path, write: Callable[[BinaryIO], object]) -> None:
-    """Aside, then renamed: a reader never meets half a file."""
+    """Writes under a temporary name, then renames, so that readers never find an incomplete file."""
     path = Path(path)
     aside = path.with_name(path.name + ".part")
     with open(aside, "wb") as f:

@@ -1,7 +1,7 @@
-"""Weights on disk: a folder with model.safetensors and config.json, written aside and renamed.
+"""Weights on disk: a folder with model.safetensors and config.json, written under temporary names and renamed.
 
-config.json of a transformer carries its ModelConfig, so that a folder is enough to rebuild the model. Weights of others
-come in through msmodel/io/backbones.py. Nothing is unpickled.
+config.json of a transformer contains its ModelConfig, so that a folder is enough to rebuild the model. Others' weights
+are loaded by msmodel/io/backbones.py. Nothing is unpickled.
 """
 
 from __future__ import annotations
@@ -36,10 +36,10 @@ Model = TypeVar("Model", bound=WanDiT)
 
 
 def save_weights(module: nn.Module, folder: Path | str, meta: Mapping[str, Any]) -> None:
-    """Writes WEIGHTS and CONFIG into `folder`, each aside first and then renamed.
+    """Writes WEIGHTS and CONFIG into `folder`, each under a temporary name first and then renamed.
 
-    meta: JSON-able facts about the weights (step, stage, source...), kept under "meta"; a WanDiT's ModelConfig is kept
-    under "model". Tensors are saved in their own types.
+    meta: JSON-able facts about the weights (step, stage, source...), stored under "meta"; a WanDiT's ModelConfig is
+    stored under "model". Tensors are saved in their own types.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -62,13 +62,13 @@ def _write_aside(path: Path, write: Callable[[Path], Any]) -> None:
 
 
 def read_state(folder_or_file: Path | str) -> dict[str, Tensor]:
-    """Tensors by name, on the CPU. Raises ValueError as `tensor_files.open_tensors` does."""
+    """Returns tensors by name, on the CPU. Raises ValueError as `tensor_files.open_tensors` does."""
     files = open_tensors(folder_or_file)
     return {name: files.read(name) for name in files.shapes}
 
 
 def read_config(folder: Path | str) -> dict[str, Any]:
-    """Returns CONFIG of a folder, or of the folder that a weights file lies in; of an export, the one beside its track head.
+    """Returns CONFIG of a folder, or of the folder that contains a weights file; of an export, the one of its track head.
 
     Raises ValueError when it is missing or damaged.
     """
@@ -82,13 +82,13 @@ def load_weights(module: nn.Module, folder_or_file: Path | str, strict: bool = T
     """Copies weights into `module`, converted to its types.
 
     Raises ValueError naming missing, unexpected and mis-shaped tensors. With strict=False missing and unexpected ones
-    are left alone; mis-shaped ones are always an error.
+    are skipped; mis-shaped ones are always an error.
     """
     fit_state(module, read_state(folder_or_file), str(folder_or_file), strict)
 
 
 def fit_state(module: nn.Module, state: Mapping[str, Tensor], source: str, strict: bool = True) -> None:
-    """`load_weights` for tensors already read; `source` names them in errors."""
+    """Copies tensors that have been read into `module`, as `load_weights` does; `source` names them in errors."""
     own = module.state_dict()
     problems = []
     if strict:
@@ -108,10 +108,10 @@ def fit_state(module: nn.Module, state: Mapping[str, Tensor], source: str, stric
 
 
 def model_config(values: Mapping[str, Any], cls: type = ModelConfig, where: str = "model") -> Any:
-    """A config dataclass from asdict's nested dicts (JSON lists become tuples).
+    """Returns a config dataclass from asdict's nested dicts (JSON lists become tuples).
 
-    A missing key takes its default: the file was written before the field was, and new fields start at what was done
-    before. Unknown keys: ValueError.
+    A missing key gets its default: the file is older than the field, and the defaults of new fields keep the earlier
+    behaviour. Raises ValueError for unknown keys.
     """
     if unknown := set(values) - {f.name for f in fields(cls)}:
         raise ValueError(f"{where}: unknown keys {', '.join(sorted(unknown))}; the file is of another version")
@@ -137,22 +137,22 @@ def _load(folder: Path | str, cls: type[Model]) -> Model:
 
 
 def inference_dtype(device: torch.device) -> torch.dtype:
-    """What frozen models run in: bfloat16 on a GPU, float32 on a CPU (whose bfloat16 is far slower)."""
+    """Returns the type in which frozen models run: bfloat16 on a GPU, float32 on a CPU (whose bfloat16 is far slower)."""
     return torch.bfloat16 if device.type == "cuda" else torch.float32
 
 
 def load_teacher(folder: Path | str) -> WanDiT:
-    """The bidirectional model in `folder`, sized by its config.json, in the type it was saved in, in training mode."""
+    """Loads the bidirectional model in `folder`, sized by its config.json, in the saved type and in training mode."""
     return _load(folder, WanDiT)
 
 
 def load_student(folder: Path | str) -> CausalDiT:
-    """The causal model in `folder`; a teacher's folder will do, as both have the same parameters."""
+    """Loads the causal model in `folder`. A teacher's folder is accepted too, as both have the same parameters."""
     return _load(folder, CausalDiT)
 
 
 def causal_from(teacher: WanDiT) -> CausalDiT:
-    """A student that starts as a copy of the teacher's weights (same type and device)."""
+    """Returns a student with a copy of the teacher's weights (same type and device)."""
     student = CausalDiT(teacher.cfg)
     parameter = teacher.patch_embedding.weight
     student.to(device=parameter.device, dtype=parameter.dtype)

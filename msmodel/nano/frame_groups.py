@@ -1,4 +1,4 @@
-"""How a causal video VAE takes pixel frames: the first frame of a clip alone, then groups of stride_t.
+"""Groups of pixel frames of a causal video VAE: the first frame of a clip alone, then groups of stride_t.
 
 Legend: b batch, T pixel frames, H W pixels.
 """
@@ -13,7 +13,10 @@ from msmodel.config import VAEConfig
 
 
 def check_video(video: Tensor, cfg: VAEConfig) -> None:
-    """Raises ValueError unless `video` is b 3 T H W, 1 + a multiple of stride_t frames, with sides on the stride."""
+    """Raises ValueError unless `video` is b 3 T H W of 1 + a multiple of stride_t frames.
+
+    Its sides must be multiples of stride_s.
+    """
     check_sides(video, cfg)
     if (video.shape[2] - 1) % cfg.stride_t:
         raise ValueError(f"video: {video.shape[2]} frames; the VAE needs 1 + a multiple of {cfg.stride_t}")
@@ -29,7 +32,7 @@ def check_sides(video: Tensor, cfg: VAEConfig) -> None:
 
 
 def with_tail(first: Tensor, frames: int, cfg: VAEConfig) -> Tensor:
-    """first b 3 H W in [-1, 1] -> b 3 T H W, the clip [first, tail, tail, ...] of `frames` frames.
+    """Returns the clip [first, tail, tail, ...] of `frames` frames: first b 3 H W in [-1, 1] -> b 3 T H W.
 
     The tail is mid-grey (0), the image conditioning of Wan image-to-video (Wan 2.1 report, section 5.1), or, with
     vae.image_tail == "still", the first frame again.
@@ -42,18 +45,21 @@ def with_tail(first: Tensor, frames: int, cfg: VAEConfig) -> Tensor:
 
 
 class FrameGroups:
-    """A stream of pixel frames that comes in pieces of any length; what fills no group yet waits."""
+    """A stream of pixel frames that arrive in parts of any length.
+
+    Frames that do not complete a group are kept for the next call.
+    """
 
     def __init__(self, stride_t: int):
         self._stride_t = stride_t
         self._waiting: Tensor | None = None
-        self.started = False  # whether the clip's first frame has been given out
+        self.started = False  # whether the clip's first frame has been returned
 
     def take(self, video: Tensor) -> tuple[bool, Tensor]:
-        """The next frames b 3 T H W -> (whether they start the clip, those that now fill whole groups: b 3 T' H W).
+        """Returns whether the next frames b 3 T H W start the clip, and those that now fill complete groups: b 3 T' H W.
 
-        T' is 1 + a multiple of stride_t where they start the clip, else a multiple of it, which may be 0. Raises ValueError
-        when the pieces of a stream differ in more than their length.
+        T' is 1 + a multiple of stride_t where they start the clip, else a multiple of it, which may be 0. Raises
+        ValueError when the parts of a stream differ in more than their length.
         """
         if self._waiting is not None:
             if self._waiting.shape[:2] + self._waiting.shape[3:] != video.shape[:2] + video.shape[3:]:
@@ -63,6 +69,6 @@ class FrameGroups:
             video = torch.cat((self._waiting, video), dim=2)
         starts = not self.started and video.shape[2] > 0
         whole = video.shape[2] - (video.shape[2] - int(starts)) % self._stride_t
-        self._waiting = video[:, :, whole:].clone()  # a view would keep the whole piece
+        self._waiting = video[:, :, whole:].clone()  # a view would keep the complete tensor in memory
         self.started = self.started or starts
         return starts, video[:, :, :whole]

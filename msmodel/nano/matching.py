@@ -1,12 +1,13 @@
-"""Matching initialisation: one attention head that looks for equal track ids from the first step on.
+"""Matching initialisation: one attention head that attends to equal track ids from the first step on.
 
-To obey a track, attention at (t, p) must find the same id at (0, q) and copy what is there. Learned from scratch such a head
-appears suddenly, late, or not at all in a small model. Here it is given: the track channels are read alike at every
-place inside a patch and at both pixel frames of a latent frame, and one head's queries and keys both project on them, in
-rotary channels that hardly turn over a clip; its values carry the image found there into channels of their own. What to
-do with them is learned.
+To follow a track, attention at (t, p) must find the same id at (0, q) and copy its content. Learned from scratch such a
+head appears suddenly, late, or not at all in a small model. Here it is initialised. The track channels are read alike
+at every place inside a patch and at both pixel frames of a latent frame. One head's queries and keys both project on
+them, in rotary channels that hardly rotate over a clip; its values carry the image found there into separate channels.
+How to use these is learned.
 
-Not in the paper, which starts from a large pretrained model; for small models trained in minutes (docs/LOG.md).
+This is not in the paper, which starts from a large pretrained model. It is for small models trained in minutes
+(docs/LOG.md).
 """
 
 from __future__ import annotations
@@ -19,11 +20,11 @@ from msmodel.config import ModelConfig
 from msmodel.dit import WanDiT
 from msmodel.rope import THETA, axis_channels
 
-LARGEST_TURN = 0.35  # radians over the whole clip that a rotary channel may turn and still serve for matching
+LARGEST_TURN = 0.35  # radians over a full clip by which a rotary channel may rotate and still serve for matching
 
 
 def slow_channels(head_dim: int, sizes: tuple[int, int, int]) -> list[int]:
-    """Channels of a head whose rotation stays below LARGEST_TURN over a grid of `sizes` (frames, rows, columns)."""
+    """Returns the channels of a head that rotate less than LARGEST_TURN over a grid of `sizes` (frames, rows, columns)."""
     slow, start = [], 0
     for channels, size in zip(axis_channels(head_dim), sizes, strict=True):
         for j in range(0, channels, 2):
@@ -34,26 +35,26 @@ def slow_channels(head_dim: int, sizes: tuple[int, int, int]) -> list[int]:
 
 
 def lacking(cfg: ModelConfig) -> str:
-    """Why a model cannot be given the matching head; "" where it can."""
+    """Returns why a model cannot get the matching head; "" where it can."""
     if cfg.dit.track_encoding != "head":
         return f"the matching head is given through the track head, which dit.track_encoding={cfg.dit.track_encoding} has not"
     if not cfg.mask_channels:
         return f"the matching head knows the given frame by its mask channels, which dit.image={cfg.dit.image} has not"
     ids, head_dim, slow = id_channels(cfg), cfg.dit.dim // cfg.dit.heads, len(head_channels(cfg))
     if ids < 1:
-        return f"dit.track_channels={cfg.dit.track_channels} leave none for the ids beside the offsets"
+        return f"dit.track_channels={cfg.dit.track_channels} leave none for the ids in addition to the offsets"
     if slow <= ids:
         return f"heads of {head_dim} have {slow} slow rotary channels; {ids} + 1 are needed"
     return ""
 
 
 def id_channels(cfg: ModelConfig) -> int:
-    """Track channels that hold ids, which the others, offsets, do not."""
+    """Returns the number of track channels that hold ids; the others hold offsets."""
     return cfg.dit.track_channels - cfg.vae.stride_t * cfg.offset_channels
 
 
 def head_channels(cfg: ModelConfig) -> list[int]:
-    """`slow_channels` of a model's heads."""
+    """Returns `slow_channels` of a model's heads."""
     d = cfg.dit
     grid = (cfg.latent_frames, cfg.latent_height // d.patch[1], cfg.latent_width // d.patch[2])
     return slow_channels(d.dim // d.heads, grid)
@@ -68,10 +69,11 @@ def match_tracks(
     focus: float = 5.0,
     carry: float = 3.0,
 ) -> None:
-    """Gives `dit` the matching head: head 0 of its first `layers` layers. Changes the function that dit computes.
+    """Initialises head 0 of the first `layers` layers of `dit` as the matching head. This changes the function of the model.
 
-    loudness: size of an id's embedding in the residual stream, per channel. focus: how much of the head's query is
-    the wish for the given frame (latent frame 0, known by its mask) over the other frames of the same track.
+    loudness: size of an id's embedding in the residual stream, per channel. focus: the weight in the head's query of
+    the given frame (latent frame 0, known by its mask) over the other frames of the same track. carry: scale of the
+    output weights that write the image found. Raises ValueError for a model that cannot get the head (`lacking`).
     """
     d = dit.cfg.dit
     if lack := lacking(dit.cfg):
@@ -105,13 +107,13 @@ def match_tracks(
 
 
 def d_mask(dit: WanDiT) -> slice:
-    """The mask channels among the patch embedding's inputs."""
+    """Returns the mask channels among the patch embedding's inputs."""
     z = dit.cfg.vae.z_channels
     return slice(z, z + dit.cfg.mask_channels)
 
 
 def d_image(dit: WanDiT) -> slice:
-    """The image channels among the patch embedding's inputs."""
+    """Returns the image channels among the patch embedding's inputs."""
     mask = d_mask(dit)
     return slice(mask.stop, mask.stop + dit.cfg.image_channels)
 
@@ -121,8 +123,11 @@ def _orthonormal(rows: int, columns: int, generator: torch.Generator) -> Tensor:
 
 
 def _read_ids_alike(dit: WanDiT, embedding: Tensor, ids: int, generator: torch.Generator) -> None:
-    """Track head: one random orthonormal map of the ids for all pixel frames of a latent frame, into its first `ids`
-    channels; offsets pass as they are into the others. Patch embedding: one for all places."""
+    """Initialises the track head and the track slice of the patch embedding so that ids are read alike everywhere.
+
+    Track head: one random orthonormal map of the ids for all pixel frames of a latent frame, into its first `ids`
+    channels; offsets are copied to the others. Patch embedding: one map for all places of a patch.
+    """
     head = dit.track_head
     assert isinstance(head, nn.Conv3d)
     d, stride_t, offsets = dit.cfg.dit, dit.cfg.vae.stride_t, dit.cfg.offset_channels

@@ -1,11 +1,12 @@
 """The nano VAE: a linear space-time patch encoder and a small causal decoder, for machines without a GPU.
 
-The encoder projects each patch (stride_t frames x stride_s x stride_s pixels) onto its principal components; the decoder is the
-transposed projection plus a residual network at latent resolution. Latents are smooth by construction, the encoder has no
-memory, and the decoder starts at the quality of the projection (figures against Wan's layout: docs/adr/0003-nano-vae.md).
+The encoder projects each patch (stride_t frames x stride_s x stride_s pixels) onto its principal components; the
+decoder is the transposed projection plus a residual network at latent resolution. Latents are smooth by construction,
+the encoder has no memory, and the decoder starts at the quality of the projection (figures against Wan's layout:
+docs/adr/0003-nano-vae.md).
 
-Legend: b batch, z latent channels, t latent frames, T pixel frames (T = 1 + stride_t (t - 1)), h w latent, H W pixels, p patch
-values. Pixels are RGB in [-1, 1].
+Legend: b batch, z latent channels, t latent frames, T pixel frames (T = 1 + stride_t (t - 1)), h w latent, H W pixels,
+p patch values. Pixels are RGB in [-1, 1].
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ KIND = "patch"
 
 
 def fold(video: Tensor, cfg: VAEConfig, starts_clip: bool = True) -> Tensor:
-    """b 3 T H W -> patches b p t h w. The first frame of a clip fills its patch alone, repeated stride_t times."""
+    """Folds b 3 T H W into patches b p t h w. The first frame of a clip fills its patch alone, repeated stride_t times."""
     if starts_clip:
         first = repeat(video[:, :, :1], "b c 1 H W -> b c s H W", s=cfg.stride_t)
         video = torch.cat((first, video[:, :, 1:]), dim=2)
@@ -37,7 +38,7 @@ def fold(video: Tensor, cfg: VAEConfig, starts_clip: bool = True) -> Tensor:
 
 
 def unfold(patches: Tensor, cfg: VAEConfig, starts_clip: bool) -> Tensor:
-    """Inverse of `fold`: b p t h w -> b 3 T H W; the first patch of a clip becomes one frame, the mean of its copies."""
+    """Inverts `fold`: b p t h w -> b 3 T H W. The first patch of a clip becomes one frame, the mean of its copies."""
     video = rearrange(
         patches, "b (s c i j) t h w -> b c (t s) (h i) (w j)", s=cfg.stride_t, i=cfg.stride_s, j=cfg.stride_s, c=3
     )
@@ -48,7 +49,10 @@ def unfold(patches: Tensor, cfg: VAEConfig, starts_clip: bool) -> Tensor:
 
 
 def principal_components(patches: Tensor, channels: int) -> tuple[Tensor, Tensor, Tensor]:
-    """patches (n p) -> centre (p), basis (p z) with orthonormal columns, standard deviation of each component (z)."""
+    """Returns the principal components of patches (n p).
+
+    They are the centre (p), the basis (p z) with orthonormal columns, and the standard deviation of each component (z).
+    """
     centre = patches.mean(dim=0)
     variance, basis = torch.linalg.eigh(torch.cov((patches - centre).T).double())
     order = variance.argsort(descending=True)[:channels]
@@ -56,7 +60,7 @@ def principal_components(patches: Tensor, channels: int) -> tuple[Tensor, Tensor
 
 
 class CausalBlock(nn.Module):
-    """Residual block over space, with the previous latent frame's features beside the present ones."""
+    """Residual block over space, which also reads the previous latent frame's features."""
 
     def __init__(self, width: int):
         super().__init__()
@@ -66,7 +70,7 @@ class CausalBlock(nn.Module):
         nn.init.zeros_(self.out.bias)  # type: ignore[arg-type]
 
     def forward(self, x: Tensor, before: Tensor) -> Tensor:
-        """x (b t) c h w as b c t h w, before: b c 1 h w of the frame ahead of x[0]. Same shape as x."""
+        """Returns features of the same shape as x (b c t h w). before: b c 1 h w, the frame that precedes x."""
         past = torch.cat((before, x[:, :, :-1]), dim=2)
         both = rearrange(torch.cat((x, past), dim=1), "b c t h w -> (b t) c h w")
         y = self.out(F.gelu(self.mix(both)))
@@ -74,7 +78,7 @@ class CausalBlock(nn.Module):
 
 
 class PatchVAE(nn.Module):
-    """Normalised latents (P (x - centre) - 0) / std, with P the principal components; the same interface as VideoVAE."""
+    """A VAE with normalised latents P (x - centre) / std, P the principal components. It has the interface of VideoVAE."""
 
     def __init__(self, cfg: VAEConfig, width: int = 96, layers: int = 3):
         super().__init__()
@@ -95,43 +99,46 @@ class PatchVAE(nn.Module):
 
     @torch.no_grad()
     def set_components(self, centre: Tensor, basis: Tensor, deviation: Tensor) -> None:
-        """Takes `principal_components`' result. Component i is scaled by sqrt(deviation_i deviation_0): halfway, on a log
-        scale, between keeping the components' proportions and making all of them unit-sized."""
+        """Sets the result of `principal_components`.
+
+        Component i is scaled by sqrt(deviation_i deviation_0): halfway, on a log scale, between keeping the components'
+        proportions and scaling all of them to unit deviation.
+        """
         self.centre.copy_(centre)
         self.basis.copy_(basis)
         self.std.copy_((deviation * deviation[0]).sqrt())
 
     @torch.no_grad()
     def encode(self, video: Tensor) -> Tensor:
-        """video b 3 T H W in [-1, 1] -> latents b z t h w, normalised."""
+        """Encodes video b 3 T H W in [-1, 1] as latents b z t h w, normalised."""
         check_video(video, self.cfg)
         return self.encoder().push(video)
 
     @torch.no_grad()
     def encode_image(self, first: Tensor, frames: int) -> Tensor:
-        """first b 3 H W in [-1, 1] -> latents b z t h w of `with_tail`'s clip of `frames` frames."""
+        """Encodes `with_tail`'s clip of `frames` frames, from first b 3 H W in [-1, 1], as latents b z t h w."""
         return self.encode(with_tail(first, frames, self.cfg))
 
     def reconstruct(self, latents: Tensor) -> Tensor:
-        """latents b z t h w, normalised -> b 3 T H W, not clamped. Differentiable: for training."""
+        """Decodes latents b z t h w, normalised, as b 3 T H W, not clamped. It is differentiable, for training."""
         return PatchSession(self)._decode(latents)
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
-        """latents b z t h w, normalised -> video b 3 T H W in [-1, 1]."""
+        """Decodes latents b z t h w, normalised, as video b 3 T H W in [-1, 1]."""
         return self.decoder().push(latents)
 
     def encoder(self) -> PatchEncoderSession:
-        """A new stream of frames."""
+        """Returns a new stream of frames."""
         return PatchEncoderSession(self)
 
     def decoder(self) -> PatchSession:
-        """A new stream of latents: its own memory, nothing shared with other sessions but the weights."""
+        """Returns a new stream of latents with its own memory, which shares only the weights with other sessions."""
         return PatchSession(self)
 
 
 class PatchEncoderSession:
-    """One stream of pixel frames. The first frame gives one latent frame, then every stride_t frames one."""
+    """A stream of pixel frames. The first frame gives one latent frame, then every stride_t frames one."""
 
     def __init__(self, vae: PatchVAE):
         self._vae = vae
@@ -139,7 +146,10 @@ class PatchEncoderSession:
 
     @torch.no_grad()
     def push(self, video: Tensor) -> Tensor:
-        """The next frames b 3 T H W in [-1, 1], any T -> latents b z t h w, normalised, of the groups they fill."""
+        """Returns the latents b z t h w, normalised, of the groups that the next frames complete.
+
+        video: b 3 T H W in [-1, 1], any T.
+        """
         vae = self._vae
         check_sides(video, vae.cfg)
         starts, frames = self._groups.take(video)
@@ -148,7 +158,7 @@ class PatchEncoderSession:
 
 
 class PatchSession:
-    """One stream of latents. The first latent frame gives one pixel frame, each further one stride_t."""
+    """A stream of latents. The first latent frame gives one pixel frame, each further one stride_t."""
 
     def __init__(self, vae: PatchVAE):
         self._vae = vae
@@ -156,7 +166,7 @@ class PatchSession:
 
     @torch.no_grad()
     def push(self, latents: Tensor) -> Tensor:
-        """The next latents b z t h w, normalised, any t >= 1 -> their frames b 3 T' H W in [-1, 1]."""
+        """Returns the frames b 3 T' H W in [-1, 1] of the next latents b z t h w, normalised, any t >= 1."""
         return self._decode(latents).clamp(-1.0, 1.0)
 
     def _decode(self, latents: Tensor) -> Tensor:

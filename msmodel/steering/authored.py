@@ -1,4 +1,4 @@
-"""Authored motions for scripts: pan, zoom, orbit and drag, of any length, made by the very Steering that serves hands.
+"""Authored motions for scripts: pan, zoom, orbit and drag, of any length, made by the Steering that also serves user input.
 
 Legend: T frames, n slots. Shares of the frame, 0..1; clip pixels.
 """
@@ -20,14 +20,19 @@ from msmodel.steering.steering import Steering
 from msmodel.tracks import px_to_shares
 
 KINDS = ("pan", "zoom", "orbit", "drag")
-STEP = 6  # frames at a time: as often as the ground is filled up
+STEP = 6  # frames computed at once: as often as the points of the ground are replenished
 
 
 @dataclass(frozen=True)
 class Authored:
-    """pan: frame widths and heights a second that the content moves right and down. zoom: doublings a second. orbit: degrees a
-    second. drag: from `start` to `end` (shares), everything within `radius` (frame widths), the rest pinned, in `seconds`
-    (0: as long as the clip)."""
+    """Settings of the authored motions.
+
+    pan: frame widths and heights a second that the content moves right and down.
+    zoom: doublings a second.
+    orbit: degrees a second.
+    drag: from `start` to `end` (shares), everything within `radius` (frame widths), the rest pinned, in `seconds` (0:
+    the length of the clip).
+    """
 
     pan: tuple[float, float] = (0.15, 0.0)
     zoom: float = 0.4
@@ -48,8 +53,11 @@ def authored(
     how: Authored,
     depth: np.ndarray | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """xy_px T n 2 float32, visible T n, n = max_tracks. size: (height, width). grid: rows and columns of the training grid.
-    depth: as for Steering. ValueError for another kind."""
+    """Returns the tracks of an authored motion: xy_px T n 2 float32, visible T n, n = max_tracks.
+
+    size: (height, width). grid: rows and columns of the training grid. depth: as for Steering. Raises ValueError for a
+    kind that does not exist.
+    """
     steering = Steering(size, fps, InputSmoothing(smooth_seconds=0, max_speed=0), max_tracks, grid, depth)
     controls = _controls(kind, size, frames / fps, grid, how)
     parts = [steering.tracks(controls, first, min(STEP, frames - first)) for first in range(0, frames, STEP)]
@@ -78,8 +86,10 @@ def drag_controls(
     seconds: float,
     path_id: int = 0,
 ) -> Controls:
-    """Returns controls that drag everything within `radius` (frame widths) of `start` to `end` (shares) in `seconds`, and hold
-    the rest still. size: (height, width). grid: rows and columns of the training grid."""
+    """Returns controls that drag everything within `radius` of `start` to `end` in `seconds`, and hold the rest still.
+
+    start, end: shares. radius: frame widths. size: (height, width). grid: rows and columns of the training grid.
+    """
     places = px_to_shares(uniform_grid(*size, *grid), size)
     away = (places - start) * [1.0, size[0] / size[1]]  # frame widths
     members = places[np.linalg.norm(away, axis=-1) <= radius]

@@ -1,8 +1,8 @@
 """The ground: points that a moving camera sees, on a plane or on a depth map, for as long as the camera moves.
 
-Points lie in space, about one a grid cell. At a chunk's start new ones begin where there will be room at its end, so that
-they come in where the picture does; those that leave are forgotten, and where they crowd the later one goes. What the
-user's points lay on when they were placed or let go is taken (`take`): from then on no point of the ground stands for it.
+Points lie in space, about one a grid cell. At a chunk's start new points are added where there will be room at its end,
+so that they enter with the picture. Points that leave the frame are removed, and of points that become too close the
+later one. Points next to the user's points, at the time these are placed or released, are hidden permanently (`take`).
 
 Legend: T frames, k points. Pixels at clip size, pixel centres at +0.5.
 """
@@ -26,17 +26,16 @@ from msmodel.steering.camera import (
 )
 from msmodel.steering.controls import Camera
 
-FILL_BEYOND = 0.75  # grid steps to the nearest point from which a cell is filled
+FILL_BEYOND = 0.75  # grid steps to the nearest point above which a cell gets a new point
 DROP_BELOW = 0.7  # grid steps between two points, below which the later one is dropped
-DEEP = 50.0  # depths beyond this many middles are the horizon of a tilted plane: no points
+DEEP = 50.0  # depths beyond this multiple of the middle depth are the horizon of a tilted plane: no points
 
 
 class Ground:
-    """Begins with the camera at rest before the picture. depth: H W relative inverse depth (larger is nearer), None
-    for a plane.
+    """The ground of one camera, which starts at rest in front of the picture.
 
-    The focal length is the frame's width (a field of view of 53 degrees). A fresh point on a depth map has the depth
-    of its nearest neighbour in the picture.
+    depth: H W relative inverse depth (larger is nearer), None for a plane. The focal length is the frame's width (a
+    field of view of 53 degrees). A new point on a depth map gets the depth of its nearest neighbour in the picture.
     """
 
     def __init__(
@@ -55,7 +54,7 @@ class Ground:
         self._add(self._centres, self._depths_in_map(self._centres), self._pose)
 
     def frames(self, camera: Camera, count: int) -> tuple[list[int], np.ndarray, np.ndarray]:
-        """The next frames: names of the points seen in any of them, xy T k 2, visible T k."""
+        """Returns the next frames: names of the points visible in any of them, xy T k 2, visible T k."""
         poses = []
         for _ in range(count):
             if self._moving:
@@ -70,20 +69,23 @@ class Ground:
         visible = within & np.stack([self._in_front(*pair) for pair in zip(xy, z, strict=True)])
         shown = within.any(axis=0) & ~self._taken
         order = np.flatnonzero(shown)
-        order = order[np.argsort(~within[-1, order], kind="stable")]  # who leaves comes last, where slots are few
+        order = order[np.argsort(~within[-1, order], kind="stable")]  # points that leave are last, as slots may be few
         out = self._names[order].tolist(), xy[:, order], visible[:, order]
         self._keep(within[-1] | self._near_the_frame(xy[-1], z[-1]))
         return out
 
     def take(self, xy_px: np.ndarray) -> None:
-        """Points within a grid step of these (m 2, now) are not shown again."""
+        """Hides points within a grid step of these (m 2, at present) permanently."""
         xy, z = project(self._x, self._k, self._pose)
         if len(xy_px) and len(xy):
             away, _ = cKDTree(xy_px / self._step).query(xy / self._step, p=np.inf)
             self._taken |= (away < 0.999) & (z > Z_CLOSE)
 
     def _fill(self) -> None:
-        """Points where there is room for one, as seen from the pose at hand; close to others first, so that they lie dense."""
+        """Adds points where there is room, as seen from the current pose.
+
+        Places close to others come first, for a dense packing.
+        """
         xy, z = project(self._x, self._k, self._pose)
         xy, z = xy[z > Z_CLOSE], z[z > Z_CLOSE]
         if not len(xy):
@@ -99,7 +101,7 @@ class Ground:
         self._add(places[sound], depths[sound], self._pose)
 
     def _thin(self) -> None:
-        """Takes away points that crowd older ones. Points hidden behind others crowd nobody: they may come out again."""
+        """Removes points that are too close to older ones. Hidden points do not count: they may become visible again."""
         xy, z = project(self._x, self._k, self._pose)
         shown = np.flatnonzero(self._in_front(xy, z))
         keep = np.ones(len(z), bool)
@@ -107,7 +109,7 @@ class Ground:
         self._keep(keep)
 
     def _in_front(self, xy: np.ndarray, z: np.ndarray) -> np.ndarray:
-        """Before the camera and, on a depth map, hidden by no other point: k bool."""
+        """Returns which points are in front of the camera and, on a depth map, not hidden by other points: k bool."""
         return z > Z_CLOSE if self._depth is None else in_front(xy, z, self._step)
 
     def _add(self, xy: np.ndarray, z: np.ndarray, pose: Pose) -> None:
@@ -120,7 +122,7 @@ class Ground:
         self._x, self._names, self._taken = self._x[which], self._names[which], self._taken[which]
 
     def _near_the_frame(self, xy: np.ndarray, z: np.ndarray) -> np.ndarray:
-        """Within a grid step of the frame: k bool."""
+        """Returns which points are within a grid step of the frame: k bool."""
         height, width = self.size + 2 * self._step[::-1]
         return inside(xy + self._step, height, width) & (z > Z_CLOSE)
 
@@ -132,12 +134,12 @@ class Ground:
         return self._depth[row, col]
 
     def _depths_on_plane(self, xy: np.ndarray) -> np.ndarray:
-        """Depths at which pixels meet the plane, below zero where they do not."""
+        """Returns the depths at which pixels meet the plane, below zero where they do not."""
         down_the_axis = rays(xy, self._k, self._pose)[:, 2]
         level = np.abs(down_the_axis) < 1e-9
         return np.where(level, -1.0, (self._middle - self._pose.position[2]) / np.where(level, 1.0, down_the_axis))
 
 
 def _ranks(values: np.ndarray) -> np.ndarray:
-    """The place of each value in rising order, the first of equals first."""
+    """Returns the rank of each value in ascending order; among equal values the first has the lowest rank."""
     return np.argsort(np.argsort(values, kind="stable"), kind="stable")

@@ -1,4 +1,4 @@
-"""Which of a fixed number of slots, each with an id that the model knows it by, follows which point.
+"""Assigns points to a fixed number of slots, each with an id that the model knows.
 
 Legend: k points, places in grid steps.
 """
@@ -14,20 +14,23 @@ SAME_PLACE = 0.5  # grid steps, along either axis
 
 
 class Slots:
-    """A point that comes where another one goes takes over its slot: it stands for the same place of the scene, and a student
-    follows a new id less well than one that it has seen stand there. Any other slot that becomes free is given out again
-    after all others, so that an id does not jump to another object at once."""
+    """The assignment of points to slots.
+
+    A point that appears where another one disappears takes over its slot: it is at the same place of the scene, and a
+    student follows a new id less well than one that it has seen there. Any other slot that becomes free is reused after
+    all others, so that an id does not jump to another object at once.
+    """
 
     def __init__(self, count: int) -> None:
         self.count = count
         self._free = deque(range(count))
         self._of: dict[Hashable, int] = {}
-        self._place: dict[Hashable, np.ndarray] = {}  # where those that were seen last ended
+        self._place: dict[Hashable, np.ndarray] = {}  # where those that were visible last ended
 
     def assign(self, keys: Sequence[Hashable], begins: np.ndarray, ends: np.ndarray, seen: np.ndarray) -> list[int]:
-        """A slot for each of the first `count` keys, the most important first; who is not among them loses its slot.
+        """Returns a slot for each of the first `count` keys, the most important first. All other keys lose their slot.
 
-        begins, ends: k 2, where each is when this chunk begins and ends. seen: k, whether it is seen at the end.
+        begins, ends: k 2, the place of each at this chunk's begin and end. seen: k, whether it is visible at the end.
         """
         kept = dict.fromkeys(keys[: self.count])
         lost = [key for key in self._of if key not in kept]
@@ -46,7 +49,7 @@ class Slots:
         return [self._of[key] for key in kept]
 
     def _heirs(self, lost: Sequence[Hashable], begins: Sequence[np.ndarray]) -> dict[int, Hashable]:
-        """Number of a new point -> the lost one whose place it takes; the closest pairs first."""
+        """Returns the number of a new point -> the lost one whose place it takes, the closest pairs first."""
         if not lost or not begins:
             return {}
         gone = np.stack([self._place[key] for key in lost])

@@ -1,9 +1,9 @@
-"""Imperfect hands: points that follow where a hand has them, smoothly and no faster than allowed.
+"""Smoothing of user input: points follow their targets smoothly and within a speed limit.
 
-Two places, since a stream listens once a chunk only. `Steady` stands where snapshots arrive, some sixty a second: it takes
-the tremor out before a chunk samples it (8 to 12 Hz would alias at four chunks a second), remembers where a point was
-first heard of, and hands out a point that was let go once more, where it was let go. `Follower` moves points from chunk to
-chunk.
+There are two filters, as a stream reads its controls only once a chunk. `Steady` filters snapshots as they arrive,
+about sixty a second. It removes tremor before a chunk samples it (8 to 12 Hz would alias at four chunks a second),
+keeps the first position of a point, and returns a released point once more, at its last position. `Follower` moves
+points from chunk to chunk.
 
 Legend: T frames, n points. Positions are float64 clip pixels in Follower, shares of the frame in Steady.
 """
@@ -23,12 +23,12 @@ from msmodel.steering.controls import (
 
 
 class Follower:
-    """Moves named points within a chunk from where they were to where they are sent, and remembers where they ended.
+    """A filter that moves named points within a chunk from their last positions to their targets.
 
-    A point is led along the straight line from its last target to the new one, evenly over the chunk's frames,
-    through an exponential filter, at a bounded speed. So a point is where the hand was at the chunk's start about
-    when the chunk ends: a lag of one chunk, plus the filter's, tau - 1 / (2 fps) for a steady hand. A new point is at
-    its origin in its first frame.
+    A point is led along the straight line from its last target to the new one, evenly over the chunk's frames, through
+    an exponential filter, at a bounded speed. So a point reaches the target of a chunk's start about when the chunk
+    ends: a lag of one chunk, plus the filter's, tau - 1 / (2 fps) at constant speed. A new point is at its origin in
+    its first frame.
     """
 
     def __init__(self, smoothing: InputSmoothing, fps: float, width: int) -> None:
@@ -38,8 +38,10 @@ class Follower:
         self._points: dict[Hashable, np.ndarray] = {}  # x, y; x, y of the last target
 
     def follow(self, keys: Sequence[Hashable], origin: np.ndarray, target: np.ndarray, frames: int) -> np.ndarray:
-        """keys n, origin n 2 (where a point unknown so far begins), target n 2 -> T n 2. ValueError for names used
-        twice."""
+        """Returns the positions T n 2 of points. Raises ValueError for names used twice.
+
+        keys: n. origin: n 2, where a new point begins. target: n 2.
+        """
         if len(set(keys)) != len(keys):
             raise ValueError("two points have one name")
         fresh = np.array([key not in self._points for key in keys], bool)
@@ -56,11 +58,11 @@ class Follower:
         return out
 
     def where(self, keys: Sequence[Hashable]) -> np.ndarray:
-        """n 2: where points that are known ended."""
+        """Returns the last positions of known points: n 2."""
         return np.array([self._points[key][:2] for key in keys]).reshape(-1, 2)
 
     def target(self, keys: Sequence[Hashable]) -> np.ndarray:
-        """n 2: where points that are known were last sent."""
+        """Returns the last targets of known points: n 2."""
         return np.array([self._points[key][2:] for key in keys]).reshape(-1, 2)
 
     def forget(self, keys: Iterable[Hashable]) -> None:
@@ -70,30 +72,35 @@ class Follower:
 
 @dataclass
 class _Held:
-    """One point in a hand: where it was first heard of, where it is after smoothing, where the hand has it now."""
+    """One point that is dragged or pinned: its first position, its smoothed position, and its current target."""
 
     origin: np.ndarray
     at: np.ndarray
     target: np.ndarray
     pinned: bool
     let_go: bool = False
-    read_at: np.ndarray | None = None  # where the last reading had it
+    read_at: np.ndarray | None = None  # its position in the last reading
 
 
 class Steady:
-    """Snapshots as they arrive in, the snapshot that a chunk sees out. Dragged points go through an exponential filter in real
-    time, which lags by the time constant; what is pinned is not touched. One for each stream."""
+    """A filter of the snapshots of one stream, which a chunk reads.
+
+    Dragged points go through an exponential filter in real time, which lags by the time constant; pinned points stay
+    unchanged.
+    """
 
     def __init__(self, smoothing: InputSmoothing, most: int) -> None:
-        """most: points of a snapshot, members of paths included; one that was let go is handed out once more as far as there is
-        room."""
+        """Makes a filter. most: the most points of a snapshot, members of paths included.
+
+        Released points are returned once more as far as this allows.
+        """
         self._tau, self._most = smoothing.smooth_seconds, most
         self._newest = Controls()
         self._points: dict[int, _Held] = {}
         self._heard = 0.0
 
     def hear(self, controls: Controls, seconds: float) -> None:
-        """The newest snapshot, at a time that does not go back."""
+        """Sets the newest snapshot, at a time that does not decrease."""
         self._go_on(seconds)
         self._newest = controls
         places = dict(zip(controls.ids.tolist(), np.asarray(controls.xy, np.float64), strict=True))
@@ -108,7 +115,7 @@ class Steady:
                 point.at = place
 
     def read(self, seconds: float) -> Controls:
-        """What a chunk that begins now sees."""
+        """Returns the controls that a chunk beginning now reads."""
         self._go_on(seconds)
         room = self._most - len(self._newest.ids) - sum(len(path.members) for path in self._newest.paths)
         let_go = [id_ for id_, point in self._points.items() if point.let_go]
@@ -129,7 +136,7 @@ class Steady:
         )
 
     def _news(self, point: _Held) -> bool:
-        """Whether no reading had a dragged point where it was let go."""
+        """Returns whether no reading contained the last position of a dragged point."""
         known = point.origin if point.read_at is None else point.read_at
         return bool(np.abs(point.target - known).max() > 1e-6)
 

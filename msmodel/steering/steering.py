@@ -1,12 +1,12 @@
-"""Steering: what a user's hands ask for, as tracks for the next chunk of a stream.
+"""Steering: converts a user's controls to tracks for the next chunk of a stream.
 
-A snapshot of the controls (`Controls`) is complete. `Steering` remembers where every point was, so that a chunk's
-tracks begin where the last chunk's ended. From below to above: a camera's ground, or a motion that is transferred;
-points let go and held; pinned points; paths; dragged points. What lies within a grid step of something above is
-hidden, as things are covered in training.
+A snapshot of the controls (`Controls`) is complete. `Steering` stores where every point was, so that a chunk's tracks
+begin where the last chunk's ended. The layers, from bottom to top: a camera's ground, or a motion that is transferred;
+released points that are held; pinned points; paths; dragged points. Points within a grid step of a point of a higher
+layer are hidden, as occluded points are in training.
 
-Legend: T pixel frames of a chunk, n slots (`max_tracks`), k points of one layer. xy: float64 clip pixels. Source:
-MotionStream, section on interactive use (green: dragged, red: pinned, blue: pre-drawn paths).
+Legend: T pixel frames of a chunk, n slots (`max_tracks`), k points of one layer. xy: float64 clip pixels.
+Source: MotionStream, section on interactive use (green: dragged, red: pinned, blue: pre-drawn paths).
 """
 
 from __future__ import annotations
@@ -32,18 +32,19 @@ from msmodel.tracks import shares_to_px
 
 __all__ = ["WEBCAM", "Camera", "Controls", "DrawnPath", "InputSmoothing", "Steering"]
 
-WEBCAM = "webcam"  # the motion that `Steering.see` feeds
-COVERED = (
-    0.999  # grid steps, along both axes, within which a point hides what lies below; neighbours on the grid do not
-)
+WEBCAM = "webcam"  # the motion that `Steering.see` updates
+COVERED = 0.999  # grid steps, along both axes, within which a point hides lower ones; neighbours on the grid do not
 
 Key = tuple[str, int, int]  # layer, number, member
 
 
 @dataclass
 class TrackLayer:
-    """Points of one kind during one chunk. keys: k. xy T k 2, visible T k. begins k 2: where they are when it begins, if
-    not in its first frame."""
+    """Points of one kind during one chunk.
+
+    keys: k. xy: T k 2. visible: T k. begins: k 2, the points' places at the chunk's begin, if not those of its first
+    frame.
+    """
 
     keys: list[Key]
     xy: np.ndarray
@@ -52,12 +53,13 @@ class TrackLayer:
 
 
 class Steering:
-    """Tracks chunk after chunk. size: (height, width) of a clip. grid: rows and columns the model was trained with.
+    """The tracks of one stream, chunk after chunk.
 
-    max_tracks: slots, and so ids. Points beyond them are an error where the user placed them, and left out where a camera
-    or a motion did; a camera needs about one and a half grids beside the user's. A point that is dragged or pinned goes
-    where the newest snapshot has it (msmodel.steering.smoothing.Follower). depth: H W relative inverse depth of the
-    picture (larger is nearer), for the camera; None for a plane. While a transfer is named the camera rests.
+    size: (height, width) of a clip. grid: rows and columns with which the model was trained. max_tracks: slots, and so
+    ids. Too many points of the user are an error; points of a camera or a motion beyond max_tracks are left out. A
+    camera needs about one and a half grids in addition to the user's points. A dragged or pinned point moves to its
+    place in the newest snapshot (msmodel.steering.smoothing.Follower). depth: H W relative inverse depth of the picture
+    (larger is nearer), for the camera; None for a plane. During a transfer the camera rests.
     """
 
     def __init__(
@@ -79,12 +81,12 @@ class Steering:
         self.reset()
 
     def reset(self) -> None:
-        """Back to frame 0 without a point. Motions stay."""
+        """Returns to frame 0 without points. Motions stay."""
         self._next = 0
         self._slots = Slots(self.max_tracks)
         self._follower = Follower(self.smoothing, self.fps, self.size[1])
-        self._pinned: dict[Key, bool] = {}  # the user's points that live
-        self._held: dict[Key, None] = {}  # let go and pinned, the oldest first
+        self._pinned: dict[Key, bool] = {}  # the user's current points
+        self._held: dict[Key, None] = {}  # released and pinned, the oldest first
         self._begun: dict[int, int] = {}  # path -> its first frame
         self._playing = ("", 0)  # motion, its first frame
         self._ground: Ground | None = None
@@ -92,12 +94,15 @@ class Steering:
         self._live: set[Key] = set()  # points of the live motion in the last chunk
 
     def fork(self) -> Steering:
-        """An independent one that goes on from here."""
+        """Returns an independent copy that continues from the current state."""
         return copy.deepcopy(self)
 
     def add_motion(self, name: str, xy_px: np.ndarray, visible: np.ndarray) -> None:
-        """A motion that Controls.transfer may name: T k 2 clip pixels at the clip's fps, T k. It plays from the chunk
-        that first names it, forward and backward for ever. Of more tracks than slots an even selection is kept."""
+        """Adds a motion that Controls.transfer may name: T k 2 clip pixels at the clip's fps, visible T k.
+
+        It plays from the first chunk that names it, forward and backward endlessly. Of more tracks than slots an even
+        selection is kept. Raises ValueError for shapes that do not fit and visible points that are not finite.
+        """
         if xy_px.ndim != 3 or xy_px.shape[2] != 2 or visible.shape != xy_px.shape[:2] or not len(xy_px):
             raise ValueError(f"a motion is T n 2 with visible T n, not {xy_px.shape} and {visible.shape}")
         if not np.isfinite(xy_px[visible.astype(bool)]).all():
@@ -108,15 +113,18 @@ class Steering:
         self._motions[name] = (np.where(seen[..., None], xy_px[:, kept], 0.0), seen)
 
     def see(self, names: Sequence[int], xy_px: np.ndarray) -> None:
-        """Where the points of the live motion (WEBCAM) are now: k names, k 2 clip pixels. A name that is missing is
-        lost."""
+        """Sets the current places of the live motion's points (WEBCAM): k names, k 2 clip pixels.
+
+        Points whose name is missing are lost.
+        """
         assert xy_px.shape == (len(names), 2) and np.isfinite(xy_px).all()
         self._seen = [("live", int(name), 0) for name in names], np.asarray(xy_px, np.float64)
 
     def tracks(self, controls: Controls, first: int, count: int) -> tuple[np.ndarray, np.ndarray]:
-        """Pixel frames first..first+count-1, which must follow the last call's: xy_px T n 2 float32, visible T n bool.
+        """Returns the tracks of pixel frames first..first+count-1: xy_px T n 2 float32, visible T n bool.
 
-        ValueError for more points than slots, or a motion that nobody added.
+        The frames must follow those of the last call. Raises ValueError for more points than slots, or a motion that
+        was not added.
         """
         assert first == self._next, f"chunks come in order: frame {self._next} is next, not {first}"
         _check(controls)
@@ -132,7 +140,7 @@ class Steering:
         return self._in_slots(layers, count)
 
     def _points(self, controls: Controls, count: int) -> tuple[TrackLayer, TrackLayer, TrackLayer]:
-        """Points that were let go and are held, pinned ones, dragged ones."""
+        """Returns the layers of released points that are held, of pinned and of dragged points."""
         keys: list[Key] = [("point", int(i), 0) for i in controls.ids]
         named = set(keys)
         for key in [k for k in self._pinned if k not in named]:
@@ -145,7 +153,7 @@ class Steering:
         target = shares_to_px(controls.xy, self.size)
         origin = target if controls.origin is None else shares_to_px(controls.origin, self.size)
         xy = self._follower.follow(keys, origin, target, count)
-        held = list(reversed(self._held))  # where slots run out the oldest are left out
+        held = list(reversed(self._held))  # the oldest are left out where slots are few
         place = self._follower.target(held)
         return (
             self._layer(held, self._follower.follow(held, place, place, count)),
@@ -165,7 +173,7 @@ class Steering:
         return self._layer(keys, np.concatenate(parts, axis=1))
 
     def _motion(self, name: str, first: int, count: int) -> TrackLayer:
-        """Tracks of the motion that is transferred, if any."""
+        """Returns the tracks of the transferred motion, if any."""
         if name not in ("", WEBCAM, *self._motions):
             known = ", ".join(self._motions) or "none yet"
             raise ValueError(f"transfer: there is no motion {name!r} (uploaded: {known}); upload it again")
@@ -186,7 +194,7 @@ class Steering:
         return layer
 
     def _camera(self, camera: Camera | None, user: list[TrackLayer], count: int) -> TrackLayer:
-        """The ground, less what the user's points lay on when they were placed or let go."""
+        """Returns the ground without the points next to which the user's points were placed or released."""
         last, self._last = self._last, {k: p for u in user for k, p in zip(u.keys, u.xy[-1], strict=True)}
         if camera is None:
             self._ground = None
@@ -204,7 +212,7 @@ class Steering:
         return TrackLayer(keys, xy, inside(xy, *self.size), begins)
 
     def _cover(self, layers: list[TrackLayer]) -> None:
-        """Hides what lies under points of a higher layer."""
+        """Hides points under points of a higher layer."""
         for t in range(len(layers[0].xy)):
             above = np.zeros((0, 2))
             for layer in reversed(layers):
@@ -225,14 +233,17 @@ class Steering:
 
 
 def along(line: np.ndarray, share: np.ndarray) -> np.ndarray:
-    """How far a line's point at a share (m) of its length lies from its beginning: corners k 2 -> m 2. Over 1: the end."""
+    """Returns the displacement from a line's beginning to its point at a share (m) of its length: corners k 2 -> m 2.
+
+    Shares over 1 give the end.
+    """
     lengths = np.concatenate([[0.0], np.cumsum(np.linalg.norm(np.diff(line, axis=0), axis=-1))])
     at = share * lengths[-1]
     return np.stack([np.interp(at, lengths, line[:, axis] - line[0, axis]) for axis in (0, 1)], axis=-1)
 
 
 def near(xy: np.ndarray, above: np.ndarray, step: np.ndarray) -> np.ndarray:
-    """Which of k points lie within a grid step (2: x, y) of any of m, along both axes: k bool."""
+    """Returns which of k points lie within a grid step (2: x, y) of any of m, along both axes: k bool."""
     if not len(xy) or not len(above):
         return np.zeros(len(xy), bool)
     distance, _ = cKDTree(above / step).query(xy / step, p=np.inf, distance_upper_bound=COVERED)
@@ -240,7 +251,7 @@ def near(xy: np.ndarray, above: np.ndarray, step: np.ndarray) -> np.ndarray:
 
 
 def _check(controls: Controls) -> None:
-    """The protocol lets nothing else in."""
+    """Asserts what the protocol of the demo has already validated."""
     n = len(controls.ids)
     assert controls.xy.shape == (n, 2) and controls.pinned.shape == (n,) and controls.pinned.dtype == bool
     assert np.isfinite(controls.xy).all()

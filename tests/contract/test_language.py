@@ -70,17 +70,17 @@ ALLOWED = (
 # What is left, per check. It may shrink and not grow; a check that is not listed must find nothing.
 REMAINING: dict[str, int] = {
     "anew": 2,
-    "beside": 45,
+    "beside": 22,
     "film": 80,
-    "for ever": 9,
+    "for ever": 5,
     "gang": 2,
     "learner": 8,
-    "mend": 11,
+    "mend": 1,
     "plate": 2,
-    "said": 13,
+    "said": 9,
     "stand by": 1,
     "strip": 1,
-    "told": 15,
+    "told": 14,
     "draws": 3,
     "drawn": 35,
     "glide": 1,
@@ -92,7 +92,7 @@ REMAINING: dict[str, int] = {
     "shelf": 1,
     "turns": 8,
     "wide": 12,
-    "docstring: capital letter": 42,
+    "docstring: capital letter": 2,
 }
 SUFFIXES = {".py", ".md", ".toml", ".yaml", ".yml", ".js", ".css", ".html", ".j2", ".sh", ".ipynb", ".cff", ".txt", ""}
 PACKAGES = ("configs", "demo", "infra", "msmodel", "pipelines", "stages")

@@ -1,4 +1,4 @@
-"""One user's stream: a state machine between messages and a performance. It knows no socket.
+"""One user's stream: turns protocol messages into calls of a performance. It does no network I/O itself.
 
 `handle` accepts messages at any time; `run` makes the chunks, in one task. The model's calls block, so they run in the model
 thread, one after another. Controls are read when a chunk begins, and at most one chunk is unacknowledged.

@@ -3,11 +3,13 @@
 TRACKERS lists them by the name that `data.tracker.name` gives. To add one:
 
 1. Write stages/trackers/NAME.py with a class that has the attributes and the method `track` of `Tracker`; flow.py, of 50
-   lines, is the shortest to copy. Its constructor takes a TrackerConfig and, for a neural network, a device; what it needs to
-   know comes from there (add a field with a default if none fits).
-2. Add one line to TRACKERS below: name, module, class, and `network=True` if it runs a neural network. Settings, messages,
-   the bench of trackers and the GPU that the stage TRACK asks for follow from it.
-3. Run tests/unit/stages/trackers/test_registry.py: it holds every tracker that needs no weights to the Protocol. Copy
+   lines, is the shortest to copy. Its `name` equals its key in TRACKERS. The constructor is called with a TrackerConfig
+   (add a field with a default if none fits), and with (cfg, device) if the entry has `network=True`.
+2. Add one line to TRACKERS in registry.py: name, module, class, and `network=True` if it runs a neural network. Settings,
+   messages, the bench of trackers and the GPU that the stage TRACK asks for follow from it.
+3. Add a row to the table of trackers in docs/licences.md. Run `python -m configs.document` and
+   `python -m tests.golden.test_defaults`, because the bench measures all of TRACKERS by default.
+4. Run tests/unit/stages/trackers/test_registry.py: it holds every tracker that needs no weights to the Protocol. Copy
    test_flow.py for how well it follows known motion, and measure it: `python -m pipelines bench-trackers`.
 """
 

@@ -24,7 +24,7 @@ class TrackerConfig:
     name: str = "cotracker3_offline"  # one of stages.trackers.TRACKERS
     hub: str = "facebookresearch/co-tracker"  # GitHub repository, or a local folder with hubconf.py
     checkpoint: str = ""  # path to scaled_offline.pth / scaled_online.pth; "" downloads the hub's own
-    licence: str = "CC-BY-NC-4.0"  # of CoTracker's code and weights, stored with every shard
+    licence: str = "CC-BY-NC-4.0"  # for make export; shards store the tracker's own licence (CoTracker's is this one)
     max_queries: int = 2500  # points a call, halved where memory runs out: about 70 KB a point and frame on CPU
     work_height: int = 96  # frames are resized to this height, small ones enlarged, large ones reduced
     window_px: int = 11  # Lucas-Kanade: side of the matched patch, in resized pixels

@@ -17,12 +17,14 @@ How to add a distillation method. tests/unit/stages/train/latent_regression.py i
    fit, run fit() calls loop.train. run() loads models (publish.py), opens the loader and returns publish("student", ...), a
             Checkpoint. Exactly one module keeps an average (TrainableModule.ema), and that module is published.
    NAME     the Stage: name="NAME", version=1, how="distributed".
-2. configs/tree.py: one field `NAME: Config`; configs/checks.py: the Stage in DISTILLATIONS. The settings are then
-   checked when a configuration is loaded.
-3. pipelines/distill.py: a function (run, start) -> Checkpoint, and its entry in METHODS. `distill.method=NAME` selects it.
+2. configs/tree.py: an import and a field `NAME: Config`, named exactly as the stage; configs/checks.py: an import and the
+   Stage in DISTILLATIONS. The settings are then checked when a configuration is loaded.
+3. pipelines/distill.py: imports, a function (run, start) -> Checkpoint, and its entry in METHODS. `distill.method=NAME`
+   selects it.
 4. Tests: a function in tests/unit/stages/train/methods.py, whose METHODS feeds the exact-resume test in test_resume.py; its
    name in GOLDEN of tests/golden/train_losses.py; tests of its losses, as in test_dmd.py. Then
-   `python -m tests.golden.train_losses` and `python -m tests.golden.test_defaults` write the golden values.
+   `python -m tests.golden.train_losses` and `python -m tests.golden.test_defaults` write the golden values, and
+   `python -m configs.document` writes docs/settings.md.
 
 Nothing else names the method: export, ship, the demo and the evaluation find a student by its checkpoint's name and
 class. `make plan` estimates memory and time of the trainings that it knows (pipelines/commands/plan/loads.py); it also

@@ -15,7 +15,7 @@ GOALS := $(filter data teacher distill eval,$(MAKECMDGOALS))
 # `make plan data` plans only.
 FIRST := $(if $(filter plan,$(MAKECMDGOALS)),,$(firstword $(GOALS)))
 # A command line of motionstream. RUN: of those that read SRC and GPUS; CALL: of the others.
-MOTIONSTREAM := $(PY) -m pipelines
+MOTIONSTREAM := .venv/bin/motionstream
 RUN = $(MOTIONSTREAM) $(1) --preset '$(PRESET)' --runs '$(RUNS)' $(if $(SRC),--src '$(SRC)') $(if $(GPUS),--gpus '$(GPUS)') $(ARGS)
 CALL = $(MOTIONSTREAM) $(1) --preset '$(PRESET)' --runs '$(RUNS)' $(ARGS)
 # GPUS is refused where no goal reads it.
@@ -130,18 +130,17 @@ lint: $(DEV)  ## ruff, mypy, import contracts, spelling
 	.venv/bin/lint-imports
 	.venv/bin/codespell
 
-# Most tests run two at a time, a file in one process, each process on one thread: two that share two cores with two threads
-# each spend their time waiting for each other. What starts Ray, a distributed job or a browser, or measures time, follows by itself: two
-# Rays on two cores run into their time limits. But for the kill test, which is long and mostly waits.
-ALONE := tests/browser $(addprefix tests/smoke/test_,data.py pipeline.py slurm.py team.py) \
-	$(addprefix tests/unit/infra/test_,cluster.py executor.py distributed.py) tests/unit/stages/train/test_distributed.py
+# A file of tests runs in one process, on one thread: processes with more threads than there are cores wait for each other at
+# every barrier. The third process fills the time in which Ray, browsers and killed commands wait.
+PYTEST := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive $(PY) -m pytest --dist loadfile --no-loadscope-reorder
+# These start Ray or a distributed job: `make check` leaves them out, with tests/smoke and tests/browser.
+WITH_RAY := $(addprefix tests/unit/infra/test_,cluster.py executor.py distributed.py) tests/unit/stages/train/test_distributed.py
 check: lint  ## lint, types, import contracts and the fast tests: no Ray, distributed job or browser, nothing marked slow
-	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive $(PY) -m pytest tests/unit tests/golden tests/contract -m 'not slow and not gpu' -n 2 --dist loadfile --no-loadscope-reorder $(addprefix --ignore=,$(ALONE))
+	$(PYTEST) tests/unit tests/golden tests/contract -n 2 -m 'not slow and not gpu' $(addprefix --ignore=,$(WITH_RAY))
 
-test: lint  ## lint and all tests
+test: lint  ## lint and all tests; fails if they leave anything in the checkout
 	@$(PY) -m tests.worktree save .venv/worktree
-	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive $(PY) -m pytest tests -n 2 --dist loadfile --no-loadscope-reorder --durations 10 $(addprefix --ignore=,$(ALONE))
-	$(PY) -m pytest --durations 20 $(ALONE)
+	$(PYTEST) tests -n 3 --durations 25
 	@$(PY) -m tests.worktree check .venv/worktree
 
 # Unless PRESET is given, the paper's smaller model.

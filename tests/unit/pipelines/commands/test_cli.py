@@ -57,7 +57,7 @@ def test_a_source_that_holds_the_results_is_refused(tmp_path, capsys):
 
 @pytest.mark.parametrize("src", ["/no films/**/*.mp4", "s3://bucket/[ab]*/?.mp4", "films.csv", "a b.txt"])
 def test_make_hands_a_source_on_as_it_is(src):
-    words = ["make", "-s", "-o", ".venv/.stamp", "data", "PY=printf '<%s>'", f"SRC={src}"]
+    words = ["make", "-s", "-o", ".venv/.stamp", "data", "MOTIONSTREAM=printf '<%s>'", f"SRC={src}"]
     out = subprocess.run(words, cwd=CHECKOUT, capture_output=True, text=True, check=True).stdout
     assert out.endswith(f"<--src><{src}>")
 
@@ -65,18 +65,18 @@ def test_make_hands_a_source_on_as_it_is(src):
 def make(*words: str) -> list[str]:
     """What make would run, environment set-up aside."""
     out = subprocess.run(["make", "-n", *words], cwd=CHECKOUT, capture_output=True, text=True, check=True).stdout
-    return [" ".join(line.split()) for line in out.splitlines() if "-m pipelines" in line]
+    return [" ".join(line.split()) for line in out.splitlines() if line.startswith(".venv/bin/motionstream")]
 
 
 def test_make_runs_all_goals_in_one_command():
     found = make("data", "teacher", "distill", "eval", "PRESET=debug", "ARGS=a.b=1 c=2", "SRC=/my films")
     assert found == [
-        ".venv/bin/python -m pipelines data teacher distill eval --preset 'debug' --runs 'runs' --src '/my films' a.b=1 c=2"
+        ".venv/bin/motionstream data teacher distill eval --preset 'debug' --runs 'runs' --src '/my films' a.b=1 c=2"
     ]
 
 
 def test_make_plan_only_plans():
-    assert make("plan", "data") == [".venv/bin/python -m pipelines plan data --preset 'nano' --runs 'runs'"]
+    assert make("plan", "data") == [".venv/bin/motionstream plan data --preset 'nano' --runs 'runs'"]
 
 
 def test_a_report_goes_no_further_than_data(tmp_path, capsys):
@@ -163,7 +163,7 @@ def test_every_target_of_make_is_a_command_that_takes_what_make_gives(name):
     """The options of each line that make would run are the command's own."""
     gpus = ["GPUS=2"] if "--gpus" in cli.BY_NAME[name].common else []
     (line,) = make(name, "SRC=films", "CLIP=a", "CHECKPOINT=b", *gpus)
-    words = line.split()[line.split().index("pipelines") + 1 :]
+    words = line.split()[1:]
     options = cli.parse(cli.BY_NAME[words[0]], [w.strip("'") for w in words[1:]])
     assert options.command == name
     assert vars(options).get("gpus", "") == ("2" if gpus else "")

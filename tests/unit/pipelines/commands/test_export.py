@@ -210,7 +210,7 @@ def test_nothing_to_export_is_one_line(tmp_path, capsys):
 
 
 def test_make_hands_the_folder_on():
-    assert make("export", "CHECKPOINT=a b")[0].startswith(".venv/bin/python -m pipelines export --checkpoint 'a b'")
+    assert make("export", "CHECKPOINT=a b")[0].startswith(".venv/bin/motionstream export --checkpoint 'a b'")
     assert "--checkpoint" not in make("export")[0]
 
 

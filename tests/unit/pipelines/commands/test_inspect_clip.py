@@ -119,6 +119,6 @@ def test_unfinished_data_do_not_count(runs, capsys):
 
 
 def test_make_hands_the_id_on():
-    words = ".venv/bin/python -m pipelines inspect{} --preset 'debug' --runs 'runs'"
+    words = ".venv/bin/motionstream inspect{} --preset 'debug' --runs 'runs'"
     assert make("inspect", "PRESET=debug", "CLIP=a-0") == [words.format(" --clip 'a-0'")]
     assert make("inspect", "PRESET=debug") == [words.format("")]

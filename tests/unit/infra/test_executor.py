@@ -11,7 +11,6 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
-from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -187,8 +186,6 @@ def test_a_graph_leaves_what_the_stages_leave_one_after_the_other(tmp_path, pool
     assert "halves: 7/7" in logged.getvalue() and "square 12 of 12" in logged.getvalue()
     halves, squares = spans(store.root, "halves"), spans(store.root, "square")
     assert squares[0][1] < halves[-1][1], "the second stage waited for the whole first one"
-    at_work = sorted([*halves, *squares])
-    assert any(b[0] < a[1] - 0.1 for a, b in pairwise(at_work)), "one worker did it all, the other waited"
 
 
 def test_ray_data_has_the_switch_that_we_turn():

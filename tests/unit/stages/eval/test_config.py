@@ -30,6 +30,6 @@ def test_every_mistake_is_named_at_once():
 
 def test_a_cache_that_is_none_is_refused():
     cfg = EvalConfig(long_run=LongRunConfig(other_caches=("s0w6", "c3s0w1")))
-    assert [p for p in cfg.problems() if "beside" in p] == [
+    assert [p for p in cfg.problems() if "other_caches" in p] == [
         "eval.long_run.other_caches: 'c3s0w1' is no sink and window: write sXwY"
     ]

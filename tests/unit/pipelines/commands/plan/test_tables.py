@@ -155,8 +155,8 @@ def test_files_are_as_large_as_foretold(tmp_path):
 def test_the_makefile_hands_the_number_of_gpus_on():
     from tests.unit.pipelines.commands.test_cli import make
 
-    assert make("plan", "GPUS=8")[0].endswith("pipelines plan --preset 'nano' --runs 'runs' --gpus '8'")
-    assert make("plan-check")[0].endswith("pipelines plan-check")
+    assert make("plan", "GPUS=8")[0].endswith("motionstream plan --preset 'nano' --runs 'runs' --gpus '8'")
+    assert make("plan-check")[0].endswith("motionstream plan-check")
 
 
 @pytest.mark.slow

@@ -23,8 +23,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from demo.playing.student import SHIPPED
 from infra.files import CHECKOUT
+from msmodel.pretrained import SHIPPED
 from stages.data.files import write_webp
 
 CHROMIUM = Path("/usr/bin/chromium")

@@ -9,6 +9,7 @@ from typing import Any, Generic, Protocol, TypeVar
 
 from infra.codec import Codec
 from infra.files import read_json
+from msmodel.io.weights import read_config
 
 
 class InFolder(Protocol):
@@ -18,7 +19,15 @@ class InFolder(Protocol):
     def folder(self) -> str: ...
 
 
+class Named(InFolder, Protocol):
+    """A record of a model's weights."""
+
+    @property
+    def name(self) -> str: ...
+
+
 T = TypeVar("T", bound=InFolder)
+M = TypeVar("M", bound=Named)
 
 
 @dataclass(frozen=True)
@@ -45,6 +54,12 @@ def published(root: Path, kind: type[T]) -> list[Published[T]]:
             if place.is_relative_to(folder) and place.is_dir():
                 found.append(Published(record, manifest))
     return found
+
+
+def published_models(root: Path, kind: type[M], name: str, model: type) -> list[Published[M]]:
+    """Returns the records of that name whose config.json names the class `model`, oldest first, whichever stage made them."""
+    found = (p for p in published(root, kind) if p.record.name == name)
+    return [p for p in found if read_config(p.record.folder).get("class") == model.__name__]
 
 
 def manifests(root: Path, stage: str = "*") -> list[tuple[Path, dict[str, Any]]]:

@@ -32,7 +32,8 @@ from msmodel.tiny_vae import load_tiny_vae
 from msmodel.track_encoding import clip_ids
 from msmodel.vae import VideoVAE, load_vae
 
-SHIPPED = "embedded:nano-student"  # the student in msmodel/assets/nano/student
+SHIPPED = "embedded:nano-student"  # the student in SHIPPED_FOLDER
+SHIPPED_FOLDER = Path(str(resources.files("msmodel"))) / "assets" / "nano" / "student"
 DECODERS = ("auto", "vae", "tiny")
 
 EncodeText = Callable[[Sequence[str]], Tensor]  # prompts -> b l c
@@ -92,10 +93,7 @@ def find_student(source: Path | str, download: Download | None = None) -> Path:
     huggingface_hub.snapshot_download. Raises ValueError where there is no such folder, no readable config.json, or a
     model that is not a student.
     """
-    if source == SHIPPED:
-        folder = Path(str(resources.files("msmodel") / "assets" / "nano" / "student"))
-    else:
-        folder = located(source, download)
+    folder = SHIPPED_FOLDER if source == SHIPPED else located(source, download)
     if not folder.is_dir():
         raise ValueError(
             f"{source}: there is no such folder. Name the folder of a student (RUNS/PRESET/dmd/KEY/student, made by "

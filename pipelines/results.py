@@ -4,32 +4,24 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from infra.results import Published, published
+from infra.results import Published, published, published_models
+from msmodel.causal import CausalDiT
+from msmodel.dit import WanDiT
 from msmodel.io.weights import read_config
 from stages.records import Checkpoint, ShardSet
 from stages.train.publish import weights_digest
 
 Trained = Published[Checkpoint]
-CLASSES = {"teacher": "WanDiT", "student": "CausalDiT"}  # name of a checkpoint -> the class in its config.json
 
 
 def teachers(root: Path) -> list[Trained]:
     """Returns the teachers of a run's folder, oldest first."""
-    return _named(root, "teacher")
+    return published_models(root, Checkpoint, "teacher", WanDiT)
 
 
 def students(root: Path) -> list[Trained]:
     """Returns the causal students of a run's folder, oldest first, whichever training made them."""
-    return _named(root, "student")
-
-
-def _named(root: Path, name: str) -> list[Trained]:
-    """Returns the checkpoints of that name whose model is of the class in CLASSES."""
-    return [
-        found
-        for found in published(root, Checkpoint)
-        if found.record.name == name and read_config(found.record.folder).get("class") == CLASSES[name]
-    ]
+    return published_models(root, Checkpoint, "student", CausalDiT)
 
 
 def checkpoint_in(folder: Path, known: list[Trained]) -> Trained:

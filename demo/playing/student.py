@@ -7,15 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from configs.settings import Config
-from infra.files import CHECKOUT
-from infra.results import published
+from infra.results import published, published_models
+from msmodel.causal import CausalDiT
 from msmodel.io.weights import read_config
+from msmodel.pretrained import SHIPPED, SHIPPED_FOLDER
 from stages.records import Checkpoint
 from stages.train.publish import weights_digest
-
-CLASS = "CausalDiT"  # in a student's config.json
-SHIPPED = "embedded:nano-student"
-SHIPPED_FOLDER = CHECKOUT / "msmodel" / "assets" / "nano" / "student"
 
 
 @dataclass(frozen=True)
@@ -63,19 +60,13 @@ def by_digest(cfg: Config, digest: str, recorded: str) -> ChosenStudent:
 
 def students(root: Path) -> list[Checkpoint]:
     """Returns the students in a run's folder, oldest first, whichever training made them."""
-    return [
-        p.record for p in published(root, Checkpoint) if p.record.name == "student" and _holds_student(p.record.folder)
-    ]
-
-
-def _holds_student(folder: str | Path) -> bool:
-    return read_config(folder).get("class") == CLASS
+    return [p.record for p in published_models(root, Checkpoint, "student", CausalDiT)]
 
 
 def from_folder(folder: Path, cfg: Config) -> ChosenStudent:
     """Returns the student in a folder, with the run's newest tiny VAE. Raises ValueError where the folder holds none."""
-    if not _holds_student(folder):
-        raise ValueError(f"demo.student: {folder} holds no student: its config.json names a class other than {CLASS}")
+    if read_config(folder).get("class") != CausalDiT.__name__:
+        raise ValueError(f"demo.student: {folder} holds no student: its config.json names another class than CausalDiT")
     tiny = [p.record for p in published(cfg.root, Checkpoint) if p.record.name == "tiny_vae"]
     student = Checkpoint("student", str(folder), 0, weights_digest(folder))
     return ChosenStudent(student, str(folder), tiny[-1] if tiny else None)

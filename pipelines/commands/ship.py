@@ -15,8 +15,8 @@ from configs.settings import (
     load,
 )
 from demo.playing import pictures
-from demo.playing.student import SHIPPED_FOLDER
 from msmodel.io.weights import read_config
+from msmodel.pretrained import SHIPPED_FOLDER
 from pipelines.commands.options import OK
 from pipelines.nano_base import (
     ASSETS,

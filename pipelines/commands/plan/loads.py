@@ -38,7 +38,7 @@ class Load:
     are in bfloat16. vae, inputs: bytes of the frozen VAE and of the held-out inputs, which are allocated all the time.
     train: peak bytes of tensors in a micro-step. observe: peak bytes in a validation on the held-out clips. cache:
     bytes of keys and values in `train`. place: the place of DMD's teacher (dmd.teacher_placement); other frozen models
-    are on the device, unsharded. taught: peak bytes of tensors up to the teacher's score, if the teacher is not always
+    are on the device, unsharded. teacher_score: peak bytes of tensors up to the teacher's score, if the teacher is not always
     on the device. largest: elements of the largest weight.
     """
 
@@ -54,7 +54,7 @@ class Load:
     observe: float
     cache: float
     place: str = "device"
-    taught: float = 0.0
+    teacher_score: float = 0.0
     largest: int = 0
 
 
@@ -94,7 +94,7 @@ def training_load(cfg: Any, name: str, gpu: bool, keep: bool) -> Load:
         observe=max(clips * a_clip, own.picture_clips * sheet),
         cache=0.0 if name == "teacher" else cache_bytes(model, own.batch, dtype),
         place=place,
-        taught=0.0 if place == "device" else _taught(cfg, how),
+        teacher_score=0.0 if place == "device" else _teacher_score(cfg, how),
         largest=largest(model),
     )
 
@@ -125,8 +125,10 @@ def _dmd(cfg: Any, how: How) -> Asked:
     return max(generator, critic), look, 2, cfg.dmd.heldout_clips
 
 
-def _taught(cfg: Any, how: How) -> float:
-    return cost(cfg.model, how, Pieces.taught, cfg.student.steps - 1, cfg.guidance.text, cfg.guidance.track).peak
+def _teacher_score(cfg: Any, how: How) -> float:
+    return cost(
+        cfg.model, how, Pieces.teacher_scored, cfg.student.steps - 1, cfg.guidance.text, cfg.guidance.track
+    ).peak
 
 
 _ASKED = {"teacher": _teacher, "adapt": _adapt, "dmd": _dmd}

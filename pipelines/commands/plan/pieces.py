@@ -109,13 +109,13 @@ class Pieces:
     def generator_step(self, exit_step: int, w_text: float, w_track: float) -> None:
         """Runs a micro-step of DMD's generator: a rollout with gradient through the exit step, both scores, and the
         backward pass."""
-        x, t, noisy, real, cond, *held = self.taught(exit_step, w_text, w_track)
+        x, t, noisy, real, cond, *held = self.teacher_scored(exit_step, w_text, w_track)
         with torch.no_grad():
             fake = flow.x0_from_velocity(noisy, self.dit(noisy, t, cond), t)
         losses.dmd(x, real, fake).backward()
         del held
 
-    def taught(self, exit_step: int, w_text: float, w_track: float) -> tuple[Any, ...]:
+    def teacher_scored(self, exit_step: int, w_text: float, w_track: float) -> tuple[Any, ...]:
         """Runs the generator's step up to the teacher's score, after which the teacher may leave the device. Returns
         all tensors that are live then."""
         latents, image, cond = self.latents(), self.latents(), self.cond()

@@ -88,8 +88,8 @@ def test_bytes_a_parameter_with_the_teacher_elsewhere(changes, lies, expected):
 def test_a_teacher_elsewhere_comes_for_its_score():
     """2 GB whole, or the weights at work: 50 million gathered ahead and twice the largest, in bytes of two."""
 
-    def activations(lies: str, taught: float) -> float:
-        load = replace(DMD, cache=0.0, train=100e9, taught=taught, place=lies, largest=10**8)
+    def activations(lies: str, teacher_score: float) -> float:
+        load = replace(DMD, cache=0.0, train=100e9, teacher_score=teacher_score, place=lies, largest=10**8)
         return place(load, GPUS).activations
 
     assert activations("device", 0.0) == activations("offload", 90e9) == 100e9  # the backward pass is worse

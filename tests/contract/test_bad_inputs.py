@@ -113,6 +113,7 @@ def test_every_input_is_used_or_listed_with_its_reason(outcome):
     assert all(i.isascii() and "." not in i and " " not in i for i in ids)
 
 
+@pytest.mark.slow
 def test_a_folder_with_nothing_usable_fails_and_says_why(folder, tmp_path):
     bad = tmp_path / "bad"
     bad.mkdir()
@@ -123,6 +124,7 @@ def test_a_folder_with_nothing_usable_fails_and_says_why(folder, tmp_path):
         require_usable(videos, rejected, str(bad))
 
 
+@pytest.mark.slow
 def test_a_file_with_the_content_of_another_is_listed(outcome):
     _, _, videos, _ = outcome
     kept, repeated = drop_duplicates(videos)

@@ -137,6 +137,7 @@ def test_the_image_copies_the_environments_files_before_the_code_and_runs_as_a_u
     assert {"Makefile", "pyproject.toml", "configs", "infra", "msmodel", "pipelines", "stages"} <= set(sent)
 
 
+@pytest.mark.slow
 def test_setup_hands_pips_settings_to_uv(tmp_path):
     """Of the environment before those of files, as pip does; what uv was told itself stands."""
     (tmp_path / "infra" / "env").mkdir(parents=True)

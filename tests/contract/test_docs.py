@@ -124,6 +124,7 @@ def test_every_make_target_exists():
     assert sorted(targets - rules) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", [c for c in of("make") if "=" in c.text], ids=lambda c: c.id)
 def test_variables_of_make_have_sound_values(command):
     given = dict(w.split("=", 1) for w in command.words if "=" in w)
@@ -246,6 +247,7 @@ def test_links_out_of_the_site_become_text_and_broken_ones_stay():
         assert plain_links(kept, folder) == kept
 
 
+@pytest.mark.slow
 def test_the_site_builds_without_a_warning(tmp_path):
     command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path / "site")]
     done = subprocess.run(command, cwd=CHECKOUT, capture_output=True, text=True, check=False)

@@ -97,6 +97,7 @@ def test_files_and_links_that_the_page_names_are_there():
         assert (CHECKOUT / path).is_file(), path
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("words", re.findall(r'ARGS="?([^"`\n]*)', PAGE.split("### Slurm")[0].split("## Launch")[1]))
 def test_what_the_page_sets_for_a_number_of_gpus_is_sound(words):
     for preset in PRESETS:

@@ -204,6 +204,7 @@ def found() -> list[Finding]:
     return findings()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("check", CHECKS)
 def test_the_words_are_the_fields_and_docstrings_are_sentences(found, check):
     mine = [f for f in found if f.check == check]

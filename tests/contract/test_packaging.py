@@ -62,6 +62,7 @@ def test_the_console_script_names_a_function():
 DEVELOPMENT = {"demo/record_pictures.py: playwright"}  # `make pictures` is for developers
 
 
+@pytest.mark.slow
 def test_every_module_that_the_commands_import_is_a_declared_runtime_dependency():
     runtime = declared(PROJECT["dependencies"])
     distributions = metadata.packages_distributions()

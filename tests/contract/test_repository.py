@@ -40,12 +40,14 @@ def test_all_of_them_are_checked():
     assert found == {name for name in SCHEMAS if name.startswith(".github")}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SCHEMAS)
 def test_it_follows_its_published_schema(name):
     done = check(CHECKOUT / name, SCHEMAS[name])
     assert done.returncode == 0, done.stdout
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MISTAKES)
 def test_a_planted_mistake_is_found(name, tmp_path):
     old, new = MISTAKES[name]

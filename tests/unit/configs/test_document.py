@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from configs import document
 from configs.document import PAGE, meaning, readers, settings
 from tests.golden.test_defaults import defaults
@@ -9,6 +11,7 @@ from tests.golden.test_defaults import defaults
 BY_KEY = {setting.key: setting for setting in settings()}
 
 
+@pytest.mark.slow
 def test_the_page_is_what_the_code_gives():
     assert PAGE.read_text() == document.page(), "docs/settings.md is stale: run `python -m configs.document`"
 
@@ -24,6 +27,7 @@ def test_a_meaning_is_the_comment_else_the_docstrings_entry_else_the_bases():
     assert meaning(BY_KEY["adapt.lr"]) == meaning(BY_KEY["dmd.lr"]) == "learning rate"
 
 
+@pytest.mark.slow
 def test_a_setting_names_the_modules_that_read_it():
     assert "msmodel/cache.py" in readers(BY_KEY["student.window"])
     assert "stages/train/loop.py" in readers(BY_KEY["teacher.log_steps"])

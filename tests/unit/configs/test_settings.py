@@ -33,6 +33,7 @@ def test_presets_are_sound(preset):
     assert preset in preset_names()
 
 
+@pytest.mark.slow
 def test_nano_is_what_was_decided():
     model = load("nano").model
     assert (model.latent_frames, model.latent_height, model.latent_width) == (15, 10, 16)
@@ -58,6 +59,7 @@ def test_overrides_set_nested_fields_with_their_types():
     assert nested.eval.measure.raster == (96, 160)
 
 
+@pytest.mark.slow
 def test_changed_settings_are_those_of_the_preset_and_the_command_line():
     found = changed(load("nano", ["student.window=2"]))
     assert found["student.window"] == 2
@@ -159,6 +161,7 @@ def test_the_embedded_text_encoder_is_for_nano_only():
     assert load("nano", ["vae.source=/my/own/vae"])
 
 
+@pytest.mark.slow
 def test_the_rgb_ablation_is_a_setting():
     small, large = (load(p, ["dit.track_encoding=rgb_vae"]).model for p in ("wan21-1.3b", "wan22-5b"))
     assert (small.track_channels, small.in_channels, large.track_channels, large.in_channels) == (16, 52, 48, 96)
@@ -166,6 +169,7 @@ def test_the_rgb_ablation_is_a_setting():
         load("nano", ["dit.track_encoding=rgb_vae"])
 
 
+@pytest.mark.slow
 def test_the_image_encoder_and_the_branch_that_reads_it_go_together(tmp_path):
     seeing = ["dit.clip_dim=1280", "image_encoder.source=Wan-AI/Wan2.1-I2V-14B-480P-Diffusers"]
     assert load("wan21-1.3b", seeing).model.image_encoder.source.startswith("Wan-AI/")
@@ -179,6 +183,7 @@ def test_the_image_encoder_and_the_branch_that_reads_it_go_together(tmp_path):
         load("wan22-5b", seeing)
 
 
+@pytest.mark.slow
 def test_zero_sizes_are_reported_not_raised():
     with pytest.raises(ConfigError, match="is zero"):
         load("nano", ["vae.stride_s=0"])
@@ -212,12 +217,14 @@ def test_presets_state_only_what_differs_from_the_defaults():
             assert stated != default, f"{preset}.yaml: {key} states its default"
 
 
+@pytest.mark.slow
 def test_the_resolved_config_reads_back():
     text = as_yaml(load("debug"))
     assert "preset: debug" in text
     assert dataclasses.is_dataclass(Config)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [1, 8, 32, 64])
 @pytest.mark.parametrize("preset", ["wan21-1.3b", "wan22-5b"])
 def test_wan_presets_make_the_papers_batches_on_any_number_of_gpus(preset, workers):
@@ -228,6 +235,7 @@ def test_wan_presets_make_the_papers_batches_on_any_number_of_gpus(preset, worke
     assert tiny == min(workers, 8) and cfg.tiny_vae.batch * cfg.tiny_vae.micro_steps(tiny) * tiny == 16
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("changes", "reported"),
     [

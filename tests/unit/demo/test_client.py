@@ -27,6 +27,7 @@ def realistic() -> FakePlayer:
     return FakePlayer(seconds=0.1, settle_seconds=0.03)
 
 
+@pytest.mark.slow
 def test_a_control_is_seen_in_the_next_chunk_that_begins():
     async def scene(url: str):
         async with Client(url) as client:
@@ -62,6 +63,7 @@ def test_a_control_is_seen_in_the_next_chunk_that_begins():
     assert disc_centre(frames[-1])[0] == pytest.approx(0.8, abs=0.03)
 
 
+@pytest.mark.slow
 def test_the_command_uploads_plays_drags_and_writes(tmp_path, capsys):
     from tests.unit.demo.server.test_uploads import (
         quarters,

@@ -31,6 +31,7 @@ from tests.unit.demo.serving import (
 )
 
 
+@pytest.mark.slow
 def test_only_one_chunk_is_ever_unacknowledged_and_silence_ends_it():
     async def scene(served: Served) -> int | None:
         async with Client(served.url, acknowledges=False) as client:
@@ -52,6 +53,7 @@ def test_only_one_chunk_is_ever_unacknowledged_and_silence_ends_it():
         is_free(served, player)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("state", ["welcomed", "paused"])
 def test_a_silent_session_ends(state):
     async def scene(served: Served) -> int | None:
@@ -69,6 +71,7 @@ def test_a_silent_session_ends(state):
         is_free(served, player)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("state", STATES)
 def test_who_vanishes_frees_everything(state: Callable[[Client], Awaitable[None]]):
     async def scene(url: str) -> None:
@@ -81,6 +84,7 @@ def test_who_vanishes_frees_everything(state: Callable[[Client], Awaitable[None]
         is_free(served, player)
 
 
+@pytest.mark.slow
 def test_who_vanishes_from_the_queue_or_in_the_middle_of_a_chunk_does_too():
     async def scene(url: str) -> None:
         async with Client(url) as first, Client(url) as second:
@@ -97,6 +101,7 @@ def test_who_vanishes_from_the_queue_or_in_the_middle_of_a_chunk_does_too():
         assert player.opened[0].closed
 
 
+@pytest.mark.slow
 def test_after_a_hundred_disconnects_nothing_is_left():
     async def once(url: str, i: int) -> None:
         async with Client(url) as client:
@@ -157,6 +162,7 @@ def test_a_message_that_is_too_large_is_not_read():
         is_free(served, player)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fault", [0, 2])
 def test_a_fault_of_the_model_is_reported_and_survived(fault, caplog):
     async def scene(url: str) -> int | None:

@@ -25,6 +25,7 @@ def test_one_step_of_each_stage(stage, image, tmp_path):
     assert all(0 < f["loss"] < 100 and f["seconds"] > 0 for f in found.values())
 
 
+@pytest.mark.slow
 def test_a_training_that_moves_nothing_is_found(tmp_path, monkeypatch):
     monkeypatch.setattr("infra.engine.TorchEngine.step", lambda self: 1.0)
     with pytest.raises(AssertionError, match="dit: no weight has moved"):

@@ -60,6 +60,7 @@ def test_deepspeed_equals_torch(kind, accumulate):
     assert got == pytest.approx(expected, abs=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("kind", "offload"), [("zero1", "optimizer"), ("zero2", "optimizer"), ("zero3", "all")])
 @pytest.mark.parametrize("accumulate", [1, 2])
 def test_offloading_changes_nothing(kind, offload, accumulate):
@@ -71,6 +72,7 @@ def saved_state(engine) -> dict[str, torch.Tensor]:
     return {name: tensor.clone() for name, tensor in engine.state()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_resume_is_exact(kind):
     whole = build(kind)
@@ -82,6 +84,7 @@ def test_resume_is_exact(kind):
     assert head + train(second, 2, start=2) == expected
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_kind_takes_up_every_others_state(kind):
     other = build("zero3" if kind != "zero3" else "torch")
@@ -97,6 +100,7 @@ def test_every_kind_takes_up_every_others_state(kind):
     assert train(mine, 2, start=2) == pytest.approx(train(other, 2, start=2), abs=1e-5)
 
 
+@pytest.mark.slow
 def test_another_modules_state_is_refused():
     state = saved_state(build("torch"))
     with pytest.raises(ValueError, match=r"another model's \(weight/2\.bias"):
@@ -171,6 +175,7 @@ def test_channels_last_weights_are_accepted(stage, kernel):
     assert not torch.equal(module.weight, before)
 
 
+@pytest.mark.slow
 def test_no_more_memory_is_reserved_than_there_are_weights():
     """ZeRO 3's default bucket of 2 GB a module, never touched, once made every later fork of the process fail (ENOMEM)."""
     before = psutil.Process().memory_info().vms

@@ -90,6 +90,7 @@ def names(candidates):
     return {c.name: c.caption for c in candidates}
 
 
+@pytest.mark.slow
 def test_a_bucket_is_listed_with_its_captions_and_no_video_is_downloaded(s3, downloads):
     s3.delete_object(Bucket=BUCKET, Key="v/table.csv")
     found, rejected = find_candidates("s3://films/v", files=RemoteFiles())
@@ -151,6 +152,7 @@ def test_a_key_is_fetched_once_and_again_when_it_has_changed(s3, tmp_path, downl
     assert fetch("s3://films/v/a.mp4", tmp_path).read_bytes() == b"4321"
 
 
+@pytest.mark.slow
 def test_workers_that_want_the_same_file_fetch_it_once(s3, tmp_path, downloads):
     paths = []
     threads = [threading.Thread(target=lambda: paths.append(fetch("s3://films/v/a.mp4", tmp_path))) for _ in range(4)]
@@ -186,6 +188,7 @@ def strict(s3, server):
     after("inf")
 
 
+@pytest.mark.slow
 def test_wrong_credentials_are_reported_and_a_worker_sees_a_forbidden_file(strict, tmp_path):
     for address in ("s3://films/v", "s3://films/v/*.mp4", "s3://films/v/a.mp4"):
         with pytest.raises(ValueError, match=r"SRC=s3.*access denied.*AWS_ACCESS_KEY_ID"):

@@ -83,6 +83,7 @@ def test_one_parent_and_a_nested_run_per_stage(tree):
     assert runs["pack"].inputs.dataset_inputs[0].dataset.digest == "d" * 36
 
 
+@pytest.mark.slow
 def test_a_resumed_worker_logs_no_step_twice(tree):
     client = tree.parent.client
     run = next(r for r in client.search_runs(["1"]) if r.info.run_name == "teacher")
@@ -91,6 +92,7 @@ def test_a_resumed_worker_logs_no_step_twice(tree):
     assert [f.path for f in client.list_artifacts(run.info.run_id)] == ["images"]
 
 
+@pytest.mark.slow
 def test_checkpoint_is_registered_as_candidate(tree):
     client = tree.parent.client
     version = client.get_model_version_by_alias("motionstream-teacher", "candidate")

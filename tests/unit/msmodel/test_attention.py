@@ -92,6 +92,7 @@ def by_hand(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
     return torch.einsum("balm,bmad->blad", weights, v)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fake", [Fake2(), Fake3(), Fake3(early=True)])
 def test_flash_attention_of_both_generations_is_called_as_it_wants(fake, card):
     module = "flash_attn" if isinstance(fake, Fake2) else "flash_attn_interface"

@@ -25,6 +25,7 @@ RELEASED = {  # preset, dit.clip_dim, the released model's config, its parameter
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", RELEASED)
 def test_keys_and_shapes_are_those_of_the_released_model(name):
     """Ours differs by the track head, and by more input channels of the patch embedding: 36 + 16 and 48 + 16."""

@@ -198,6 +198,7 @@ def test_gradient_equals_that_of_the_functional_reference(image, exit_step, chec
         torch.testing.assert_close(got[name], expected[name], atol=1e-9, rtol=1e-9)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("image", ["channels", "first_latent"])
 def test_checkpointed_chunks_give_the_same_velocity_keys_and_gradients(image):
     """forward_chunk against a filled cache; the loss reads the keys and values it returns, too."""

@@ -60,6 +60,7 @@ def moved(index: int) -> Controls:
     return Controls(index, np.array([1, 2]), xy, np.array([False, True]))
 
 
+@pytest.mark.slow
 def test_frames_equal_those_of_the_demos_player(checkpoint, opened, tmp_path):
     cfg = load("debug", [f"data.grid_rows={GRID[0]}", f"data.grid_cols={GRID[1]}"], runs=str(tmp_path))
     player = make_player(cfg, players.playable(checkpoint), ChosenStudent(checkpoint, checkpoint.folder, None))

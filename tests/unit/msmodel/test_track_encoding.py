@@ -86,6 +86,7 @@ def test_the_head_is_given_the_track_map():
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layout", ["wan21", "wan22", "patch", "head"])
 def test_pieces_of_a_clip_are_slices_of_the_whole(layout: str):
     """Also when two streams take turns."""

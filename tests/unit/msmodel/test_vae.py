@@ -24,6 +24,7 @@ def per_channel(values: list[float]) -> torch.Tensor:
     return torch.tensor(values).reshape(1, -1, 1, 1, 1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layout", WAN)
 def test_encode_is_that_of_diffusers_normalised(layout: str) -> None:
     vae = wan_vae(layout)
@@ -52,6 +53,7 @@ def test_latents_computed_at_once_do_not_change_the_result(latents_a_call: int) 
     torch.testing.assert_close(parts.decode(latents), whole.decode(latents), atol=1e-5, rtol=0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layout", ALL)
 @pytest.mark.parametrize("pushes", [(1, 1, 1, 1, 1), (2, 3), (1, 4)])
 def test_streaming_gives_the_frames_of_the_whole_clip(layout: str, pushes: tuple[int, ...]) -> None:
@@ -64,6 +66,7 @@ def test_streaming_gives_the_frames_of_the_whole_clip(layout: str, pushes: tuple
     torch.testing.assert_close(torch.cat(frames, dim=2), vae.decode(latents), atol=1e-5, rtol=0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layout", ALL)
 @pytest.mark.parametrize("pushes", [(1,) * 17, (3, 1, 9, 4), (5, 12), (2, 15)])
 def test_streaming_gives_the_latents_of_the_whole_clip(layout: str, pushes: tuple[int, ...]) -> None:
@@ -78,6 +81,7 @@ def test_streaming_gives_the_latents_of_the_whole_clip(layout: str, pushes: tupl
     torch.testing.assert_close(torch.cat(latents, dim=2), vae.encode(video), atol=1e-5, rtol=0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layout", ALL)
 def test_interleaved_encoder_sessions_do_not_disturb_each_other(layout: str) -> None:
     vae = any_vae(layout)
@@ -115,6 +119,7 @@ def test_latent_statistics_are_wans_and_another_familys_are_refused() -> None:
         VideoVAE(AutoencoderKLWan(**bare), LAYOUTS["wan22"][1])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layout", ALL)
 def test_interleaved_sessions_and_encodes_do_not_disturb_each_other(layout: str) -> None:
     vae = any_vae(layout)

@@ -31,6 +31,7 @@ def train(runs, stage: str, finished: str, name: str = "student") -> Checkpoint:
     return checkpoint
 
 
+@pytest.mark.slow
 def test_a_student_of_any_training_is_exported_shipped_and_played(tmp_path, monkeypatch, capsys):
     old = train(tmp_path, "dmd", "2026-01-01T00:00:00+00:00")
     new = train(tmp_path, "consistency", "2026-02-01T00:00:00+00:00")

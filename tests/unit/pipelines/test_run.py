@@ -85,6 +85,7 @@ def fetched(cfg: Settings, item: str, ctx) -> str:
     return str(ctx.fetch(item))
 
 
+@pytest.mark.slow
 def test_a_worker_fetches_an_address_to_the_runs_folder_of_sources(tmp_path):
     fsspec.filesystem("memory").pipe("/films/a.mp4", b"1234")
     run = new_run(tmp_path / "runs")
@@ -93,6 +94,7 @@ def test_a_worker_fetches_an_address_to_the_runs_folder_of_sources(tmp_path):
     assert local == "/a.mp4"
 
 
+@pytest.mark.slow
 def test_a_run_lists_its_source_and_refuses_one_that_holds_its_results(tmp_path):
     (tmp_path / "v").mkdir()
     (tmp_path / "v" / "a.mp4").touch()
@@ -212,6 +214,7 @@ def test_a_dry_run_lists_and_makes_nothing(tmp_path):
     assert [line.state for line in cached] == ["cached", "cached"]
 
 
+@pytest.mark.slow
 def test_a_dry_run_takes_steps_that_the_target_borrows_from_another(tmp_path):
     lines = plan.dry_run(new_run(tmp_path, dry=True), {"teacher": teacher}, {"teacher": (TRAIN,)})
     assert [line.stage for line in lines] == ["videos", "train"]
@@ -300,6 +303,7 @@ def test_a_chain_gives_each_stage_what_the_one_before_made(tmp_path):
     assert CALLS == []
 
 
+@pytest.mark.slow
 def test_a_manifest_keeps_the_seed(tmp_path):
     teacher(new_run(tmp_path, False, False, "seed=7"))
     for manifest in tmp_path.glob("debug/*/*/manifest.json"):

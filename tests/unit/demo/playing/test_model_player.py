@@ -116,6 +116,7 @@ def replay(folder, checkpoint, tmp_path, model):
     return json.loads(Path(figures.file).read_text()), ctx
 
 
+@pytest.mark.slow
 def test_chunks_are_as_announced(player):
     performance = player.open(Start(players.picture()))
     chunks = play(performance, range(3))
@@ -129,6 +130,7 @@ def test_chunks_are_as_announced(player):
     performance.close()
 
 
+@pytest.mark.slow
 def test_a_reset_plays_the_same_again_and_other_seeds_do_not(player):
     performance = player.open(Start(players.picture(), "x", 1))
     first = play(performance, range(3))
@@ -169,6 +171,7 @@ def test_prompts_and_refreshes_act_from_the_next_chunk_on(player):
         opened.close()
 
 
+@pytest.mark.slow
 def test_a_replay_is_bit_for_bit_and_a_changed_recording_is_found(player, student, tmp_path):
     model, checkpoint = student
     folder = session(player)
@@ -218,6 +221,7 @@ def test_frames_of_another_size_and_too_many_points_are_refused_and_the_stream_l
     performance.close()
 
 
+@pytest.mark.slow
 def test_the_end_of_a_recording_is_reported_once_and_the_stream_goes_on(student, tmp_path):
     cfg = load("debug", ["data.grid_rows=4", "data.grid_cols=6", "demo.record_minutes=0.01"], runs=str(tmp_path))
     player = make_player(cfg, players.playable(student[1]), ChosenStudent(student[1], "x", None))
@@ -269,6 +273,7 @@ def test_recordings_are_listed_newest_first_and_their_files_found(player):
         player.recording_file("..", "recording.json")
 
 
+@pytest.mark.slow
 def test_a_tiny_vae_decodes_where_it_is_asked_for_and_is_recorded(player, student, tmp_path):
     model, checkpoint = student
     save_weights(randomise(TinyDecoder(model.vae, width=8)), tmp_path / "tiny", {})
@@ -302,6 +307,7 @@ def test_a_fork_goes_on_by_itself(player):
     performance.close()
 
 
+@pytest.mark.slow
 def test_a_latency_that_grows_or_a_memory_that_does_is_seen():
     even, growing = [1.0] * 40, [1 + 0.01 * i for i in range(40)]
     assert figures(even, even, [100] * 40)["slope_ci"] == [0, 0]
@@ -310,6 +316,7 @@ def test_a_latency_that_grows_or_a_memory_that_does_is_seen():
     assert found["growth_pct"] == pytest.approx(100 * 35 / 104)
 
 
+@pytest.mark.slow
 def test_its_pace_and_memory_are_measured(student, tmp_path):
     cfg = load("debug", ["data.grid_rows=4", "data.grid_cols=6"], runs=str(tmp_path))
     player = make_player(cfg, players.playable(student[1]), ChosenStudent(student[1], "x", None))

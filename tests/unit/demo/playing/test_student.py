@@ -32,6 +32,7 @@ def train(runs, name: str, finished: str, preset: str = "debug") -> Checkpoint:
     return checkpoint
 
 
+@pytest.mark.slow
 def test_the_newest_is_played_unless_another_is_named(tmp_path):
     old = train(tmp_path, "b", "2026-01-01T00:00:00+00:00")
     new = train(tmp_path, "a", "2026-02-01T00:00:00+00:00")
@@ -42,6 +43,7 @@ def test_the_newest_is_played_unless_another_is_named(tmp_path):
     assert student.by_digest(cfg, old.digest, "/gone").student.folder == old.folder
 
 
+@pytest.mark.slow
 def test_without_one_nano_plays_the_shipped_one_and_says_so_and_others_report_how_to_make_one(tmp_path):
     logged: list[str] = []
     chosen = student.choose(load("nano", runs=str(tmp_path)), logged.append)
@@ -55,6 +57,7 @@ def test_without_one_nano_plays_the_shipped_one_and_says_so_and_others_report_ho
         student.choose(load("nano", [teacher], runs=str(tmp_path)), pytest.fail)
 
 
+@pytest.mark.slow
 def test_weights_that_are_not_here_are_an_error_that_names_those_that_are(tmp_path):
     mine = train(tmp_path, "a", "2026-02-01T00:00:00+00:00")
     with pytest.raises(ValueError, match=r"/gone .eeeeeeeeeeee") as error:
@@ -98,6 +101,7 @@ def test_real_scenes_take_turns_and_rendered_ones_with_few_objects_come_first():
     assert names[6:] == [f"r{i}-1" for i in range(6)]
 
 
+@pytest.mark.slow
 def test_what_is_shipped_is_the_newest_student_with_its_provenance(tmp_path, monkeypatch):
     made = train(tmp_path, "a", "2026-02-01T00:00:00+00:00", "nano")
     monkeypatch.setattr(ship, "newest_data", lambda root: [])

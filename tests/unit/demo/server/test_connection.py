@@ -73,6 +73,7 @@ def test_a_drag_is_seen_from_the_next_chunk_on():
         meet(scene(served.url))
 
 
+@pytest.mark.slow
 def test_pause_within_a_chunk_and_on_without_a_jump():
     async def scene(url: str) -> None:
         async with Client(url) as client:
@@ -240,6 +241,7 @@ def test_messages_against_the_rules_change_nothing_until_there_are_too_many():
         is_free(served, player)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("first", "code", "word"),
     [

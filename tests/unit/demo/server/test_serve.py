@@ -35,6 +35,7 @@ def test_a_model_that_cannot_play_ends_the_server_with_what_is_missing(capsys):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_ends_it_cleanly(number):
     async def scene(url: str) -> int | None:
@@ -58,6 +59,7 @@ def test_a_signal_ends_it_cleanly(number):
     assert errors == ""
 
 
+@pytest.mark.slow
 def test_a_port_in_use_is_one_line(tmp_path, capsys):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
@@ -67,11 +69,13 @@ def test_a_port_in_use_is_one_line(tmp_path, capsys):
     assert err.count("\n") == 1 and f"127.0.0.1:{port}" in err and "demo.port" in err
 
 
+@pytest.mark.slow
 def test_elsewhere_only_with_a_token(tmp_path, capsys):
     assert cli.main(["demo", "--runs", str(tmp_path), "demo.host=0.0.0.0"]) == cli.BAD_CONFIG
     assert "set demo.token too" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_host_that_is_none_is_one_line(tmp_path, capsys):
     words = ["demo", "--runs", str(tmp_path), "demo.host=no.such.host.invalid", "demo.token=x"]
     assert cli.main(words) == cli.FAILED

@@ -114,6 +114,7 @@ def test_what_is_no_picture_or_too_large_is_refused(data, part):
         picture(data)
 
 
+@pytest.mark.slow
 def test_a_bomb_is_refused_before_it_is_decoded(monkeypatch):
     def decoded(*_: object) -> None:
         raise AssertionError("it was decoded")

@@ -123,6 +123,7 @@ def test_at_step_0_outputs_are_bit_for_bit_those_of_the_model_without_track_chan
     assert set(report.unused) == {"track_head.weight", "track_head.bias"}
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_the_5b_kind_takes_its_48_channels_and_refuses_100(tmp_path):
     cfg = tiny_config(image="first_latent")
@@ -144,6 +145,7 @@ def test_the_5b_kind_takes_its_48_channels_and_refuses_100(tmp_path):
             load_backbone(fresh(cfg), folder)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("clip", [False, True])
 @pytest.mark.parametrize("prefix", ["", "model.diffusion_model."])
 def test_original_names_import_bit_for_bit_as_diffusers_names(prefix, clip, tmp_path):

@@ -10,6 +10,7 @@ from msmodel.io import names
 from tests.unit.msmodel.models import tiny_config, with_clip
 
 
+@pytest.mark.slow
 def test_names_are_those_that_diffusers_makes_of_wans():
     from diffusers.loaders.single_file_utils import convert_wan_transformer_to_diffusers
 

@@ -12,6 +12,7 @@ from infra.files import CHECKOUT
 from pipelines.commands import cli, targets
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("words", "part"),
     [
@@ -33,11 +34,13 @@ def test_mistakes_stop_before_anything_starts(words, part, tmp_path, capsys):
     assert not (tmp_path / "runs").exists()
 
 
+@pytest.mark.slow
 def test_config_prints_the_resolved_configuration(capsys):
     assert cli.main(["config", "--preset", "debug", "teacher.phase1_steps=9"]) == cli.OK
     assert "phase1_steps: 9" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_source_that_does_not_exist_is_one_line(tmp_path, capsys):
     words = ["data", "--preset", "debug", "--src", str(tmp_path / "no"), "--runs", str(tmp_path / "runs")]
     assert cli.main(words) == cli.FAILED
@@ -46,6 +49,7 @@ def test_a_source_that_does_not_exist_is_one_line(tmp_path, capsys):
     assert "Traceback" not in captured.err
 
 
+@pytest.mark.slow
 def test_a_source_that_holds_the_results_is_refused(tmp_path, capsys):
     """Else the clips made by one run would be videos of the next."""
     (tmp_path / "a.mp4").write_bytes(b"x")
@@ -79,6 +83,7 @@ def test_make_plan_only_plans():
     assert make("plan", "data") == [".venv/bin/motionstream plan data --preset 'nano' --runs 'runs'"]
 
 
+@pytest.mark.slow
 def test_a_report_goes_no_further_than_data(tmp_path, capsys):
     (tmp_path / "v").mkdir()
     (tmp_path / "v" / "a.mp4").write_bytes(b"x")
@@ -125,6 +130,7 @@ def test_options_that_a_command_does_not_have_are_refused(words, part, capsys):
     assert part in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_several_targets_are_one_run_however_they_are_named(monkeypatch):
     calls = []
     monkeypatch.setattr(targets, "run_targets", lambda cfg, names, retry: calls.append((cfg, names, retry)) or cli.OK)
@@ -134,6 +140,7 @@ def test_several_targets_are_one_run_however_they_are_named(monkeypatch):
     assert calls[0][0].teacher.lr == 0.5 and calls[0][1:] == (["data", "teacher"], True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "error", [ValueError("bad"), OSError("full"), KeyboardInterrupt()], ids=["value", "os", "ctrl-c"]
 )

@@ -96,6 +96,7 @@ def test_the_newest_models_are_exported_and_come_back_bit_for_bit(run):
             assert all(torch.equal(x, own.state_dict()[n]) for n, x in other.state_dict().items())
 
 
+@pytest.mark.slow
 def test_raw_weights_are_those_before_averaging(run):
     folder, teacher, _ = run
     save = sorted((Path(teacher.folder).parent / "saves").iterdir())[-1]
@@ -109,6 +110,7 @@ def test_raw_weights_are_those_before_averaging(run):
     assert any(not torch.equal(x, averaged[n]) for n, x in trained.items())
 
 
+@pytest.mark.slow
 def test_the_card_is_complete(run):
     folder, teacher, _ = run
     card = ModelCard.load(folder / "teacher" / "README.md")
@@ -156,6 +158,7 @@ def test_the_cards_code_runs(run, name, monkeypatch):
     assert torch.equal(second["model"].proj_out.weight, first["transformer"].proj_out.weight)
 
 
+@pytest.mark.slow
 def test_a_named_folder_is_exported_even_without_a_manifest_and_its_card_says_what_is_not_known(
     tmp_path, monkeypatch, capsys
 ):

@@ -129,6 +129,7 @@ def test_motions_take_numbers_in_place_of_defaults():
     assert (drag.start, drag.end) == ((0.1, 0.2), (0.3, Authored().end[1]))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["npz", "ati", "wan_move"])
 def test_tracks_from_a_file_are_followed_in_the_picture_as_it_was_cut(folder, tmp_path, kind):
     """The picture is 90x60 and cut to its middle 60x60, 32x32 in the clip: a point at (45, 30) is in the middle."""

@@ -70,6 +70,7 @@ def test_a_clip_is_drawn_and_its_row_printed(runs, capsys):
     assert cv2.imread(str(strip)).shape[0] > 150
 
 
+@pytest.mark.slow
 def test_without_an_id_some_are_listed(runs, capsys):
     status, out, _ = inspect(runs, "", capsys)
     assert status == cli.OK
@@ -77,6 +78,7 @@ def test_without_an_id_some_are_listed(runs, capsys):
         assert line in out.splitlines()
 
 
+@pytest.mark.slow
 def test_a_dropped_clip_tells_why(runs, capsys):
     status, out, _ = inspect(runs, DROPPED.name, capsys)
     assert (status, out.strip()) == (cli.OK, f"{DROPPED.name} was rejected by gates: {DROPPED.reason}")
@@ -111,6 +113,7 @@ def test_no_data_and_a_damaged_shard_name_make_data(runs, tmp_path, capsys):
     assert "make data" in err
 
 
+@pytest.mark.slow
 def test_unfinished_data_do_not_count(runs, capsys):
     for path in runs.rglob("manifest.json"):
         if json.loads(path.read_text())["provenance"]["finished"].startswith("2026-02"):

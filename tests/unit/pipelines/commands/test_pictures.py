@@ -50,6 +50,7 @@ def test_tiles_stand_side_by_side_enlarged_by_a_whole_number():
     assert (frames[:, :8, 16 + pictures.GAP_PX :] == 200).all()
 
 
+@pytest.mark.slow
 def test_a_run_without_an_evaluation_says_what_to_type(tmp_path, capsys):
     cfg = load("debug", runs=str(tmp_path))
     pictures._teacher_student(cfg, "rendered", tmp_path / "teacher_student.webp")

@@ -187,6 +187,7 @@ def test_a_variable_frame_rate_keeps_true_time(tmp_path):
     assert np.abs(np.array(middle) - (6.5 + np.arange(41))).max() <= 1.1  # a dropped frame shifts by one pixel at most
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("degrees", "turns"), [("90", 1), ("180", 2), ("-90", 3)])
 def test_a_rotated_clip_is_shown_upright(tmp_path, degrees, turns):
     picture = np.zeros((96, 160, 3), np.uint8)
@@ -208,6 +209,7 @@ def test_the_crop_keeps_aspect_and_centre():
     assert stage.crop_box(100, 300, CLIP) == (0, 116, 100, 67)
 
 
+@pytest.mark.slow
 def test_variants_share_or_turn_the_first_frame_and_are_for_training_only(tmp_path):
     path = make_video(tmp_path / "a.mp4", 1.5)
     out = cut(path, FakeContext(tmp_path), clips_variants := ("reversed", "push_in", "fast"))
@@ -224,6 +226,7 @@ def test_variants_share_or_turn_the_first_frame_and_are_for_training_only(tmp_pa
     assert {c.recipe for c in held} == {""}
 
 
+@pytest.mark.slow
 def test_a_short_shot_is_listed_and_the_rest_is_used(tmp_path, scene_videos):
     video = ingested(scene_videos["even"], FakeContext(tmp_path))
     out = stage.run(RUN, whole(video), FakeContext(tmp_path))

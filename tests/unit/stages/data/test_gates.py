@@ -109,6 +109,7 @@ def by_comparing_all(clips: list[Clip], max_bits: int) -> dict[str, str]:
     return out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("max_bits", [0, 1, 6, 9])
 def test_duplicates_are_those_that_comparing_all_finds(max_bits):
     clips = planted(2000, seed=max_bits)

@@ -68,6 +68,7 @@ def inside(shards: ShardSet, number: int) -> set[str]:
         return {name.partition(".")[0] for name in tar.getnames()}
 
 
+@pytest.mark.slow
 def test_ten_random_stops_resume_to_the_identical_sequence(sets):
     expected = ids(Loader((sets[0],), 4, seed=1), 20)  # 5.7 epochs: batches straddle them
     for stop in np.random.default_rng(0).choice(np.arange(1, 15), 10, replace=False):

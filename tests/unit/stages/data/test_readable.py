@@ -61,6 +61,7 @@ def test_plain_webdataset_reads_the_shards(folder):
         assert np.array_equal(xy, load_npz(Path(clip.folder) / "tracks.npz")["xy_px"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("streaming", [True, False])
 def test_hugging_face_reads_the_shards(folder, hugging_face, streaming):
     out, clips = folder

@@ -16,6 +16,7 @@ from tests.fakes import FakeContext
 from tests.unit.msmodel.models import conditioning, gaussian, randomise, tiny_config
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("image", ["channels", "first_latent"])
 def test_every_pair_and_part_is_timed(image, tmp_path):
     ctx = FakeContext(tmp_path, seed=7)

@@ -112,12 +112,14 @@ def test_selection_takes_scenes_in_turn_and_keeps_spare_clips(world):
         assert [len(c.tracks) for c in chosen] == [1 + len(KINDS), 1, 1]
 
 
+@pytest.mark.slow
 def test_swap_borrows_from_another_scene(world):
     clip = next(c for c in world.selection.clips if len(c.tracks) > 1)
     own, other = (read_tracks(clip.track_file(v))[0] for v in ("tracks", "swap"))
     assert own.shape[0] == other.shape[0] and not (own.shape == other.shape and np.allclose(own, other))
 
 
+@pytest.mark.slow
 def test_selection_of_nothing_is_an_error(world):
     with pytest.raises(StageError, match="empty"):
         selecting.select(SelectRun(world.model, world.cfg.select), [], "x", world.ctx)
@@ -206,6 +208,7 @@ def test_report_keeps_its_contract(full_report):
     assert r["seconds"] == {"data": 1.0, "teacher": 2.0, "distill": 3.0, "eval": 4.0}
 
 
+@pytest.mark.slow
 def test_every_null_of_the_contract_has_a_reason(full_report):
     r, _, _ = full_report
     nulls = [
@@ -220,6 +223,7 @@ def test_every_null_of_the_contract_has_a_reason(full_report):
     assert all(math.isfinite(v) for v in flat(r).values())
 
 
+@pytest.mark.slow
 def test_the_student_before_dmd_stands_next_to_it(full_report):
     r, page, _ = full_report
     for kind in ("rendered", "real"):

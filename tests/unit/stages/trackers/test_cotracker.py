@@ -118,6 +118,7 @@ def test_our_grid_is_flush_where_cotrackers_own_leaves_a_margin():
     assert (cells == 1).all()  # one in every cell of the frame: no border is without tracks
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [OFFLINE, ONLINE])
 @pytest.mark.parametrize("frames", [5, 16, 17, 24])
 def test_points_come_back_in_our_pixels(hub, name, frames):

@@ -43,6 +43,7 @@ def test_an_unknown_name_is_refused_with_all_names(name):
     assert f"{name!r} is not one of {', '.join(TRACKERS)}" in str(raised.value)
 
 
+@pytest.mark.slow
 def test_settings_are_read_without_importing_a_tracker():
     code = "import sys, stages.trackers; print([m for m in sys.modules if m.startswith('stages.trackers.')])"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout

@@ -69,6 +69,7 @@ def test_a_perfect_prediction_has_no_loss_and_the_given_image_does_not_count(tmp
     assert float(loss.detach()) == pytest.approx(0.0, abs=1e-10)
 
 
+@pytest.mark.slow
 def test_gate_warns_and_passes(tmp_path):
     for gate, warns in ((1e-6, True), (1e6, False)):
         ctx = FakeContext(tmp_path / str(gate))

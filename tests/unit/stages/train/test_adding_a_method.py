@@ -40,6 +40,7 @@ def fit(ctx: FakeContext, **changes) -> CausalDiT:
     return student
 
 
+@pytest.mark.slow
 def test_the_loop_trains_and_resumes_it_bit_for_bit(tmp_path):
     ctx = FakeContext(tmp_path / "whole")
     whole = fit(ctx)
@@ -65,6 +66,7 @@ def test_its_student_is_published_like_any_other(tmp_path):
     assert weights.keys() >= set(dict(load_student(student.folder).named_parameters()))
 
 
+@pytest.mark.slow
 def test_a_setting_chooses_it(tmp_path, monkeypatch):
     """The stages around it keep their keys: adaptation and the tiny VAE are not made again."""
 
@@ -99,6 +101,7 @@ def steps_of(root, monkeypatch, method: str) -> dict[str, str]:
     return keys
 
 
+@pytest.mark.slow
 def test_an_unknown_method_is_refused_when_settings_are_loaded():
     with pytest.raises(ValueError, match=r"distill\.method: 'magic' is not one of dmd"):
         load("debug", ["distill.method=magic"])

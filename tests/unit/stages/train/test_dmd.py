@@ -172,6 +172,7 @@ def test_collapse_is_reported():
     assert m.alarms(1.0) == ()
 
 
+@pytest.mark.slow
 def test_what_is_logged(tmp_path):
     ctx = FakeContext(tmp_path)
     train_dmd(ctx, small())
@@ -209,6 +210,7 @@ def test_a_teacher_elsewhere_takes_less():
     assert dmd_config(batch=1, checkpoint_layers=True, teacher_placement="offload").settings_that_save_memory(8) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("teacher", "moves"), [("device", []), ("shard", []), ("offload", ["cpu", "cpu"])])
 def test_an_offloaded_teacher_goes_back_after_it_has_scored(teacher, moves, monkeypatch):
     m = method(teacher_placement=teacher)

@@ -174,6 +174,7 @@ def test_missing_embedded_or_local_weights_are_a_clear_error(tmp_path):
     assert report is None and not dit.track_slice.any()
 
 
+@pytest.mark.slow
 def test_weights_that_are_not_understood_are_refused_unless_asked_for(tmp_path):
     dit = alive(WanDiT, small())
     save_file(dit.state_dict() | {"odd": torch.zeros(1)}, tmp_path / "model.safetensors")

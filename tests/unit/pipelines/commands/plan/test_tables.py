@@ -73,6 +73,7 @@ def test_what_is_advised_is_a_configuration_and_fits():
     assert nearest(cfg, 2, 1e6) is None  # bytes: weights alone are more
 
 
+@pytest.mark.slow
 def test_where_the_teacher_of_dmd_takes_too_much_it_is_spread():
     """Sharded over several GPUs; on one, where nothing is shared, it is offloaded or something else is changed."""
     cfg = load("wan21-1.3b", [SHORT, "dmd.heldout_clips=1", "dmd.picture_clips=0"], gpus="8")
@@ -100,6 +101,7 @@ def test_what_does_not_fit_is_reported_with_what_would():
     assert "GPU" not in "\n".join(plan.describe(load("debug", ["clip.frames=5"])))
 
 
+@pytest.mark.slow
 def test_every_mistake_of_a_plan_comes_in_one_message(capsys):
     words = ["plan", "--preset", "wan21-1.3b", "--gpus", "x", "plan.gpu=h900", "plan.mfu=0", "teacher.batch=3"]
     assert cli.main(words) == cli.BAD_CONFIG
@@ -116,6 +118,7 @@ def test_every_mistake_of_a_plan_comes_in_one_message(capsys):
         load("nano", gpus="0")
 
 
+@pytest.mark.slow
 def test_time_follows_from_work_and_gpus():
     cfg = load("wan21-1.3b", [SHORT])
     eight, sixteen = works(cfg, 8, True), works(cfg, 16, True)
@@ -125,6 +128,7 @@ def test_time_follows_from_work_and_gpus():
     assert [w.steps for w in eight] == [5600, 127, 2000, 2000]
 
 
+@pytest.mark.slow
 def test_the_last_line_is_the_cost_and_a_price_only_where_one_is_given():
     """1,226 GPU hours are 8 times the time of the trainings; the price multiplies them."""
     cfg = load("wan21-1.3b", [SHORT])

@@ -150,6 +150,7 @@ def check(case: str, m: ModelConfig, checkpoint: bool) -> None:
     assert predicted.peak == pytest.approx(counter.peak, rel=0.05)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", ["teacher", "critic", "adapt"])
 def test_image_tokens_count_as_in_a_real_step(case):
     m = model("channels")
@@ -172,6 +173,7 @@ def saved_bytes(module: nn.Module, work: Work) -> int:
     return sum(size for address, size in kept.items() if address not in weights)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
 @pytest.mark.parametrize("checkpoint", [False, True], ids=["plain", "recomputed"])
 @pytest.mark.parametrize("image", [*LAYOUTS, "clip"])
@@ -187,6 +189,7 @@ def test_autograd_keeps_the_same_on_the_meta_device(image, checkpoint, dtype):
     assert counted == saved_bytes(real, lambda: real(torch.randn(size), torch.ones(BATCH), true_cond))
 
 
+@pytest.mark.slow
 def test_a_deep_model_costs_what_shallow_ones_foretell():
     """Directly traced at 6 layers, and from 2 and 3, where layers weigh more than what is around them, as at full size."""
     m = model("channels", layers=6)

@@ -11,15 +11,7 @@ from configs.distill import DistillConfig
 from configs.export import ExportConfig
 from configs.plan import PlanConfig
 from infra.config import ComputeConfig
-from msmodel.config import (
-    ClipConfig,
-    DiTConfig,
-    ImageEncoderConfig,
-    ModelConfig,
-    StudentConfig,
-    TextConfig,
-    VAEConfig,
-)
+from msmodel.config import ClipConfig, DiTConfig, ImageEncoderConfig, ModelConfig, StudentConfig, TextConfig, VAEConfig
 from stages.contracts import Config as StageConfig
 from stages.contracts import Inputs, Output, Stage
 from stages.data.config import DataBenchConfig, DataConfig

@@ -24,11 +24,7 @@ import numpy as np
 import torch
 
 from configs.settings import load
-from demo.playing.model_player import (
-    ModelPerformance,
-    ModelPlayer,
-    load_player,
-)
+from demo.playing.model_player import ModelPerformance, ModelPlayer, load_player
 from demo.playing.player import Start
 from msmodel.steering.steering import Controls
 from stages.eval.timing import latency, latency_slope

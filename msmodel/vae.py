@@ -24,20 +24,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from msmodel.config import VAEConfig
-from msmodel.io.sources import (
-    first_line,
-    is_folder,
-)
-from msmodel.nano.frame_groups import (
-    FrameGroups,
-    check_sides,
-    check_video,
-    with_tail,
-)
-from msmodel.nano.patch_vae import (
-    KIND,
-    PatchVAE,
-)
+from msmodel.io.sources import first_line, is_folder
+from msmodel.nano.frame_groups import FrameGroups, check_sides, check_video, with_tail
+from msmodel.nano.patch_vae import KIND, PatchVAE
 
 EMBEDDED = "embedded:"
 WEIGHTS, CONFIG = "vae.safetensors", "config.json"

@@ -10,10 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from pipelines.data import data
-from pipelines.run import (
-    Run,
-    without_student,
-)
+from pipelines.run import Run, without_student
 from pipelines.stamps import weights_stamp
 from pipelines.teacher import teacher
 from stages.contracts import Stage

@@ -11,14 +11,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from infra.files import CHECKOUT
-from pipelines.data import (
-    data,
-    usable_videos,
-)
-from pipelines.run import (
-    Run,
-    without_student,
-)
+from pipelines.data import data, usable_videos
+from pipelines.run import Run, without_student
 from stages.data.sources import assign_splits
 from stages.records import Checkpoint
 from stages.train.base import BASE, BaseRun, ClipInputs

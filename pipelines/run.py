@@ -11,11 +11,7 @@ from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
-from configs.settings import (
-    Config,
-    as_yaml,
-    changed,
-)
+from configs.settings import Config, as_yaml, changed
 from infra import progress, tracking
 from infra.codec import Codec
 from infra.executor import Executor, StageTask, item_tasks

@@ -8,10 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from infra.progress import duration
-from pipelines.run import (
-    Line,
-    Run,
-)
+from pipelines.run import Line, Run
 
 REASONS_SHOWN = 12
 

@@ -5,10 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from pipelines.data import data
-from pipelines.run import (
-    Run,
-    without_student,
-)
+from pipelines.run import Run, without_student
 from pipelines.stamps import weights_stamp
 from stages.data.shards import require_shards
 from stages.records import Checkpoint

@@ -16,44 +16,17 @@ from torch import Tensor
 
 from configs.settings import Config
 from demo.playing import pictures
-from demo.playing.player import (
-    About,
-    Picture,
-    PlayedChunk,
-    Start,
-)
-from demo.playing.recorder import (
-    Recorder,
-    clear_abandoned,
-    recording_file,
-)
-from demo.playing.student import (
-    ChosenStudent,
-    choose,
-)
+from demo.playing.player import About, Picture, PlayedChunk, Start
+from demo.playing.recorder import Recorder, clear_abandoned, recording_file
+from demo.playing.student import ChosenStudent, choose
 from infra.context import free_device
 from infra.files import git_sha
-from msmodel.steering.steering import (
-    WEBCAM,
-    Controls,
-    Steering,
-)
+from msmodel.steering.steering import WEBCAM, Controls, Steering
 from msmodel.tracks import ID_RANGE
 from stages.play.live import LiveTracker
-from stages.play.playing import (
-    Playable,
-    load_playable,
-)
-from stages.play.recordings import (
-    FORMAT,
-    Recording,
-    digest_of,
-    found,
-)
-from stages.play.transfer import (
-    TransferLimits,
-    motion_of_clip,
-)
+from stages.play.playing import Playable, load_playable
+from stages.play.recordings import FORMAT, Recording, digest_of, found
+from stages.play.transfer import TransferLimits, motion_of_clip
 from stages.trackers import TrackerConfig, shared_tracker
 
 log = logging.getLogger(__name__)

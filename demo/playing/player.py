@@ -9,10 +9,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from msmodel.steering.steering import (
-    Controls,
-    InputSmoothing,
-)
+from msmodel.steering.steering import Controls, InputSmoothing
 
 
 @dataclass(frozen=True)

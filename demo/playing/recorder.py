@@ -21,21 +21,8 @@ import numpy as np
 
 from demo.playing.player import PlayedChunk
 from stages.data.files import slug
-from stages.play.recordings import (
-    DRAWN,
-    FILES,
-    VIDEO,
-    Recording,
-    digest_of,
-    write_about,
-    write_first,
-    write_tracks,
-)
-from stages.play.video_writer import (
-    TrailPainter,
-    VideoWriter,
-    enlarged,
-)
+from stages.play.recordings import DRAWN, FILES, VIDEO, Recording, digest_of, write_about, write_first, write_tracks
+from stages.play.video_writer import TrailPainter, VideoWriter, enlarged
 
 log = logging.getLogger(__name__)
 WAITING = 4  # chunks between the stream and the encoders; a faster stream waits

@@ -23,14 +23,7 @@ from demo.playing.player import Player
 from demo.server.connection import Connection
 from demo.server.request_guard import RequestGuard
 from demo.server.state import ServerState
-from demo.server.uploads import (
-    DEPTHS,
-    PICTURES,
-    VIDEOS,
-    Motion,
-    read_depth,
-    read_picture,
-)
+from demo.server.uploads import DEPTHS, PICTURES, VIDEOS, Motion, read_depth, read_picture
 
 PAGE = Path(__file__).parents[1] / "page"
 DRAIN_SECONDS = 5.0  # for which too large an upload is still read, and dropped, so that its sender gets the error

@@ -13,18 +13,11 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
-from demo.playing.player import (
-    Performance,
-    PlayedChunk,
-    Start,
-)
+from demo.playing.player import Performance, PlayedChunk, Start
 from demo.server import protocol as wire
 from demo.server.pacing import Pacer
 from demo.server.state import ServerState
-from demo.server.uploads import (
-    Motion,
-    read_webcam,
-)
+from demo.server.uploads import Motion, read_webcam
 from msmodel.steering import steering
 from msmodel.steering.smoothing import Steady
 

@@ -8,19 +8,12 @@ from typing import Protocol
 import numpy as np
 
 from configs.demo import DemoConfig
-from demo.playing.player import (
-    Picture,
-    Player,
-)
+from demo.playing.player import Picture, Player
 from demo.server import protocol as wire
 from demo.server.lobby import Lobby
 from demo.server.meters import Meters
 from demo.server.model_thread import ModelThread
-from demo.server.uploads import (
-    CroppedPicture,
-    Motion,
-    UploadStore,
-)
+from demo.server.uploads import CroppedPicture, Motion, UploadStore
 
 
 class OpenConnection(Protocol):

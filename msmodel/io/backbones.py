@@ -24,14 +24,7 @@ from msmodel.config import ModelConfig
 from msmodel.dit import ImageEmbedder, WanDiT
 from msmodel.io import names
 from msmodel.io.names import PATCH
-from msmodel.io.tensor_files import (
-    Download,
-    TensorFiles,
-    listed,
-    open_tensors,
-    read_json,
-    some,
-)
+from msmodel.io.tensor_files import Download, TensorFiles, listed, open_tensors, read_json, some
 
 FAMILIES = {  # (dim, ffn_dim, layers, z) of the released models
     (1536, 8960, 30, 16): "Wan 2.1 1.3B",

@@ -17,11 +17,7 @@ from safetensors.torch import save_file
 
 from msmodel.config import ModelConfig
 from msmodel.dit import WanDiT
-from msmodel.io.backbones import (
-    HEAD,
-    in_words,
-    wanted_parts,
-)
+from msmodel.io.backbones import HEAD, in_words, wanted_parts
 from msmodel.io.names import to_original
 from msmodel.io.weights import TRACK_HEAD, TRANSFORMER
 

@@ -20,13 +20,7 @@ from torch import Tensor, nn
 from msmodel.causal import CausalDiT
 from msmodel.config import ModelConfig
 from msmodel.dit import WanDiT
-from msmodel.io.tensor_files import (
-    listed,
-    located,
-    open_tensors,
-    read_json,
-    some,
-)
+from msmodel.io.tensor_files import listed, located, open_tensors, read_json, some
 
 WEIGHTS = "model.safetensors"
 CONFIG = "config.json"

@@ -17,12 +17,7 @@ from einops import rearrange, repeat
 from torch import Tensor, nn
 
 from msmodel.config import VAEConfig
-from msmodel.nano.frame_groups import (
-    FrameGroups,
-    check_sides,
-    check_video,
-    with_tail,
-)
+from msmodel.nano.frame_groups import FrameGroups, check_sides, check_video, with_tail
 
 KIND = "patch"
 

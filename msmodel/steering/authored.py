@@ -10,12 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from msmodel.points import uniform_grid
-from msmodel.steering.controls import (
-    Camera,
-    Controls,
-    DrawnPath,
-    InputSmoothing,
-)
+from msmodel.steering.controls import Camera, Controls, DrawnPath, InputSmoothing
 from msmodel.steering.steering import Steering
 from msmodel.tracks import px_to_shares
 

@@ -13,17 +13,7 @@ import numpy as np
 from scipy.spatial import cKDTree
 
 from msmodel.points import inside, too_close, uniform_grid
-from msmodel.steering.camera import (
-    Z_CLOSE,
-    Pose,
-    depth_of,
-    in_front,
-    intrinsics,
-    lift,
-    moved,
-    project,
-    rays,
-)
+from msmodel.steering.camera import Z_CLOSE, Pose, depth_of, in_front, intrinsics, lift, moved, project, rays
 from msmodel.steering.controls import Camera
 
 FILL_BEYOND = 0.75  # grid steps to the nearest point above which a cell gets a new point

@@ -16,10 +16,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from msmodel.steering.controls import (
-    Controls,
-    InputSmoothing,
-)
+from msmodel.steering.controls import Controls, InputSmoothing
 
 
 class Follower:

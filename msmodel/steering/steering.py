@@ -19,12 +19,7 @@ import numpy as np
 from scipy.spatial import cKDTree
 
 from msmodel.points import inside, ping_pong
-from msmodel.steering.controls import (
-    Camera,
-    Controls,
-    DrawnPath,
-    InputSmoothing,
-)
+from msmodel.steering.controls import Camera, Controls, DrawnPath, InputSmoothing
 from msmodel.steering.ground import Ground
 from msmodel.steering.slots import Slots
 from msmodel.steering.smoothing import Follower

@@ -34,10 +34,7 @@ from infra.ray_session import set_threads
 from infra.store import Store
 from msmodel.config import ClipConfig
 from pipelines import data
-from pipelines.run import (
-    RECORDS,
-    Run,
-)
+from pipelines.run import RECORDS, Run
 from stages.contracts import StageSpec
 from stages.data import ingest
 from stages.data.cut import CUT, Segment, segments

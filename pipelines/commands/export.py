@@ -18,19 +18,9 @@ from configs.settings import Config
 from infra.files import read_json
 from msmodel.dit import WanDiT
 from msmodel.io.backbones import HEAD
-from msmodel.io.export import (
-    write_diffusers,
-    write_original,
-)
-from msmodel.io.weights import (
-    fit_state,
-    load_teacher,
-    read_config,
-)
-from pipelines.commands.model_card import (
-    Facts,
-    card,
-)
+from msmodel.io.export import write_diffusers, write_original
+from msmodel.io.weights import fit_state, load_teacher, read_config
+from pipelines.commands.model_card import Facts, card
 from pipelines.commands.options import OK, add_settings, configured
 from pipelines.results import Trained, checkpoint_in, students, teachers
 from stages.records import Checkpoint

@@ -17,35 +17,16 @@ from pathlib import Path
 import numpy as np
 
 from configs.settings import Config
-from demo.playing.model_player import (
-    ModelPlayer,
-    load_player,
-)
-from demo.playing.player import (
-    About,
-    PlayedChunk,
-    Start,
-)
-from demo.server.uploads import (
-    PICTURES,
-    CroppedPicture,
-    read_picture,
-)
-from msmodel.steering.authored import (
-    KINDS,
-    Authored,
-    authored,
-)
+from demo.playing.model_player import ModelPlayer, load_player
+from demo.playing.player import About, PlayedChunk, Start
+from demo.server.uploads import PICTURES, CroppedPicture, read_picture
+from msmodel.steering.authored import KINDS, Authored, authored
 from msmodel.steering.steering import Controls
 from pipelines.commands.options import OK, add_settings, configured
 from pipelines.commands.tracks import read_file
 from stages.data.contact_sheets import contact_sheet
 from stages.data.files import write_png
-from stages.play.video_writer import (
-    TrailPainter,
-    VideoWriter,
-    enlarged,
-)
+from stages.play.video_writer import TrailPainter, VideoWriter, enlarged
 
 STRIP = 8  # frames of the contact sheet
 MOTION = "asked for"  # name of the motion in the stream

@@ -15,10 +15,7 @@ import pyarrow.parquet as pq
 from configs.settings import Config
 from pipelines.commands.options import OK, add_settings, configured
 from pipelines.results import newest_data
-from stages.data.contact_sheets import (
-    contact_sheet,
-    tracked,
-)
+from stages.data.contact_sheets import contact_sheet, tracked
 from stages.data.files import write_mp4, write_png
 from stages.data.shards import arrays, decode_mp4, read_sample
 

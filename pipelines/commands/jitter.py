@@ -17,10 +17,7 @@ from typing import Any
 import numpy as np
 
 from configs.settings import Config
-from demo.playing.model_player import (
-    ModelPlayer,
-    load_player,
-)
+from demo.playing.model_player import ModelPlayer, load_player
 from demo.playing.player import Start
 from msmodel.points import uniform_grid
 from msmodel.steering.controls import InputSmoothing
@@ -30,16 +27,7 @@ from pipelines.commands.options import OK, add_settings, configured
 from stages.data.contact_sheets import contact_sheet
 from stages.data.files import write_png
 from stages.eval.epe import retrack
-from stages.play.jitter import (
-    INTENDED,
-    RAW,
-    SMOOTHED,
-    Jitter,
-    Script,
-    figures,
-    streamed,
-    target,
-)
+from stages.play.jitter import INTENDED, RAW, SMOOTHED, Jitter, Script, figures, streamed, target
 from stages.play.video_writer import TrailPainter
 from stages.trackers import make_tracker
 

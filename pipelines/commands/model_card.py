@@ -10,10 +10,7 @@ from typing import Any
 from huggingface_hub import ModelCardData
 
 from msmodel.config import CLIP_TOKENS, ModelConfig
-from msmodel.io.backbones import (
-    in_words,
-    wanted_parts,
-)
+from msmodel.io.backbones import in_words, wanted_parts
 from msmodel.io.tensor_files import HUB_ID
 
 UNKNOWN = "not recorded"

@@ -9,10 +9,7 @@ from pathlib import Path
 from demo.playing.student import by_digest
 from pipelines.run import Run
 from stages import eval as ev
-from stages.play.recordings import (
-    read_recording,
-    replay_digest,
-)
+from stages.play.recordings import read_recording, replay_digest
 from stages.play.replay import REPLAY, ReplayInputs
 
 

@@ -10,18 +10,12 @@ import argparse
 import json
 from pathlib import Path
 
-from configs.settings import (
-    Config,
-    load,
-)
+from configs.settings import Config, load
 from demo.playing import pictures
 from msmodel.io.weights import read_config
 from msmodel.pretrained import SHIPPED_FOLDER
 from pipelines.commands.options import OK
-from pipelines.nano_base import (
-    ASSETS,
-    ship,
-)
+from pipelines.nano_base import ASSETS, ship
 from pipelines.results import newest_data, students
 
 MOST_BYTES = 25_000_000  # of msmodel/assets together

@@ -17,12 +17,7 @@ import cv2
 import numpy as np
 
 from msmodel.config import ClipConfig
-from stages.contracts import (
-    Context,
-    Reject,
-    Resources,
-    Stage,
-)
+from stages.contracts import Context, Reject, Resources, Stage
 from stages.data.config import DataConfig
 from stages.data.files import save_frames, write_png
 from stages.data.quality import perceptual_hash, picture_quality

@@ -21,11 +21,7 @@ from msmodel.io.text_cache import TextCache
 from msmodel.nano.patch_vae import PatchVAE
 from msmodel.text import TextEncoder, load_text_encoder
 from msmodel.vae import VideoVAE, load_vae
-from stages.contracts import (
-    Context,
-    Resources,
-    Stage,
-)
+from stages.contracts import Context, Resources, Stage
 from stages.data.files import inherit, read_clip_frames, save_npz
 from stages.records import Clip, Rejected
 

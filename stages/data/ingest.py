@@ -7,12 +7,7 @@ from pathlib import Path
 
 from msmodel.config import ClipConfig
 from msmodel.io.packages import sha256
-from stages.contracts import (
-    Context,
-    Reject,
-    Resources,
-    Stage,
-)
+from stages.contracts import Context, Reject, Resources, Stage
 from stages.data.files import slug
 from stages.data.sources import Candidate
 from stages.data.video import (

@@ -12,11 +12,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from msmodel.config import OPTION, ClipConfig
-from stages.contracts import (
-    Context,
-    Stage,
-    StageError,
-)
+from stages.contracts import Context, Stage, StageError
 from stages.data.card import card
 from stages.data.catalogue import write_catalogue, write_rejected
 from stages.data.contact_sheets import clips_contact_sheet

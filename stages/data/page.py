@@ -13,17 +13,9 @@ from typing import Any
 import numpy as np
 
 from msmodel.config import ClipConfig
-from stages.contracts import (
-    Context,
-    Stage,
-)
+from stages.contracts import Context, Stage
 from stages.data.catalogue import COLUMNS, FIGURES, in_order, kinds_of
-from stages.data.contact_sheets import (
-    clips_contact_sheet,
-    data_uri,
-    jpeg,
-    png,
-)
+from stages.data.contact_sheets import clips_contact_sheet, data_uri, jpeg, png
 from stages.data.gates import GATES, GateConfig, dropped_by, thresholds
 from stages.records import Clip, DataPage, Rejected, ShardSet
 

@@ -15,11 +15,7 @@ import cv2
 import numpy as np
 
 from msmodel.config import ClipConfig
-from stages.contracts import (
-    Context,
-    Resources,
-    Stage,
-)
+from stages.contracts import Context, Resources, Stage
 from stages.data.files import save_frames, save_npz
 from stages.data.motion import Motion, affine, author, describe
 from stages.data.scene import Scene, SceneItem, SceneLayer, build_scene

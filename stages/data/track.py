@@ -13,11 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from stages.contracts import (
-    Context,
-    Resources,
-    Stage,
-)
+from stages.contracts import Context, Resources, Stage
 from stages.data.files import inherit, read_clip_frames, save_npz
 from stages.records import Clip
 from stages.trackers import TRACKERS, Tracker, TrackerConfig, Tracks, shared_tracker, uniform_grid

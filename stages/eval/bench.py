@@ -29,11 +29,7 @@ from msmodel.rollout import generate_chunk, start
 from msmodel.tiny_vae import TinyDecoder
 from msmodel.track_encoding import clip_ids, encode_tracks
 from msmodel.vae import fresh_vae
-from stages.contracts import (
-    Context,
-    Resources,
-    Stage,
-)
+from stages.contracts import Context, Resources, Stage
 from stages.eval.items import Figures, folder_file
 from stages.eval.speed import settings
 from stages.eval.timing import now

@@ -22,19 +22,11 @@ from msmodel.batch import Conditioning, image_conditioning
 from msmodel.causal import CausalDiT
 from msmodel.config import ModelConfig, StudentConfig, VAEConfig
 from msmodel.dit import WanDiT
-from msmodel.io.weights import (
-    inference_dtype,
-    load_student,
-    load_teacher,
-)
+from msmodel.io.weights import inference_dtype, load_student, load_teacher
 from msmodel.nano.patch_vae import PatchVAE
 from msmodel.rollout import rollout
 from msmodel.vae import VideoVAE, load_vae
-from stages.contracts import (
-    Context,
-    Resources,
-    Stage,
-)
+from stages.contracts import Context, Resources, Stage
 from stages.eval.config import GenerateRun
 from stages.eval.items import EvalClip, EvalItem, Generated, folder_file, read_clip, read_tracks, seeded
 from stages.records import Checkpoint

@@ -23,11 +23,7 @@ from msmodel.cache import AbsoluteCache
 from msmodel.causal import CausalDiT
 from msmodel.config import StudentConfig
 from msmodel.points import ping_pong
-from stages.contracts import (
-    Context,
-    Resources,
-    Stage,
-)
+from stages.contracts import Context, Resources, Stage
 from stages.eval import perceptual
 from stages.eval.config import LongRunRun, read_setting, setting_name
 from stages.eval.drift import Trend, picture_drift, trend, windows

@@ -14,18 +14,11 @@ from typing import Any
 
 import numpy as np
 
-from stages.contracts import (
-    Context,
-    Resources,
-    Stage,
-)
+from stages.contracts import Context, Resources, Stage
 from stages.eval import i3d, perceptual
 from stages.eval.config import MeasureConfig, MeasureRun
 from stages.eval.epe import Tracker, retrack
-from stages.eval.fidelity import (
-    psnr,
-    ssim,
-)
+from stages.eval.fidelity import psnr, ssim
 from stages.eval.items import EvalClip, Generated, Measured, folder_file, read_clip, read_tracks, read_videos
 from stages.trackers import shared_tracker
 

@@ -10,14 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from stages.contracts import (
-    Context,
-    Stage,
-)
-from stages.data.contact_sheets import (
-    data_uri,
-    png,
-)
+from stages.contracts import Context, Stage
+from stages.data.contact_sheets import data_uri, png
 from stages.eval.config import ReportRun
 from stages.eval.counterfactual import KINDS
 from stages.eval.items import CLIP_KINDS, EvalClip, Generated, read_clip, read_tracks, read_videos

@@ -12,11 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from stages.contracts import (
-    Context,
-    Stage,
-    StageError,
-)
+from stages.contracts import Context, Stage, StageError
 from stages.data.loader import Sample, read_samples
 from stages.eval.config import SelectConfig, SelectRun
 from stages.eval.counterfactual import authored, swapped

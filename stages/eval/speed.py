@@ -16,12 +16,7 @@ from typing import Any
 import torch
 
 from msmodel.stream import DecoderMaker
-from stages.contracts import (
-    Context,
-    Resources,
-    Stage,
-    StageError,
-)
+from stages.contracts import Context, Resources, Stage, StageError
 from stages.eval.config import SpeedRun
 from stages.eval.generate import clip_noise, conditioning, student_on, teacher_on, vae_on
 from stages.eval.items import EvalClip, Figures, Selection, folder_file, seeded

@@ -18,11 +18,7 @@ import torch
 
 from msmodel.causal import CausalDiT
 from msmodel.config import ModelConfig, StudentConfig
-from stages.contracts import (
-    Context,
-    Resources,
-    Stage,
-)
+from stages.contracts import Context, Resources, Stage
 from stages.data.contact_sheets import data_uri
 from stages.eval.config import LongRunConfig, LongRunRun, MeasureConfig, read_setting
 from stages.eval.epe import TrackError, average, finite_mean

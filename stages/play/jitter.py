@@ -12,11 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.spatial import cKDTree
 
-from msmodel.steering.controls import (
-    Camera,
-    Controls,
-    InputSmoothing,
-)
+from msmodel.steering.controls import Camera, Controls, InputSmoothing
 from msmodel.steering.smoothing import Steady
 from msmodel.steering.steering import Steering
 from msmodel.tracks import px_to_shares

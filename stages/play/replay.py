@@ -19,36 +19,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from stages.contracts import (
-    Context,
-    Resources,
-    Stage,
-    StageError,
-)
+from stages.contracts import Context, Resources, Stage, StageError
 from stages.data.contact_sheets import contact_sheet
 from stages.eval.config import ReplayRun
 from stages.eval.epe import Tracker, TrackError, average, retrack
 from stages.eval.items import Figures, folder_file
 from stages.eval.measure import retracker
-from stages.play.playing import (
-    Playable,
-    load_playable,
-    torch_threads,
-)
-from stages.play.recordings import (
-    DRAWN,
-    VIDEO,
-    Recording,
-    digest_of,
-    read_asked,
-    read_first,
-    read_recording,
-)
-from stages.play.video_writer import (
-    TrailPainter,
-    VideoWriter,
-    enlarged,
-)
+from stages.play.playing import Playable, load_playable, torch_threads
+from stages.play.recordings import DRAWN, VIDEO, Recording, digest_of, read_asked, read_first, read_recording
+from stages.play.video_writer import TrailPainter, VideoWriter, enlarged
 from stages.records import Checkpoint
 
 SHOWN = 6  # frames of the contact sheet

@@ -19,12 +19,7 @@ import cv2
 import numpy as np
 import torch
 
-from stages.contracts import (
-    Context,
-    Resources,
-    Stage,
-    StageError,
-)
+from stages.contracts import Context, Resources, Stage, StageError
 from stages.data.files import read_clip_frames
 from stages.records import Clip
 from stages.trackers import TRACKERS, Tracker, TrackerConfig, make_tracker

@@ -21,11 +21,7 @@ from msmodel.causal import CausalDiT
 from msmodel.config import ModelConfig, StudentConfig
 from msmodel.flow import student_timesteps
 from msmodel.rollout import denoise_chunks, fresh_noise, rollout
-from stages.contracts import (
-    Context,
-    Resources,
-    Stage,
-)
+from stages.contracts import Context, Resources, Stage
 from stages.records import Checkpoint, OdePairs
 from stages.train.loop import train
 from stages.train.method import Loader, Loss, RngStreams, StepsConfig, TrainableModule, Validation, at_least, scheduled

@@ -18,11 +18,7 @@ from msmodel.batch import Batch
 from msmodel.config import ModelConfig
 from msmodel.dit import WanDiT
 from msmodel.rollout import fresh_noise
-from stages.contracts import (
-    Context,
-    Resources,
-    Stage,
-)
+from stages.contracts import Context, Resources, Stage
 from stages.data.loader import LoaderConfig
 from stages.records import Checkpoint, ShardSet
 from stages.train.conditioning import keep, without_any_tracks

@@ -22,11 +22,7 @@ from msmodel.causal import CausalDiT
 from msmodel.config import ModelConfig
 from msmodel.dit import WanDiT
 from msmodel.rollout import fresh_noise, rollout
-from stages.contracts import (
-    Context,
-    Resources,
-    Stage,
-)
+from stages.contracts import Context, Resources, Stage
 from stages.data.loader import LoaderConfig
 from stages.records import Checkpoint, ShardSet
 from stages.train.conditioning import Augment, condition, draw_tracks
@@ -42,14 +38,7 @@ from stages.train.publish import (
     student_from,
     trainable_teacher,
 )
-from stages.train.sampling import (
-    Decode,
-    Guidance,
-    contact_sheet_of_latents,
-    flow_loss,
-    restore_image,
-    scored_frames,
-)
+from stages.train.sampling import Decode, Guidance, contact_sheet_of_latents, flow_loss, restore_image, scored_frames
 
 GENERATOR, CRITIC = "generator", "critic"
 TEACHER_PLACEMENTS = ("device", "shard", "offload")  # each takes less GPU memory than the one before

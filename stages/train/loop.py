@@ -21,10 +21,7 @@ from torch import Tensor
 
 from msmodel.attention import kernel
 from msmodel.dit import WanDiT
-from stages.contracts import (
-    Context,
-    StageError,
-)
+from stages.contracts import Context, StageError
 from stages.train.ema import Ema
 from stages.train.method import Loader, LoopConfig, Loss, Method, RngStreams
 from stages.train.state import Training, resume, save

@@ -24,21 +24,10 @@ from msmodel import flow
 from msmodel.batch import Batch, Conditioning, image_conditioning
 from msmodel.config import ModelConfig
 from msmodel.rollout import fresh_noise
-from stages.contracts import (
-    Context,
-    Resources,
-    Stage,
-    StageError,
-)
+from stages.contracts import Context, Resources, Stage, StageError
 from stages.data.loader import LoaderConfig
 from stages.records import Checkpoint, OdePairs, ShardSet
-from stages.train.conditioning import (
-    Augment,
-    ClipTracks,
-    condition,
-    draw_tracks,
-    image_tokens,
-)
+from stages.train.conditioning import Augment, ClipTracks, condition, draw_tracks, image_tokens
 from stages.train.method import Loader, RngStreams, at_least
 from stages.train.publish import frozen_teacher, open_loader, weights_digest
 from stages.train.sampling import Guidance, sample_teacher

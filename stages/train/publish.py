@@ -15,16 +15,8 @@ from msmodel.batch import Batch
 from msmodel.causal import CausalDiT
 from msmodel.config import ModelConfig, VAEConfig
 from msmodel.dit import WanDiT
-from msmodel.io.backbones import (
-    Report,
-    load_backbone,
-)
-from msmodel.io.weights import (
-    inference_dtype,
-    load_teacher,
-    load_weights,
-    save_weights,
-)
+from msmodel.io.backbones import Report, load_backbone
+from msmodel.io.weights import inference_dtype, load_teacher, load_weights, save_weights
 from msmodel.vae import load_vae
 from stages.contracts import Context
 from stages.data.loader import Loader, LoaderConfig

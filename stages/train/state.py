@@ -20,11 +20,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from stages.contracts import (
-    Context,
-    Engine,
-    StageError,
-)
+from stages.contracts import Context, Engine, StageError
 from stages.train.ema import Ema
 from stages.train.method import Loader, TrainableModule
 

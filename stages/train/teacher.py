@@ -21,37 +21,19 @@ from torch import nn
 from msmodel import flow
 from msmodel.batch import Batch
 from msmodel.config import ModelConfig
-from msmodel.nano.matching import (
-    lacking,
-    match_tracks,
-)
+from msmodel.nano.matching import lacking, match_tracks
 from msmodel.rollout import fresh_noise
-from stages.contracts import (
-    Context,
-    Resources,
-    Stage,
-)
+from stages.contracts import Context, Resources, Stage
 from stages.data.loader import LoaderConfig
 from stages.records import Checkpoint, ShardSet
-from stages.train.conditioning import (
-    Augment,
-    condition,
-    draw_tracks,
-    training_conditioning,
-)
+from stages.train.conditioning import Augment, condition, draw_tracks, training_conditioning
 from stages.train.context import context_loss
 from stages.train.groups import GroupedConfig, frame_groups
 from stages.train.loop import train
 from stages.train.method import Loader, Loss, RngStreams, TrainableModule, Validation, at_least, scheduled
 from stages.train.optim import make_optimizer
 from stages.train.publish import frozen_decoder, heldout_batch, initial_dit, open_loader, publish
-from stages.train.sampling import (
-    Decode,
-    contact_sheet_of_latents,
-    first_conditions,
-    flow_loss,
-    sample_teacher,
-)
+from stages.train.sampling import Decode, contact_sheet_of_latents, first_conditions, flow_loss, sample_teacher
 
 
 class LoaderThenLoader:

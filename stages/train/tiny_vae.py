@@ -19,11 +19,7 @@ from torch import Tensor, nn
 
 from msmodel.config import ModelConfig
 from msmodel.tiny_vae import TinyDecoder, load_tiny_vae
-from stages.contracts import (
-    Context,
-    Resources,
-    Stage,
-)
+from stages.contracts import Context, Resources, Stage
 from stages.data.loader import LoaderConfig
 from stages.records import Checkpoint, ShardSet
 from stages.train.frames import FrameBatch, FrameLoader

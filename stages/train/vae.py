@@ -19,18 +19,9 @@ from einops import rearrange
 from torch import Tensor
 
 from msmodel.config import VAEConfig
-from msmodel.nano.patch_vae import (
-    PatchVAE,
-    fold,
-    principal_components,
-)
+from msmodel.nano.patch_vae import PatchVAE, fold, principal_components
 from msmodel.vae import save_patch_vae
-from stages.contracts import (
-    Context,
-    Resources,
-    Stage,
-    StageError,
-)
+from stages.contracts import Context, Resources, Stage, StageError
 from stages.records import Checkpoint, Video
 from stages.train.loop import train
 from stages.train.method import Loader, Loss, RngStreams, StepsConfig, TrainableModule, Validation, at_least, scheduled

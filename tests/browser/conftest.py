@@ -21,24 +21,12 @@ import pytest
 from playwright.sync_api import Browser, BrowserContext, sync_playwright
 
 from configs.demo import DemoConfig
-from demo.playing.player import (
-    PlayedChunk,
-    Start,
-)
-from demo.server.serve import (
-    address_of,
-    listen,
-    make_server,
-)
+from demo.playing.player import PlayedChunk, Start
+from demo.server.serve import address_of, listen, make_server
 from infra.files import CHECKOUT, git_sha
 from msmodel.steering.steering import Controls
 from tests.browser.driver import Tab
-from tests.unit.demo.fakes import (
-    ABOUT,
-    WAIT_SECONDS,
-    FakePerformance,
-    FakePlayer,
-)
+from tests.unit.demo.fakes import ABOUT, WAIT_SECONDS, FakePerformance, FakePlayer
 
 SECONDS = float(os.environ.get("MS_DEMO_SECONDS", "12"))  # that the pace is measured for
 CHROMIUM = Path("/usr/bin/chromium")

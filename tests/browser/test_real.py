@@ -24,18 +24,11 @@ from websockets.exceptions import ConnectionClosed
 
 from configs.settings import load
 from demo.client import Client
-from demo.playing.model_player import (
-    ModelPlayer,
-    load_player,
-)
+from demo.playing.model_player import ModelPlayer, load_player
 from msmodel.io.packages import packaged_file
 from msmodel.points import uniform_grid
 from stages.eval.epe import retrack
-from stages.play.recordings import (
-    digest_of,
-    read_first,
-    read_recording,
-)
+from stages.play.recordings import digest_of, read_first, read_recording
 from stages.play.replay import played
 from stages.trackers import make_tracker
 from tests.browser.conftest import SECONDS, Demo, note

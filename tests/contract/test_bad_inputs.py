@@ -6,10 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from stages.contracts import (
-    Reject,
-    StageError,
-)
+from stages.contracts import Reject, StageError
 from stages.data import cut, ingest
 from stages.data.config import DataConfig
 from stages.data.cut import CutRun

@@ -10,10 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
-from configs.settings import (
-    Config,
-    load,
-)
+from configs.settings import Config, load
 from infra.files import CHECKOUT
 
 PAGE = (CHECKOUT / "docs" / "GPU.md").read_text()

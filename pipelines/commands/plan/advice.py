@@ -8,16 +8,8 @@ from itertools import product
 from typing import Any
 
 from infra.config import EMA_PLACES, OFFLOADS
-from pipelines.commands.plan.loads import (
-    TRAININGS,
-    sampling_load,
-    training,
-)
-from pipelines.commands.plan.memory import (
-    layout,
-    place,
-    training_memory,
-)
+from pipelines.commands.plan.loads import TRAININGS, sampling_load, training
+from pipelines.commands.plan.memory import layout, place, training_memory
 
 WATCHED = {"teacher": "probe_clips", "adapt": "heldout_pairs", "dmd": "heldout_clips"}
 LEAST = {"none": 0, "optimizer": 1, "all": 3}  # lowest ZeRO stage for each offload

@@ -20,10 +20,7 @@ from typing import Any
 
 import torch
 
-from configs.settings import (
-    Config,
-    load,
-)
+from configs.settings import Config, load
 from infra.context import RunContext
 from infra.files import CHECKOUT
 from msmodel.batch import Batch
@@ -31,10 +28,7 @@ from msmodel.causal import CausalDiT
 from msmodel.config import CLIP_TOKENS, ModelConfig
 from msmodel.dit import WanDiT
 from pipelines.commands.options import OK
-from pipelines.commands.plan.memory import (
-    layout,
-    training_memory,
-)
+from pipelines.commands.plan.memory import layout, training_memory
 from pipelines.commands.plan.pieces import parameters
 from pipelines.commands.plan.trace import Counter
 from stages.train import dmd, teacher

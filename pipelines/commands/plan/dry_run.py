@@ -9,17 +9,10 @@ from typing import Any
 import torch
 
 from configs.settings import Config
-from msmodel.io.tensor_files import (
-    EMBEDDED,
-    HUB_ID,
-)
+from msmodel.io.tensor_files import EMBEDDED, HUB_ID
 from pipelines.commands.plan import tables
 from pipelines.distill import unused_stages
-from pipelines.run import (
-    Line,
-    NotMade,
-    Run,
-)
+from pipelines.run import Line, NotMade, Run
 from stages.contracts import Stage
 from stages.train.publish import RANDOM
 

@@ -11,16 +11,7 @@ from typing import Any
 import torch
 
 from msmodel.config import CLIP_TOKENS, ModelConfig
-from pipelines.commands.plan.pieces import (
-    How,
-    Pieces,
-    cost,
-    decoded,
-    drawn,
-    largest,
-    parameters,
-    vae_bytes,
-)
+from pipelines.commands.plan.pieces import How, Pieces, cost, decoded, drawn, largest, parameters, vae_bytes
 from stages.train.adapt import AdaptConfig
 from stages.train.dmd import DmdConfig
 from stages.train.teacher import TeacherConfig

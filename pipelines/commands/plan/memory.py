@@ -21,14 +21,7 @@ from typing import Any
 import torch
 
 from infra.engine import AHEAD, BUCKET
-from pipelines.commands.plan.loads import (
-    Load,
-    sampling_load,
-    stream_load,
-    training,
-    training_load,
-    weights_type,
-)
+from pipelines.commands.plan.loads import Load, sampling_load, stream_load, training, training_load, weights_type
 
 LIVE = 1_000_000_000  # stage3_max_live_parameters: elements of gathered weights that may stay until their next use
 LOADED = 8.0  # bytes of CPU memory per parameter while weights are loaded: those of the model and those of the file

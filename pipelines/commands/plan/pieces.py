@@ -23,10 +23,7 @@ from msmodel.config import CLIP_TOKENS, ModelConfig, StudentConfig, VAEConfig
 from msmodel.rollout import denoise_chunks, generate_chunk, rollout, start
 from msmodel.track_encoding import encode_tracks
 from msmodel.vae import EMBEDDED, fresh_vae, load_vae
-from pipelines.commands.plan.trace import (
-    Cost,
-    count,
-)
+from pipelines.commands.plan.trace import Cost, count
 
 META = torch.device("meta")
 

@@ -9,25 +9,10 @@ from configs.plan import GPUS
 from configs.settings import load
 from infra.progress import duration
 from pipelines.commands.plan.advice import nearest
-from pipelines.commands.plan.loads import (
-    TRAININGS,
-    training,
-)
-from pipelines.commands.plan.memory import (
-    Layout,
-    Memory,
-    inference_memory,
-    layout,
-    training_memory,
-)
+from pipelines.commands.plan.loads import TRAININGS, training
+from pipelines.commands.plan.memory import Layout, Memory, inference_memory, layout, training_memory
 from pipelines.commands.plan.pieces import parameters
-from pipelines.commands.plan.work import (
-    Work,
-    chunk_flops,
-    disk,
-    speed,
-    works,
-)
+from pipelines.commands.plan.work import Work, chunk_flops, disk, speed, works
 
 COLUMNS = (
     "weights",

@@ -17,13 +17,7 @@ from pipelines.commands.plan.loads import (
     training,
     weights_type,
 )
-from pipelines.commands.plan.pieces import (
-    How,
-    Pieces,
-    cost,
-    drawn,
-    parameters,
-)
+from pipelines.commands.plan.pieces import How, Pieces, cost, drawn, parameters
 from stages.train.state import KEEP
 
 

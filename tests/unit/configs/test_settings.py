@@ -8,16 +8,7 @@ import typing
 import pytest
 
 from configs.checks import problems_of
-from configs.settings import (
-    RENAMED,
-    Config,
-    ConfigError,
-    _known,
-    as_yaml,
-    changed,
-    load,
-    preset_names,
-)
+from configs.settings import RENAMED, Config, ConfigError, _known, as_yaml, changed, load, preset_names
 from stages.train.tiny_vae import TINY_VAE
 
 
@@ -203,10 +194,7 @@ def test_every_leaf_has_a_type_that_an_override_can_set():
 def test_presets_state_only_what_differs_from_the_defaults():
     from omegaconf import OmegaConf
 
-    from configs.settings import (
-        PRESETS,
-        _leaves,
-    )
+    from configs.settings import PRESETS, _leaves
 
     for preset in preset_names():
         for key, value in _leaves(OmegaConf.to_container(OmegaConf.load(PRESETS / f"{preset}.yaml")), ""):

@@ -16,12 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from demo.playing.player import (
-    About,
-    Picture,
-    PlayedChunk,
-    Start,
-)
+from demo.playing.player import About, Picture, PlayedChunk, Start
 from msmodel.steering.steering import Controls
 from stages.data.files import save_npz, write_mp4, write_png
 

@@ -9,17 +9,10 @@ from typing import Any
 
 from websockets.exceptions import ConnectionClosed
 
-from demo.client import (
-    Client,
-    DemoError,
-)
+from demo.client import Client, DemoError
 from demo.server import protocol as wire
 from tests.unit.demo.fakes import WAIT_SECONDS, FakePlayer
-from tests.unit.demo.serving import (
-    QUICK,
-    Served,
-    eventually,
-)
+from tests.unit.demo.serving import QUICK, Served, eventually
 
 
 def quick(**settings: Any) -> FakePlayer:

@@ -14,11 +14,7 @@ from typing import Any
 
 from configs.demo import DemoConfig
 from demo.playing.player import Player
-from demo.server.serve import (
-    address_of,
-    listen,
-    make_server,
-)
+from demo.server.serve import address_of, listen, make_server
 from demo.server.state import ServerState
 from tests.unit.demo.fakes import ABOUT, WAIT_SECONDS
 

@@ -10,15 +10,8 @@ import numpy as np
 import pytest
 
 from demo import client as demo_client
-from demo.client import (
-    Client,
-    drag,
-)
-from tests.unit.demo.fakes import (
-    WAIT_SECONDS,
-    FakePlayer,
-    disc_centre,
-)
+from demo.client import Client, drag
+from tests.unit.demo.fakes import WAIT_SECONDS, FakePlayer, disc_centre
 from tests.unit.demo.serving import serving
 
 
@@ -65,10 +58,7 @@ def test_a_control_is_seen_in_the_next_chunk_that_begins():
 
 @pytest.mark.slow
 def test_the_command_uploads_plays_drags_and_writes(tmp_path, capsys):
-    from tests.unit.demo.server.test_uploads import (
-        quarters,
-        written,
-    )
+    from tests.unit.demo.server.test_uploads import quarters, written
 
     (tmp_path / "mine.png").write_bytes(written(quarters(40, 64)))
     words = [

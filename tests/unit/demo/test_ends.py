@@ -15,20 +15,8 @@ from websockets.exceptions import ConnectionClosed
 from demo.client import Client
 from demo.server import protocol as wire
 from tests.unit.demo.fakes import WAIT_SECONDS
-from tests.unit.demo.scenes import (
-    STATES,
-    close_code,
-    is_free,
-    meet,
-    quick,
-    refusal,
-    to_run,
-    vanish,
-)
-from tests.unit.demo.serving import (
-    Served,
-    serving,
-)
+from tests.unit.demo.scenes import STATES, close_code, is_free, meet, quick, refusal, to_run, vanish
+from tests.unit.demo.serving import Served, serving
 
 
 @pytest.mark.slow

@@ -17,12 +17,7 @@ from infra.config import ComputeConfig
 from infra.executor import Executor, StageTask
 from infra.progress import PlainConsole
 from infra.store import Store
-from stages.contracts import (
-    Reject,
-    Resources,
-    Stage,
-    StageError,
-)
+from stages.contracts import Reject, Resources, Stage, StageError
 from stages.records import Checkpoint, Clip
 
 

@@ -10,10 +10,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from stages.contracts import (
-    Resources,
-    Stage,
-)
+from stages.contracts import Resources, Stage
 from stages.records import Checkpoint
 from tests.unit.infra.fakes import FakeConfig, Item, note
 

@@ -21,11 +21,7 @@ from infra.config import ComputeConfig
 from infra.context import RunContext
 from infra.progress import PlainConsole
 from infra.ray_session import RaySession
-from stages.contracts import (
-    Resources,
-    Stage,
-    StageError,
-)
+from stages.contracts import Resources, Stage, StageError
 from stages.records import Checkpoint
 from stages.train.publish import publish
 from tests.unit.infra import fakes

@@ -19,11 +19,7 @@ from infra.distributed import StageFailed
 from infra.executor import item_tasks
 from infra.files import CHECKOUT
 from infra.items import ItemJob, run_item
-from stages.contracts import (
-    Resources,
-    StageError,
-    StageSpec,
-)
+from stages.contracts import Resources, StageError, StageSpec
 from tests.unit.infra import fakes
 
 

@@ -18,20 +18,9 @@ from infra.store import Store
 from pipelines import summary
 from pipelines.commands.plan import dry_run as plan
 from pipelines.evaluate import publish
-from pipelines.run import (
-    RECORDS,
-    NotMade,
-    Run,
-    found_in,
-    made_here,
-    without_student,
-)
+from pipelines.run import RECORDS, NotMade, Run, found_in, made_here, without_student
 from pipelines.stamps import weights_stamp
-from stages.contracts import (
-    Reject,
-    Stage,
-    StageSpec,
-)
+from stages.contracts import Reject, Stage, StageSpec
 from stages.records import Checkpoint, Rejected, Report, ShardSet
 
 

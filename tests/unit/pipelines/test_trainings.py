@@ -7,12 +7,7 @@ import pytest
 from configs.settings import load
 from pipelines import distill, teacher
 from pipelines.data import Dataset
-from pipelines.run import (
-    NotMade,
-    Run,
-    found_in,
-    open_run,
-)
+from pipelines.run import NotMade, Run, found_in, open_run
 from stages.records import Checkpoint, OdePairs, ShardSet
 
 

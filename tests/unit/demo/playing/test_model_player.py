@@ -11,38 +11,19 @@ import numpy as np
 import pytest
 
 from configs.settings import load
-from demo.playing.model_player import (
-    ModelPlayer,
-    make_player,
-)
-from demo.playing.player import (
-    Picture,
-    Start,
-)
+from demo.playing.model_player import ModelPlayer, make_player
+from demo.playing.player import Picture, Start
 from demo.playing.student import ChosenStudent
-from demo.soak import (
-    figures,
-    soak,
-)
+from demo.soak import figures, soak
 from msmodel.io.weights import save_weights
-from msmodel.steering.steering import (
-    Camera,
-    Controls,
-    InputSmoothing,
-)
+from msmodel.steering.steering import Camera, Controls, InputSmoothing
 from msmodel.tiny_vae import TinyDecoder
 from stages.contracts import StageError
 from stages.data.files import write_mp4
 from stages.eval.config import MeasureConfig, ReplayRun
 from stages.play.playing import load_playable
-from stages.play.recordings import (
-    read_recording,
-    replay_digest,
-)
-from stages.play.replay import (
-    ReplayInputs,
-    run,
-)
+from stages.play.recordings import read_recording, replay_digest
+from stages.play.replay import ReplayInputs, run
 from stages.records import Checkpoint
 from stages.trackers import TrackerConfig
 from tests.fakes import FakeContext

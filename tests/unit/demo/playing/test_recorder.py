@@ -17,22 +17,10 @@ import numpy as np
 import pytest
 
 from demo.playing.player import PlayedChunk
-from demo.playing.recorder import (
-    Recorder,
-    clear_abandoned,
-    recording_file,
-)
+from demo.playing.recorder import Recorder, clear_abandoned, recording_file
 from stages.data.video import read_timestamps
-from stages.play.recordings import (
-    digest_of,
-    read_asked,
-    read_first,
-    read_recording,
-)
-from tests.unit.stages.play.test_recordings import (
-    FRAME,
-    RECORDING,
-)
+from stages.play.recordings import digest_of, read_asked, read_first, read_recording
+from tests.unit.stages.play.test_recordings import FRAME, RECORDING
 
 BEGUN = replace(
     RECORDING, id="", title="", saved="", prompts=((0, "a hall"),), refreshes=(), lengths=(), frames_sha256=()

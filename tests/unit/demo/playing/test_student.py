@@ -6,10 +6,7 @@ import numpy as np
 import pytest
 
 from configs.settings import load
-from demo.playing import (
-    pictures,
-    student,
-)
+from demo.playing import pictures, student
 from infra.codec import Codec
 from infra.store import Store
 from msmodel.io.weights import load_student

@@ -15,16 +15,8 @@ import pytest
 from configs.demo import DemoConfig
 from demo.server.app import MAX_CONCURRENT_UPLOADS
 from tests.unit.demo.fakes import WAIT_SECONDS, FakePlayer
-from tests.unit.demo.server.test_uploads import (
-    png_header,
-    quarters,
-    written,
-)
-from tests.unit.demo.serving import (
-    Served,
-    eventually,
-    serving,
-)
+from tests.unit.demo.server.test_uploads import png_header, quarters, written
+from tests.unit.demo.serving import Served, eventually, serving
 
 PNG = {"Content-Type": "image/png"}
 LIMIT = 200_000

@@ -9,20 +9,10 @@ import pytest
 from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed
 
-from demo.client import (
-    Client,
-    DemoError,
-)
+from demo.client import Client, DemoError
 from demo.server import protocol as wire
 from tests.unit.demo.fakes import WAIT_SECONDS
-from tests.unit.demo.scenes import (
-    close_code,
-    is_free,
-    meet,
-    quick,
-    refusal,
-    vanish,
-)
+from tests.unit.demo.scenes import close_code, is_free, meet, quick, refusal, vanish
 from tests.unit.demo.serving import serving
 
 

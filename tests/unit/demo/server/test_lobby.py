@@ -6,10 +6,7 @@ import asyncio
 
 import pytest
 
-from demo.server.lobby import (
-    Lobby,
-    LobbyFull,
-)
+from demo.server.lobby import Lobby, LobbyFull
 
 
 def test_the_order_is_kept_and_the_rest_refused():

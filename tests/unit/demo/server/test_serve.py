@@ -13,18 +13,11 @@ import pytest
 from configs.demo import DemoConfig
 from demo.client import Client
 from demo.server import protocol as wire
-from demo.server.serve import (
-    address_of,
-    listen,
-    run,
-)
+from demo.server.serve import address_of, listen, run
 from infra.files import CHECKOUT
 from pipelines.commands import cli
 from tests.unit.demo.fakes import WAIT_SECONDS, FakePlayer
-from tests.unit.demo.scenes import (
-    close_code,
-    to_run,
-)
+from tests.unit.demo.scenes import close_code, to_run
 
 
 def test_a_model_that_cannot_play_ends_the_server_with_what_is_missing(capsys):

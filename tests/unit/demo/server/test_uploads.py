@@ -10,13 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from demo.server.uploads import (
-    UploadStore,
-    centre_crop,
-    read_depth,
-    read_picture,
-    read_webcam,
-)
+from demo.server.uploads import UploadStore, centre_crop, read_depth, read_picture, read_webcam
 
 HEIGHT, WIDTH = 40, 64
 

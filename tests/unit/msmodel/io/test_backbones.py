@@ -16,14 +16,8 @@ from torch.nn import functional as F
 
 from msmodel.dit import WanDiT
 from msmodel.io import names
-from msmodel.io.backbones import (
-    Report,
-    load_backbone,
-)
-from msmodel.io.weights import (
-    load_teacher,
-    save_weights,
-)
+from msmodel.io.backbones import Report, load_backbone
+from msmodel.io.weights import load_teacher, save_weights
 from stages.train.base import backbone
 from tests.unit.msmodel.models import conditioning, gaussian, randomise, tiny_config, wan_transformer, with_clip
 

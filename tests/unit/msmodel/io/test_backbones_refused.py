@@ -10,13 +10,7 @@ import torch
 
 from msmodel.dit import WanDiT
 from msmodel.io.backbones import load_backbone
-from tests.unit.msmodel.io.test_backbones import (
-    accounted,
-    fresh,
-    saved,
-    source,
-    state_of,
-)
+from tests.unit.msmodel.io.test_backbones import accounted, fresh, saved, source, state_of
 from tests.unit.msmodel.models import randomise, tiny_config, wan_transformer, with_clip
 
 

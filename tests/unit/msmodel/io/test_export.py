@@ -13,10 +13,7 @@ from msmodel.causal import CausalDiT
 from msmodel.config import ModelConfig
 from msmodel.dit import WanDiT
 from msmodel.io.backbones import load_backbone
-from msmodel.io.export import (
-    write_diffusers,
-    write_original,
-)
+from msmodel.io.export import write_diffusers, write_original
 from msmodel.io.weights import model_config
 from tests.unit.msmodel.models import conditioning, gaussian, headless, randomise, tiny_config, with_clip
 

@@ -10,11 +10,7 @@ import torch
 from huggingface_hub.errors import LocalEntryNotFoundError
 from safetensors.torch import save_file
 
-from msmodel.io.tensor_files import (
-    FETCHED,
-    located,
-    open_tensors,
-)
+from msmodel.io.tensor_files import FETCHED, located, open_tensors
 
 TENSORS = {name: torch.full((2, 3), float(place)) for place, name in enumerate("abcdef")}
 

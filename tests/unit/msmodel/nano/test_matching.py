@@ -7,10 +7,7 @@ from msmodel import tracks
 from msmodel.batch import Conditioning
 from msmodel.config import ClipConfig, DiTConfig, ModelConfig, StudentConfig, TextConfig, VAEConfig
 from msmodel.dit import WanDiT, _modulate
-from msmodel.nano.matching import (
-    match_tracks,
-    slow_channels,
-)
+from msmodel.nano.matching import match_tracks, slow_channels
 from msmodel.rope import axis_channels, rotate
 
 CFG = ModelConfig(

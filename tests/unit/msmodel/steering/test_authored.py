@@ -2,11 +2,7 @@ import numpy as np
 import pytest
 
 from msmodel.points import inside, uniform_grid
-from msmodel.steering.authored import (
-    KINDS,
-    Authored,
-    authored,
-)
+from msmodel.steering.authored import KINDS, Authored, authored
 
 SIZE, GRID = (40, 64), (10, 16)
 

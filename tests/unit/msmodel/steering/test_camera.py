@@ -2,16 +2,7 @@ import numpy as np
 import pytest
 
 from msmodel.steering import camera
-from msmodel.steering.camera import (
-    Pose,
-    fit_inverse_depth,
-    in_front,
-    intrinsics,
-    moved,
-    project,
-    read_llff,
-    reproject,
-)
+from msmodel.steering.camera import Pose, fit_inverse_depth, in_front, intrinsics, moved, project, read_llff, reproject
 from msmodel.steering.controls import Camera
 
 SIZE = (40, 64)

@@ -1,12 +1,7 @@
 import numpy as np
 
 from msmodel.points import inside, uniform_grid
-from msmodel.steering.controls import (
-    Camera,
-    Controls,
-    DrawnPath,
-    InputSmoothing,
-)
+from msmodel.steering.controls import Camera, Controls, DrawnPath, InputSmoothing
 from msmodel.steering.ground import Ground
 from msmodel.steering.steering import Steering
 

@@ -1,10 +1,7 @@
 import numpy as np
 import pytest
 
-from msmodel.steering.controls import (
-    Controls,
-    InputSmoothing,
-)
+from msmodel.steering.controls import Controls, InputSmoothing
 from msmodel.steering.smoothing import Steady
 
 

@@ -1,15 +1,8 @@
 import numpy as np
 import pytest
 
-from msmodel.steering.controls import (
-    Controls,
-    DrawnPath,
-    InputSmoothing,
-)
-from msmodel.steering.steering import (
-    Steering,
-    along,
-)
+from msmodel.steering.controls import Controls, DrawnPath, InputSmoothing
+from msmodel.steering.steering import Steering, along
 
 SIZE, FPS, GRID = (40, 64), 24.0, (10, 16)
 STIFF = InputSmoothing(smooth_seconds=0, max_speed=0)

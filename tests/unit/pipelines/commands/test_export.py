@@ -17,15 +17,9 @@ from msmodel.config import ImageEncoderConfig
 from msmodel.dit import WanDiT
 from msmodel.io.backbones import load_backbone
 from msmodel.io.export import write_diffusers
-from msmodel.io.weights import (
-    load_teacher,
-    save_weights,
-)
+from msmodel.io.weights import load_teacher, save_weights
 from pipelines.commands import cli
-from pipelines.commands.model_card import (
-    Facts,
-    card,
-)
+from pipelines.commands.model_card import Facts, card
 from pipelines.run import RECORDS
 from stages.records import Checkpoint, ShardSet
 from stages.train.dmd import DMD, DmdRun
@@ -35,15 +29,7 @@ from stages.train.state import SavedTensors
 from stages.train.teacher import TEACHER, TeacherRun
 from tests.fakes import FakeContext
 from tests.unit.pipelines.commands.test_cli import make
-from tests.unit.stages.train.methods import (
-    alive,
-    dmd_config,
-    seeing,
-    small,
-    teacher_config,
-    train_dmd,
-    train_teacher,
-)
+from tests.unit.stages.train.methods import alive, dmd_config, seeing, small, teacher_config, train_dmd, train_teacher
 
 DATA = ShardSet("/data/train", "train", ("a.tar",), 64, 64, 0, "f00d" * 16, "")
 

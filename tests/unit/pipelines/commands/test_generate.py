@@ -8,25 +8,13 @@ import pytest
 
 from configs.settings import load
 from demo.playing.player import About
-from demo.server.uploads import (
-    CroppedPicture,
-    read_picture,
-)
+from demo.server.uploads import CroppedPicture, read_picture
 from msmodel.causal import CausalDiT
-from msmodel.io.track_files import (
-    TrackFile,
-    write_ati,
-    write_tracks,
-    write_wan_move,
-)
+from msmodel.io.track_files import TrackFile, write_ati, write_tracks, write_wan_move
 from msmodel.io.weights import save_weights
 from msmodel.steering.authored import Authored
 from pipelines.commands import cli
-from pipelines.commands.generate import (
-    Job,
-    asked_tracks,
-    motion_of,
-)
+from pipelines.commands.generate import Job, asked_tracks, motion_of
 from stages.data.files import write_png
 from stages.data.video import read_container, read_frames, read_timestamps
 from stages.play import recordings

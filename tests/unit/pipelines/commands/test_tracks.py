@@ -1,11 +1,7 @@
 import numpy as np
 import pytest
 
-from msmodel.io.track_files import (
-    TrackFile,
-    read_tracks,
-    write_tracks,
-)
+from msmodel.io.track_files import TrackFile, read_tracks, write_tracks
 from pipelines.commands import cli
 
 

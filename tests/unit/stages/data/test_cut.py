@@ -9,10 +9,7 @@ import numpy as np
 import pytest
 
 from msmodel.io.packages import packaged_file
-from stages.contracts import (
-    Reject,
-    StageError,
-)
+from stages.contracts import Reject, StageError
 from stages.data import cut as stage
 from stages.data import ingest
 from stages.data.config import DataConfig

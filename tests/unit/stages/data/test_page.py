@@ -9,10 +9,7 @@ import numpy as np
 import pytest
 
 from stages.data import contact_sheets, page
-from stages.data.contact_sheets import (
-    clips_contact_sheet,
-    tracked,
-)
+from stages.data.contact_sheets import clips_contact_sheet, tracked
 from stages.data.gates import GateConfig
 from stages.data.page import DataPageRun
 from stages.records import Rejected, ShardSet

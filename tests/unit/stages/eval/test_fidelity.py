@@ -1,11 +1,7 @@
 import numpy as np
 import pytest
 
-from stages.eval.fidelity import (
-    PSNR_CEILING_DB,
-    psnr,
-    ssim,
-)
+from stages.eval.fidelity import PSNR_CEILING_DB, psnr, ssim
 
 
 @pytest.fixture

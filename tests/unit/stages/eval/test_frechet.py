@@ -2,14 +2,7 @@ import numpy as np
 import pytest
 
 from stages.eval import frechet
-from stages.eval.frechet import (
-    frechet_distance,
-    frechet_from_moments,
-    kernel_distance,
-    merge,
-    moments,
-    split_spread,
-)
+from stages.eval.frechet import frechet_distance, frechet_from_moments, kernel_distance, merge, moments, split_spread
 
 
 def gaussian(n: int, d: int, seed: int) -> np.ndarray:

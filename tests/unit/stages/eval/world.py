@@ -12,11 +12,7 @@ from torch import nn
 from msmodel.causal import CausalDiT
 from msmodel.config import ClipConfig, DiTConfig, ModelConfig, StudentConfig, TextConfig, VAEConfig
 from msmodel.io.weights import save_weights
-from msmodel.nano.patch_vae import (
-    PatchVAE,
-    fold,
-    principal_components,
-)
+from msmodel.nano.patch_vae import PatchVAE, fold, principal_components
 from msmodel.vae import load_vae, save_patch_vae
 from stages.data.loader import Sample
 from stages.eval.config import (

@@ -11,10 +11,7 @@ import torch
 from torch import Tensor
 
 from msmodel.config import ModelConfig, TextConfig
-from stages.play.playing import (
-    Playable,
-    load_playable,
-)
+from stages.play.playing import Playable, load_playable
 from stages.records import Checkpoint
 from stages.train.publish import weights_digest
 from tests.unit.stages.eval import world

@@ -4,18 +4,7 @@ import pytest
 from msmodel.steering.controls import InputSmoothing
 from msmodel.steering.steering import Steering
 from msmodel.tracks import shares_to_px
-from stages.play.jitter import (
-    INTENDED,
-    RAW,
-    SMOOTHED,
-    Jitter,
-    Script,
-    figures,
-    intended,
-    jittered,
-    streamed,
-    target,
-)
+from stages.play.jitter import INTENDED, RAW, SMOOTHED, Jitter, Script, figures, intended, jittered, streamed, target
 
 SIZE, FPS, GRID = (40, 64), 24.0, (10, 16)
 HELD = INTENDED[:1, 1:]

@@ -9,11 +9,7 @@ import numpy as np
 import pytest
 
 from stages.play import recordings
-from stages.play.recordings import (
-    FORMAT,
-    Recording,
-    digest_of,
-)
+from stages.play.recordings import FORMAT, Recording, digest_of
 
 FRAME = np.arange(32 * 48 * 3, dtype=np.uint8).reshape(32, 48, 3)
 RECORDING = Recording(

@@ -5,10 +5,7 @@ from msmodel.config import ClipConfig
 from msmodel.points import uniform_grid
 from stages.data.files import write_mp4
 from stages.play.live import LiveTracker
-from stages.play.transfer import (
-    TransferLimits,
-    motion_of_clip,
-)
+from stages.play.transfer import TransferLimits, motion_of_clip
 from stages.trackers import TrackerConfig, make_tracker
 from tests.unit.stages.trackers.test_lucas_kanade import warped
 

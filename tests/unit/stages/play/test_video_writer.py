@@ -9,11 +9,7 @@ import numpy as np
 import pytest
 
 from stages.data.video import read_container, read_frames, read_timestamps
-from stages.play.video_writer import (
-    TrailPainter,
-    VideoWriter,
-    enlarged,
-)
+from stages.play.video_writer import TrailPainter, VideoWriter, enlarged
 
 
 def noise(frames: int, height: int = 32, width: int = 48, seed: int = 0) -> np.ndarray:

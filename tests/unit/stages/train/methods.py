@@ -18,15 +18,7 @@ from msmodel.nano.patch_vae import PatchVAE
 from stages.records import OdePairs
 from stages.train import adapt, base, dmd, teacher, tiny_vae, vae
 from stages.train.conditioning import Augment
-from stages.train.ode_pairs import (
-    HELDOUT,
-    TRAIN,
-    OdeConfig,
-    OdeRun,
-    PairLoader,
-    heldout_pairs,
-    make_pairs,
-)
+from stages.train.ode_pairs import HELDOUT, TRAIN, OdeConfig, OdeRun, PairLoader, heldout_pairs, make_pairs
 from stages.train.publish import fresh
 from stages.train.vae_footage import Footage
 from tests.fakes import FakeContext

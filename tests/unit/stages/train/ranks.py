@@ -27,20 +27,8 @@ from stages.train import adapt, dmd, teacher, tiny_vae
 from stages.train.frames import FrameLoader
 from stages.train.ode_pairs import PairLoader, heldout_pairs
 from stages.train.publish import publish
-from tests.unit.stages.train.fakes import (
-    clips,
-    decode,
-    frame_batch,
-)
-from tests.unit.stages.train.methods import (
-    alive,
-    dmd_config,
-    frozen,
-    pairs_in,
-    small,
-    teacher_config,
-    tiny_config,
-)
+from tests.unit.stages.train.fakes import clips, decode, frame_batch
+from tests.unit.stages.train.methods import alive, dmd_config, frozen, pairs_in, small, teacher_config, tiny_config
 from tests.unit.stages.train.shards import shard_set
 
 WHOLE = small()

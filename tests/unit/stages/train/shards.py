@@ -12,10 +12,7 @@ import numpy as np
 
 from msmodel.config import ModelConfig
 from stages.records import ShardSet
-from tests.unit.stages.train.fakes import (
-    clips,
-    frame_batch,
-)
+from tests.unit.stages.train.fakes import clips, frame_batch
 
 
 def shard_set(

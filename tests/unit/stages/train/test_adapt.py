@@ -13,13 +13,7 @@ from stages.train.adapt import AdaptConfig, AdaptMethod
 from stages.train.ode_pairs import heldout_pairs
 from tests.fakes import FakeContext
 from tests.unit.stages.train.fakes import decode
-from tests.unit.stages.train.methods import (
-    alive,
-    pairs_in,
-    seeing,
-    small,
-    train_adapt,
-)
+from tests.unit.stages.train.methods import alive, pairs_in, seeing, small, train_adapt
 
 
 def method(tmp_path, image="channels", model=None, **changes):

@@ -19,14 +19,8 @@ from stages.train.conditioning import (
     without_any_tracks,
 )
 from stages.train.method import RngStreams
-from tests.unit.stages.train.fakes import (
-    clips,
-    tiny_model,
-)
-from tests.unit.stages.train.methods import (
-    seeing,
-    small,
-)
+from tests.unit.stages.train.fakes import clips, tiny_model
+from tests.unit.stages.train.methods import seeing, small
 
 WHOLE = Augment(tracks_low=20, tracks_high=20, text_dropout=0.0, track_dropout=0.0, mask=1.0)
 

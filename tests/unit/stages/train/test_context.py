@@ -10,10 +10,7 @@ import torch
 from stages.train.conditioning import condition, draw_tracks
 from stages.train.context import context_loss, draw_pieces
 from stages.train.method import RngStreams
-from tests.unit.stages.train.fakes import (
-    clips,
-    tiny_model,
-)
+from tests.unit.stages.train.fakes import clips, tiny_model
 from tests.unit.stages.train.methods import teacher_config
 
 

@@ -9,12 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.unit.stages.train.ranks import (
-    Task,
-    perform,
-    prepare,
-    run,
-)
+from tests.unit.stages.train.ranks import Task, perform, prepare, run
 
 STEPS = 20
 SAVED = {"teacher": 10, "dmd": 16}  # the step after which the training is saved and taken up again

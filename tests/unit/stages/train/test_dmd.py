@@ -16,14 +16,7 @@ from stages.train.conditioning import condition, draw_tracks
 from stages.train.method import RngStreams
 from tests.fakes import FakeContext
 from tests.unit.stages.train.fakes import clips, decode
-from tests.unit.stages.train.methods import (
-    alive,
-    dmd_config,
-    frozen,
-    seeing,
-    small,
-    train_dmd,
-)
+from tests.unit.stages.train.methods import alive, dmd_config, frozen, seeing, small, train_dmd
 
 
 def method(image: str = "channels", model: ModelConfig | None = None, **changes) -> dmd.DmdMethod:

@@ -9,10 +9,7 @@ from stages.train.base import BaseConfig
 from stages.train.conditioning import condition, draw_tracks
 from stages.train.groups import frame_groups, group_frames
 from stages.train.method import RngStreams
-from tests.unit.stages.train.fakes import (
-    clips,
-    tiny_model,
-)
+from tests.unit.stages.train.fakes import clips, tiny_model
 from tests.unit.stages.train.test_conditioning import WHOLE
 
 

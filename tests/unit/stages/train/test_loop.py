@@ -18,10 +18,7 @@ from stages.train.optim import make_optimizer
 from stages.train.raw import raw_weights
 from tests.fakes import FakeContext
 from tests.unit.stages.train.fakes import FakeLoader, tiny_model
-from tests.unit.stages.train.methods import (
-    METHODS,
-    small,
-)
+from tests.unit.stages.train.methods import METHODS, small
 
 
 class Numbers:
@@ -181,10 +178,7 @@ def test_a_non_finite_loss_stops_the_step_and_saves_its_batch(tmp_path):
 def _train_base_with(loader, ctx, model, **changes):
     from stages.train import base
     from stages.train.publish import fresh
-    from tests.unit.stages.train.fakes import (
-        clips,
-        decode,
-    )
+    from tests.unit.stages.train.fakes import clips, decode
 
     cfg = base.BaseConfig(steps=4, batch=2, log_steps=1, probe_clips=2, picture_clips=0, **changes)
     dit = fresh(base.WanDiT, model, 0)

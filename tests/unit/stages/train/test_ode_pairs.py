@@ -17,14 +17,7 @@ from stages.train.ode_pairs import TRAIN, PairLoader, make_pairs, pair_path, rea
 from stages.train.sampling import Guidance, sample_teacher
 from tests.fakes import FakeContext
 from tests.unit.stages.train.fakes import FakeLoader, clips
-from tests.unit.stages.train.methods import (
-    alive,
-    frozen,
-    ode_run,
-    pairs_in,
-    seeing,
-    small,
-)
+from tests.unit.stages.train.methods import alive, frozen, ode_run, pairs_in, seeing, small
 
 
 @pytest.mark.parametrize("image", ["channels", "first_latent"])

@@ -9,10 +9,7 @@ from infra.config import ComputeConfig
 from infra.context import RunContext
 from stages.contracts import StageError
 from tests.fakes import FakeContext
-from tests.unit.stages.train.methods import (
-    METHODS,
-    small,
-)
+from tests.unit.stages.train.methods import METHODS, small
 
 
 class Stopped(Exception):

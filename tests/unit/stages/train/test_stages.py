@@ -7,23 +7,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from msmodel.io.weights import (
-    load_student,
-    load_teacher,
-    read_config,
-)
+from msmodel.io.weights import load_student, load_teacher, read_config
 from msmodel.tiny_vae import load_tiny_vae
 from stages.records import Checkpoint
 from stages.train import adapt, base, dmd, ode_pairs, publish, teacher, tiny_vae
 from tests.fakes import FakeContext
 from tests.unit.stages.train.fakes import decode
-from tests.unit.stages.train.methods import (
-    dmd_config,
-    ode_run,
-    small,
-    teacher_config,
-    tiny_config,
-)
+from tests.unit.stages.train.methods import dmd_config, ode_run, small, teacher_config, tiny_config
 from tests.unit.stages.train.shards import shard_set
 
 

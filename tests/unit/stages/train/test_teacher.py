@@ -21,20 +21,9 @@ from stages.train.publish import fresh, initial_dit, open_loader
 from stages.train.teacher import LoaderThenLoader
 from tests.fakes import FakeContext
 from tests.unit.stages.train.fakes import FakeLoader, clips, decode
-from tests.unit.stages.train.methods import (
-    AUGMENT,
-    alive,
-    seeing,
-    small,
-    teacher_config,
-    train_base,
-    train_teacher,
-)
+from tests.unit.stages.train.methods import AUGMENT, alive, seeing, small, teacher_config, train_base, train_teacher
 from tests.unit.stages.train.shards import shard_set
-from tests.unit.stages.train.test_resume import (
-    DyingContext,
-    Stopped,
-)
+from tests.unit.stages.train.test_resume import DyingContext, Stopped
 
 
 def test_phases_and_total():

@@ -10,10 +10,7 @@ from stages.train.frames import FrameLoader
 from stages.train.method import RngStreams
 from tests.fakes import FakeContext
 from tests.unit.stages.train.fakes import FakeFrames, frame_batch
-from tests.unit.stages.train.methods import (
-    small,
-    tiny_config,
-)
+from tests.unit.stages.train.methods import small, tiny_config
 from tests.unit.stages.train.shards import shard_set
 
 

@@ -17,14 +17,7 @@ from stages.train.ode_pairs import TRAIN, make_pairs, pair_path, read_pairs
 from stages.train.publish import fresh
 from tests.fakes import FakeContext
 from tests.unit.stages.train.fakes import FakeLoader, clips, decode
-from tests.unit.stages.train.methods import (
-    alive,
-    dmd_config,
-    frozen,
-    ode_run,
-    small,
-    train_teacher,
-)
+from tests.unit.stages.train.methods import alive, dmd_config, frozen, ode_run, small, train_teacher
 
 
 def rgb(image: str = "channels") -> ModelConfig:

@@ -8,19 +8,8 @@ import pytest
 
 from configs.settings import load
 from pipelines.commands.plan.loads import Load
-from pipelines.commands.plan.memory import (
-    Layout,
-    layout,
-    place,
-    training_memory,
-)
-from pipelines.commands.plan.pieces import (
-    How,
-    Pieces,
-    cost,
-    parameters,
-    vae_bytes,
-)
+from pipelines.commands.plan.memory import Layout, layout, place, training_memory
+from pipelines.commands.plan.pieces import How, Pieces, cost, parameters, vae_bytes
 from pipelines.commands.plan.work import works
 
 N = 10**9

@@ -4,29 +4,15 @@ from __future__ import annotations
 
 import pytest
 
-from configs.settings import (
-    ConfigError,
-    load,
-)
+from configs.settings import ConfigError, load
 from pipelines.commands import cli
-from pipelines.commands.plan import (
-    check as plan_check,
-)
-from pipelines.commands.plan import (
-    dry_run as plan,
-)
+from pipelines.commands.plan import check as plan_check
+from pipelines.commands.plan import dry_run as plan
 from pipelines.commands.plan.advice import nearest
 from pipelines.commands.plan.loads import TRAININGS
-from pipelines.commands.plan.memory import (
-    layout,
-    training_memory,
-)
+from pipelines.commands.plan.memory import layout, training_memory
 from pipelines.commands.plan.tables import describe
-from pipelines.commands.plan.work import (
-    disk,
-    speed,
-    works,
-)
+from pipelines.commands.plan.work import disk, speed, works
 
 SHORT = "clip.frames=9"  # one chunk, which is traced soon
 

@@ -18,17 +18,8 @@ from msmodel.dit import WanDiT
 from msmodel.track_encoding import encode_tracks
 from msmodel.vae import fresh_vae
 from pipelines.commands.plan.loads import input_bytes
-from pipelines.commands.plan.pieces import (
-    META,
-    How,
-    Pieces,
-    cost,
-    drawn,
-)
-from pipelines.commands.plan.trace import (
-    Counter,
-    count,
-)
+from pipelines.commands.plan.pieces import META, How, Pieces, cost, drawn
+from pipelines.commands.plan.trace import Counter, count
 from stages.train import adapt, dmd
 from stages.train.ode_pairs import PairBatch
 from stages.train.teacher import TeacherMethod

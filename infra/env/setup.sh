@@ -33,6 +33,8 @@ for pair in UV_FIND_LINKS=find-links UV_DEFAULT_INDEX=index-url SSL_CERT_FILE=ce
   [ -z "$value" ] || [ -n "${!name:-}" ] || export "$name=$value"
 done
 export UV_LINK_MODE=${UV_LINK_MODE:-copy} UV_HTTP_TIMEOUT=${UV_HTTP_TIMEOUT:-180} VIRTUAL_ENV="$PWD/$VENV"
+# Where Python may not cache what it compiles, every command would compile all packages again: they would start at half the speed.
+[ -z "${PYTHONDONTWRITEBYTECODE:-}" ] || export UV_COMPILE_BYTECODE=${UV_COMPILE_BYTECODE:-1}
 uv() { "$VENV/bin/uv" "$@"; }
 
 if [ "$TORCH_BUILD" = cuda ]; then

@@ -20,7 +20,7 @@ def folder(tmp_path):
     (tmp_path / "infra" / "env" / "constraints.txt").write_text("torch==0\n")
     (tmp_path / ".venv" / "bin").mkdir(parents=True)
     shutil.copy(CHECKOUT / "infra" / "env" / "setup.sh", tmp_path / "infra" / "env")
-    for name, line in {"python": "exit 0", "uv": 'echo "$*" >> calls'}.items():
+    for name, line in {"python": "exit 0", "uv": 'echo "$* compile=${UV_COMPILE_BYTECODE:-}" >> calls'}.items():
         (tmp_path / ".venv" / "bin" / name).write_text(f"#!{shutil.which('bash')}\n{line}\n")
         (tmp_path / ".venv" / "bin" / name).chmod(0o755)
     return tmp_path
@@ -44,10 +44,25 @@ def setup(folder: Path, *words: str, **environment: str) -> subprocess.Completed
 def test_each_set_is_installed_with_the_pins_and_leaves_its_stamps(folder, words, project, stamps, build):
     done = setup(folder, *words, TORCH_BUILD=build)
     assert done.returncode == 0, done.stderr
-    install, assets = (folder / "calls").read_text().splitlines()
+    install, assets = (line.partition(" compile=")[0] for line in (folder / "calls").read_text().splitlines())
     assert install.endswith(f" -e {project}") and "constraints" in install
     assert assets == "pip install --no-deps -r infra/env/assets.txt"
     assert {path.name for path in (folder / ".venv").glob(".stamp*")} == stamps
+
+
+@pytest.mark.parametrize(
+    ("given", "compiled"),
+    [
+        ({"PYTHONDONTWRITEBYTECODE": "1"}, "1"),
+        ({"PYTHONDONTWRITEBYTECODE": "1", "UV_COMPILE_BYTECODE": "0"}, "0"),
+        ({}, ""),
+    ],
+)
+def test_packages_are_compiled_once_where_python_may_not_cache_that(folder, monkeypatch, given, compiled):
+    for name in ("PYTHONDONTWRITEBYTECODE", "UV_COMPILE_BYTECODE"):
+        monkeypatch.delenv(name, raising=False)
+    assert setup(folder, **given).returncode == 0
+    assert {line.partition(" compile=")[2] for line in (folder / "calls").read_text().splitlines()} == {compiled}
 
 
 def test_an_unknown_set_is_refused_before_anything_is_installed(folder):

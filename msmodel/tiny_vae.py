@@ -83,8 +83,11 @@ class TinyDecoder(nn.Module):
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def forward(self, latents: Tensor) -> Tensor:
-        """Decodes latents b z t h w, normalised, as b 3 T H W, not clamped. It is differentiable, for training."""
-        return TinyDecoderSession(self)._decode(latents)
+        """Decodes latents b z t h w, normalised, as b 3 T H W, float32, not clamped. It is differentiable, for training.
+
+        It computes in the type of the weights, which a training engine may have made bfloat16.
+        """
+        return TinyDecoderSession(self)._decode(latents.to(self.entry.weight.dtype)).float()
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:

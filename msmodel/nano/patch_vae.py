@@ -167,7 +167,8 @@ class PatchSession:
     def _decode(self, latents: Tensor) -> Tensor:
         vae = self._vae
         b, starts = latents.shape[0], self._memory is None
-        x = rearrange(vae.entry(rearrange(latents, "b z t h w -> (b t) z h w")), "(b t) c h w -> b c t h w", b=b)
+        flat = rearrange(latents, "b z t h w -> (b t) z h w").to(vae.entry.weight.dtype)  # an engine's may be bfloat16
+        x = rearrange(vae.entry(flat), "(b t) c h w -> b c t h w", b=b)
         memory = [torch.zeros_like(x[:, :, :1])] * vae.layers if self._memory is None else self._memory
         kept = []
         for block, before in zip(vae.blocks, memory, strict=True):
@@ -176,4 +177,4 @@ class PatchSession:
         self._memory = kept
         detail = rearrange(vae.exit(F.gelu(rearrange(x, "b c t h w -> (b t) c h w"))), "(b t) p h w -> b p t h w", b=b)
         linear = torch.einsum("pz,bzthw->bpthw", vae.basis * vae.std, latents) + vae.centre[:, None, None, None]
-        return unfold(linear + detail, vae.cfg, starts)
+        return unfold(linear + detail.to(linear.dtype), vae.cfg, starts)

@@ -52,18 +52,20 @@ START_METHOD = "spawn"  # of worker processes: a fork would inherit CUDA, Ray's 
 class LoaderConfig:
     """Settings of how training batches are read. They change no result and are never part of a step's key.
 
-    workers: processes per rank that read ahead; 0 reads in the training process. prefetch: batches that each worker holds
-    ready, in shared memory (/dev/shm). on_corrupt: "stop" ends the training at a shard that is damaged or missing; "skip"
-    goes on without it, logs it and counts it (loader/skipped_shards).
+    workers: processes per rank that read ahead; 0 reads in the training process. decode_workers: as many at least where
+    videos are decoded, in the training of the tiny VAE, or one a shard of the rank if that is fewer. prefetch: batches that
+    each worker holds ready, in shared memory (/dev/shm). on_corrupt: "stop" ends the training at a shard that is damaged or
+    missing; "skip" goes on without it, logs it and counts it (loader/skipped_shards).
     """
 
     workers: int = 0
+    decode_workers: int = 4
     prefetch: int = 2
     on_corrupt: str = "stop"
 
     def problems(self) -> list[str]:
         """Lists every inconsistency as 'loader.field: what is wrong and how to fix it'; empty if there is none."""
-        least = {"workers": 0, "prefetch": 1}
+        least = {"workers": 0, "decode_workers": 0, "prefetch": 1}
         out = [f"loader.{n}: {vars(self)[n]} must be at least {low}" for n, low in least.items() if vars(self)[n] < low]
         if self.on_corrupt not in POLICIES:
             out.append(f"loader.on_corrupt: {self.on_corrupt!r} is not one of {', '.join(POLICIES)}")
@@ -97,7 +99,7 @@ class _Batches(Dataset[_Fetched]):
         first_epoch: int,
         batch: int,
         on_corrupt: str,
-        item: Callable[[Members], Any],
+        item: Callable[[Members, int], Any],
         collate: Callable[[Sequence[Any]], Any],
     ) -> None:
         self.shards, self.batch, self.on_corrupt = shards, batch, on_corrupt
@@ -125,7 +127,7 @@ class _Batches(Dataset[_Fetched]):
             places = assignment.places[shard]
             place = index.place if shard == index.shard else places[index.place % len(places)]
             try:
-                return self._read(shard, place)
+                return self._read(shard, place, index.epoch)
             except ValueError as error:
                 if self.on_corrupt == "stop":
                     raise
@@ -142,7 +144,7 @@ class _Batches(Dataset[_Fetched]):
         yield from (*own[here + 1 :], *own[:here])
         yield from (s for s in range(len(self.shards)) if s not in own)
 
-    def _read(self, number: int, place: int) -> Any:
+    def _read(self, number: int, place: int, epoch: int) -> Any:
         if number not in self._open:
             self._open[number] = read_members(self.shards[number])
             if len(self._open) > WINDOW_SHARDS * len(self.partitions):
@@ -150,7 +152,7 @@ class _Batches(Dataset[_Fetched]):
         self._open.move_to_end(number)
         members = self._open[number][place]
         try:
-            return self.item(members)
+            return self.item(members, epoch)
         except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
             where = f"shard {self.shards[number].path}: sample {members.key}"
             raise ValueError(f"{where} cannot be read ({error}): make the data again (`make data`)") from error
@@ -159,10 +161,10 @@ class _Batches(Dataset[_Fetched]):
 class SampleLoader:
     """Yields batches endlessly, for one rank; the module describes their order.
 
-    batch: clips per batch on this rank. item: sample -> what training needs of it; collate: items -> a batch. Both go to
-    worker processes and must be module-level functions. kind: "real" or "rendered" to read only these, "" for all. log:
-    called for each shard that is left out. micro_steps: batches per step on this rank. partitions: into how many parts the
-    shards are divided; 0 gives each micro-batch of a step its own or, with fewer shards, takes the largest divisor.
+    batch: clips per batch on this rank. item: sample and epoch -> what training needs of it; collate: items -> a batch. Both
+    go to worker processes and must be module-level functions. kind: "real" or "rendered" to read only these, "" for all.
+    log: called for each shard that is left out. micro_steps: batches per step on this rank. partitions: into how many parts
+    the shards are divided; 0 gives each micro-batch of a step its own or, with fewer shards, takes the largest divisor.
     Raises ValueError if shards are missing, if there are fewer than ranks x workers (or the given partitions x workers), or
     if they hold fewer clips than one batch for each of these.
     """
@@ -174,7 +176,7 @@ class SampleLoader:
         seed: int,
         rank: int,
         world_size: int,
-        item: Callable[[Members], Any],
+        item: Callable[[Members, int], Any],
         collate: Callable[[Sequence[Any]], Any],
         cfg: LoaderConfig = IN_PROCESS,
         kind: str = "",
@@ -313,7 +315,7 @@ class _Clip:
     clip: np.ndarray | None = None
 
 
-def _clip(members: Members) -> _Clip:
+def _clip(members: Members, _epoch: int) -> _Clip:
     meta = json.loads(members["json"])
     tracks, latents = arrays(members["tracks.npz"]), arrays(members["latents.npz"])
     return _Clip(members.key, meta["kind"] == "real", tracks["xy_px"], tracks["visible"], **latents)

@@ -187,10 +187,10 @@ def _sample(members: Members) -> Sample:
     )
 
 
-def decode_mp4(data: bytes) -> np.ndarray:
-    """Decodes H.264 bytes: T h w 3 uint8."""
+def decode_mp4(data: bytes, wanted: range | None = None) -> np.ndarray:
+    """Decodes H.264 bytes: T h w 3 uint8. wanted: the numbers of the frames to return; None returns all."""
     with tempfile.NamedTemporaryFile(suffix=".mp4") as f:
         f.write(data)
         f.flush()
-        count = len(read_timestamps(f.name))
-        return np.stack(list(read_frames(f.name, read_container(f.name), range(count))))
+        indices = range(len(read_timestamps(f.name))) if wanted is None else wanted
+        return np.stack(list(read_frames(f.name, read_container(f.name), indices)))

@@ -9,7 +9,7 @@ Legend: b batch, z latent channels, t latent frames, h w latent size, T pixel fr
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
 import torch
@@ -20,9 +20,9 @@ from torch import Tensor, nn
 from msmodel.config import ModelConfig
 from msmodel.tiny_vae import TinyDecoder, load_tiny_vae
 from stages.contracts import Context, Resources, Stage
-from stages.data.loader import LoaderConfig
+from stages.data.loader import IN_PROCESS, LoaderConfig
 from stages.records import Checkpoint, ShardSet
-from stages.train.frames import FrameBatch, FrameLoader
+from stages.train.frames import CropSize, FrameBatch, FrameLoader
 from stages.train.loop import train
 from stages.train.method import Loader, Loss, RngStreams, StepsConfig, TrainableModule, Validation, at_least, scheduled
 from stages.train.optim import make_optimizer
@@ -37,7 +37,7 @@ class TinyVAEConfig(StepsConfig):
     """Settings of the tiny VAE's training. Paper: 200 K steps, lr 3e-4, batch 16, crops of 144x144x21.
 
     width: channels of the finest level. init: "random", "embedded:NAME" or a folder. latent_frames: latent frames of
-    the training crop, 0 = all. side_px: side of the training crop in pixels, 0 = full size. fit_clips: clips for the
+    the training crop, 0 = all. side_px: side of the training crop in pixels, 0 = full size. fit_clips: crops for the
     least-squares initialisation of a random decoder's linear projection.
     """
 
@@ -121,7 +121,9 @@ class PatchDiscriminator(nn.Module):
         self.net = nn.Sequential(*layers, nn.Conv2d(4 * width, 1, 3, padding=1))
 
     def forward(self, video: Tensor) -> Tensor:
-        return self.net(rearrange(video, "b c t h w -> (b t) c h w"))
+        weight = self.net[0].weight
+        assert isinstance(weight, Tensor)
+        return self.net(rearrange(video, "b c t h w -> (b t) c h w").to(weight.dtype)).float()
 
 
 class TinyVAEMethod:
@@ -129,14 +131,16 @@ class TinyVAEMethod:
 
     name = "tiny_vae"
 
-    def __init__(self, decoder: TinyDecoder, cfg: TinyVAERun, heldout: FrameBatch, seed: int) -> None:
-        self.decoder, self.cfg, self.vae, self.heldout = decoder, cfg.tiny_vae, cfg.model.vae, heldout
+    def __init__(
+        self, decoder: TinyDecoder, cfg: TinyVAERun, heldout: FrameBatch, seed: int, device: torch.device
+    ) -> None:
+        self.decoder, self.cfg, self.heldout, self.device = decoder, cfg.tiny_vae, heldout, device
         self._modules = {DECODER: TrainableModule(decoder, make_optimizer(decoder, cfg.tiny_vae))}
         self.discriminator: PatchDiscriminator | None = None
         if cfg.tiny_vae.adversarial_weight > 0:
             with torch.random.fork_rng():
                 torch.manual_seed(seed)
-                self.discriminator = PatchDiscriminator().to(heldout.latents.device)
+                self.discriminator = PatchDiscriminator().to(device)
             optimizer = make_optimizer(self.discriminator, cfg.tiny_vae, lr=cfg.tiny_vae.discriminator_lr)
             self._modules[DISCRIMINATOR] = TrainableModule(self.discriminator, optimizer, ema=False)
 
@@ -150,11 +154,11 @@ class TinyVAEMethod:
         return scheduled(self.cfg.lr if module == DECODER else self.cfg.discriminator_lr, self.cfg, step)
 
     def loss(self, module: str, batch: FrameBatch, rng: RngStreams) -> Loss:
-        batch = batch.to(self.heldout.latents.device)
-        latents, video = batch.crop(self.cfg.latent_frames, self.cfg.side_px, self.vae, rng.own("crop"))
+        batch = batch.to(self.device)
+        video = batch.video()
         if module == DISCRIMINATOR:
-            return Loss(self.hinge(latents, video))
-        made = self.decoder(latents)
+            return Loss(self.hinge(self._decode(batch, video).detach(), video))
+        made = self._decode(batch, video)
         l1, gradients = F.l1_loss(made, video), gradient_loss(made, video)
         value = l1 + self.cfg.gradient_weight * gradients
         metrics = {"l1": float(l1.detach()), "gradients": float(gradients.detach())}
@@ -165,23 +169,47 @@ class TinyVAEMethod:
             value = value + self.cfg.adversarial_weight * fooled
         return Loss(value, metrics)
 
-    def hinge(self, latents: Tensor, video: Tensor) -> Tensor:
-        """Returns the discriminator's hinge loss."""
+    def _decode(self, batch: FrameBatch, video: Tensor) -> Tensor:
+        """Decodes the crops, b 3 T H W. Where a crop begins within its clip, its first latent is there for the decoder's
+        memory only: its frame is replaced by the true one, which adds nothing to any loss."""
+        made = self.decoder(batch.latents)
+        if bool(batch.begins.all()):
+            return made
+        first = torch.where(batch.begins[:, None, None, None, None], made[:, :, :1], video[:, :, :1])
+        return torch.cat([first, made[:, :, 1:]], dim=2)
+
+    def hinge(self, made: Tensor, video: Tensor) -> Tensor:
+        """Returns the discriminator's hinge loss on decoded and real videos, b 3 T H W."""
         assert self.discriminator is not None
-        with torch.no_grad():
-            made = self.decoder(latents)
         return F.relu(1 - self.discriminator(video)).mean() + F.relu(1 + self.discriminator(made)).mean()
 
     @torch.no_grad()
     def validate(self, step: int) -> Validation:
-        """Returns heldout/psnr (dB, mean over frames) and heldout/l1 of whole held-out clips, and a contact sheet."""
-        latents, video = self.heldout.crop(0, 0, self.vae, torch.Generator())
-        made = self.decoder.decode(latents)
-        per_frame = rearrange((made - video).square(), "b c t h w -> (b t) (c h w)").mean(dim=1)
-        psnr = float((10 * torch.log10(4 / per_frame.clamp_min(1e-10))).mean())
-        metrics = {"heldout/psnr": psnr, "heldout/l1": float((made - video).abs().mean())}
-        rows = [v[clip] for clip in range(min(self.cfg.picture_clips, len(video))) for v in (video, made)]
+        """Returns heldout/psnr (dB, mean over frames) and heldout/l1 of whole held-out clips, and a contact sheet.
+
+        Clips are decoded one by one and in short pieces, so that memory does not grow with their number or length.
+        """
+        psnr, l1 = [], []
+        rows: list[Tensor] = []
+        for clip in self.heldout.clips():
+            video = clip.video()
+            made = decode_in_pieces(self.decoder, clip.latents.to(self.device)).cpu()
+            per_frame = rearrange((made - video).square(), "1 c t h w -> t (c h w)").mean(dim=1)
+            psnr.append(10 * torch.log10(4 / per_frame.clamp_min(1e-10)))
+            l1.append(float((made - video).abs().mean()))
+            if len(rows) < 2 * self.cfg.picture_clips:
+                rows += [video[0], made[0]]
+        metrics = {"heldout/psnr": float(torch.cat(psnr).mean()), "heldout/l1": sum(l1) / len(l1)}
         return Validation(metrics, {"tiny_vae": contact_sheet_of_videos(rows)} if rows else {})
+
+
+PIECE = 2  # latent frames decoded at a time
+
+
+def decode_in_pieces(decoder: TinyDecoder, latents: Tensor) -> Tensor:
+    """Returns the video b 3 T H W in [-1, 1] of whole clips' latents b z t h w, decoded a few latent frames at a time."""
+    stream = decoder.decoder()
+    return torch.cat([stream.push(piece) for piece in latents.split(PIECE, dim=2)], dim=2)
 
 
 def initial_decoder(cfg: TinyVAERun, start: FrameBatch, seed: int) -> TinyDecoder:
@@ -192,29 +220,31 @@ def initial_decoder(cfg: TinyVAERun, start: FrameBatch, seed: int) -> TinyDecode
         torch.manual_seed(seed)
         decoder = TinyDecoder(cfg.model.vae, cfg.tiny_vae.width)
     if cfg.tiny_vae.fit_clips:
-        decoder.fit_preview(*start.crop(0, 0, cfg.model.vae, torch.Generator()))
+        decoder.fit_preview(start.latents, start.video())
     return decoder
 
 
 def fit(cfg: TinyVAERun, decoder: TinyDecoder, loader: Loader, heldout: FrameBatch, ctx: Context) -> dict[str, float]:
     """Trains `decoder` in place and leaves it with the averaged weights. Returns the last held-out figures."""
-    method = TinyVAEMethod(decoder, cfg, heldout.to(ctx.device), ctx.seed)
+    method = TinyVAEMethod(decoder, cfg, heldout, ctx.seed, ctx.device)
     return train(method, loader, cfg.tiny_vae, ctx.seed, ctx)
 
 
-def some_frames(shards: ShardSet, most: int) -> FrameBatch:
-    """Returns at most `most` clips of a set, the same every time and on every rank."""
-    return next(iter(FrameLoader((shards,), min(most, shards.clips), 0, 0, 1)))
+def some_frames(shards: ShardSet, most: int, size: CropSize) -> FrameBatch:
+    """Returns crops of at most `most` clips of a set, the same every time and on every rank."""
+    loader = replace(IN_PROCESS, decode_workers=0)
+    return next(iter(FrameLoader((shards,), min(most, shards.clips), 0, 0, 1, size, loader)))
 
 
 def run(cfg: TinyVAERun, inputs: TinyVAEInputs, ctx: Context) -> Checkpoint:
     """Returns checkpoint "tiny_vae": the averaged weights, with held-out PSNR and L1 as metrics."""
-    tiny = cfg.tiny_vae
-    decoder = initial_decoder(cfg, some_frames(inputs.train, max(tiny.fit_clips, 1)), ctx.seed).to(ctx.device)
+    tiny, vae = cfg.tiny_vae, cfg.model.vae
+    crop = CropSize(vae, tiny.latent_frames, tiny.side_px)
+    decoder = initial_decoder(cfg, some_frames(inputs.train, max(tiny.fit_clips, 1), crop), ctx.seed).to(ctx.device)
     micro_steps, place = tiny.micro_steps(ctx.world_size), (ctx.rank, ctx.world_size)
-    loader = FrameLoader((inputs.train,), tiny.batch, ctx.seed, *place, inputs.loader, ctx.log, micro_steps)
-    metrics = fit(cfg, decoder, loader, some_frames(inputs.heldout, tiny.heldout_clips), ctx)
+    loader = FrameLoader((inputs.train,), tiny.batch, ctx.seed, *place, crop, inputs.loader, ctx.log, micro_steps)
+    metrics = fit(cfg, decoder, loader, some_frames(inputs.heldout, tiny.heldout_clips, CropSize(vae)), ctx)
     return publish("tiny_vae", decoder, tiny.total_steps, ctx, metrics=metrics)
 
 
-TINY_VAE = Stage(name="tiny_vae", version=2, how="distributed", run=run, resources=Resources(threads=2))
+TINY_VAE = Stage(name="tiny_vae", version=3, how="distributed", run=run, resources=Resources(threads=2))

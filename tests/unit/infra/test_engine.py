@@ -201,6 +201,18 @@ def test_an_optimizer_that_needs_whole_weights_trains_unsharded_and_is_refused_o
     assert not torch.equal(engine.module.weight, before)
 
 
+@pytest.mark.parametrize("stage", [1, 2, 3])
+def test_bfloat16_rounds_weights_and_no_buffer(stage):
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Linear(8, 4))
+    module.register_buffer("components", torch.rand(5))
+    exact = module.components.clone()
+    optimizer = torch.optim.AdamW([{"name": "body", "params": list(module.parameters())}], lr=1e-2)
+    engine = DeepSpeedEngine(module, optimizer, 1.0, 1, Sharding(stage, bf16=True))
+    assert next(engine.module.parameters()).dtype == torch.bfloat16
+    assert torch.equal(engine.module.components, exact)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_frozen_module_that_is_sharded_computes_the_same(dtype, monkeypatch):
     """In its own type, beside a module that trains under ZeRO 1, with weights that are gone between its calls."""

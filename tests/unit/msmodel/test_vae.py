@@ -235,6 +235,19 @@ def test_unknown_embedded_weights_are_named() -> None:
         load_vae(VAEConfig("embedded:huge"))
 
 
+def test_the_network_of_the_nano_vae_trains_in_bfloat16() -> None:
+    """A GPU's engine makes the weights bfloat16; the components and the latents stay float32."""
+    vae = load_vae(VAEConfig("embedded:nano", 16, 2, 4)).requires_grad_(True)
+    latents = torch.randn(1, 16, 3, 4, 4, generator=torch.Generator().manual_seed(0))
+    exact = vae.reconstruct(latents)
+    for parameter in vae.parameters():
+        parameter.data = parameter.data.bfloat16()
+    rounded = vae.reconstruct(latents)
+    rounded.square().mean().backward()
+    assert rounded.dtype == torch.float32
+    assert torch.allclose(rounded, exact, atol=0.05)
+
+
 def test_embedded_nano_reconstructs_a_smooth_picture() -> None:
     vae = load_vae(VAEConfig("embedded:nano", z_channels=16, stride_t=2, stride_s=4))
     ramp = torch.linspace(-0.8, 0.8, 80).expand(1, 3, 5, 48, 80).clone()

@@ -265,5 +265,5 @@ def test_fewer_shards_than_readers_is_an_error_that_says_how_many(sets):
 
 
 def test_settings_are_checked():
-    fields = [p.split(":")[0] for p in LoaderConfig(-1, 0, "ignore").problems()]
-    assert fields == ["loader.workers", "loader.prefetch", "loader.on_corrupt"]
+    fields = [p.split(":")[0] for p in LoaderConfig(-1, -1, 0, "ignore").problems()]
+    assert fields == ["loader.workers", "loader.decode_workers", "loader.prefetch", "loader.on_corrupt"]

@@ -77,7 +77,8 @@ def frame_batch(model: ModelConfig, count: int, seed: int) -> FrameBatch:
     frames = frames.repeat_interleave(v.stride_t, 2)[:, :, v.stride_t - 1 :]
     assert frames.shape[2] == c.frames
     latents = torch.cat([2 * coarse - 1, torch.zeros(count, v.z_channels - 3, *coarse.shape[2:])], dim=1)
-    return FrameBatch(latents, (255 * frames).to(torch.uint8).movedim(1, -1).contiguous())
+    pixels = (255 * frames).to(torch.uint8).movedim(1, -1).contiguous()
+    return FrameBatch(latents, pixels, torch.ones(count, dtype=torch.bool))
 
 
 class FakeFrames(FakeLoader):

@@ -21,10 +21,10 @@ from infra.context import RunContext
 from infra.files import CHECKOUT
 from msmodel.causal import CausalDiT
 from msmodel.dit import WanDiT
-from stages.data.loader import Loader
+from stages.data.loader import Loader, LoaderConfig
 from stages.records import OdePairs, ShardSet
 from stages.train import adapt, dmd, teacher, tiny_vae
-from stages.train.frames import FrameLoader
+from stages.train.frames import CropSize, FrameLoader
 from stages.train.ode_pairs import PairLoader, heldout_pairs
 from stages.train.publish import publish
 from tests.unit.stages.train.fakes import clips, decode, frame_batch
@@ -131,7 +131,9 @@ def train_tiny_vae(task: Task, root: Path, ctx: RunContext) -> dict[str, torch.n
     cfg = tiny_vae.TinyVAERun(MODEL, tiny_config(**settings(task), adversarial_weight=0.1))
     decoder = tiny_vae.initial_decoder(cfg, frame_batch(MODEL, 2, 0), 3)
     micro = cfg.tiny_vae.micro_steps(ctx.world_size)
-    loader = FrameLoader((data(root),), cfg.tiny_vae.batch, 3, ctx.rank, ctx.world_size, micro_steps=micro)
+    crop, place = CropSize(MODEL.vae, cfg.tiny_vae.latent_frames, cfg.tiny_vae.side_px), (ctx.rank, ctx.world_size)
+    alone = LoaderConfig(decode_workers=0)
+    loader = FrameLoader((data(root),), cfg.tiny_vae.batch, 3, *place, crop, alone, micro_steps=micro)
     tiny_vae.fit(cfg, decoder, loader, frame_batch(MODEL, 2, 99), ctx)
     return {"decoder": decoder}
 

@@ -16,9 +16,15 @@ from tests.unit.stages.train.fakes import clips, frame_batch
 
 
 def shard_set(
-    folder: Path, model: ModelConfig, shards: int = 2, per_shard: int = 3, split: str = "train", prefix: str = "clip"
+    folder: Path,
+    model: ModelConfig,
+    shards: int = 2,
+    per_shard: int = 3,
+    split: str = "train",
+    prefix: str = "clip",
+    lossless: bool = True,
 ) -> ShardSet:
-    """`shards` shards of `per_shard` random clips, whose ids begin with `prefix`, with lossless frames."""
+    """`shards` shards of `per_shard` random clips, whose ids begin with `prefix`. lossless: with their frames."""
     folder.mkdir(parents=True, exist_ok=True)
     entries = []
     for number in range(shards):
@@ -26,6 +32,8 @@ def shard_set(
         with tarfile.open(path, "w") as tar:
             for index in range(per_shard):
                 for ending, data in members(model, seed=100 * number + index).items():
+                    if ending == "frames.npz" and not lossless:
+                        continue
                     info = tarfile.TarInfo(f"{prefix}{number}{index}.{ending}")
                     info.size = len(data)
                     tar.addfile(info, io.BytesIO(data))

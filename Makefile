@@ -131,7 +131,7 @@ lint: $(DEV)  ## ruff, mypy, import contracts, spelling
 	.venv/bin/codespell
 
 # A file of tests runs in one process, on one thread: processes with more threads than there are cores wait for each other at
-# every barrier. The third process fills the time in which Ray, browsers and killed commands wait.
+# every barrier. Two processes keep two cores busy (3% idle); a third only slows the others' Ray.
 PYTEST := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive $(PY) -m pytest --dist loadfile --no-loadscope-reorder
 # These start Ray or a distributed job: `make check` leaves them out, with tests/smoke and tests/browser.
 WITH_RAY := $(addprefix tests/unit/infra/test_,cluster.py executor.py distributed.py) tests/unit/stages/train/test_distributed.py
@@ -140,7 +140,7 @@ check: lint  ## lint, types, import contracts and the fast tests: no Ray, distri
 
 test: lint  ## lint and all tests; fails if they leave anything in the checkout
 	@$(PY) -m tests.worktree save .venv/worktree
-	$(PYTEST) tests -n 3 --durations 25
+	$(PYTEST) tests -n 2 --durations 25
 	@$(PY) -m tests.worktree check .venv/worktree
 
 # Unless PRESET is given, the paper's smaller model.

@@ -20,7 +20,7 @@ RUN = $(MOTIONSTREAM) $(1) --preset '$(PRESET)' --runs '$(RUNS)' $(if $(SRC),--s
 CALL = $(MOTIONSTREAM) $(1) --preset '$(PRESET)' --runs '$(RUNS)' $(ARGS)
 # GPUS is refused where no goal reads it.
 TAKE_GPUS := data teacher distill eval plan sweep nano-base bench-trackers
-LEAVE_GPUS := inspect export demo demo-check generate bench bench-data plan-check ship pictures
+LEAVE_GPUS := rehearse inspect export demo demo-check generate bench bench-data plan-check ship pictures
 ifneq ($(GPUS),)
 ifneq ($(filter $(LEAVE_GPUS),$(MAKECMDGOALS)),)
 ifeq ($(filter $(TAKE_GPUS),$(MAKECMDGOALS)),)
@@ -30,7 +30,7 @@ endif
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help setup data teacher distill eval plan plan-check inspect export demo demo-check generate bench bench-data bench-trackers kill-test slurm-check sweep nano-base notebooks ui check test test-gpu lint docs clean js-check pictures
+.PHONY: help setup data teacher distill eval plan plan-check rehearse gpu-check inspect export demo demo-check generate bench bench-data bench-trackers kill-test slurm-check sweep nano-base notebooks ui check test test-gpu lint docs clean js-check pictures
 .NOTPARALLEL:
 
 help:  ## this table
@@ -67,6 +67,9 @@ plan: $(STAMP)  ## dry run: cached or not, every config error, memory, work and 
 
 plan-check: $(STAMP)  ## what `make plan` predicts of memory against real training steps, at nano and 100 M parameters
 	$(MOTIONSTREAM) plan-check
+
+rehearse: $(STAMP)  ## PRESET=wan21-1.3b or another full one, whole, at a small size on two CPU processes
+	@$(call CALL,rehearse)
 
 inspect: $(STAMP)  ## one clip with its tracks as mp4 and PNG, and its catalogue row (CLIP=id; without: some ids)
 	@$(call CALL,inspect $(if $(CLIP),--clip '$(CLIP)'))
@@ -147,6 +150,9 @@ test: lint  ## lint and all tests; fails if they leave anything in the checkout
 test-gpu: $(DEV)  ## the tests that need a CUDA device, and RUNS/gpu-bench.json; fails where there is none
 	$(PY) -c "import torch, sys; sys.exit(None if torch.cuda.is_available() else 'test-gpu: no CUDA device here')"
 	RUNS='$(abspath $(RUNS))' MS_GPU_PRESET='$(if $(filter file,$(origin PRESET)),wan21-1.3b,$(PRESET))' $(PY) -m pytest -s tests/gpu
+
+gpu-check: $(DEV)  ## all of that on one GPU, in nine minutes: tests, full-size speeds, rehearsals, nano; RUNS/gpu-check
+	$(MOTIONSTREAM) gpu-check --runs '$(RUNS)'
 
 docs: $(DEV)  ## the documentation as a site in site/; fails on a broken link
 	$(PY) -m mkdocs build --strict

@@ -49,6 +49,8 @@ COMMANDS = (
     Command("nano-base", PIPELINE, "pretrain what the preset nano starts from", "targets", EVERYTHING),
     Command("plan", CHECKS, "say what would run, and its memory, time and disk", "plan.command", EVERYTHING),
     Command("plan-check", CHECKS, "compare the plan's memory with real training steps", "plan.check", ()),
+    Command("rehearse", CHECKS, "run a full preset end to end at a small size on this CPU", "rehearse.command"),
+    Command("gpu-check", CHECKS, "run on one GPU what is worth knowing, in nine minutes", "gpu_check", ("--runs",)),
     Command("config", CHECKS, "print every setting with its value", "config", EVERYTHING),
     Command("inspect", RESULTS, "draw one clip with its tracks and print its catalogue row", "inspect_clip"),
     Command("export", RESULTS, "write trained models for diffusers, with model cards", "export"),

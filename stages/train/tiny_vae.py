@@ -187,13 +187,13 @@ class TinyVAEMethod:
     def validate(self, step: int) -> Validation:
         """Returns heldout/psnr (dB, mean over frames) and heldout/l1 of whole held-out clips, and a contact sheet.
 
-        Clips are decoded one by one and in short pieces, so that memory does not grow with their number or length.
+        Clips are decoded one by one and a few frames at a time, so that memory does not grow with their number or length.
         """
         psnr, l1 = [], []
         rows: list[Tensor] = []
         for clip in self.heldout.clips():
             video = clip.video()
-            made = decode_in_pieces(self.decoder, clip.latents.to(self.device)).cpu()
+            made = decode_stepwise(self.decoder, clip.latents.to(self.device)).cpu()
             per_frame = rearrange((made - video).square(), "1 c t h w -> t (c h w)").mean(dim=1)
             psnr.append(10 * torch.log10(4 / per_frame.clamp_min(1e-10)))
             l1.append(float((made - video).abs().mean()))
@@ -203,13 +203,13 @@ class TinyVAEMethod:
         return Validation(metrics, {"tiny_vae": contact_sheet_of_videos(rows)} if rows else {})
 
 
-PIECE = 2  # latent frames decoded at a time
+AT_ONCE = 2  # latent frames decoded at a time
 
 
-def decode_in_pieces(decoder: TinyDecoder, latents: Tensor) -> Tensor:
+def decode_stepwise(decoder: TinyDecoder, latents: Tensor) -> Tensor:
     """Returns the video b 3 T H W in [-1, 1] of whole clips' latents b z t h w, decoded a few latent frames at a time."""
     stream = decoder.decoder()
-    return torch.cat([stream.push(piece) for piece in latents.split(PIECE, dim=2)], dim=2)
+    return torch.cat([stream.push(part) for part in latents.split(AT_ONCE, dim=2)], dim=2)
 
 
 def initial_decoder(cfg: TinyVAERun, start: FrameBatch, seed: int) -> TinyDecoder:

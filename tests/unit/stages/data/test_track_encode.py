@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from msmodel.config import ImageEncoderConfig, TextConfig, VAEConfig
+from pipelines.commands.rehearse.cotracker_hub import weights, write_hub
 from stages.data import encode, render, track
 from stages.data.encode import EncodeRun
 from stages.data.files import load_npz, save_frames
@@ -17,7 +18,6 @@ from stages.trackers.ground_truth import read_tracks
 from tests.fakes import FakeContext
 from tests.unit.msmodel.clip import TOKENS, WIDTH, save_clip
 from tests.unit.stages.data.fakes import CLIP, noise_picture, scene_item
-from tests.unit.stages.trackers.cotracker_hub import weights, write_hub
 
 TEXT = TextConfig("test", dim=8, length=4)
 TRACKS = TrackRun(TrackerConfig("lucas_kanade"), grid_rows=3, grid_cols=4)

@@ -1,11 +1,11 @@
 import numpy as np
 import torch
 
+from pipelines.commands.rehearse.cotracker_hub import weights, write_hub
 from stages.eval.config import MeasureConfig
 from stages.eval.measure import retracker
 from stages.trackers import TrackerConfig, uniform_grid
 from tests.fakes import FakeContext
-from tests.unit.stages.trackers.cotracker_hub import weights, write_hub
 
 
 def test_what_the_tracker_did_otherwise_than_configured_is_reported(tmp_path):

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 
+from pipelines.commands.rehearse.cotracker_hub import weights, write_hub
 from stages.trackers import TrackerConfig, make_tracker, shared_tracker, uniform_grid
-from tests.unit.stages.trackers.cotracker_hub import weights, write_hub
 
 OFFLINE, ONLINE = "cotracker3_offline", "cotracker3_online"
 REAL = os.environ.get("COTRACKER_HUB", "")

@@ -117,7 +117,7 @@ def test_losses_of_bfloat16_weights_are_float32_and_near(module):
     assert method.validate(0).metrics["heldout/psnr"] > 0
 
 
-def test_a_validation_decodes_one_clip_in_short_pieces(monkeypatch):
+def test_a_validation_decodes_one_clip_and_a_few_frames_at_a_time(monkeypatch):
     model, batch = small(), frame_batch(small(), 3, 0)
     run = tiny_vae.TinyVAERun(model, tiny_config(picture_clips=1))
     decoder = tiny_vae.initial_decoder(run, batch, 0)

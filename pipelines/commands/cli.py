@@ -56,6 +56,9 @@ COMMANDS = (
     Command("export", RESULTS, "write trained models for diffusers, with model cards", "export"),
     Command("ship", RESULTS, "copy the nano run's newest student into the package", "ship", ("--runs",)),
     Command("tracks", RESULTS, "convert tracks between this project's format, ATI's and Wan-Move's", "tracks", ()),
+    Command(
+        "decode-latents", RESULTS, "decode a published set of latents to videos for data.synthetic", "decode_latents"
+    ),
     Command("pictures", RESULTS, "make the README's two moving pictures, from a run and from the demo", "pictures"),
     Command("demo", DEMO, "serve the page on which points are dragged", "demo"),
     Command("generate", DEMO, "make a video from a picture and a motion or tracks, without a page", "generate"),

@@ -100,7 +100,7 @@ def replaced(cfg: Config, weights: Mapping[str, Path], hub: Path, synthetic: Pat
         out[f"{group}.tracker.checkpoint"] = str(hub / "weights.pth")
     if not cfg.data.synthetic:
         out["data.synthetic"] = str(synthetic)
-    return out | {"compute.workers": RANKS}
+    return out | {"compute.workers": RANKS, "compute.precision": "bf16"}
 
 
 def as_words(settings: Mapping[str, Any]) -> list[str]:

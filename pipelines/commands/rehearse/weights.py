@@ -70,7 +70,14 @@ def write_umt5(folder: Path, width: int) -> Path:
         tokenizer_object=words, pad_token="<pad>", eos_token="</s>", unk_token="<unk>", model_max_length=64
     )
     torch.manual_seed(0)
-    sizes: dict[str, Any] = {"vocab_size": len(WORDS), "d_model": width, "d_kv": 4, "d_ff": 16, "num_layers": 1, "num_heads": 3}
+    sizes: dict[str, Any] = {
+        "vocab_size": len(WORDS),
+        "d_model": width,
+        "d_kv": 4,
+        "d_ff": 16,
+        "num_layers": 1,
+        "num_heads": 3,
+    }
     tokenizer.save_pretrained(folder / "tokenizer")
     UMT5EncoderModel(UMT5Config(**sizes)).save_pretrained(folder / "text_encoder")
     return folder
@@ -82,7 +89,12 @@ def write_clip(folder: Path, width: int = CLIP_WIDTH) -> Path:
     from transformers import CLIPVisionConfig, CLIPVisionModel
 
     torch.manual_seed(0)
-    sizes: dict[str, Any] = {"hidden_size": width, "intermediate_size": 32, "num_hidden_layers": 3, "num_attention_heads": 2}
+    sizes: dict[str, Any] = {
+        "hidden_size": width,
+        "intermediate_size": 32,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 2,
+    }
     net = CLIPVisionModel(CLIPVisionConfig(**sizes, image_size=CLIP_SIDE, patch_size=14, projection_dim=8))
     encoder, processor = folder / "image_encoder", folder / "image_processor"
     for part in (encoder, processor):
@@ -109,7 +121,12 @@ def write_transformer(folder: Path, source: str, cfg: ModelConfig) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     state = {to_original(name): tensor.contiguous() for name, tensor in net.state_dict().items()}
     save_file(state, folder / "diffusion_pytorch_model.safetensors")
-    sizes: dict[str, Any] = {"dim": cfg.dit.dim, "ffn_dim": cfg.dit.ffn_dim, "num_heads": cfg.dit.heads, "num_layers": cfg.dit.layers}
+    sizes: dict[str, Any] = {
+        "dim": cfg.dit.dim,
+        "ffn_dim": cfg.dit.ffn_dim,
+        "num_heads": cfg.dit.heads,
+        "num_layers": cfg.dit.layers,
+    }
     (folder / "config.json").write_text(
         json.dumps({"_class_name": "WanTransformer3DModel", "model_type": "i2v", **sizes})
     )

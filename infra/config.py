@@ -1,4 +1,5 @@
-"""Settings of the execution. They are never part of a step's key, because they do not affect a step's result."""
+"""Settings of the execution. They are never part of a step's key: results do not depend on them, except for rounding
+(compute.precision, and the device)."""
 
 from __future__ import annotations
 
@@ -7,6 +8,7 @@ from dataclasses import dataclass
 EXECUTORS = ("ray", "local")
 ENGINES = ("deepspeed", "torch")
 POOLS = ("auto", "actors")
+PRECISIONS = ("auto", "bf16", "fp32")
 OFFLOADS = ("none", "optimizer", "all")
 EMA_PLACES = ("device", "cpu")
 ZERO_STAGES = (0, 1, 2, 3)
@@ -21,10 +23,12 @@ class ComputeConfig:
     stage declares. threads: torch threads of a worker without a GPU; 0 uses the number that the stage declares.
     item_workers: the most workers of a per-item stage; 0 starts as many as fit. item_gpus: share of a GPU that each
     worker of a per-item stage takes where it uses one (0.5: two workers per GPU). pool: "auto" keeps workers with
-    loaded models (Ray actors) where they have a GPU, "actors" everywhere. zero_stage: DeepSpeed ZeRO: 1 shards the
-    optimizer's state over the ranks, 2 also the gradients, 3 also the weights. offload: "optimizer" keeps the
-    optimizer's state in CPU memory, "all" also the weights. ema: the place of the float32 average of the weights,
-    "device" or "cpu"; the average is sharded like the optimizer's state. checkpoints: address of a folder (s3://...,
+    loaded models (Ray actors) where they have a GPU, "actors" everywhere. precision: type of frozen models and of the
+    weights that a training computes with; "auto" is bf16 on a GPU and fp32 on a CPU. Master weights and averages stay
+    float32, and so does all of a training with muon. zero_stage: DeepSpeed ZeRO: 1 shards the optimizer's state over
+    the ranks, 2 also the gradients, 3 also the weights. offload: "optimizer" keeps the optimizer's state in CPU memory,
+    "all" also the weights. ema: the place of the float32 average of the weights, "device" or "cpu"; the average is
+    sharded like the optimizer's state. checkpoints: address of a folder (s3://...,
     file://...) to which saved training states are copied, and from which a machine without any restores them; "" keeps
     them in the step's folder only. max_failures: how often a distributed job is restarted after a worker has died, with
     fewer workers where the cluster has lost some. max_failed_share: share of a stage's items that may fail (rejected
@@ -40,6 +44,7 @@ class ComputeConfig:
     item_gpus: float = 1.0
     pool: str = "auto"
     engine: str = "deepspeed"  # of training: "deepspeed", or "torch" (a plain loop in one process)
+    precision: str = "auto"
     zero_stage: int = 0
     offload: str = "none"
     ema: str = "device"
@@ -57,6 +62,8 @@ class ComputeConfig:
             out.append(f"compute.engine: {self.engine!r} is not one of {', '.join(ENGINES)}")
         if self.pool not in POOLS:
             out.append(f"compute.pool: {self.pool!r} is not one of {', '.join(POOLS)}")
+        if self.precision not in PRECISIONS:
+            out.append(f"compute.precision: {self.precision!r} is not one of {', '.join(PRECISIONS)}")
         if not 0 < self.item_gpus <= 1:
             out.append(f"compute.item_gpus: {self.item_gpus} must be above 0 and at most 1")
         if self.zero_stage not in ZERO_STAGES:

@@ -20,6 +20,7 @@ from infra.remote import fetch
 from infra.saves import keep, recall
 from infra.store import Step
 from infra.tracking import RunLogger
+from msmodel.io.weights import inference_dtype
 from stages.contracts import Progress
 
 
@@ -42,6 +43,10 @@ class RunContext:
     sources: Path | None = None
     about: Mapping[str, Any] = field(default_factory=dict)
     gathering: list[Any] = field(default_factory=list)  # keeps the DeepSpeed engines of sharded frozen modules alive
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return inference_dtype(self.device, self.compute.precision)
 
     def emit(self, step: int, metrics: Mapping[str, float]) -> None:
         if self.logger is not None:
@@ -79,7 +84,7 @@ class RunContext:
         if self.compute.engine == "torch" or not torch.distributed.is_initialized():
             engine: TorchEngine | DeepSpeedEngine = TorchEngine(module, optimizer, clip_norm, accumulate)
         else:
-            bf16 = self.device.type == "cuda" and not getattr(optimizer, "whole_tensors", False)
+            bf16 = self.dtype == torch.bfloat16 and not getattr(optimizer, "whole_tensors", False)
             sharding = Sharding(self.compute.zero_stage, self.compute.offload, bf16)
             engine = DeepSpeedEngine(module, optimizer, clip_norm, accumulate, sharding)
         if self.compute.ema == "cpu":

@@ -75,7 +75,9 @@ class Executor:
         actors = each > 0 or self.compute.pool == "actors"
         step = self.store.step(spec.stage.name, spec.stage.version, spec.config, (), seed)
         threads = self.compute.threads or needs.threads
-        job = items.ItemJob(spec.stage.run, spec.config, self.store.codec, threads, attempt, each > 0)
+        job = items.ItemJob(
+            spec.stage.run, spec.config, self.store.codec, threads, attempt, each > 0, self.compute.precision
+        )
         cpus = 0.0 if actors and not each else needs.cpus  # an idle actor must not reserve cores that other stages need
         return PlacedStage(spec, job, step, seed, workers, cpus, each, actors)
 
@@ -155,7 +157,13 @@ class Executor:
         if len(todo) < len(tasks):
             self.console.log(f"{task.stage.name}: {len(tasks) - len(todo)} of {len(tasks)} items are done already")
         job = items.ItemJob(
-            task.stage.run, task.config, codec, self._threads(task), attempt, task.stage.resources.gpus > 0
+            task.stage.run,
+            task.config,
+            codec,
+            self._threads(task),
+            attempt,
+            task.stage.resources.gpus > 0,
+            self.compute.precision,
         )
         unexpected = self._run_items(task, job, todo)
         results = [items.finished(t, codec) for t in tasks]

@@ -19,6 +19,7 @@ from typing import Any
 import torch
 
 from infra.codec import Codec
+from infra.config import ComputeConfig
 from infra.context import ItemContext, free_device
 from infra.files import FolderLock, read_json, write_atomic
 from infra.ray_session import RaySession, quiet, set_threads
@@ -34,7 +35,7 @@ class ItemJob:
     """Everything that a worker needs besides the item.
 
     attempt: identifies one execution of the stage. gpu: whether the worker was assigned a GPU; if not, it runs on the
-    CPU even where it can see one.
+    CPU even where it can see one. precision: compute.precision.
     """
 
     run: Callable[[Any, Any, Any], Any]
@@ -42,7 +43,8 @@ class ItemJob:
     codec: Codec
     threads: int
     attempt: str
-    gpu: bool = False
+    gpu: bool
+    precision: str
 
 
 @dataclass(frozen=True)
@@ -99,6 +101,7 @@ def run_item(job: ItemJob, task: ItemTask) -> Failure | None:
             workdir=task.step.folder,
             seed=task.seed,
             device=free_device() if job.gpu else torch.device("cpu"),
+            compute=ComputeConfig(precision=job.precision),
             sources=Path(job.codec.root).parent / "sources",
         )
         started = time.monotonic()

@@ -116,20 +116,22 @@ def load_streaming_model(
     decoder: str = "auto",
     tiny_vae: Path | str | None = None,
     device: torch.device | str | None = None,
+    dtype: torch.dtype | None = None,
 ) -> StreamingModel:
     """Loads the student in a folder, with the VAE and encoders that its config.json names.
 
     decoder: "vae", "tiny" (needs tiny_vae), or "auto" for the faster: the tiny VAE where one is given and the VAE is
     Wan's; the nano VAE is as fast as its tiny one (docs/LOG.md). tiny_vae: as for `load_tiny_vae`. device: by default
-    the first CUDA device, else the CPU. Text and image encoder are loaded at first use. Raises ValueError where weights
-    cannot be read.
+    the first CUDA device, else the CPU. dtype: of the student and of umT5; by default bfloat16 on CUDA, else
+    float32. Text and image encoder are loaded at first use. Raises ValueError where weights cannot be read.
     """
     if decoder not in DECODERS:
         raise ValueError(f"decoder: {decoder!r} is not one of {', '.join(DECODERS)}")
     if decoder == "tiny" and tiny_vae is None:
         raise ValueError("decoder='tiny' needs a tiny VAE: name its folder as tiny_vae, or use decoder='vae'")
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    net = load_student(student).eval().requires_grad_(False).to(device, inference_dtype(device))
+    dtype = dtype or inference_dtype(device)
+    net = load_student(student).eval().requires_grad_(False).to(device, dtype)
     cfg = net.cfg
     vae = load_vae(cfg.vae).to(device)
     tiny = decoder == "tiny" or (decoder == "auto" and tiny_vae is not None and not isinstance(vae, PatchVAE))
@@ -137,7 +139,9 @@ def load_streaming_model(
     if tiny:
         assert tiny_vae is not None
         decoders = load_tiny_vae(tiny_vae).to(device)
-    text_encoder = cache(lambda: load_text_encoder(cfg.text).to(device))  # its library alone takes seconds to import
+    text_encoder = cache(
+        lambda: load_text_encoder(cfg.text, dtype).to(device)
+    )  # its library alone takes seconds to import
     image_encoder = cache(lambda: load_image_encoder(cfg.image_encoder, cfg.dit.clip_dim).to(device))
     return StreamingModel(
         student=net,

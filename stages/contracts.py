@@ -80,6 +80,11 @@ class Context(Protocol):
     device: torch.device
     about: Mapping[str, Any]  # preset, stage, seed and config of this step, as plain data: recorded in saves
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """Returns the type of frozen models here, and of the weights that a sharded training computes with."""
+        ...
+
     def emit(self, step: int, metrics: Mapping[str, float]) -> None: ...
     def image(self, key: str, picture: np.ndarray, step: int = 0) -> None:
         """picture: h w 3 uint8. Same key at several steps gives a step slider."""

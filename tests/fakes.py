@@ -46,6 +46,7 @@ class FakeContext:
     rank: int = 0
     world_size: int = 1
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    dtype: torch.dtype = torch.float32
     about: dict[str, Any] = field(default_factory=dict)
     emitted: list[tuple[int, dict[str, float]]] = field(default_factory=list)
     images: dict[tuple[str, int], np.ndarray] = field(default_factory=dict)

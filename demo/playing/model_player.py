@@ -21,6 +21,7 @@ from demo.playing.recorder import Recorder, clear_abandoned, recording_file
 from demo.playing.student import ChosenStudent, choose
 from infra.context import free_device
 from infra.files import git_sha
+from msmodel.io.weights import inference_dtype
 from msmodel.steering.steering import WEBCAM, Controls, Steering
 from msmodel.tracks import ID_RANGE
 from stages.play.live import LiveTracker
@@ -230,7 +231,8 @@ def load_player(cfg: Config, log: Callable[[str], None] = print) -> ModelPlayer:
     """Loads the student that the settings choose. Raises ValueError where there is none, or its weights cannot be read."""
     chosen, device = choose(cfg, log), free_device()
     points = min(ID_RANGE, SLOTS_PER_CELL * cfg.data.grid_rows * cfg.data.grid_cols)
-    playable = load_playable(chosen.student, chosen.tiny_vae, cfg.demo.decoder, points, device)
+    dtype = inference_dtype(device, cfg.compute.precision)
+    playable = load_playable(chosen.student, chosen.tiny_vae, cfg.demo.decoder, points, device, dtype)
     player = make_player(cfg, playable, chosen)
     clear_abandoned(player.setup.root, log)
     return player

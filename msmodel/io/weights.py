@@ -130,9 +130,12 @@ def _load(folder: Path | str, cls: type[Model]) -> Model:
     return model
 
 
-def inference_dtype(device: torch.device) -> torch.dtype:
-    """Returns the type in which frozen models run: bfloat16 on a GPU, float32 on a CPU (whose bfloat16 is far slower)."""
-    return torch.bfloat16 if device.type == "cuda" else torch.float32
+def inference_dtype(device: torch.device, precision: str = "auto") -> torch.dtype:
+    """Returns the type in which frozen models run. precision: "bf16", "fp32", or "auto": bfloat16 on a GPU, float32 on
+    a CPU (whose bfloat16 is far slower)."""
+    if precision == "auto":
+        precision = "bf16" if device.type == "cuda" else "fp32"
+    return {"bf16": torch.bfloat16, "fp32": torch.float32}[precision]
 
 
 def load_teacher(folder: Path | str) -> WanDiT:

@@ -90,7 +90,7 @@ def _half(x: torch.Tensor) -> np.ndarray:
 
 def _text(cfg: TextConfig, captions: list[str], ctx: Context) -> np.ndarray:
     """Encodes captions: b l c float16."""
-    cache = TextCache(ctx.shared("text"), cfg, partial(_encoder, cfg, str(ctx.device)))
+    cache = TextCache(ctx.shared("text"), cfg, partial(_encoder, cfg, str(ctx.device), ctx.dtype))
     return cache.encode(captions).to(torch.float16).numpy()
 
 
@@ -100,8 +100,8 @@ def _vae(cfg: VAEConfig, device: str) -> VideoVAE | PatchVAE:
 
 
 @lru_cache(maxsize=1)
-def _encoder(cfg: TextConfig, device: str) -> TextEncoder:
-    return load_text_encoder(cfg).to(device)
+def _encoder(cfg: TextConfig, device: str, dtype: torch.dtype) -> TextEncoder:
+    return load_text_encoder(cfg, dtype).to(device)
 
 
 @lru_cache(maxsize=1)

@@ -24,7 +24,6 @@ from msmodel.cache import KV, ChunkCache
 from msmodel.causal import CausalDiT, times
 from msmodel.config import CLIP_TOKENS, ModelConfig
 from msmodel.dit import WanDiT
-from msmodel.io.weights import inference_dtype
 from msmodel.rollout import generate_chunk, start
 from msmodel.tiny_vae import TinyDecoder
 from msmodel.track_encoding import clip_ids, encode_tracks
@@ -139,7 +138,7 @@ class Bench:
         self.model, self.bench, self.device = cfg.model, cfg.bench, ctx.device
         student = fresh(CausalDiT, cfg.model, 0)
         assert isinstance(student, CausalDiT)
-        self.dtype = inference_dtype(ctx.device)
+        self.dtype = ctx.dtype
         self.student = student.to(ctx.device, self.dtype).eval()
         self.generator = torch.Generator().manual_seed(0)
         self.steps = flow.student_timesteps(cfg.model.student.steps, cfg.model.dit.shift)

@@ -22,7 +22,7 @@ from msmodel.batch import Conditioning, image_conditioning
 from msmodel.causal import CausalDiT
 from msmodel.config import ModelConfig, StudentConfig, VAEConfig
 from msmodel.dit import WanDiT
-from msmodel.io.weights import inference_dtype, load_student, load_teacher
+from msmodel.io.weights import load_student, load_teacher
 from msmodel.nano.patch_vae import PatchVAE
 from msmodel.rollout import rollout
 from msmodel.vae import VideoVAE, load_vae
@@ -50,9 +50,8 @@ def latents_of(cfg: GenerateRun, item: EvalItem, ctx: Context) -> Tensor:
     if item.model == "vae":
         return stacked([read_clip(c)["latents"] for c in item.clips], ctx.device)
     assert item.checkpoint is not None, "only real clips and the VAE's round trip need no weights"
-    net = (
-        teacher_on(item.checkpoint, ctx.device) if item.model == "teacher" else student_on(item.checkpoint, ctx.device)
-    )
+    load = teacher_on if item.model == "teacher" else student_on
+    net = load(item.checkpoint, ctx.device, ctx.dtype)
     cond = conditioning(item.clips, item.variant, cfg.model, ctx.seed, ctx.device)
     noise = clip_noise(item.clips, cfg.model, ctx.seed, ctx.device)
     if not isinstance(net, CausalDiT):
@@ -135,23 +134,23 @@ def vae_on(cfg: VAEConfig, device: torch.device) -> VideoVAE | PatchVAE:
 
 
 @lru_cache(maxsize=1)
-def _teacher(folder: str, digest: str, device: torch.device) -> WanDiT:
-    return load_teacher(folder).eval().requires_grad_(False).to(device, inference_dtype(device))
+def _teacher(folder: str, digest: str, device: torch.device, dtype: torch.dtype) -> WanDiT:
+    return load_teacher(folder).eval().requires_grad_(False).to(device, dtype)
 
 
 @lru_cache(maxsize=1)
-def _student(folder: str, digest: str, device: torch.device) -> CausalDiT:
-    return load_student(folder).eval().requires_grad_(False).to(device, inference_dtype(device))
+def _student(folder: str, digest: str, device: torch.device, dtype: torch.dtype) -> CausalDiT:
+    return load_student(folder).eval().requires_grad_(False).to(device, dtype)
 
 
-def teacher_on(checkpoint: Checkpoint, device: torch.device) -> WanDiT:
-    """Returns the teacher, frozen, in the data type of inference. A worker keeps it from item to item."""
-    return _teacher(checkpoint.folder, checkpoint.digest, device)
+def teacher_on(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> WanDiT:
+    """Returns the teacher, frozen. A worker keeps it from item to item."""
+    return _teacher(checkpoint.folder, checkpoint.digest, device, dtype)
 
 
-def student_on(checkpoint: Checkpoint, device: torch.device) -> CausalDiT:
-    """Returns the student, frozen, in the data type of inference. A worker keeps it from item to item."""
-    return _student(checkpoint.folder, checkpoint.digest, device)
+def student_on(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> CausalDiT:
+    """Returns the student, frozen. A worker keeps it from item to item."""
+    return _student(checkpoint.folder, checkpoint.digest, device, dtype)
 
 
 GENERATE = Stage("eval_generate", version=1, how="per_item", run=run, resources=Resources(gpus=1.0))

@@ -49,7 +49,7 @@ def run(cfg: LongRunRun, inputs: LongRunInputs, ctx: Context) -> Figures:
 
     The videos are of one clip.
     """
-    student = student_on(inputs.student, ctx.device)
+    student = student_on(inputs.student, ctx.device, ctx.dtype)
     runs = settings(student.cfg.student, cfg.long_run.other_caches)
     clips = some_clips(inputs.selection, cfg.long_run.clips)
     chunks = cfg.long_run.horizons * cfg.model.chunks

@@ -77,7 +77,7 @@ def teacher_speed(cfg: SpeedRun, checkpoint: Checkpoint, clip: EvalClip, ctx: Co
 
     It uses speed.teacher_steps and the paper's joint guidance.
     """
-    teacher = teacher_on(checkpoint, ctx.device)
+    teacher = teacher_on(checkpoint, ctx.device, ctx.dtype)
     vae, dtype = vae_on(cfg.model.vae, ctx.device), next(teacher.parameters()).dtype
     cond = conditioning([clip], "tracks", cfg.model, ctx.seed, ctx.device)
     noise = clip_noise([clip], cfg.model, ctx.seed, ctx.device)
@@ -106,7 +106,7 @@ def student_speed(
 ) -> dict[str, Any]:
     """Times the student: latency and throughput per decoder, time to first frame, peak memory."""
     with peak_memory(ctx.device) as peak:
-        student = student_on(checkpoint, ctx.device)
+        student = student_on(checkpoint, ctx.device, ctx.dtype)
         stream = clip_stream(student, clip, cfg.model, ctx.seed, ctx.device)
         full = decoder_speed(cfg, stream, vae_on(cfg.model.vae, ctx.device), ctx)
     out = {

@@ -107,7 +107,7 @@ def read_weights(name: str) -> Guidance:
 
 def run(cfg: SweepRun, inputs: SweepInputs, ctx: Context) -> Figures:
     """Writes sweep.json {setting, drift, latency_ms, fps, threads}."""
-    trained = student_on(inputs.student, ctx.device)
+    trained = student_on(inputs.student, ctx.device, ctx.dtype)
     setting, absolute = read_setting(cfg.setting, trained.cfg.student)
     student = with_positions(trained, absolute)
     long_run = LongRunRun(cfg.model, cfg.measure, LongRunConfig(cfg.clips, cfg.horizons, cfg.chunks))

@@ -32,9 +32,15 @@ class Playable(StreamingModel):
 
 
 def load_playable(
-    student: Checkpoint, tiny_vae: Checkpoint | None, decoder: str, points: int, device: torch.device
+    student: Checkpoint,
+    tiny_vae: Checkpoint | None,
+    decoder: str,
+    points: int,
+    device: torch.device,
+    dtype: torch.dtype | None = None,
 ) -> Playable:
-    """Loads a student's checkpoint for playing; decoder as for msmodel.pretrained.load_streaming_model.
+    """Loads a student's checkpoint for playing; decoder and dtype as for
+    msmodel.pretrained.load_streaming_model.
 
     Raises ValueError where weights cannot be read, or "tiny" is asked for and there is none.
     """
@@ -43,7 +49,7 @@ def load_playable(
             "demo.decoder=tiny: this run has no tiny VAE; `make distill` trains one, demo.decoder=vae does without"
         )
     tiny = tiny_vae.folder if tiny_vae else None
-    model = load_streaming_model(student.folder, decoder=decoder, tiny_vae=tiny, device=device)
+    model = load_streaming_model(student.folder, decoder=decoder, tiny_vae=tiny, device=device, dtype=dtype)
     return Playable(**vars(model), digest=student.digest, points=points)
 
 

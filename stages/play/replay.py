@@ -62,7 +62,9 @@ def run(cfg: ReplayRun, inputs: ReplayInputs, ctx: Context) -> Figures:
     recording = read_recording(folder)
     check_weights(recording, inputs)
     with torch_threads(recording.threads):
-        playable = load_playable(inputs.student, inputs.tiny_vae, recording.decoder, recording.points, ctx.device)
+        playable = load_playable(
+            inputs.student, inputs.tiny_vae, recording.decoder, recording.points, ctx.device, ctx.dtype
+        )
         out = compared(cfg, recording, played(playable, recording, folder), ctx)
     out |= about(recording, ctx)
     if not out["identical"]:

@@ -261,7 +261,7 @@ def run(cfg: DmdRun, inputs: DmdInputs, ctx: Context) -> Checkpoint:
     generator = student_from(inputs.adapted, cfg.model).to(ctx.device)
     critic = trainable_teacher(inputs.teacher, ctx.device)
     generator.checkpoint_layers = critic.checkpoint_layers = cfg.dmd.checkpoint_layers
-    teacher = frozen_teacher(inputs.teacher, ctx.device)
+    teacher = frozen_teacher(inputs.teacher, ctx)
     micro_steps = cfg.dmd.micro_steps(ctx.world_size)
     loader = open_loader((inputs.train,), cfg.dmd.batch, inputs.loader, ctx, micro_steps)
     heldout = heldout_batch(inputs.heldout, cfg.dmd.heldout_clips)

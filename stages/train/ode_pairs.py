@@ -239,7 +239,7 @@ def heldout_pairs(pairs: OdePairs, most: int, model: ModelConfig, device: torch.
 
 def run(cfg: OdeRun, inputs: OdeInputs, ctx: Context) -> OdePairs:
     """Writes cfg.ode.pairs trajectories of training clips and cfg.ode.heldout_pairs of held-out ones to ctx.workdir."""
-    dit = frozen_teacher(inputs.teacher, ctx.device)
+    dit = frozen_teacher(inputs.teacher, ctx)
     in_process = replace(inputs.loader, workers=0)  # a trajectory takes far longer than reading its clip
     for split, shards, count in (
         (TRAIN, inputs.train, cfg.ode.pairs),

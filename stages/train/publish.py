@@ -16,7 +16,7 @@ from msmodel.causal import CausalDiT
 from msmodel.config import ModelConfig, VAEConfig
 from msmodel.dit import WanDiT
 from msmodel.io.backbones import Report, load_backbone
-from msmodel.io.weights import inference_dtype, load_teacher, load_weights, save_weights
+from msmodel.io.weights import load_teacher, load_weights, save_weights
 from msmodel.vae import load_vae
 from stages.contracts import Context
 from stages.data.loader import Loader, LoaderConfig
@@ -87,9 +87,9 @@ def trainable_teacher(checkpoint: Checkpoint, device: torch.device) -> WanDiT:
     return load_teacher(Path(checkpoint.folder)).to(device).requires_grad_(True)
 
 
-def frozen_teacher(checkpoint: Checkpoint, device: torch.device) -> WanDiT:
-    """Returns the teacher, frozen, in the data type of inference."""
-    return load_teacher(Path(checkpoint.folder)).to(device, inference_dtype(device)).eval().requires_grad_(False)
+def frozen_teacher(checkpoint: Checkpoint, ctx: Context) -> WanDiT:
+    """Returns the teacher, frozen, on the context's device and in its data type."""
+    return load_teacher(Path(checkpoint.folder)).to(ctx.device, ctx.dtype).eval().requires_grad_(False)
 
 
 def frozen_decoder(vae: VAEConfig, device: torch.device) -> Decode:

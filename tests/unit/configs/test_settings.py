@@ -260,6 +260,7 @@ def test_a_global_batch_that_the_workers_cannot_make_is_reported_before_anything
         (["compute.offload=all", "compute.zero_stage=3", "compute.engine=torch"], "needs compute.engine=deepspeed"),
         (["compute.offload=disk"], "compute.offload: 'disk' is not one of none, optimizer, all"),
         (["compute.ema=disk"], "compute.ema: 'disk' is not one of device, cpu"),
+        (["compute.precision=fp16"], "compute.precision: 'fp16' is not one of auto, bf16, fp32"),
         (["compute.zero_stage=4"], "compute.zero_stage: 4 is not one of 0, 1, 2, 3"),
         (["compute.checkpoints=saves"], "compute.checkpoints: 'saves' is no address"),
         (["dmd.teacher_placement=disk"], "dmd.teacher_placement: 'disk' is not one of device, shard, offload"),

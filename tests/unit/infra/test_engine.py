@@ -11,6 +11,7 @@ import torch.distributed as dist
 from torch import nn
 
 from infra import engine as engines
+from infra.config import ComputeConfig
 from infra.context import RunContext
 from infra.engine import DeepSpeedEngine, Sharding, TorchEngine, gradient_norm, shard_frozen
 
@@ -211,6 +212,14 @@ def test_bfloat16_rounds_weights_and_no_buffer(stage):
     engine = DeepSpeedEngine(module, optimizer, 1.0, 1, Sharding(stage, bf16=True))
     assert next(engine.module.parameters()).dtype == torch.bfloat16
     assert torch.equal(engine.module.components, exact)
+
+
+@pytest.mark.parametrize(("precision", "dtype"), [("auto", torch.float32), ("bf16", torch.bfloat16)])
+def test_compute_precision_chooses_the_type_of_a_context_and_its_engines(precision, dtype, tmp_path):
+    ctx = RunContext(tmp_path, seed=0, compute=ComputeConfig(precision=precision))
+    module = nn.Linear(2, 2)
+    engine = ctx.engine(module, torch.optim.AdamW([{"name": "body", "params": list(module.parameters())}]), 1.0)
+    assert ctx.dtype == engine.module.weight.dtype == dtype
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

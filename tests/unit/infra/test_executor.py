@@ -19,7 +19,7 @@ from infra.distributed import StageFailed
 from infra.executor import item_tasks
 from infra.files import CHECKOUT
 from infra.items import ItemJob, run_item
-from stages.contracts import Resources, StageError, StageSpec
+from stages.contracts import Resources, Stage, StageError, StageSpec
 from tests.unit.infra import fakes
 
 
@@ -108,10 +108,23 @@ def test_users_mistake_arrives_as_it_was_reported(tmp_path):
     assert issubclass(StageError, ValueError)
 
 
+def noted_type(cfg: fakes.FakeConfig, item: object, ctx) -> fakes.Item:
+    return fakes.Item(str(ctx.dtype), 0)
+
+
+@pytest.mark.parametrize("precision", ["auto", "bf16", "fp32"])
+@pytest.mark.parametrize("how", ["once", "per_item"])
+def test_a_stage_is_told_the_type_of_its_models(how, precision, tmp_path):
+    given = fakes.items(1) if how == "per_item" else ()
+    records = fakes.drive(tmp_path, Stage("types", 1, how, noted_type), fakes.FakeConfig(), given, precision=precision)
+    found = records.records[0] if how == "per_item" else records.records
+    assert found.name == ("torch.bfloat16" if precision == "bf16" else "torch.float32")
+
+
 def test_an_item_that_kills_its_worker_again_and_again_is_given_up(tmp_path):
     store, _ = fakes.world(tmp_path)
     [task] = item_tasks(store, fakes.work(store, fakes.SQUARE, fakes.FakeConfig(), [fakes.Item("poison", 0)]))
-    job = ItemJob(fakes.square, fakes.FakeConfig(), store.codec, 1, "attempt")
+    job = ItemJob(fakes.square, fakes.FakeConfig(), store.codec, 1, "attempt", False, "auto")
     task.step.folder.mkdir(parents=True)
     (task.step.folder / ".begun-attempt").write_text("xxx")  # as its dead workers left it
     failure = run_item(job, task)

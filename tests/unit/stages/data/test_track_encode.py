@@ -52,7 +52,7 @@ def fake_models(monkeypatch):
     vae = FakeVAE()
     vae.text = FakeText()
     monkeypatch.setattr(encode, "_vae", lambda cfg, device: vae)
-    monkeypatch.setattr(encode, "_encoder", lambda cfg, device: vae.text)
+    monkeypatch.setattr(encode, "_encoder", lambda cfg, device, dtype: vae.text)
     return vae
 
 
@@ -235,7 +235,7 @@ def test_a_caption_of_many_clips_is_encoded_once_and_then_needs_no_encoder(tmp_p
     for item in (clips[:2], clips[2:]):
         encode.run(run, item, FakeContext(tmp_path / "out"))
     assert fake_models.text.asked == ["a car", "a man"]
-    monkeypatch.setattr(encode, "_encoder", lambda cfg, device: pytest.fail("the encoder is not needed"))
+    monkeypatch.setattr(encode, "_encoder", lambda cfg, device, dtype: pytest.fail("the encoder is not needed"))
     (out,) = encode.run(run, clips[2:], FakeContext(tmp_path / "again"))
     assert (load_npz(Path(out.folder) / "latents.npz")["text"] == 5).all()
 

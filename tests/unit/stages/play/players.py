@@ -23,7 +23,7 @@ CPU = torch.device("cpu")
 class FakeEncoder:
     """Embeddings that depend on the prompt alone."""
 
-    def __init__(self, cfg: TextConfig) -> None:
+    def __init__(self, cfg: TextConfig, dtype: torch.dtype) -> None:
         self.cfg = cfg
 
     def to(self, device: torch.device) -> FakeEncoder:

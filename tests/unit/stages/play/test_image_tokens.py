@@ -57,7 +57,8 @@ def test_an_evaluation_gives_each_clip_the_tokens_of_its_own_first_frame(model, 
         assert torch.equal(cond.image_tokens, torch.stack([tokens(names.index(c.clip_id)) for c in clips]))
     assert torch.equal(generate.one_of(cond, 1).image_tokens, cond.image_tokens[1:])
     assert torch.equal(
-        clip_stream(generate.student_on(checkpoint, CPU), clips[1], model, 0, CPU).image_tokens, cond.image_tokens[1:]
+        clip_stream(generate.student_on(checkpoint, CPU, torch.float32), clips[1], model, 0, CPU).image_tokens,
+        cond.image_tokens[1:],
     )
 
     ctx = FakeContext(tmp_path)

@@ -2,7 +2,7 @@
 
 FROM is a Parquet file or a folder of them, as FastVideo publishes generated clips: one clip a row, with the columns
 vae_latent_bytes, vae_latent_shape (c t h w) and vae_latent_dtype, and a caption. The latents are the VAE's own, before
-they are normalised. Each clip becomes TO/NAME.mp4 beside TO/NAME.txt; a clip whose video is there is left alone, so that
+they are normalised. Each clip becomes TO/NAME.mp4 with TO/NAME.txt; a clip whose video is there is left alone, so that
 the same command continues where it was stopped.
 """
 

@@ -32,7 +32,7 @@ MAKE_VARIABLES = {
     *("PRESET", "SRC", "ARGS", "RUNS", "GPUS", "PYTHON", "CLIP", "CHECKPOINT"),
     *("RAY_ADDRESS", "MLFLOW_TRACKING_URI", "TORCH_BUILD", "HF_HOME", "COTRACKER_HUB"),
 }
-OTHER_PROGRAMS = {"pre-commit", "git", "cd", "export", "mkdir", "docker", "kubectl", "sbatch", ".venv/bin/hf"}
+OTHER_PROGRAMS = {"pre-commit", "git", "cd", "export", "mkdir", "docker", "kubectl", "sbatch", "hf"}
 PLACEHOLDER = re.compile(r"\b(NAME|KEY|ID|FOLDER|PRESET|RUNS|STEP|CLIP)\b|\.\.\.")
 OWN_COMMAND_LINES = {"client": CHECKOUT / "demo" / "client.py", "soak": CHECKOUT / "demo" / "soak.py"}
 PACKAGES = "configs|pipelines|demo|stages|msmodel|infra|tests|notebooks|docs"

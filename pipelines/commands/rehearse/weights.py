@@ -17,7 +17,7 @@ from msmodel.config import ModelConfig, VAEConfig
 from msmodel.io.names import to_original
 from msmodel.vae import FAMILIES
 
-VIDEOX_FUN = "alibaba-pai/"  # an owner whose repositories hold transformers under Wan's own names, beside config.json
+VIDEOX_FUN = "alibaba-pai/"  # an owner whose repositories hold transformers under Wan's own names, with a config.json
 SMALL_VAE: dict[str, Any] = {"base_dim": 8, "dim_mult": [1, 2, 2, 2], "num_res_blocks": 1}
 CLIP_WIDTH, CLIP_SIDE = 20, 28  # 2 x 2 patches of 14 pixels, and the class token
 PROCESSOR: dict[str, Any] = {

@@ -114,7 +114,7 @@ def noted_type(cfg: fakes.FakeConfig, item: object, ctx) -> fakes.Item:
 
 @pytest.mark.parametrize("precision", ["auto", "bf16", "fp32"])
 @pytest.mark.parametrize("how", ["once", "per_item"])
-def test_a_stage_is_told_the_type_of_its_models(how, precision, tmp_path):
+def test_a_stage_gets_the_type_of_its_models(how, precision, tmp_path):
     given = fakes.items(1) if how == "per_item" else ()
     records = fakes.drive(tmp_path, Stage("types", 1, how, noted_type), fakes.FakeConfig(), given, precision=precision)
     found = records.records[0] if how == "per_item" else records.records

@@ -158,7 +158,7 @@ def kill_in_training(command: Sequence[str], root: Path) -> None:
     driver = subprocess.Popen(command, start_new_session=True)
     try:
         while driver.poll() is None and not list(root.glob("teacher/*/saves/step-*")):
-            time.sleep(0.02)
+            time.sleep(0.1)
         if driver.poll() is None:
             os.killpg(driver.pid, signal.SIGKILL)
     except BaseException:

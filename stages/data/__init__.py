@@ -19,6 +19,6 @@
 CUT, TRACK and ENCODE run as one graph (infra/graph.py). `configs.run_configs(data, model)` makes the config of every stage. A
 Reject's message is "name: reason"; `sources.listed(stage, message)` makes of it the Rejected that PACK lists. Records that a
 store must know besides those of stages.records: Candidate, Segment, Still, SceneItem, ShardPlan, ShardFile. Readers:
-loader.Loader (training batches), loader.read_samples (whole samples). TRACK, ENCODE and PACK hard-link files into their own
-folder and add others: no published folder is written to.
+loader.Loader (training batches), loader.list_samples (samples by metadata, loaded one by one). TRACK, ENCODE and PACK hard-link
+files into their own folder and add others: no published folder is written to.
 """

@@ -34,15 +34,26 @@ from stages.data.shards import (
     Members,
     Sample,
     Shard,
+    StoredSample,
     arrays,
+    list_samples,
     read_index,
     read_members,
-    read_samples,
     require_count,
 )
 from stages.records import ShardSet
 
-__all__ = ["INDEX", "IN_PROCESS", "Loader", "LoaderConfig", "Sample", "SampleLoader", "fit_tracks", "read_samples"]
+__all__ = [
+    "INDEX",
+    "IN_PROCESS",
+    "Loader",
+    "LoaderConfig",
+    "Sample",
+    "SampleLoader",
+    "StoredSample",
+    "fit_tracks",
+    "list_samples",
+]
 
 POLICIES = ("stop", "skip")
 START_METHOD = "spawn"  # of worker processes: a fork would inherit CUDA, Ray's threads and locks

@@ -9,6 +9,7 @@ import tarfile
 import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -108,14 +109,19 @@ def verify(shard: Shard) -> None:
 def read_members(shard: Shard) -> list[Members]:
     """Returns the samples of a shard in the order of its index, after `verify`. Raises ValueError that names the shard."""
     verify(shard)
+    return list_members(shard)
+
+
+def list_members(shard: Shard) -> list[Members]:
+    """Returns what `read_members` does from the tar's headers alone, so that the shard's content is not verified."""
     samples: dict[str, Members] = {}
     try:
         with tarfile.open(shard.path) as tar:
             for member in tar:
                 key, _, ending = member.name.partition(".")  # as WebDataset names them
                 samples.setdefault(key, Members(key, shard.path)).add(ending, member.offset_data, member.size)
-    except tarfile.TarError as error:
-        raise ValueError(f"shard {shard.path} is no tar file: {error}") from error
+    except (OSError, tarfile.TarError) as error:
+        raise ValueError(f"shard {shard.path} cannot be read ({error}): make the data again (`make data`)") from error
     for key, sample in samples.items():
         if missing := [m for m in NEEDED if m not in sample]:
             raise ValueError(f"shard {shard.path}: sample {key} lacks {', '.join(missing)}")
@@ -146,10 +152,37 @@ def arrays(data: bytes) -> dict[str, np.ndarray]:
         return {name: f[name] for name in f.files}
 
 
-def read_samples(shard_set: ShardSet) -> list[Sample]:
-    """Loads every sample of a set into memory, in the order of keys: for held-out sets and small ones."""
-    samples = [_sample(members) for shard in read_index(shard_set) for members in read_members(shard)]
-    return sorted(samples, key=lambda s: s.key)
+@dataclass(frozen=True)
+class StoredSample:
+    """Describes a sample that lies in a shard, by its metadata; the rest is read when it is asked for.
+
+    meta: the clip's record without its folder.
+    """
+
+    key: str
+    meta: dict[str, Any]
+    shard: Shard
+    members: Members
+
+    def load(self) -> Sample:
+        """Reads the whole sample and decodes its frames. Raises ValueError that names a damaged shard."""
+        _verify_once(self.shard)
+        return _sample(self.members, self.meta)
+
+    def tracks(self) -> tuple[np.ndarray, np.ndarray]:
+        """Reads the sample's tracks alone: xy_px T n 2 float32, visible T n bool."""
+        found = arrays(self.members["tracks.npz"])
+        return found["xy_px"], found["visible"]
+
+
+def list_samples(shard_set: ShardSet) -> list[StoredSample]:
+    """Returns every sample of a set by its metadata, in the order of keys: clips are chosen before one is decoded."""
+    found = [
+        StoredSample(members.key, _meta(members), shard, members)
+        for shard in read_index(shard_set)
+        for members in list_members(shard)
+    ]
+    return sorted(found, key=lambda s: s.key)
 
 
 def read_sample(shard: Path, clip_id: str) -> dict[str, bytes]:
@@ -170,7 +203,22 @@ def read_sample(shard: Path, clip_id: str) -> dict[str, bytes]:
     return read
 
 
-def _sample(members: Members) -> Sample:
+@lru_cache(maxsize=1024)
+def _verify_once(shard: Shard) -> None:
+    """Raises what `verify` does, and reads a sound shard once however many of its samples are loaded."""
+    verify(shard)
+
+
+def _meta(members: Members) -> dict[str, Any]:
+    try:
+        found: dict[str, Any] = json.loads(members["json"])
+    except ValueError as error:
+        where = f"shard {members.path}: the json of sample {members.key}"
+        raise ValueError(f"{where} cannot be read ({error}): make the data again (`make data`)") from error
+    return found
+
+
+def _sample(members: Members, meta: dict[str, Any]) -> Sample:
     tracks, latents = arrays(members["tracks.npz"]), arrays(members["latents.npz"])
     frames = arrays(members["frames.npz"])["frames"] if "frames.npz" in members else decode_mp4(members["mp4"])
     return Sample(
@@ -182,7 +230,7 @@ def _sample(members: Members) -> Sample:
         image=torch.from_numpy(latents["image"]).float(),
         text=torch.from_numpy(latents["text"]).float(),
         caption=members["txt"].decode(),
-        meta=json.loads(members["json"]),
+        meta=meta,
         clip=torch.from_numpy(latents["clip"]).float() if "clip" in latents else None,
     )
 

@@ -1,5 +1,7 @@
 """Stage SELECT (once): writes held-out clips of each kind, with counterfactual tracks, for the later stages.
 
+Clips are chosen by their metadata. Only those chosen are decoded, one at a time.
+
 Legend: T frames, n tracks.
 """
 
@@ -13,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from stages.contracts import Context, Stage, StageError
-from stages.data.loader import Sample, read_samples
+from stages.data.loader import Sample, StoredSample, list_samples
 from stages.eval.config import SelectConfig, SelectRun
 from stages.eval.counterfactual import authored, swapped
 from stages.eval.items import CLIP_KINDS, EvalClip, Selection, folder_file
@@ -28,10 +30,10 @@ class SelectInputs:
 
 
 def run(cfg: SelectRun, inputs: SelectInputs, ctx: Context) -> Selection:
-    return select(cfg, read_samples(inputs.heldout), inputs.heldout.digest, ctx)
+    return select(cfg, list_samples(inputs.heldout), inputs.heldout.digest, ctx)
 
 
-def select(cfg: SelectRun, samples: Sequence[Sample], digest: str, ctx: Context) -> Selection:
+def select(cfg: SelectRun, samples: Sequence[StoredSample], digest: str, ctx: Context) -> Selection:
     """Writes every selected clip and its tracks to ctx.workdir. Raises StageError if there is no held-out clip."""
     if not samples:
         raise StageError("data: the held-out set is empty, there is nothing to evaluate: make data with more videos")
@@ -41,16 +43,16 @@ def select(cfg: SelectRun, samples: Sequence[Sample], digest: str, ctx: Context)
         if len(chosen) < cfg.select.clips:
             ctx.log(f"evaluation: {len(chosen)} held-out {kind} clips, {cfg.select.clips} were asked for")
         clips += _write_kind(chosen, kind, cfg, ctx)
-        clips += [replace(_write_clip(s, kind, cfg.select, ctx), spare=True) for s in spare]
+        clips += [replace(_write_clip(s.load(), kind, cfg.select, ctx), spare=True) for s in spare]
     return Selection(str(ctx.workdir), tuple(clips), digest)
 
 
-def choose(samples: Sequence[Sample], cfg: SelectConfig) -> tuple[list[Sample], list[Sample]]:
+def choose(samples: Sequence[StoredSample], cfg: SelectConfig) -> tuple[list[StoredSample], list[StoredSample]]:
     """Returns the clips to evaluate and as many spare ones, if there are.
 
     Scenes alternate, in an order that depends on ids only.
     """
-    by_scene: dict[str, list[Sample]] = {}
+    by_scene: dict[str, list[StoredSample]] = {}
     for sample in sorted(samples, key=lambda s: _hash(clip_id(s))):
         by_scene.setdefault(str(sample.meta["scene"]), []).append(sample)
     turns = sorted(by_scene.values(), key=lambda group: _hash(str(group[0].meta["scene"])))
@@ -58,11 +60,11 @@ def choose(samples: Sequence[Sample], cfg: SelectConfig) -> tuple[list[Sample], 
     return order[: cfg.clips], order[cfg.clips : 2 * cfg.clips]
 
 
-def kind_of(sample: Sample) -> str:
+def kind_of(sample: StoredSample) -> str:
     return str(sample.meta["kind"])
 
 
-def clip_id(sample: Sample) -> str:
+def clip_id(sample: Sample | StoredSample) -> str:
     return str(sample.meta["clip_id"])
 
 
@@ -70,10 +72,11 @@ def _hash(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _write_kind(chosen: Sequence[Sample], kind: str, cfg: SelectRun, ctx: Context) -> list[EvalClip]:
+def _write_kind(chosen: Sequence[StoredSample], kind: str, cfg: SelectRun, ctx: Context) -> list[EvalClip]:
     """Writes the selected clips of one kind; the first counterfactual_clips of them also get counterfactual tracks."""
     out = []
-    for i, sample in enumerate(chosen):
+    for i, stored in enumerate(chosen):
+        sample = stored.load()
         clip = _write_clip(sample, kind, cfg.select, ctx)
         if i < cfg.select.counterfactual_clips:
             other = other_scene(chosen, i)
@@ -83,22 +86,23 @@ def _write_kind(chosen: Sequence[Sample], kind: str, cfg: SelectRun, ctx: Contex
                 if (tracks := counterfactual(name, sample, other, cfg.select, ctx.seed)) is not None
             ]
             clip = replace(clip, tracks=clip.tracks + tuple(extra))
+        del sample  # before the next one is decoded
         out.append(clip)
     return out
 
 
-def other_scene(chosen: Sequence[Sample], i: int) -> Sample | None:
+def other_scene(chosen: Sequence[StoredSample], i: int) -> StoredSample | None:
     """Returns the next selected clip of another scene, None if there is none."""
     rest = [chosen[(i + k) % len(chosen)] for k in range(1, len(chosen))]
     return next((s for s in rest if s.meta["scene"] != chosen[i].meta["scene"]), None)
 
 
 def counterfactual(
-    name: str, sample: Sample, other: Sample | None, cfg: SelectConfig, seed: int
+    name: str, sample: Sample, other: StoredSample | None, cfg: SelectConfig, seed: int
 ) -> tuple[np.ndarray, np.ndarray] | None:
     """Returns the tracks (T n 2, T n) of one counterfactual, or None if a swap finds no other scene."""
     if name == "swap":
-        return None if other is None else few_tracks(*swapped(other.xy_px, other.visible), cfg.tracks, clip_id(sample))
+        return None if other is None else few_tracks(*swapped(*other.tracks()), cfg.tracks, clip_id(sample))
     frames, height, width, _ = sample.frames.shape
     generator = np.random.default_rng([seed, int(_hash(f"{clip_id(sample)} {name}")[:12], 16)])
     return authored(name, (height, width), frames, cfg.motions, generator)

@@ -12,7 +12,7 @@ import webdataset as wds
 
 from stages.contracts import StageError
 from stages.data.files import load_npz
-from stages.data.loader import Loader, fit_tracks, read_samples
+from stages.data.loader import Loader, fit_tracks, list_samples
 from stages.data.shards import read_index, read_members
 from stages.records import Rejected
 from tests.unit.stages.data.fakes import finished_clip, packed
@@ -77,7 +77,7 @@ def test_an_empty_split_is_an_error(clips, tmp_path):
 
 def test_samples_come_back_whole(sets, clips):
     by_id = {c.clip_id: c for c in clips}
-    samples = read_samples(sets[1])
+    samples = [stored.load() for stored in list_samples(sets[1])]
     assert len(samples) == 3
     for sample in samples:
         clip = by_id[sample.key]
@@ -91,7 +91,7 @@ def test_samples_come_back_whole(sets, clips):
 
 def test_without_lossless_frames_the_mp4_is_read(clips, tmp_path):
     lossy = packed(clips, tmp_path / "lossy", lossless=False)
-    sample = read_samples(lossy[1])[0]
+    sample = list_samples(lossy[1])[0].load()
     assert sample.frames.shape == (9, 32, 48, 3)
     assert sample.frames.dtype == np.uint8
 
@@ -109,7 +109,7 @@ def test_a_damaged_shard_is_named(clips, tmp_path, damage):
     else:
         path.unlink()
     with pytest.raises(ValueError, match=r"shard-000001\.tar"):
-        read_samples(train)
+        [stored.load() for stored in list_samples(train)]
     with pytest.raises(ValueError, match=r"shard-000001\.tar"):
         list(islice(Loader((train,), 2, 0), 7))
 
@@ -117,7 +117,7 @@ def test_a_damaged_shard_is_named(clips, tmp_path, damage):
 def test_an_index_of_other_data_is_an_error(clips, tmp_path):
     train, _ = packed(clips, tmp_path / "x")
     with pytest.raises(ValueError, match=r"index\.json was changed"):
-        read_samples(replace(train, digest="0" * 64))
+        list_samples(replace(train, digest="0" * 64))
 
 
 def ids(loader: Loader, batches: int) -> list[tuple[str, ...]]:
@@ -175,10 +175,10 @@ def test_image_tokens_come_with_batches_and_samples(sets, tmp_path):
     tokens = {c.clip_id: load_npz(Path(c.folder) / "latents.npz")["clip"] for c in seeing}
     assert batch.image_tokens is not None and batch.image_tokens.dtype == torch.float32
     assert torch.equal(batch.image_tokens, torch.from_numpy(np.stack([tokens[i] for i in batch.clip_ids])).float())
-    (sample,) = read_samples(heldout)
+    sample = list_samples(heldout)[0].load()
     assert sample.clip is not None
     assert np.array_equal(sample.clip.half().numpy(), tokens[sample.key])
-    assert read_samples(sets[1])[0].clip is None
+    assert list_samples(sets[1])[0].load().clip is None
     mixed = list(islice(Loader((sets[0], train), 1, seed=0), 16))
     assert {b.image_tokens is None for b in mixed} == {True, False}
     assert next(iter(Loader((sets[0], train), 16, seed=0))).image_tokens is None  # what reads them says so

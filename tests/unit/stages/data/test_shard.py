@@ -12,7 +12,7 @@ from stages.data import pack, shard
 from stages.data.gates import GateConfig
 from stages.data.pack import PackRun, PartsInputs
 from stages.data.shard import ShardFile, ShardRun, plan_shards
-from stages.data.shards import read_index, read_samples
+from stages.data.shards import list_samples, read_index
 from tests.fakes import FakeContext
 from tests.unit.stages.data.fakes import CLIP, finished_clip, packed
 
@@ -71,7 +71,7 @@ def test_where_clips_are_generated_synthetic_ones_have_shards_and_a_set_of_their
     ]
     for made, kinds in zip(parts, ({"real"}, {"generated", "rendered"}), strict=True):
         wanted = {c.clip_id for c in clips if c.kind in kinds and c.split == "train"}
-        assert {s.key for s in read_samples(made)} == wanted
+        assert {s.key for s in list_samples(made)} == wanted
     card = (tmp_path / "pack" / "README.md").read_text()
     assert "| split | real | rendered | generated |\n|---|---|---|---|\n| train | 3 | 3 | 3 |" in card
     assert "| licence | real and generated clips |\n|---|---|\n| MIT | 7 |" in card

@@ -40,7 +40,7 @@ from stages.eval.report import flat
 from stages.eval.streaming import NoDecoder, clip_stream
 from stages.records import Checkpoint, ShardSet
 from tests.fakes import FakeContext
-from tests.unit.stages.eval.world import FakeI3D, eval_config, make_checkpoint, make_vae, model_config, samples
+from tests.unit.stages.eval.world import FakeI3D, eval_config, make_checkpoint, make_vae, model_config, stored
 
 MODEL_FIELDS = {
     "epe", "epe_no_tracks", "epe_counterfactual", "psnr", "ssim", "perceptual", "fvd_i3d", "kvd_i3d", "fps", "steps",
@@ -74,7 +74,7 @@ def world(tmp_path_factory) -> World:
     make_vae(folder)
     model, cfg, ctx = model_config(folder), eval_config(), FakeContext(folder, seed=7)
     teacher, student, adapted = (make_checkpoint(name, folder, model) for name in ("teacher", "student", "adapted"))
-    selection = selecting.select(SelectRun(model, cfg.select), samples(model), "held-out", ctx.within("select"))
+    selection = selecting.select(SelectRun(model, cfg.select), stored(model), "held-out", ctx.within("select"))
     generated, measured = [], []
     for item in plan(selection, cfg.select.batch, teacher, student, adapted):
         generated.append(generate.run(GenerateRun(model, cfg.generate), item, ctx.within("g-" + item.name)))

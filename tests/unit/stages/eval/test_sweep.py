@@ -21,7 +21,7 @@ from stages.eval.long_run import with_positions
 from stages.eval.measure import run as measure
 from tests.fakes import FakeContext
 from tests.unit.msmodel.models import conditioning, gaussian
-from tests.unit.stages.eval.world import FakeI3D, eval_config, make_checkpoint, make_vae, model_config, samples
+from tests.unit.stages.eval.world import FakeI3D, eval_config, make_checkpoint, make_vae, model_config, stored
 
 OWN = StudentConfig(chunk=3, sink=1, window=1, steps=3)
 CFG = sweep.SweepConfig(settings=("c1s1w1", "c1s0w2ak1"), guidance=("3/1.5",), clips=1, horizons=2, chunks=4)
@@ -33,7 +33,7 @@ def world(tmp_path_factory):
     make_vae(folder)
     model, cfg, ctx = model_config(folder), eval_config(), FakeContext(folder, seed=7)
     teacher, student = (make_checkpoint(name, folder, model) for name in ("teacher", "student"))
-    selection = selecting.select(SelectRun(model, cfg.select), samples(model), "held-out", ctx.within("select"))
+    selection = selecting.select(SelectRun(model, cfg.select), stored(model), "held-out", ctx.within("select"))
     return model, cfg, ctx, teacher, student, selection
 
 

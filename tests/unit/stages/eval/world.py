@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -87,6 +89,31 @@ def sample(name: str, kind: str, scene: str, step: tuple[int, int], vae: PatchVA
     latents, image = vae.encode(video)[0], vae.encode_image(video[:, :, 0], FRAMES)[0]
     meta = {"clip_id": name, "kind": kind, "scene": scene, "source": "test", "recipe": "pan", "tracker": "ground_truth"}
     return Sample(name, frames, xy.astype(np.float32), visible, latents, image, torch.ones(6, 12), f"a {name}", meta)
+
+
+@dataclass(frozen=True)
+class FakeStored:
+    """A StoredSample that lies in memory."""
+
+    sample: Sample
+
+    @property
+    def key(self) -> str:
+        return self.sample.key
+
+    @property
+    def meta(self) -> dict[str, Any]:
+        return self.sample.meta
+
+    def load(self) -> Sample:
+        return self.sample
+
+    def tracks(self) -> tuple[np.ndarray, np.ndarray]:
+        return self.sample.xy_px, self.sample.visible
+
+
+def stored(model: ModelConfig) -> list[FakeStored]:
+    return [FakeStored(s) for s in samples(model)]
 
 
 def samples(model: ModelConfig) -> list[Sample]:

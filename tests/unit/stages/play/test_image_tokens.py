@@ -45,7 +45,8 @@ def tokens(seed: int) -> torch.Tensor:
 
 def selected(model: ModelConfig, samples: list[Sample], folder) -> list[EvalClip]:
     ctx = FakeContext(folder)
-    return list(selecting.select(SelectRun(model, world.eval_config().select), samples, "held-out", ctx).clips)
+    stored = [world.FakeStored(s) for s in samples]
+    return list(selecting.select(SelectRun(model, world.eval_config().select), stored, "held-out", ctx).clips)
 
 
 def test_an_evaluation_gives_each_clip_the_tokens_of_its_own_first_frame(model, checkpoint, tmp_path):

@@ -11,7 +11,7 @@ Pixels are RGB in [-1, 1].
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from importlib import resources
 from pathlib import Path
@@ -95,8 +95,13 @@ class VideoVAE(nn.Module):
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
         """Decodes latents b z t h w, normalised, as video b 3 T H W in [-1, 1]."""
+        return torch.cat(list(self.decode_parts(latents)), dim=2)
+
+    def decode_parts(self, latents: Tensor) -> Iterator[Tensor]:
+        """Yields the video that `decode` returns in successive parts, each of the frames of latents_a_call latents."""
         session = self.decoder()
-        return torch.cat([session.push(part) for part in latents.split(self.latents_a_call, dim=2)], dim=2)
+        for part in latents.split(self.latents_a_call, dim=2):
+            yield session.push(part)
 
     def encoder(self) -> EncoderSession:
         """Returns a new stream of frames with its own caches, which shares only the weights with other sessions."""

@@ -11,6 +11,8 @@ p patch values. Pixels are RGB in [-1, 1].
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 import torch.nn.functional as F
 from einops import rearrange, repeat
@@ -122,6 +124,10 @@ class PatchVAE(nn.Module):
     def decode(self, latents: Tensor) -> Tensor:
         """Decodes latents b z t h w, normalised, as video b 3 T H W in [-1, 1]."""
         return self.decoder().push(latents)
+
+    def decode_parts(self, latents: Tensor) -> Iterator[Tensor]:
+        """Yields the video that `decode` returns, in one part: a clip of this VAE is small."""
+        yield self.decode(latents)
 
     def encoder(self) -> PatchEncoderSession:
         """Returns a new stream of frames."""

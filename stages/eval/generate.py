@@ -2,15 +2,16 @@
 
 The teacher samples with joint guidance; "no_tracks" drops the tracks and keeps text guidance; a counterfactual gives
 other tracks with the same first frame. The student rolls out chunk by chunk. "real" copies the clip, "vae" decodes its
-latents.
+latents. At full size memory is bounded by one transformer and the frames of one latent: clips are decoded one by one.
 
 Legend: b clips, z latent channels, t latent frames, h w latent size, T frames, n tracks, d id dimension.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -33,13 +34,16 @@ from stages.records import Checkpoint
 from stages.train.conditioning import image_tokens
 from stages.train.sampling import sample_teacher
 
+Net = TypeVar("Net", bound=WanDiT)
+
 
 def run(cfg: GenerateRun, item: EvalItem, ctx: Context) -> Generated:
     """Generates the item's videos, k T h w 3 uint8, and writes them to ctx.workdir."""
     if item.model == "real":
         videos = np.stack([read_clip(c)["frames"] for c in item.clips])
     else:
-        videos = to_uint8(vae_on(cfg.model.vae, ctx.device).decode(latents_of(cfg, item, ctx)))
+        vae, latents = vae_on(cfg.model.vae, ctx.device), latents_of(cfg, item, ctx)
+        videos = np.stack([decoded(vae, one) for one in latents.split(1)])
     file = folder_file(ctx.workdir, "videos.npz")
     np.savez_compressed(file, videos=videos)
     return Generated(item.name, item, file)
@@ -61,6 +65,11 @@ def latents_of(cfg: GenerateRun, item: EvalItem, ctx: Context) -> Tensor:
         for i, clip in enumerate(item.clips)
     ]
     return torch.cat(alone)
+
+
+def decoded(vae: VideoVAE | PatchVAE, latents: Tensor) -> np.ndarray:
+    """Returns the video T H W 3 uint8 of one clip's latents, 1 z t h w. Parts leave the device as they are decoded."""
+    return np.concatenate([to_uint8(part)[0] for part in vae.decode_parts(latents)])
 
 
 def one_of(cond: Conditioning, i: int) -> Conditioning:
@@ -133,24 +142,35 @@ def vae_on(cfg: VAEConfig, device: torch.device) -> VideoVAE | PatchVAE:
     return load_vae(cfg).eval().requires_grad_(False).to(device)
 
 
-@lru_cache(maxsize=1)
-def _teacher(folder: str, digest: str, device: torch.device, dtype: torch.dtype) -> WanDiT:
-    return load_teacher(folder).eval().requires_grad_(False).to(device, dtype)
+class TransformerSlot:
+    """Keeps one transformer from item to item. The one before is dropped before another is loaded."""
+
+    def __init__(self) -> None:
+        self._key: tuple[Any, ...] = ()
+        self._net: Any = None
+
+    def get(self, load: Callable[[str], Net], checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> Net:
+        """Returns the transformer that load(checkpoint.folder) gives, frozen, as `dtype`."""
+        key = (load, checkpoint.folder, checkpoint.digest, device, dtype)
+        if key != self._key:
+            self._key, self._net = (), None
+            net = load(checkpoint.folder).eval().requires_grad_(False)
+            self._key, self._net = key, net.to(device, dtype)
+        kept: Net = self._net
+        return kept
 
 
-@lru_cache(maxsize=1)
-def _student(folder: str, digest: str, device: torch.device, dtype: torch.dtype) -> CausalDiT:
-    return load_student(folder).eval().requires_grad_(False).to(device, dtype)
+SLOT = TransformerSlot()  # of this worker: teacher and student take turns in it
 
 
 def teacher_on(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> WanDiT:
-    """Returns the teacher, frozen. A worker keeps it from item to item."""
-    return _teacher(checkpoint.folder, checkpoint.digest, device, dtype)
+    """Returns the teacher, frozen. A worker keeps it until another transformer is asked for."""
+    return SLOT.get(load_teacher, checkpoint, device, dtype)
 
 
 def student_on(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> CausalDiT:
-    """Returns the student, frozen. A worker keeps it from item to item."""
-    return _student(checkpoint.folder, checkpoint.digest, device, dtype)
+    """Returns the student, frozen. A worker keeps it until another transformer is asked for."""
+    return SLOT.get(load_student, checkpoint, device, dtype)
 
 
 GENERATE = Stage("eval_generate", version=1, how="per_item", run=run, resources=Resources(gpus=1.0))

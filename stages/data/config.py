@@ -35,7 +35,7 @@ class DataConfig:
     split_min_content: float = 15.0  # cut: smallest change of hue, saturation and luma that can be a cut
     split_min_seconds: float = 0.2  # cut: shortest shot
     clip_overlap: float = 0.0  # cut: share of a clip that the next one repeats
-    variants: tuple[str, ...] = VARIANTS  # cut: further motions made from real training clips
+    variants: tuple[str, ...] = ()  # cut: further motions made from training clips; their captions stay
     train_scenes: int = 150  # render
     heldout_scenes: int = 12  # render
     motions: int = 4  # render: clips that share one first frame

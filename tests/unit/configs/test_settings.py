@@ -38,6 +38,11 @@ def test_wan_presets_have_the_papers_layouts():
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(("preset", "variants"), [("wan21-1.3b", 0), ("wan22-5b", 0), ("nano", 3)])
+def test_full_presets_make_no_further_clips_under_an_unchanged_caption(preset, variants):
+    assert len(load(preset).data.variants) == variants
+
+
 def test_overrides_set_nested_fields_with_their_types():
     cfg = load(
         "nano", ["teacher.phase1_steps=7", "student.window=2", "dmd.betas=[0.1,0.2]", "data.variants=[fast]", "seed=3"]

@@ -61,7 +61,8 @@ class Batch(_Movable):
     """A training batch as the loader yields it, before tracks are sampled, dropped, masked and rasterised.
 
     latents: b c t h w, normalised, clean.
-    image: b c t h w, normalised VAE([first frame, grey, grey...]) over all frames of the clip.
+    image: b c t h w, normalised VAE([first frame, grey, grey...]) over all frames of the clip, or its first latent frame
+    alone (t = 1), which is all that dit.image "first_latent" reads.
     text: b l c. xy_px: b T n 2 float32. visible: b T n bool. clip_ids: one per item.
     real: b bool, False for rendered clips.
     image_tokens: b m c, CLIP's tokens of the first frame; None where the data has none.
@@ -78,14 +79,24 @@ class Batch(_Movable):
 
 
 def image_conditioning(image: Tensor, model: ModelConfig) -> Tensor:
-    """Returns `Conditioning.image` (b c t h w) for the VAE's latents of [first frame, grey, ...] (b z t h w).
+    """Returns `Conditioning.image` (b c t h w, all latent frames of a clip) for the VAE's latents of [first frame, grey...].
+
+    image: b z t h w; t may be 1 for "first_latent". Raises ValueError where the layout needs more frames than there are.
 
     dit.image "channels": stride_t mask channels, which are one where the frame is known (latent frame 0), then the
     image latents.
     dit.image "first_latent": the clean first latent, zero elsewhere.
     """
+    if model.image_alone:
+        b, z, _, h, w = image.shape
+        alone = image.new_zeros(b, z, model.latent_frames, h, w)
+        alone[:, :, 0] = image[:, :, 0]
+        return alone
+    if image.shape[2] < model.latent_frames:
+        raise ValueError(
+            f"dit.image=channels reads {model.latent_frames} latent frames of the image, but this data holds "
+            f"{image.shape[2]}: it was made for dit.image=first_latent; make it again with these settings (`make data`)"
+        )
     known = torch.zeros_like(image[:, :1])
     known[:, :, 0] = 1.0
-    if model.image_alone:
-        return image * known
     return torch.cat([known.expand(-1, model.mask_channels, -1, -1, -1), image], dim=1)

@@ -151,6 +151,11 @@ class ModelConfig:
         return self.dit.image == "first_latent"
 
     @property
+    def image_frames(self) -> int:
+        """Returns how many pixel frames of [first frame, grey...] are encoded as the image conditioning."""
+        return 1 if self.image_alone else self.clip.frames
+
+    @property
     def chunks(self) -> int:
         return (self.latent_frames - int(self.image_alone)) // self.student.chunk
 

@@ -73,7 +73,7 @@ class StreamingModel:
             self.decoders,
             controls,
             text=self.text(prompt),
-            image=image_conditioning(self.vae.encode_image(pixels, model.clip.frames), model),
+            image=image_conditioning(self.vae.encode_image(pixels, model.image_frames), model),
             image_tokens=self.encode_image(pixels) if self.encode_image else None,
             track_id_embedding=clip_ids(1, max_tracks, model, generator).to(self.device),
             timesteps=flow.student_timesteps(model.student.steps, model.dit.shift),

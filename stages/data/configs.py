@@ -46,7 +46,14 @@ def run_configs(data: DataConfig, model: ModelConfig, vae_digest: str = "", imag
         render=RenderRun(clip, data.motions, data.supersampling, data.grid_rows, data.grid_cols, data.object_points),
         track=TrackRun(data.tracker, data.grid_rows, data.grid_cols),
         encode=EncodeRun(
-            clip, model.vae, model.text, vae_digest, model.image_encoder, model.dit.clip_dim, image_digest
+            clip,
+            model.vae,
+            model.text,
+            vae_digest,
+            model.image_encoder,
+            model.dit.clip_dim,
+            image_digest,
+            model.image_alone,
         ),
         shard=ShardRun(data.lossless_frames),
         pack=PackRun(clip, data.gates, model.dit.clip_dim),

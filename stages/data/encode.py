@@ -37,14 +37,16 @@ class EncodeRun:
     image_encoder: ImageEncoderConfig = field(default_factory=ImageEncoderConfig, metadata=OPTION)
     clip_dim: int = field(default=0, metadata=OPTION)
     image_digest: str = field(default="", metadata=OPTION)  # of the image encoder's weights
+    first_latent: bool = field(default=False, metadata=OPTION)  # the model reads the first image latent alone
 
 
 def run(cfg: EncodeRun, item: Sequence[Clip], ctx: Context) -> tuple[Clip | Rejected, ...]:
     """Adds latents.npz {latents, image, text} float16 to clips of one scene or video, in folders of this stage.
 
-    With cfg.clip_dim it also holds {clip}, CLIP's tokens of the first frame. Arrays of a first frame are computed once for all
-    clips of the item that share it, those of a caption once for all runs (msmodel/io/text_cache.py, in ctx.shared("text")). A
-    clip whose arrays are not finite is returned as Rejected.
+    image is VAE([first frame, grey...]), or with cfg.first_latent its first latent frame alone, which depends on the first
+    frame only. With cfg.clip_dim latents.npz also holds {clip}, CLIP's tokens of the first frame. Arrays of a first frame are
+    computed once for all clips of the item that share it, those of a caption once for all runs (msmodel/io/text_cache.py, in
+    ctx.shared("text")). A clip whose arrays are not finite is returned as Rejected.
     """
     vae = _vae(cfg.vae, str(ctx.device))
     captions = sorted({c.caption for c in item})
@@ -72,8 +74,8 @@ def run(cfg: EncodeRun, item: Sequence[Clip], ctx: Context) -> tuple[Clip | Reje
 def _of_image(
     cfg: EncodeRun, vae: VideoVAE | PatchVAE, first: torch.Tensor, frames: int, ctx: Context
 ) -> dict[str, np.ndarray]:
-    """Encodes a first frame, 1 3 h w: image c t h w and, if the model reads it, clip m c; float16."""
-    made = {"image": _half(vae.encode_image(first, frames)[0])}
+    """Encodes a first frame, 1 3 h w: image c t h w and, if the model reads it, clip m c; float16. frames: of the clip."""
+    made = {"image": _half(vae.encode_image(first, 1 if cfg.first_latent else frames)[0])}
     if cfg.clip_dim:
         made["clip"] = _half(_image_encoder(cfg.image_encoder, cfg.clip_dim, str(ctx.device)).encode(first)[0])
     return made

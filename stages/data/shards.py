@@ -28,7 +28,8 @@ NEEDED = ("json", "txt", "mp4", "tracks.npz", "latents.npz")
 class Sample:
     """Holds everything of one clip.
 
-    frames: T h w 3 uint8. xy_px: T n 2 float32. visible: T n bool. latents, image: c t h w float32. text: l c float32.
+    frames: T h w 3 uint8. xy_px: T n 2 float32. visible: T n bool. latents, image: c t h w float32; image may be of one latent
+    frame (msmodel.batch.image_conditioning). text: l c float32.
     meta: the clip's record without its folder. clip: m c float32, CLIP's tokens of the first frame, if they were made.
     """
 

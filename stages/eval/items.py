@@ -27,9 +27,9 @@ ADAPTED = "adapted"
 class EvalClip:
     """A held-out clip, ready for evaluation.
 
-    file: npz {frames T h w 3 uint8, latents z t h w, image z t h w, text l c (f16), and clip m c where the data has
-    CLIP's tokens of the first frame}. tracks: (variant, npz {xy_px T n 2 float32, visible T n bool}) pairs, "tracks"
-    first, then its counterfactuals.
+    file: npz {frames T h w 3 uint8, latents z t h w, image z t h w (t = 1 with dit.image=first_latent), text l c
+    (f16), and clip m c where the data has CLIP's tokens of the first frame}. tracks: (variant, npz {xy_px T n 2 float32,
+    visible T n bool}) pairs, "tracks" first, then its counterfactuals.
     """
 
     clip_id: str

@@ -116,8 +116,8 @@ def training_conditioning(
 
 def without_any_tracks(batch: Batch, model: ModelConfig) -> Conditioning:
     """Returns the conditioning of the base model, which has no track inputs: text, image and c_m = 0."""
-    b, _, t, h, w = batch.image.shape
-    c_m = batch.image.new_zeros(b, model.track_feature_channels, t, h, w)
+    b, _, t, h, w = batch.latents.shape
+    c_m = batch.latents.new_zeros(b, model.track_feature_channels, t, h, w)
     return Conditioning(
         batch.text, image_conditioning(batch.image, model), c_m, image_tokens(batch.image_tokens, model)
     )

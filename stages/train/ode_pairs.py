@@ -104,7 +104,7 @@ def trajectories(
     """Returns states (b k z t h w) at the student's timesteps, endpoint (b z t h w), and the tracks and conditioning."""
     clip_tracks = draw_tracks(batch, cfg.ode.augment, cfg.model, rng)
     cond = condition(batch, clip_tracks, cfg.model)
-    noise = fresh_noise(batch.image, rng.own("noise"))
+    noise = fresh_noise(batch.latents, rng.own("noise"))
     every = cfg.ode.solver_steps // cfg.model.student.steps
     kept: list[Tensor] = []
     seen = 0

@@ -145,10 +145,11 @@ def disk(cfg: Any) -> Disk:
     model, points = cfg.model, tracks(cfg)
     ids = 3 if model.dit.track_encoding == "rgb_vae" else model.dit.track_id_dim
     latents, text = 2.0 * latent_values(model), 2.0 * model.text.length * model.text.dim
+    image = latents / model.latent_frames if model.image_alone else latents
     text += 2.0 * CLIP_TOKENS * model.dit.clip_dim  # text and image tokens are stored with every clip and pair
     paths = 9.0 * model.clip.frames * points  # bytes: float32 x and y, and one for visibility
-    clip = 2 * latents + text + paths
-    pair = (model.student.steps + 2) * latents + text + paths + 2.0 * points * ids
+    clip = latents + image + text + paths
+    pair = (model.student.steps + 1) * latents + image + text + paths + 2.0 * points * ids
     count, _ = parameters(model)
     averages = {"teacher": (1, 1), "adapt": (1, 1), "dmd": (2, 1)}
     # A save holds float32 weights, two moments per trained model, and the average. While one is written, KEEP others exist.

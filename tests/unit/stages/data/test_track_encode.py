@@ -5,9 +5,12 @@ import numpy as np
 import pytest
 import torch
 
-from msmodel.config import ImageEncoderConfig, TextConfig, VAEConfig
+from msmodel.config import DiTConfig, ImageEncoderConfig, ModelConfig, TextConfig, VAEConfig
+from msmodel.nano.patch_vae import PatchEncoderSession
 from pipelines.commands.rehearse.cotracker_hub import weights, write_hub
 from stages.data import encode, render, track
+from stages.data.config import DataConfig
+from stages.data.configs import run_configs
 from stages.data.encode import EncodeRun
 from stages.data.files import load_npz, save_frames
 from stages.data.render import RenderRun
@@ -17,6 +20,7 @@ from stages.trackers import TrackerConfig, Tracks
 from stages.trackers.ground_truth import read_tracks
 from tests.fakes import FakeContext
 from tests.unit.msmodel.clip import TOKENS, WIDTH, save_clip
+from tests.unit.msmodel.vaes import patch_vae
 from tests.unit.stages.data.fakes import CLIP, noise_picture, scene_item
 
 TEXT = TextConfig("test", dim=8, length=4)
@@ -198,6 +202,22 @@ def test_a_scene_is_encoded_with_one_image_latent_and_each_its_caption(tmp_path,
         assert np.abs(arrays["latents"]).max() <= 1
         assert arrays["image"].shape[1] == CLIP.frames
         assert arrays.keys() == {"latents", "image", "text"}
+
+
+def test_a_model_that_reads_the_first_image_latent_alone_gets_no_other(tmp_path, monkeypatch):
+    vae, pushed, push, clip = patch_vae(), [], PatchEncoderSession.push, real_clip(tmp_path)
+    monkeypatch.setattr(PatchEncoderSession, "push", lambda s, video: pushed.append(video.shape[2]) or push(s, video))
+    monkeypatch.setattr(encode, "_vae", lambda cfg, device: vae)
+    monkeypatch.setattr(encode, "_encoder", lambda cfg, device: FakeText())
+    made = {}
+    for image in ("channels", "first_latent"):
+        model = ModelConfig(clip=CLIP, vae=vae.cfg, text=TEXT, dit=DiTConfig(image=image))
+        run = run_configs(DataConfig(), model).encode
+        (out,) = encode.run(run, (clip,), FakeContext(tmp_path / image))
+        made[image] = load_npz(Path(out.folder) / "latents.npz")
+    assert sorted(pushed) == [1, 9, 9, 9]  # the image of 9 frames and of 1, and the clip twice
+    assert np.array_equal(made["first_latent"]["image"], made["channels"]["image"][:, :1])
+    assert np.array_equal(made["first_latent"]["latents"], made["channels"]["latents"])
 
 
 def test_with_an_image_encoder_clips_hold_the_tokens_of_their_first_frame_made_once(tmp_path, fake_models, monkeypatch):

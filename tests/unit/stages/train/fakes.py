@@ -34,7 +34,7 @@ def clips(model: ModelConfig, count: int, seed: int = 0, tracks: int = 20) -> Ba
     motion = torch.linspace(0, 1, model.clip.frames).view(1, -1, 1, 1) * 8
     return Batch(
         latents=torch.randn(size, generator=g),
-        image=torch.randn(size, generator=g),
+        image=torch.randn(size, generator=g)[:, :, : 1 if model.image_alone else None],
         text=torch.randn(count, model.text.length, model.text.dim, generator=g),
         xy_px=start + motion * torch.randn(count, 1, 1, 2, generator=g),
         visible=torch.rand(count, model.clip.frames, tracks, generator=g) > 0.2,

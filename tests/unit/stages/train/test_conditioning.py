@@ -96,8 +96,22 @@ def test_first_latent_layout_gives_the_clean_latent_and_nothing_else():
     model = tiny_model("first_latent")
     image = clips(model, 1).image
     given = image_conditioning(image, model)
+    assert image.shape[2] == 1 and given.shape[2] == model.latent_frames
     assert torch.equal(given[:, :, 0], image[:, :, 0])
     assert not given[:, :, 1:].any()
+    assert without_any_tracks(clips(model, 1), model).tracks.shape[2] == model.latent_frames
+
+
+def test_shards_with_the_image_of_all_frames_are_still_read():
+    model = tiny_model("first_latent")
+    first = clips(model, 1).image
+    tail = torch.randn_like(clips(model, 1).latents[:, :, 1:])
+    assert torch.equal(image_conditioning(torch.cat([first, tail], dim=2), model), image_conditioning(first, model))
+
+
+def test_data_with_one_image_latent_is_refused_where_the_model_reads_all():
+    with pytest.raises(ValueError, match=r"dit\.image=channels reads 7 latent frames .* holds 1.*make data"):
+        image_conditioning(clips(tiny_model("first_latent"), 1).image, tiny_model())
 
 
 def test_base_conditioning_has_no_tracks():

@@ -137,6 +137,9 @@ def test_files_are_as_large_as_foretold(tmp_path):
     cfg = load("nano")
     latents = 16 * 15 * 10 * 16
     assert disk(cfg).clip == 2 * 2 * latents + 2 * 16 * 384 + 9 * 29 * 160
+    large = load("wan22-5b").model  # which reads the first image latent alone
+    latents = 2 * 48 * 44 * 80
+    assert disk(load("wan22-5b")).clip == (31 + 1) * latents + 2 * 512 * 4096 + 9 * large.clip.frames * 2500
     seeing = load("nano", ["dit.clip_dim=1280", "image_encoder.source=a/b"])
     assert disk(seeing).clip - disk(cfg).clip == 2 * 257 * 1280
     assert disk(seeing).pairs - disk(cfg).pairs == (cfg.ode.pairs + cfg.ode.heldout_pairs) * 2 * 257 * 1280

@@ -36,7 +36,7 @@ def evaluate(run: Run) -> Report:
         selection = run.step(ev.SELECT, ev.SelectRun(model, cfg.select), ev.SelectInputs(shards.heldout))
         plan = ev.plan(selection, cfg.select.batch, teacher_checkpoint, made.student, made.adapted)
         generated, _ = run.items(ev.GENERATE, ev.GenerateRun(model, cfg.generate), plan)
-        measured, _ = run.items(ev.MEASURE, ev.MeasureRun(model, cfg.measure), generated)
+        measured, _ = run.items(ev.measure_stage(cfg.measure), ev.MeasureRun(model, cfg.measure), generated)
         speed = run.step(
             ev.SPEED,
             ev.SpeedRun(model, cfg.speed),

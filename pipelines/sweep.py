@@ -43,7 +43,7 @@ def sweep(run: Run) -> Report:
         for weights in own.guidance:
             setting = replace(cfg.generate, guidance=ev.read_weights(weights))
             generated, _ = run.items(ev.GENERATE, ev.GenerateRun(model, setting), items)
-            measured, _ = run.items(ev.MEASURE, ev.MeasureRun(model, cfg.measure), generated)
+            measured, _ = run.items(ev.measure_stage(cfg.measure), ev.MeasureRun(model, cfg.measure), generated)
             guided.append(ev.Guided(weights, measured))
         inputs = ev.SweepReportInputs(points, tuple(guided), git_sha())
         page = ev.SweepReportRun(run.cfg.preset, cfg.generate.steps, own.horizons, cfg.measure.raster)

@@ -34,12 +34,7 @@ class TrackRun:
 
 def run(cfg: TrackRun, item: Sequence[Clip], ctx: Context) -> tuple[Clip, ...]:
     """Adds tracks.npz, and the figures of the tracks, to clips of one scene or video, in folders of this stage."""
-    done = tuple(_one(cfg, clip, ctx) for clip in item)
-    for note in dict.fromkeys(
-        n for before, after in zip(item, done, strict=True) for n in after.notes[len(before.notes) :]
-    ):
-        ctx.log(f"track: {note}")
-    return done
+    return tuple(_one(cfg, clip, ctx) for clip in item)
 
 
 def _one(cfg: TrackRun, clip: Clip, ctx: Context) -> Clip:
@@ -62,7 +57,6 @@ def _one(cfg: TrackRun, clip: Clip, ctx: Context) -> Clip:
         visible_share=figures["visible_share"],
         moving_px=figures["moving_px"],
         quality={**out.quality, **figures},
-        notes=(*out.notes, *found.notes),
     )
 
 
@@ -133,9 +127,9 @@ def group_clips(clips: Iterable[Clip], most: int = 16) -> list[tuple[Clip, ...]]
     return groups
 
 
-TRACK = Stage("track", 2, "per_item", run, Resources(cpus=1.0, gpus=0.25))
+TRACK = Stage("track", 3, "per_item", run, Resources(cpus=1.0, gpus=1.0))
 
 
 def track_stage(cfg: TrackerConfig) -> Stage:
-    """Returns TRACK with the resources that this point tracker needs: one without a neural network asks for no GPU."""
-    return TRACK if TRACKERS[cfg.name].network else replace(TRACK, resources=Resources(cpus=1.0))
+    """Returns TRACK for this point tracker: one without a neural network asks for no GPU, and labels as in version 2."""
+    return TRACK if TRACKERS[cfg.name].network else replace(TRACK, version=2, resources=Resources(cpus=1.0))

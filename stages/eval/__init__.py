@@ -42,7 +42,7 @@ from stages.eval.config import (
 from stages.eval.generate import GENERATE
 from stages.eval.items import EvalClip, EvalItem, Figures, Generated, Measured, Selection, guided_items, plan
 from stages.eval.long_run import LONG_RUN, LongRunInputs
-from stages.eval.measure import MEASURE
+from stages.eval.measure import MEASURE, measure_stage
 from stages.eval.report import REPORT
 from stages.eval.select import SELECT, SelectInputs
 from stages.eval.speed import SPEED, SpeedInputs
@@ -90,6 +90,7 @@ __all__ = [
     "SweepReportInputs",
     "SweepReportRun",
     "guided_items",
+    "measure_stage",
     "plan",
     "read_weights",
     "sweep_run",

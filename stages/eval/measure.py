@@ -20,7 +20,7 @@ from stages.eval.config import MeasureConfig, MeasureRun
 from stages.eval.epe import Tracker, retrack
 from stages.eval.fidelity import psnr, ssim
 from stages.eval.items import EvalClip, Generated, Measured, folder_file, read_clip, read_tracks, read_videos
-from stages.trackers import shared_tracker
+from stages.trackers import TRACKERS, shared_tracker
 
 
 def run(cfg: MeasureRun, item: Generated, ctx: Context) -> Measured:
@@ -42,17 +42,12 @@ def run(cfg: MeasureRun, item: Generated, ctx: Context) -> Measured:
 
 
 def retracker(cfg: MeasureConfig, clip_height: int, ctx: Context) -> Tracker:
-    """Returns the configured tracker as a function of frames at the raster.
-
-    Its tolerance is scaled with the enlargement. Its notes on what differed from the configuration are logged.
-    """
+    """Returns the configured tracker as a function of frames at the raster. Its tolerance grows with the enlargement."""
     scale = cfg.raster_height / clip_height
     tracker = shared_tracker(replace(cfg.tracker, max_back_px=cfg.tracker.max_back_px * scale), str(ctx.device))
 
     def follow(frames: np.ndarray, queries_xy_px: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         found = tracker.track(frames, queries_xy_px)
-        for note in found.notes:
-            ctx.log(note)
         return found.xy_px, found.visible
 
     return follow
@@ -76,4 +71,9 @@ def _features(videos: Sequence[np.ndarray] | np.ndarray, cfg: MeasureConfig, ctx
     return file
 
 
-MEASURE = Stage("eval_measure", version=3, how="per_item", run=run, resources=Resources(gpus=0.25))
+MEASURE = Stage("eval_measure", version=3, how="per_item", run=run, resources=Resources(gpus=1.0))
+
+
+def measure_stage(cfg: MeasureConfig) -> Stage:
+    """Returns MEASURE with the share of a GPU that it needs: all of it where the tracker is a neural network."""
+    return MEASURE if TRACKERS[cfg.tracker.name].network else replace(MEASURE, resources=Resources(gpus=0.25))

@@ -44,5 +44,5 @@ def make_tracker(cfg: TrackerConfig, device: str = "cpu") -> Tracker:
 
 @lru_cache(maxsize=2)
 def shared_tracker(cfg: TrackerConfig, device: str) -> Tracker:
-    """Returns one tracker per settings and process, so that weights are loaded once and a halved batch stays halved."""
+    """Returns one tracker per settings and process, so that weights are loaded once."""
     return make_tracker(cfg, device)

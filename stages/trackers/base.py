@@ -25,7 +25,7 @@ class TrackerConfig:
     hub: str = "facebookresearch/co-tracker"  # GitHub repository, or a local folder with hubconf.py
     checkpoint: str = ""  # path to scaled_offline.pth / scaled_online.pth; "" downloads the hub's own
     licence: str = "CC-BY-NC-4.0"  # for make export; shards store the tracker's own licence (CoTracker's is this one)
-    max_queries: int = 2500  # points a call, halved where memory runs out: about 70 KB a point and frame on CPU
+    max_queries: int = 2500  # points a call, which attend to each other: about 70 KB a point and frame on CPU
     work_height: int = 96  # frames are resized to this height, small ones enlarged, large ones reduced
     window_px: int = 11  # Lucas-Kanade: side of the matched patch, in resized pixels
     max_back_px: float = 0.25  # largest forward-backward error of a match, in pixels of the frames given
@@ -58,21 +58,20 @@ class Tracks:
     xy_px T n 2 float32: positions, finite also where the point is not visible (the tracker's best guess). visible T n bool.
     confidence T n float32 in [0, 1]: how sure the tracker is that the point is visible and there; 1 or 0 from a tracker
     without such a figure. back_px: mean forward-backward error of visible points in pixels of the given frames; NaN from a
-    tracker that does not check it. notes: in what the tracker deviated from its settings, where that changed the tracks.
+    tracker that does not check it.
     """
 
     xy_px: np.ndarray
     visible: np.ndarray
     confidence: np.ndarray
     back_px: float = math.nan
-    notes: tuple[str, ...] = ()
 
 
 class Tracker(Protocol):
     """Follows points through a clip.
 
     name: as in TRACKERS. version, licence: of its code and weights, kept with every clip it labels. thresholds: by name, the
-    settings that decide what counts as visible.
+    settings on which its labels depend.
     """
 
     name: str

@@ -19,6 +19,7 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
+from stages.contracts import StageError
 from stages.trackers.base import TrackerConfig, Tracks, check_inputs, inside
 
 OFFLINE, ONLINE = "cotracker3_offline", "cotracker3_online"
@@ -31,9 +32,8 @@ class CoTracker:
     """Runs CoTracker3. cfg.name selects offline (whole clip at once, any query frame) or online (windows, query frame 0).
 
     cfg.hub may be a local folder with hubconf.py; cfg.checkpoint replaces the download of the weights. Points of one call
-    attend
-    to each other, so their number changes the tracks: if memory runs out, the whole clip is tracked again with half as many a
-    call, which Tracks.notes records, and later clips start from that number.
+    attend to each other, so that their number, cfg.max_queries, changes the tracks: it is one of the thresholds that are kept
+    with the labels, and is never lowered where memory runs out.
     """
 
     def __init__(self, cfg: TrackerConfig, device: str = "cpu") -> None:
@@ -41,16 +41,15 @@ class CoTracker:
         self.name = cfg.name
         self.version = f"{Path(cfg.hub).name}:{weights_name(cfg.checkpoint)}"
         self.licence = cfg.licence
-        self.thresholds: dict[str, float] = dict(THRESHOLDS[cfg.name])
+        self.thresholds: dict[str, float] = {**THRESHOLDS[cfg.name], "max_queries": float(cfg.max_queries)}
         self._device = torch.device(device)
-        self._points = cfg.max_queries  # per call; it is only ever lowered
         self._predictor = load_predictor(cfg).to(self._device).eval()
 
     def track(self, frames: np.ndarray, queries_xy: np.ndarray, query_frame: int = 0) -> Tracks:
         """Tracks points as Tracker.track describes. visible: as the predictor decides, in the frame. confidence: offline the
         probability of being visible, online that times the confidence in the position.
 
-        Raises ValueError if memory does not suffice for one point a call, or for online with another query frame than 0.
+        Raises StageError if memory does not suffice, and ValueError for online with another query frame than 0.
         """
         check_inputs(frames, queries_xy, query_frame)
         if query_frame and self.name == ONLINE:
@@ -58,33 +57,24 @@ class CoTracker:
         if not len(queries_xy):
             empty = np.zeros((len(frames), 0), bool)
             return Tracks(np.zeros((len(frames), 0, 2), np.float32), empty, empty.astype(np.float32))
-        together = min(self.cfg.max_queries, len(queries_xy))
-        points = min(self._points, together)
-        while True:
-            try:
-                xy_px, visible, confidence = self._track(frames, queries_xy, query_frame, points)
-                break
-            except (RuntimeError, MemoryError) as e:
-                if not out_of_memory(e):
-                    raise
-                if points == 1:
-                    raise ValueError(self._too_big(frames, e)) from e
-            points = self._points = (points + 1) // 2  # outside `except`, whose traceback keeps the tensors alive
-            if self._device.type == "cuda":
-                torch.cuda.empty_cache()
-        notes = (f"{self.name} ran out of memory: {points} points a call, not {together}",) if points < together else ()
-        return Tracks(xy_px, visible & inside(xy_px, *frames.shape[1:3]), confidence, notes=notes)
+        try:
+            xy_px, visible, confidence = self._track(frames, queries_xy, query_frame)
+        except (RuntimeError, MemoryError) as e:
+            if not out_of_memory(e):
+                raise
+            raise StageError(self._too_big(frames, min(self.cfg.max_queries, len(queries_xy)), e)) from e
+        return Tracks(xy_px, visible & inside(xy_px, *frames.shape[1:3]), confidence)
 
     def _track(
-        self, frames: np.ndarray, queries_xy: np.ndarray, query_frame: int, points: int
+        self, frames: np.ndarray, queries_xy: np.ndarray, query_frame: int
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Returns xy_px T n 2, visible T n and confidence T n, with `points` a call."""
+        """Returns xy_px T n 2, visible T n and confidence T n, with cfg.max_queries points a call."""
         run = self._offline if self.name == OFFLINE else self._online
         with torch.inference_mode():
             video = rearrange(torch.from_numpy(frames).to(self._device), "T h w c -> 1 T c h w").float()  # 0..255
-            groups = torch.from_numpy(np.ascontiguousarray(queries_xy)).float().to(self._device).split(points)
+            points = torch.from_numpy(np.ascontiguousarray(queries_xy)).float().to(self._device)
             parts = []
-            for group in groups:
+            for group in points.split(self.cfg.max_queries):
                 xy = group - 0.5  # CoTracker puts pixel centres at whole numbers
                 queries = torch.cat([torch.full_like(xy[:, :1], query_frame), xy], dim=-1)[None]  # b n (t, x, y)
                 parts.append([part[0].cpu() for part in run(video, queries, query_frame)])
@@ -112,11 +102,12 @@ class CoTracker:
         seen, sure = answers[-1]
         return tracks, visible, seen * sure
 
-    def _too_big(self, frames: np.ndarray, error: BaseException) -> str:
+    def _too_big(self, frames: np.ndarray, points: int, error: BaseException) -> str:
         size = f"{len(frames)} frames of {frames.shape[2]}x{frames.shape[1]}"
         return (
-            f"{self.name} is out of memory on {self._device} with one point a call, on {size} ({_first_line(error)}): give "
-            "its worker more memory, make clips shorter (model.clip.frames), or set tracker.name=lucas_kanade"
+            f"{self.name} is out of memory on {self._device} with {points} points a call, on {size} ({_first_line(error)}). "
+            f"Give each worker a whole GPU (compute.item_gpus=1), or set tracker.max_queries={(points + 1) // 2} in data and "
+            "in eval.measure. Points of one call attend to each other, so that is another tracker: all labels are made again"
         )
 
 

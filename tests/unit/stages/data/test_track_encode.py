@@ -115,18 +115,18 @@ def test_cotracker_leaves_its_confidence_and_every_reader_finds_the_rest(tmp_pat
     assert (out.quality["moving_share"], out.quality["moving_px"]) == (0.0, 0.0)
     assert "back_px" not in out.quality
     assert (out.notes, ctx.logged) == (("HDR",), [])
-    assert out.tracker.endswith(" (CC-BY-NC-4.0), min_visibility=0.9")
+    assert out.tracker.endswith(" (CC-BY-NC-4.0), max_queries=2500, min_visibility=0.9")
     xy, visible = read_tracks(out.folder)
     assert xy.shape == (9, 12, 2) and visible.all()
 
 
-def test_a_halved_batch_is_reported_once_an_item_and_written_on_every_clip(tmp_path):
-    clips = [replace(real_clip(tmp_path), clip_id=i, notes=("HDR",)) for i in ("a", "b")]
-    run = TrackRun(cotracker(tmp_path, limit=36 + 6), grid_rows=3, grid_cols=4)
-    ctx = FakeContext(tmp_path / "out")
-    note = "cotracker3_offline ran out of memory: 6 points a call, not 12"
-    assert [c.notes for c in track.run(run, clips, ctx)] == [("HDR", note)] * 2
-    assert ctx.logged == [f"track: {note}"]
+def test_labels_tell_how_many_points_attended_to_each_other(tmp_path):
+    clip, texts = real_clip(tmp_path), []
+    for number in (12, 4):
+        run = TrackRun(replace(cotracker(tmp_path), max_queries=number), grid_rows=3, grid_cols=4)
+        (out,) = track.run(run, (clip,), FakeContext(tmp_path / f"out{number}"))
+        texts.append(out.tracker.partition("(CC-BY-NC-4.0), ")[2])
+    assert texts == ["max_queries=12, min_visibility=0.9", "max_queries=4, min_visibility=0.9"]
 
 
 def test_figures_of_tracks():

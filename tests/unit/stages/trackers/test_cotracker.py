@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from pipelines.commands.rehearse.cotracker_hub import weights, write_hub
+from stages.contracts import StageError
 from stages.trackers import TrackerConfig, make_tracker, shared_tracker, uniform_grid
 
 OFFLINE, ONLINE = "cotracker3_offline", "cotracker3_online"
@@ -65,8 +66,8 @@ def test_the_contract_holds_for_the_fake_and_the_real_architecture(configured, n
     assert (found.confidence.shape, found.confidence.dtype) == ((10, 6), np.float32)
     assert np.isfinite(found.xy_px).all() and found.confidence.min() >= 0 and found.confidence.max() <= 1
     assert found.xy_px[at] == pytest.approx(POINTS, abs=1e-3)
-    assert np.isnan(found.back_px) and found.notes == ()
-    (threshold,) = tracker.thresholds.values()
+    assert np.isnan(found.back_px)
+    (threshold,) = (value for key, value in tracker.thresholds.items() if key != "max_queries")
     width_and_height = np.array([80, 48])
     expected = (found.confidence > threshold) & ((found.xy_px >= 0) & (found.xy_px < width_and_height)).all(axis=-1)
     expected[at] |= name == OFFLINE  # there the predictor calls queries visible
@@ -77,7 +78,6 @@ def test_points_of_one_call_attend_to_each_other_so_the_group_matters(configured
     together = make_tracker(configured(OFFLINE)).track(CLIP[:3], POINTS)
     apart = make_tracker(configured(OFFLINE, 3)).track(CLIP[:3], POINTS)
     assert not np.array_equal(together.xy_px, apart.xy_px)
-    assert apart.notes == ()  # as configured
 
 
 @pytest.mark.parametrize("name", [OFFLINE, ONLINE])
@@ -144,30 +144,18 @@ def test_online_cannot_look_back(hub):
         make_tracker(fake(hub, ONLINE)).track(FRAMES, POINTS, 4)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("error", [0, 1, 2])
-def test_out_of_memory_halves_the_batch_for_good_and_is_noted(hub, error):
+def test_out_of_memory_changes_no_label_and_names_the_settings(hub, error):
     tracker = make_tracker(fake(hub, ONLINE, joint=0.01, limit=4, error=error))
     queries = uniform_grid(48, 80, 3, 5)
-    found = tracker.track(FRAMES, queries)
-    assert found.notes == ("cotracker3_online ran out of memory: 4 points a call, not 15",)  # 15, 8, 4
-    asked = make_tracker(fake(hub, ONLINE, joint=0.01, max_queries=4)).track(FRAMES, queries)
-    assert np.array_equal(found.xy_px, asked.xy_px)  # the whole clip with one size, as if that had been asked for
-    assert asked.notes == ()
-    tracker._predictor.model.limit.zero_()  # memory is back: tracks of one data set stay made alike
-    assert tracker.track(FRAMES, queries).notes == found.notes
-    assert tracker.track(FRAMES, queries[:3]).notes == ()  # never was to be more than one call
-
-
-def test_the_batch_is_halved_from_what_is_asked_not_from_what_is_allowed(hub):
-    tracker = make_tracker(fake(hub, OFFLINE, limit=SUPPORT + 8))
-    assert tracker.track(FRAMES, POINTS[:3]).notes == ()
-    assert tracker.track(FRAMES, uniform_grid(48, 80, 4, 4)).notes[0].endswith("8 points a call, not 16")
-
-
-def test_out_of_memory_with_one_point_says_what_to_do(hub):
-    with pytest.raises(ValueError, match=r"one point a call, on 24 frames of 80x48 .*can't allocate.*clips shorter"):
-        make_tracker(fake(hub, OFFLINE, limit=SUPPORT)).track(FRAMES, POINTS)
+    for _ in range(2):  # the second clip is no other
+        with pytest.raises(
+            StageError, match=r"15 points a call, on 24 .*compute\.item_gpus=1.*tracker\.max_queries=8 in data"
+        ):
+            tracker.track(FRAMES, queries)
+    tracker._predictor.model.limit.zero_()  # memory is back
+    unlimited = make_tracker(fake(hub, ONLINE, joint=0.01)).track(FRAMES, queries)
+    assert np.array_equal(tracker.track(FRAMES, queries).xy_px, unlimited.xy_px)
 
 
 def test_other_errors_of_the_model_are_not_taken_for_a_lack_of_memory(hub):
@@ -189,7 +177,7 @@ def test_licence_version_and_thresholds_are_reported_without_a_path_of_this_mach
     tracker = make_tracker(fake(hub, OFFLINE))
     assert tracker.licence == "CC-BY-NC-4.0"
     assert tracker.version.startswith(f"{hub.name}:scaled.pth@")
-    assert tracker.thresholds == {"min_visibility": 0.9}
+    assert tracker.thresholds == {"min_visibility": 0.9, "max_queries": 2500.0}
     again = make_tracker(fake(hub, OFFLINE, speed=(1.0, 0.0)))
     assert again.version != tracker.version  # the weights are others
 

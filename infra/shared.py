@@ -13,17 +13,21 @@ from typing import Any
 from infra.files import CHECKOUT
 
 SHIPPED = ("configs", "demo", "infra", "msmodel", "pipelines", "stages")  # folders of the checkout sent to the nodes
-# Prefixes of the variables sent to the nodes: addresses and credentials of data, models, tracker and network.
+# Prefixes of the variables sent to the nodes: addresses and credentials of data, models, tracker and network, and what
+# torch and CUDA read, as PYTORCH_CUDA_ALLOC_CONF, CUDA_LAUNCH_BLOCKING and CUBLAS_WORKSPACE_CONFIG.
 # CUDA_VISIBLE_DEVICES and Python's paths are set by each node itself.
 PASSED = (
     "AWS_",
     "AZURE_STORAGE_",
+    "CUBLAS_",
+    "CUDA_LAUNCH_",
     "FI_",
     "FSSPEC_",
     "GOOGLE_",
     "HF_",
     "MLFLOW_",
     "NCCL_",
+    "PYTORCH_",
     "RAY_TRAIN_",
     "TOKENIZERS_",
     "TORCH_",

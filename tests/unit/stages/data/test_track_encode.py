@@ -208,7 +208,7 @@ def test_a_model_that_reads_the_first_image_latent_alone_gets_no_other(tmp_path,
     vae, pushed, push, clip = patch_vae(), [], PatchEncoderSession.push, real_clip(tmp_path)
     monkeypatch.setattr(PatchEncoderSession, "push", lambda s, video: pushed.append(video.shape[2]) or push(s, video))
     monkeypatch.setattr(encode, "_vae", lambda cfg, device: vae)
-    monkeypatch.setattr(encode, "_encoder", lambda cfg, device: FakeText())
+    monkeypatch.setattr(encode, "_encoder", lambda cfg, device, dtype: FakeText())
     made = {}
     for image in ("channels", "first_latent"):
         model = ModelConfig(clip=CLIP, vae=vae.cfg, text=TEXT, dit=DiTConfig(image=image))

@@ -26,9 +26,9 @@ class ComputeConfig:
     loaded models (Ray actors) where they have a GPU, "actors" everywhere. precision: type of frozen models and of the
     weights that a training computes with; "auto" is bf16 on a GPU and fp32 on a CPU. Master weights and averages stay
     float32, and so does all of a training with muon. zero_stage: DeepSpeed ZeRO: 1 shards the optimizer's state over
-    the ranks, 2 also the gradients, 3 also the weights. offload: "optimizer" keeps the optimizer's state in CPU memory,
-    "all" also the weights. ema: the place of the float32 average of the weights, "device" or "cpu"; the average is
-    sharded like the optimizer's state. checkpoints: address of a folder (s3://...,
+    the ranks, 2 also the gradients, 3 also the weights; at least 2 in bf16, with deepspeed. offload: "optimizer" keeps
+    the optimizer's state in CPU memory, "all" also the weights. ema: the place of the float32 average of the weights,
+    "device" or "cpu"; the average is sharded like the optimizer's state. checkpoints: address of a folder (s3://...,
     file://...) to which saved training states are copied, and from which a machine without any restores them; "" keeps
     them in the step's folder only. max_failures: how often a distributed job is restarted after a worker has died, with
     fewer workers where the cluster has lost some. max_failed_share: share of a stage's items that may fail (rejected

@@ -99,9 +99,7 @@ def of_partitions(module: nn.Module, optimizer: Any) -> dict[str, Fragment]:
 
 
 KEPT_WHOLE = 100_000  # ZeRO 3 does not shard weights with fewer elements (DeepSpeed's default)
-BUCKET = (
-    500_000_000  # elements of one gradient reduction (DeepSpeed's default); fewer where the model has fewer weights
-)
+BUCKET = 200_000_000  # elements of one gradient reduction; fewer where the model has fewer weights
 AHEAD = 50_000_000  # elements of the next weights that ZeRO 3 prefetches while a layer computes (DeepSpeed's default)
 
 
@@ -273,7 +271,8 @@ class Sharding:
     """How DeepSpeed distributes and stores the weights and the optimizer's state.
 
     zero_stage: the ZeRO stage, 0 to 3. offload: "none", "optimizer" or "all" (infra.config.ComputeConfig). bf16: keeps
-    the weights in bfloat16 with float32 master weights, which needs at least ZeRO 1.
+    the weights in bfloat16 with float32 master weights, which takes at least ZeRO 2: under ZeRO 1 DeepSpeed accumulates
+    float32 gradients in another optimizer, which does not see the backward passes of modules that are called directly.
     """
 
     zero_stage: int = 0
@@ -282,15 +281,14 @@ class Sharding:
 
     @property
     def stage(self) -> int:
-        """Returns the effective ZeRO stage: at least 1 in bfloat16."""
-        return max(self.zero_stage, 1) if self.bf16 else self.zero_stage
+        """Returns the effective ZeRO stage: at least 2 in bfloat16."""
+        return max(self.zero_stage, 2) if self.bf16 else self.zero_stage
 
     def zero_optimization(self, weights: int) -> dict[str, Any]:
         """Returns DeepSpeed's section zero_optimization. weights: the number of trained elements; it bounds the bucket
-        size, because ZeRO 3 always allocates a full bucket."""
-        out: dict[str, Any] = {"stage": self.stage}
+        size, because DeepSpeed always allocates a full bucket."""
+        out: dict[str, Any] = {"stage": self.stage, "reduce_bucket_size": min(BUCKET, max(weights, 1))}
         if self.stage == 3:
-            out["reduce_bucket_size"] = min(BUCKET, max(weights, 1))
             out["stage3_param_persistence_threshold"] = KEPT_WHOLE
         if self.offload != "none":
             out["offload_optimizer"] = {"device": "cpu", "pin_memory": torch.cuda.is_available()}
@@ -302,7 +300,8 @@ class Sharding:
 class DeepSpeedEngine(_Engine):
     """An engine on DeepSpeed with ZeRO 0 to 3, which needs an initialised torch.distributed group.
 
-    The weights are float32 on a CPU, and bfloat16 with float32 master weights on a GPU. Under ZeRO 3 the full weights
+    The weights are float32, or with Sharding.bf16 bfloat16 with float32 master weights. Gradients are accumulated and
+    reduced in float32, because a sum of bfloat16 numbers loses 1% over 64 micro-steps. Under ZeRO 3 the full weights
     of a submodule exist only while it is called.
     """
 
@@ -330,6 +329,8 @@ class DeepSpeedEngine(_Engine):
             "zero_allow_untested_optimizer": True,
             "zero_force_ds_cpu_optimizer": False,  # DeepSpeed's own CPU optimizer would have to be compiled
             "bf16": {"enabled": sharding.bf16},
+            "data_types": {"grad_accum_dtype": "fp32"},
+            "communication_data_type": "fp32",
             "steps_per_print": 10**9,
         }
         self._group_of = {id(p): i for i, group in enumerate(optimizer.param_groups) for p in group["params"]}

@@ -1,7 +1,7 @@
 """Computes the memory of one rank from the demands of a stage: ZeRO stage, offload, and the engine's own buffers.
 
-Bytes per parameter under DeepSpeed in bfloat16 (at least ZeRO 1): weights 2, gradients 2, float32 master weights and
-two moments 12, average 4. ZeRO 1 shards master weights, moments and average over the ranks, ZeRO 2 also the gradients,
+Bytes per parameter under DeepSpeed in bfloat16 (at least ZeRO 2): weights 2, float32 gradients 4, float32 master weights
+and two moments 12, average 4. ZeRO 1 shards master weights, moments and average over the ranks, ZeRO 2 also the gradients,
 ZeRO 3 also the weights. In float32 (on a CPU, or with Muon): weights 4, gradients 4, moments 8 (4 for the matrices that
 Muon trains), and master weights 4 where they are sharded.
 
@@ -39,11 +39,11 @@ class Layout:
     engine: str = "deepspeed"
 
     def stage(self, whole_tensors: bool, half: bool) -> int:
-        """Returns the effective ZeRO stage: at least 1 in bfloat16 (half), and 0 with plain torch or where the
+        """Returns the effective ZeRO stage: at least 2 in bfloat16 (half), and 0 with plain torch or where the
         optimizer needs unsharded weights (whole_tensors)."""
         if whole_tensors or self.engine == "torch":
             return 0
-        return max(self.zero_stage, int(half))
+        return max(self.zero_stage, 2 * int(half))
 
 
 @dataclass(frozen=True)
@@ -136,15 +136,15 @@ def place(load: Load, where: Layout, piled: bool = False) -> Memory:
     weights = float(each) * n * models * over[3]
     frozen, guest, host = _frozen(load, where)
     train = max(load.train, load.teacher_score + guest) if guest else load.train
-    gradients = each * n * (min(models, 1) if piled else models) * over[2]
+    gradients = 4.0 * n * (min(models, 1) if piled else models) * over[2]
     remembered = 8 * n - 4 * load.muon
     optimizer = (remembered + (4 * n if stage else 0)) * models * over[1]
     ema = 4.0 * n * sum(load.averages) * over[1]
     update = _update(load, where, stage)
     away = dict.fromkeys(("optimizer", "weights", "ema"), 0.0)
     if models and where.offload != "none" and stage:
-        # includes the float32 gradients that the CPU's update reads, and a copy of the tensors that are transferred
-        away["optimizer"] = optimizer + (4 + each) * n * models * over[1]
+        # includes the accumulated gradients and those that the CPU's update reads, both float32
+        away["optimizer"] = optimizer + 8 * n * models * over[1]
         optimizer = update = 0.0
         if stage > 1:
             gradients = 0.0
@@ -155,7 +155,7 @@ def place(load: Load, where: Layout, piled: bool = False) -> Memory:
     cache = min(load.cache, load.train)
     activations = train - cache - (gradients if piled else 0)
     share = (4 * n + remembered) / where.ranks if models else 0.0  # bytes of one model that a rank writes into a save
-    bucket = _bucket(load, where, stage)
+    bucket, reducing = _bucket(load, stage)
     whole = float(each * n * sum(load.averages)) if stage == 3 else 0.0
     return Memory(
         name=load.name,
@@ -167,7 +167,7 @@ def place(load: Load, where: Layout, piled: bool = False) -> Memory:
         inputs=load.inputs,
         cache=cache,
         activations=max(activations, 0.0),
-        buffers=bucket * (models if stage == 3 else 1),
+        buffers=reducing + bucket * (models if stage == 3 else 1),
         gathered=float(each * min(LIVE, n)) if stage == 3 and models else 0.0,
         update=update,
         observe=load.observe,
@@ -191,16 +191,19 @@ def _frozen(load: Load, where: Layout) -> tuple[float, float, float]:
     return whole, 0.0, 0.0
 
 
-def _bucket(load: Load, where: Layout, stage: int) -> float:
-    """Returns the bytes of the bucket in which DeepSpeed reduces the gradients of one model.
+def _bucket(load: Load, stage: int) -> tuple[float, float]:
+    """Returns the bytes of the bucket that holds gradients of one model until DeepSpeed reduces them, and those of the
+    copies in a reduction.
 
-    ZeRO 3 keeps one bucket per model, at most as large as the model. ZeRO 1 and 2 allocate a full one for each backward
-    pass; on a CPU only the part that is written to counts.
+    ZeRO 3 keeps one bucket of float32 gradients per model, and in a reduction one copy. ZeRO 1 and 2 allocate one of the
+    weights' type for each backward pass; from bfloat16 a reduction makes a copy in that type and one in float32.
     """
     if not load.averages or not stage:
-        return 0.0
-    size = BUCKET if where.gpu and stage < 3 else min(BUCKET, load.parameters)
-    return (2.0 if load.half else 4.0) * size
+        return 0.0, 0.0
+    size = min(BUCKET, load.parameters)
+    if not load.half:
+        return 4.0 * size, 0.0
+    return (4.0 * size, 4.0 * size) if stage == 3 else (2.0 * size, 6.0 * size)
 
 
 def _update(load: Load, where: Layout, stage: int) -> float:

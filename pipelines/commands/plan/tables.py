@@ -124,7 +124,7 @@ def _notes(cfg: Any, where: Layout) -> list[str]:
 def _layout(where: Layout) -> str:
     if where.engine == "torch":
         return f"plain torch on {where.ranks}"
-    stage = max(where.zero_stage, int(where.gpu))
+    stage = max(where.zero_stage, 2 * int(where.gpu))
     away = {"none": "nothing offloaded", "optimizer": "optimizer offloaded", "all": "optimizer and weights offloaded"}
     return f"ZeRO {stage} on {where.ranks}, {away[where.offload]}, averages on the {'CPU' if where.ema == 'cpu' else 'device'}"
 

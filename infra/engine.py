@@ -185,9 +185,16 @@ class _Engine(ABC):
     @torch.no_grad()
     def finish(self, shards: Mapping[str, Tensor]) -> None:
         """Ends the training: makes the module a plain one with the full weights of `shards` (shaped like
-        master_weights())."""
+        master_weights()), in the type that it computes in."""
         for name, f in self._fragments().items():
-            self._write(f.parameter, self.gather(name, shards[name]))
+            self._write(f.parameter, self._noted(name, self.gather(name, shards[name])))
+
+    @abstractmethod
+    def to_float32(self) -> None: ...
+
+    def _noted(self, name: str, full: Tensor) -> Tensor:
+        """Returns `full`, the final weight of this name."""
+        return full
 
     def _gather(self, f: Fragment, tensor: Tensor) -> Tensor:
         return f.gather(f.view(tensor), self.module_device) if self.sharded else tensor.detach()
@@ -252,6 +259,9 @@ class TorchEngine(_Engine):
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         return self._norm
+
+    def to_float32(self) -> None:
+        """Does nothing, because the weights have been float32 all along."""
 
     def _average(self) -> None:
         if _world_size() == 1:
@@ -333,6 +343,7 @@ class DeepSpeedEngine(_Engine):
             "communication_data_type": "fp32",
             "steps_per_print": 10**9,
         }
+        exact = {n: p.detach().to("cpu", copy=True) for n, p in module.named_parameters()} if sharding.bf16 else {}
         self._group_of = {id(p): i for i, group in enumerate(optimizer.param_groups) for p in group["params"]}
         self.module_device = self.average_device = next(module.parameters()).device
         laid_out = _make_contiguous(module)
@@ -343,8 +354,23 @@ class DeepSpeedEngine(_Engine):
         if not self.sharded:  # ZeRO 1 to 3 keep the weights in flat tensors instead
             for parameter, own in laid_out:
                 parameter.data = own.copy_(parameter.data)
+        self._exact = {n: value for n, value in exact.items() if n not in trained(self.module)}
+        self._start_from(exact)
         self._micro = 0
         self._norm = 0.0
+
+    @torch.no_grad()
+    def _start_from(self, exact: Mapping[str, Tensor]) -> None:
+        """Copies the given float32 weights into the master weights, which DeepSpeed makes from rounded ones."""
+        for name, f in self._fragments().items():
+            if name in exact:
+                f.view(f.owner).copy_(f.shard(exact[name]))
+
+    def load(self, saved: Mapping[str, Tensor]) -> None:
+        super().load(saved)
+        own = dict(self.module.named_parameters())
+        for name in self._exact.keys() & own.keys():
+            self._write(own[name], self._exact[name])
 
     def backward(self, loss: Tensor) -> None:
         # DeepSpeed infers two facts from calls of its engine, but the training methods call the module directly. They are
@@ -372,8 +398,8 @@ class DeepSpeedEngine(_Engine):
             super().finish(shards)
             return
         own = {n: p.dtype for n, p in self.module.named_parameters()}
-        full = {n: self.gather(n, shards[n]).to(own[n]) for n in self._fragments()}
-        full |= {n: self._read(t).clone() for n, t in self._fixed().items()}
+        full = {n: self._noted(n, self.gather(n, shards[n])).to(own[n]) for n in self._fragments()}
+        full |= {n: self._read(t).to(own[n], copy=True) for n, t in self._fixed().items() if n in own}
         frozen = {n for n, p in self.module.named_parameters() if not p.requires_grad}
         self.engine.destroy()
         for prefix, module in self.module.named_modules():
@@ -381,6 +407,22 @@ class DeepSpeedEngine(_Engine):
             module._parameters = {
                 n: nn.Parameter(full[name], requires_grad=name not in frozen) for n, name in names.items()
             }
+
+    def to_float32(self) -> None:
+        """Turns the weights of the finished module, on rank 0, into the float32 ones. From bfloat16 they are on the CPU."""
+        if not self.sharding.bf16 or dist.get_rank() > 0:
+            return
+        for name, parameter in self.module.named_parameters():
+            parameter.data = self._exact[name]
+
+    def _noted(self, name: str, full: Tensor) -> Tensor:
+        if self.sharding.bf16 and dist.get_rank() == 0:
+            self._exact[name] = full.to("cpu", copy=True)
+        return full
+
+    def _fixed(self) -> dict[str, Tensor]:
+        """Returns the frozen parameters, in float32 also where the module computes with rounded ones, and the buffers."""
+        return super()._fixed() | self._exact
 
     def _fragments(self) -> dict[str, Fragment]:
         if self.sharding.stage == 0:

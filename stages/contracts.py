@@ -64,7 +64,13 @@ class Engine(Protocol):
         ...
 
     def finish(self, shards: Mapping[str, torch.Tensor]) -> None:
-        """Ends the training: the module becomes a plain one with the full weights of `shards` (like master_weights())."""
+        """Ends the training: the module becomes a plain one with the full weights of `shards` (like master_weights()), in
+        the type that it computes in."""
+        ...
+
+    def to_float32(self) -> None:
+        """Turns the weights of the finished module, on rank 0, into the float32 ones that `finish` was given. They are
+        published."""
         ...
 
 

@@ -61,9 +61,9 @@ class _Window:
 def train(method: Method, loader: Loader, cfg: LoopConfig, seed: int, ctx: Context) -> dict[str, float]:
     """Trains the method's modules for cfg.total_steps steps, from the newest save in ctx.workdir if there is one.
 
-    Every rank calls it. Afterwards the modules hold their averaged weights, where an average is kept. Returns the
-    metrics of the last validation, measured on those weights. Raises StageError on a non-finite loss, after saving its
-    batch, and if a GPU's memory is too small, with the settings that would need less.
+    Every rank calls it. Afterwards the modules hold their averaged weights, where an average is kept: rank 0's in
+    float32. Returns the metrics of the last validation, measured on those weights. Raises StageError on a non-finite
+    loss, after saving its batch, and if a GPU's memory is too small, with the settings that would need less.
     """
     try:
         return _train(method, loader, cfg, seed, ctx)
@@ -110,7 +110,10 @@ def _train(method: Method, loader: Loader, cfg: LoopConfig, seed: int, ctx: Cont
                 saved_at = time.monotonic()
     for name, ema in emas.items():
         engines[name].finish(ema.shadow)
-    return validate(method, done, ctx)
+    metrics = validate(method, done, ctx)  # in the type in which the weights will be used
+    for name in emas:
+        engines[name].to_float32()
+    return metrics
 
 
 def _attention(dit: WanDiT, ctx: Context) -> str:

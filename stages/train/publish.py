@@ -83,8 +83,8 @@ def student_from(checkpoint: Checkpoint, model: ModelConfig) -> CausalDiT:
 
 
 def trainable_teacher(checkpoint: Checkpoint, device: torch.device) -> WanDiT:
-    """Returns the teacher as a module whose weights can be trained."""
-    return load_teacher(Path(checkpoint.folder)).to(device).requires_grad_(True)
+    """Returns the teacher as a float32 module whose weights can be trained."""
+    return load_teacher(Path(checkpoint.folder)).to(device, torch.float32).requires_grad_(True)
 
 
 def frozen_teacher(checkpoint: Checkpoint, ctx: Context) -> WanDiT:
@@ -108,7 +108,8 @@ def publish(
     start: Report | None = None,
     phase2: ShardSet | None = None,
 ) -> Checkpoint:
-    """Writes the module's weights to ctx.workdir/NAME (on rank 0) and returns their Checkpoint. Every rank calls it.
+    """Writes the module's weights, of rank 0 and in their type, to ctx.workdir/NAME (on rank 0) and returns their
+    Checkpoint. Every rank calls it.
 
     data: the shards that it was trained on. phase2: those of a second phase. start: the report on the weights that it
     started from. All three are stored with the weights.

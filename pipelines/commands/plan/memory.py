@@ -175,7 +175,7 @@ def place(load: Load, where: Layout, piled: bool = False) -> Memory:
         loading=4.0 * n * models + (2 if where.gpu else 4) * n * load.frozen + load.vae + load.inputs,
         saving=share if stage and not where.gpu else 0.0,  # unsharded tensors on a CPU are written without a copy
         whole=whole,
-        host=max(host + sum(away.values()) + share, LOADED * n) if models and where.gpu else 0.0,
+        host=max(host + sum(away.values()) + max(share, 4.0 * n), LOADED * n) if models and where.gpu else 0.0,
     )
 
 

@@ -36,7 +36,7 @@ def process_group(tmp_path_factory):
     dist.destroy_process_group()
 
 
-def build(kind: str, accumulate: int = 1, seed: int = 0, offload: str = "none"):
+def build(kind: str, accumulate: int = 1, seed: int = 0, offload: str = "none", bf16: bool = False):
     torch.manual_seed(seed)
     module = nn.Sequential(nn.Linear(8, 16), nn.GELU(), nn.Linear(16, 4))
     module[0].bias.requires_grad_(False)  # frozen parameters must be fine
@@ -44,14 +44,15 @@ def build(kind: str, accumulate: int = 1, seed: int = 0, offload: str = "none"):
     optimizer = torch.optim.AdamW([{"name": "body", "params": trained}], lr=1e-2)
     if kind == "torch":
         return TorchEngine(module, optimizer, 0.05, accumulate)
-    return DeepSpeedEngine(module, optimizer, 0.05, accumulate, Sharding(int(kind[-1]), offload))
+    return DeepSpeedEngine(module, optimizer, 0.05, accumulate, Sharding(int(kind[-1]), offload, bf16))
 
 
 def train(engine, steps: int, start: int = 0) -> list[float]:
     losses = []
     for step in range(start, start + steps):
         x = torch.randn(4, 8, generator=torch.Generator().manual_seed(step))
-        loss = (engine.module(x) - x[:, :4]).square().mean()
+        y = engine.module(x.to(next(engine.module.parameters()).dtype))
+        loss = (y - x[:, :4]).square().mean()
         engine.backward(loss)
         norm = engine.step()
         losses += [float(loss.detach()), norm]
@@ -242,6 +243,33 @@ def gradient_errors(tmp_path_factory):
 def test_bfloat16_gradients_are_summed_in_float32(case, gradient_errors):
     """Over 64 micro-steps of two ranks, in two steps one after the other. In bfloat16 the error is 0.7%."""
     assert max(max(step) for step in gradient_errors[case]) < 1e-5
+
+
+@pytest.mark.parametrize(
+    ("kind", "offload"), [("zero1", "none"), ("zero2", "optimizer"), ("zero3", "none"), ("zero3", "all")]
+)
+def test_a_bfloat16_training_starts_from_float32_weights_and_ends_with_them(kind, offload):
+    """Also its frozen weights, and where it resumes."""
+    engine = build(kind, offload=offload, bf16=True)
+    own = dict(build("torch").module.named_parameters())  # the same weights, before any rounding
+    frozen = own.pop("0.bias").detach()
+    masters = engine.master_weights()
+    assert all(torch.equal(engine.gather(n, masters[n]), w) for n, w in own.items())
+    state = saved_state(engine)
+    assert torch.equal(state["fixed/0.bias"], frozen)
+
+    other = build(kind, seed=1, offload=offload, bf16=True)
+    other.load(state)
+    assert train(other, 2) == train(engine, 2)
+
+    average = {n: master + 1e-4 for n, master in engine.master_weights().items()}
+    final = {n: engine.gather(n, shard) for n, shard in average.items()} | {"0.bias": frozen}
+    engine.finish(average)
+    finished = dict(engine.module.named_parameters())
+    assert all(torch.equal(finished[n], w.bfloat16()) for n, w in final.items())
+    engine.to_float32()
+    assert all(torch.equal(finished[n], w) for n, w in final.items())
+    assert not finished["0.bias"].requires_grad
 
 
 @pytest.mark.parametrize(("precision", "dtype"), [("auto", torch.float32), ("bf16", torch.bfloat16)])

@@ -9,6 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from stages.train.state import SavedTensors
 from tests.unit.stages.train.ranks import Task, perform, prepare, run
 
 STEPS = 20
@@ -18,6 +19,7 @@ BOTH = [*(("teacher", z) for z in ZERO), *(("dmd", z) for z in ZERO[1:])]
 LEARNERS = {"teacher": "dit", "dmd": "generator", "adapt": "student", "tiny_vae": "decoder"}
 SHORT = {"steps": 4, "save_steps": 2}
 TEACHER = {"dmd-1": "shard", "dmd-2-half": "shard", "dmd-3": "shard"}  # DMD's frozen one; else on the device, whole
+BF16 = [("adapt", 2), ("dmd", 3), ("tiny_vae", 3)]
 PLACED = {2: {"ema": "cpu"}, 3: {"offload": "all"}}  # the average and the rest elsewhere, in some of them
 
 
@@ -63,6 +65,9 @@ def pair(root, alone):
     for method in ("adapt", "tiny_vae"):
         tasks.append(task(method, 3, **SHORT))
         tasks.append(task(method, 3, **SHORT, name=name(method, "half"), start=save_of(root, name(method, 3), 2)))
+    for method, zero in BF16:
+        compute = {"zero_stage": zero, "precision": "bf16"}
+        tasks.append(task(method, zero, **SHORT, name=name(method, f"{zero}-bf16"), compute=compute))
     return run(tasks, root, world=2)
 
 
@@ -117,6 +122,16 @@ def test_a_sharded_training_resumes_bit_for_bit(whole, resumed, root, pair):
     rest = pair[resumed]
     assert rest == pair[whole][-len(rest) :]
     assert 0 < len(rest) < len(pair[whole])
+
+
+@pytest.mark.parametrize(("method", "zero"), BF16)
+def test_published_weights_are_the_float32_average(method, zero, root, pair):
+    """Bit for bit, of a training whose modules compute in bfloat16."""
+    of = name(method, f"{zero}-bf16")
+    published = weights(root, of, method)
+    average = SavedTensors(Path(save_of(root, of, SHORT["steps"])), f"{LEARNERS[method]}.ema")
+    assert all(torch.equal(published[key], value) for key, value in average.items())
+    assert any(not torch.equal(value, value.bfloat16().float()) for value in average.values())
 
 
 @pytest.mark.parametrize("of", ["dmd-1", "dmd-2", "dmd-2-half", "dmd-3"])

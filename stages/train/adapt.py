@@ -98,6 +98,7 @@ class AdaptMethod:
         self.student, self.model, self.cfg, self.decode, self.seed = student, model, cfg, decode, seed
         self.heldout = heldout
         self.times = torch.tensor(student_timesteps(model.student.steps, model.dit.shift))
+        student.track_head.requires_grad_(False)  # paper, section 3.2: frozen after the teacher's phase 1
         self._trainable = TrainableModule(student, make_optimizer(student, cfg))
 
     def trainable_modules(self) -> dict[str, TrainableModule]:
@@ -179,4 +180,4 @@ def run(cfg: AdaptRun, inputs: AdaptInputs, ctx: Context) -> Checkpoint:
     )
 
 
-ADAPT = Stage(name="adapt", version=1, how="distributed", run=run, resources=Resources(threads=2))
+ADAPT = Stage(name="adapt", version=2, how="distributed", run=run, resources=Resources(threads=2))

@@ -113,7 +113,7 @@ class DmdInputs:
 
 
 class DmdMethod:
-    """Distribution matching. It trains two modules, the generator first, then the critic.
+    """Distribution matching. It trains two modules, the generator first, then the critic; both with frozen track heads.
 
     It reads image, text and tracks of a batch, never its latents.
     """
@@ -137,6 +137,8 @@ class DmdMethod:
         rng = RngStreams(seed, step=-1)
         self.heldout, self.real_spread = heldout, float(heldout.latents.std())
         self.held_cond = condition(heldout, draw_tracks(heldout, cfg.dmd.augment, cfg.model, rng), cfg.model)
+        for module in (generator, critic):
+            module.track_head.requires_grad_(False)  # paper, section 3.2: frozen after the teacher's phase 1
         self._modules = {
             GENERATOR: TrainableModule(generator, make_optimizer(generator, cfg.dmd)),
             CRITIC: TrainableModule(critic, make_optimizer(critic, cfg.dmd, lr=cfg.dmd.critic_lr), ema=False),
@@ -271,4 +273,4 @@ def run(cfg: DmdRun, inputs: DmdInputs, ctx: Context) -> Checkpoint:
     return publish("student", generator, cfg.dmd.total_steps, ctx, parents, metrics, inputs.train)
 
 
-DMD = Stage(name="dmd", version=2, how="distributed", run=run, resources=Resources(threads=2))
+DMD = Stage(name="dmd", version=3, how="distributed", run=run, resources=Resources(threads=2))

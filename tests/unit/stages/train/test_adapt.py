@@ -37,6 +37,14 @@ def test_sink_and_window_are_drawn_and_the_own_ones_keep_their_share():
     assert {(s.chunk, s.steps) for s in drawn} == {(own.chunk, own.steps)}
 
 
+@pytest.mark.slow
+def test_the_track_head_stays_that_of_the_teacher(tmp_path):
+    model = small()
+    before, trained = alive(CausalDiT, model), train_adapt(FakeContext(tmp_path), model)
+    assert torch.equal(trained.track_head.weight, before.track_head.weight)
+    assert not torch.equal(trained.patch_embedding.weight, before.patch_embedding.weight)
+
+
 @pytest.mark.parametrize("image", ["channels", "first_latent"])
 def test_each_chunk_takes_its_own_state_and_time(image, tmp_path):
     m = method(tmp_path, image)

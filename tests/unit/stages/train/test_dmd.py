@@ -48,6 +48,16 @@ def test_generator_and_critic_have_their_own_rates():
     assert m.lr("critic", "body", 0) == 4e-7
 
 
+@pytest.mark.slow
+def test_both_track_heads_stay_those_of_the_teacher(tmp_path):
+    model = small()
+    trained = train_dmd(FakeContext(tmp_path), model)
+    for kind, seed, now in ((CausalDiT, 1, trained["generator"]), (WanDiT, 2, trained["critic"])):
+        before = alive(kind, model, seed)
+        assert torch.equal(now.track_head.weight, before.track_head.weight)
+        assert not torch.equal(now.patch_embedding.weight, before.patch_embedding.weight)
+
+
 def test_the_generators_loss_reaches_nobody_else():
     m = method()
     m.generator_loss(conditioning(m), RngStreams(0, 0)).value.backward()

@@ -29,7 +29,8 @@ INTRODUCTION = """\
 Every setting of `ARGS="KEY=VALUE ..."` and of the files in `configs/preset`. The page is generated from the code:
 do not edit it, run `python -m configs.document`. `motionstream config --preset NAME` prints a preset. A wrong key or value
 stops a command before anything starts, with all mistakes at once. Lists are written `[1,2]`. The column *presets* names those
-presets that set another value than the default. *Read in* names the modules that use the setting.
+presets that set another value than the default. *Read in* names modules that were found to read
+the setting by its name; there may be others that read it through a variable.
 """
 
 

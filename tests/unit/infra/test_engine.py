@@ -253,8 +253,8 @@ def test_a_bfloat16_training_starts_from_float32_weights_and_ends_with_them(kind
     engine = build(kind, offload=offload, bf16=True)
     own = dict(build("torch").module.named_parameters())  # the same weights, before any rounding
     frozen = own.pop("0.bias").detach()
-    masters = engine.master_weights()
-    assert all(torch.equal(engine.gather(n, masters[n]), w) for n, w in own.items())
+    exact = engine.master_weights()
+    assert all(torch.equal(engine.gather(n, exact[n]), w) for n, w in own.items())
     state = saved_state(engine)
     assert torch.equal(state["fixed/0.bias"], frozen)
 

@@ -16,7 +16,7 @@ STEPS = 20
 SAVED = {"teacher": 10, "dmd": 16}  # the step after which the training is saved and taken up again
 ZERO = (0, 1, 2, 3)
 BOTH = [*(("teacher", z) for z in ZERO), *(("dmd", z) for z in ZERO[1:])]
-LEARNERS = {"teacher": "dit", "dmd": "generator", "adapt": "student", "tiny_vae": "decoder"}
+TRAINED = {"teacher": "dit", "dmd": "generator", "adapt": "student", "tiny_vae": "decoder"}
 SHORT = {"steps": 4, "save_steps": 2}
 TEACHER = {"dmd-1": "shard", "dmd-2-half": "shard", "dmd-3": "shard"}  # DMD's frozen one; else on the device, whole
 BF16 = [("adapt", 2), ("dmd", 3), ("tiny_vae", 3)]
@@ -72,7 +72,7 @@ def pair(root, alone):
 
 
 def weights(root: Path, of: str, method: str) -> dict[str, torch.Tensor]:
-    return load_file(root / of / LEARNERS[method] / "model.safetensors")
+    return load_file(root / of / TRAINED[method] / "model.safetensors")
 
 
 def close(got, expected, whole: int = STEPS) -> None:
@@ -129,7 +129,7 @@ def test_published_weights_are_the_float32_average(method, zero, root, pair):
     """Bit for bit, of a training whose modules compute in bfloat16."""
     of = name(method, f"{zero}-bf16")
     published = weights(root, of, method)
-    average = SavedTensors(Path(save_of(root, of, SHORT["steps"])), f"{LEARNERS[method]}.ema")
+    average = SavedTensors(Path(save_of(root, of, SHORT["steps"])), f"{TRAINED[method]}.ema")
     assert all(torch.equal(published[key], value) for key, value in average.items())
     assert any(not torch.equal(value, value.bfloat16().float()) for value in average.values())
 

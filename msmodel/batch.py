@@ -5,7 +5,9 @@ Legend: b batch, n tracks, t latent frames, T pixel frames, c channels, l text t
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -14,22 +16,23 @@ from msmodel.config import ModelConfig
 
 
 class _Movable:
-    def to(self, device: torch.device | str, dtype: torch.dtype | None = None):
+    def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> Self:
         """Returns a copy on `device`.
 
         Floating-point tensors are converted to `dtype` too; integer and bool ones keep their type.
         """
-        moved = {}
-        for f in fields(self):  # type: ignore[arg-type]
-            v = getattr(self, f.name)
-            if isinstance(v, Tensor):
-                moved[f.name] = v.to(device=device, dtype=dtype if v.is_floating_point() else None)
-        return replace(self, **moved)  # type: ignore[type-var]
+        return self.each(lambda v: v.to(device=device, dtype=dtype if v.is_floating_point() else None))
+
+    def each(self, change: Callable[[Tensor], Tensor]) -> Self:
+        """Returns a copy with every tensor changed, for example to some items of the batch."""
+        tensors = {f.name: vars(self)[f.name] for f in fields(self)}  # type: ignore[arg-type]
+        changed = {name: change(v) for name, v in tensors.items() if isinstance(v, Tensor)}
+        return replace(self, **changed)  # type: ignore[type-var, no-any-return]
 
 
 @dataclass(frozen=True)
 class Conditioning(_Movable):
-    """The inputs of a model apart from the noise. Track dropout zeroes `tracks`, text dropout zeroes `text`.
+    """The inputs of a model apart from the noise. Track dropout zeroes `tracks`, text dropout replaces `text`.
 
     text: b l c, zero past the prompt.
     image: b c t h w, mask channels then image latents (or, for "first_latent", the clean first latent padded with
@@ -38,15 +41,17 @@ class Conditioning(_Movable):
     * 2 more with dit.track_offsets), or the latents of a canvas ("rgb_vae").
     image_tokens: b 257 dit.clip_dim, CLIP's tokens of the image, for models with the image branch; None stands for zero
     (dropped) tokens.
+    null_text: b l c, what guidance reads for no text (text.null); None for zeros.
     """
 
     text: Tensor
     image: Tensor
     tracks: Tensor
     image_tokens: Tensor | None = None
+    null_text: Tensor | None = None
 
     def without_text(self) -> Conditioning:
-        return replace(self, text=torch.zeros_like(self.text))
+        return replace(self, text=torch.zeros_like(self.text) if self.null_text is None else self.null_text)
 
     def without_tracks(self) -> Conditioning:
         return replace(self, tracks=torch.zeros_like(self.tracks))
@@ -66,6 +71,7 @@ class Batch(_Movable):
     text: b l c. xy_px: b T n 2 float32. visible: b T n bool. clip_ids: one per item.
     real: b bool, False for rendered clips.
     image_tokens: b m c, CLIP's tokens of the first frame; None where the data has none.
+    empty_text, negative_text: b l c, embeddings of the empty and of the negative prompt; None where the data has none.
     """
 
     latents: Tensor
@@ -76,6 +82,8 @@ class Batch(_Movable):
     real: Tensor
     clip_ids: tuple[str, ...] = ()
     image_tokens: Tensor | None = None
+    empty_text: Tensor | None = None
+    negative_text: Tensor | None = None
 
 
 def image_conditioning(image: Tensor, model: ModelConfig) -> Tensor:

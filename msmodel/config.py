@@ -8,6 +8,12 @@ SMALLEST_WAN = 1536  # dit.dim of the 1.3B
 CLIP_TOKENS = 257  # of ViT-H/14 at 224 pixels: 16 x 16 patches, and the class token
 WAN_IMAGE_ENCODER = "Wan-AI/Wan2.1-I2V-14B-480P-Diffusers"  # the one that all of Wan 2.1 and VideoX-Fun use
 FITS = ("squash", "crop")
+NULL_TEXTS = ("zeros", "empty", "negative")
+# shared_config.sample_neg_prompt of Wan's repositories (Apache-2.0): garish, overexposed, static, blurred, subtitles...
+WAN_NEGATIVE_PROMPT = (
+    "色调艳丽，过曝，静态，细节模糊不清，字幕，风格，作品，画作，画面，静止，整体发灰，最差质量，低质量，JPEG压缩残留，丑陋的，残缺的，多余的手指，"
+    "画得不好的手部，画得不好的脸部，畸形的，毁容的，形态畸形的肢体，手指融合，静止不动的画面，杂乱的背景，三条腿，背景人很多，倒着走"
+)
 OPTION = {"option": True}  # metadata of a field that a step's key leaves out while it is at its default, which is "off"
 
 
@@ -37,11 +43,22 @@ class TextConfig:
     """Settings of the text encoder.
 
     Embeddings are computed once, offline, zero past the prompt and padded with zeros to `length`.
+
+    null: what a model reads for no text. Text dropout gives "zeros" or the "empty" prompt. Guidance compares with the same,
+    or with "negative" by the negative prompt, where dropout gives the empty one.
     """
 
     source: str = "Wan-AI/Wan2.1-T2V-1.3B-Diffusers"  # hub id, local folder, or (nano only) "embedded:minilm"
     dim: int = 4096  # width of the text embeddings
     length: int = 512  # text tokens a prompt
+    null: str = field(default="zeros", metadata=OPTION)
+    negative_prompt: str = field(default=WAN_NEGATIVE_PROMPT, metadata=OPTION)  # read with null=negative only
+
+    @property
+    def null_prompts(self) -> dict[str, str]:
+        """Returns the prompts whose embeddings every clip's file holds beside its own, by the name of their array."""
+        empty = {"empty_text": ""}
+        return {"zeros": {}, "empty": empty, "negative": {**empty, "negative_text": self.negative_prompt}}[self.null]
 
 
 @dataclass(frozen=True)
@@ -210,6 +227,8 @@ class ModelConfig:
             out.append(f"vae.image_tail: {v.image_tail!r} is not one of grey, still")
         if d.heads < 1 or d.dim % max(d.heads, 1) or (d.dim // max(d.heads, 1)) % 2:
             out.append(f"dit.heads: {d.heads} heads do not split dim {d.dim} into even head sizes")
+        if self.text.null not in NULL_TEXTS:
+            out.append(f"text.null: {self.text.null!r} is not one of {', '.join(NULL_TEXTS)}")
         out += self._embedded_text() + self._track_encoding()
         if d.layers < 1:
             out.append(f"dit.layers: {d.layers} must be at least 1")

@@ -46,7 +46,8 @@ class Clip:
 
     frames.mp4 (H.264, for people), clip.npz {frames: T h w 3 uint8}, later tracks.npz {xy_px: T n 2 float32,
     visible: T n bool, confidence: T n f16 where the tracker has one}, latents.npz {latents: c t h w f16,
-    image: c t h w f16 (t = 1 with dit.image=first_latent), text: l c f16, clip: m c f16 where dit.clip_dim asks for it}.
+    image: c t h w f16 (t = 1 with dit.image=first_latent), text: l c f16, clip: m c f16 where dit.clip_dim
+    asks for it, empty_text and negative_text: l' c f16, without padding, where text.null asks for them}.
     scene groups clips that share a source or first frame: train / held-out is split by it. segment: which part of a long
     video it is from; clips of one scene and segment are made, tracked and encoded together. quality: figures that the
     gates judge and the catalogue shows (stages.data.gates), by name. phash: perceptual hash, hexadecimal.

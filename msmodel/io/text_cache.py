@@ -82,10 +82,14 @@ class TextCache:
     def _write(self, prompt: str, text: Tensor) -> None:
         path = self.path(prompt)
         path.parent.mkdir(parents=True, exist_ok=True)
-        tokens = int(text.any(dim=1).nonzero().max()) + 1 if text.any() else 0
         aside = path.with_name(f".{path.stem}.{uuid.uuid4().hex}.writing")
         try:
-            save_file({"text": text[:tokens].float().contiguous()}, aside, metadata={"prompt": clean(prompt)})
+            save_file({"text": without_padding(text).float().contiguous()}, aside, metadata={"prompt": clean(prompt)})
             os.replace(aside, path)
         finally:
             aside.unlink(missing_ok=True)
+
+
+def without_padding(text: Tensor) -> Tensor:
+    """Returns the tokens of a prompt, l' c, without the zeros past it. text: l c."""
+    return text[: int(text.any(dim=1).nonzero().max()) + 1 if text.any() else 0]

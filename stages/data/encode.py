@@ -17,7 +17,7 @@ from einops import rearrange
 
 from msmodel.config import OPTION, ClipConfig, ImageEncoderConfig, TextConfig, VAEConfig
 from msmodel.image_encoder import ImageEncoder, load_image_encoder
-from msmodel.io.text_cache import TextCache
+from msmodel.io.text_cache import TextCache, without_padding
 from msmodel.nano.patch_vae import PatchVAE
 from msmodel.text import TextEncoder, load_text_encoder
 from msmodel.vae import VideoVAE, load_vae
@@ -44,13 +44,16 @@ def run(cfg: EncodeRun, item: Sequence[Clip], ctx: Context) -> tuple[Clip | Reje
     """Adds latents.npz {latents, image, text} float16 to clips of one scene or video, in folders of this stage.
 
     image is VAE([first frame, grey...]), or with cfg.first_latent its first latent frame alone, which depends on the first
-    frame only. With cfg.clip_dim latents.npz also holds {clip}, CLIP's tokens of the first frame. Arrays of a first frame are
-    computed once for all clips of the item that share it, those of a caption once for all runs (msmodel/io/text_cache.py, in
-    ctx.shared("text")). A clip whose arrays are not finite is returned as Rejected.
+    frame only. By text.null there are also {empty_text} and {negative_text}, the tokens of these prompts without the zeros past
+    them; with cfg.clip_dim {clip}, CLIP's tokens of the first frame. Arrays of a first frame are computed once for all clips of
+    the item that share it, those of a prompt once for all runs (msmodel/io/text_cache.py, in ctx.shared("text")). A clip whose
+    arrays are not finite is returned as Rejected.
     """
     vae = _vae(cfg.vae, str(ctx.device))
-    captions = sorted({c.caption for c in item})
+    nulls = cfg.text.null_prompts
+    captions = sorted({c.caption for c in item} | set(nulls.values()))
     text = dict(zip(captions, _text(cfg.text, captions, ctx), strict=True))
+    null_texts = {name: without_padding(text[prompt]).numpy() for name, prompt in nulls.items()}
     images: dict[bytes, dict[str, np.ndarray]] = {}
     out: list[Clip | Rejected] = []
     for clip in item:
@@ -65,8 +68,8 @@ def run(cfg: EncodeRun, item: Sequence[Clip], ctx: Context) -> tuple[Clip | Reje
             out.append(Rejected(clip.clip_id, "encode", f"its {what} are not finite in float16"))
             continue
         done = inherit(clip, ctx.workdir)
-        arrays["text"] = text[clip.caption]
-        save_npz(Path(done.folder) / "latents.npz", arrays)
+        arrays["text"] = text[clip.caption].numpy()
+        save_npz(Path(done.folder) / "latents.npz", arrays | null_texts)
         out.append(done)
     return tuple(out)
 
@@ -90,10 +93,10 @@ def _half(x: torch.Tensor) -> np.ndarray:
     return x.to(torch.float16).cpu().numpy()
 
 
-def _text(cfg: TextConfig, captions: list[str], ctx: Context) -> np.ndarray:
+def _text(cfg: TextConfig, captions: list[str], ctx: Context) -> torch.Tensor:
     """Encodes captions: b l c float16."""
     cache = TextCache(ctx.shared("text"), cfg, partial(_encoder, cfg, str(ctx.device), ctx.dtype))
-    return cache.encode(captions).to(torch.float16).numpy()
+    return cache.encode(captions).to(torch.float16)
 
 
 @lru_cache(maxsize=1)

@@ -40,6 +40,7 @@ from stages.data.shards import (
     read_index,
     read_members,
     require_count,
+    with_padding,
 )
 from stages.records import ShardSet
 
@@ -324,12 +325,14 @@ class _Clip:
     image: np.ndarray
     text: np.ndarray
     clip: np.ndarray | None = None
+    empty_text: np.ndarray | None = None
+    negative_text: np.ndarray | None = None
 
 
 def _clip(members: Members, _epoch: int) -> _Clip:
     meta = json.loads(members["json"])
     tracks, latents = arrays(members["tracks.npz"]), arrays(members["latents.npz"])
-    return _Clip(members.key, meta["kind"] == "real", tracks["xy_px"], tracks["visible"], **latents)
+    return _Clip(members.key, meta["kind"] == "real", tracks["xy_px"], tracks["visible"], **with_padding(latents))
 
 
 def _collate(tracks: int, items: Sequence[_Clip]) -> Batch:
@@ -339,6 +342,9 @@ def _collate(tracks: int, items: Sequence[_Clip]) -> Batch:
     def stack(name: str) -> Tensor:
         return torch.from_numpy(np.stack([vars(i)[name] for i in items])).float()
 
+    def where_all_have(name: str) -> Tensor | None:
+        return None if any(vars(i)[name] is None for i in items) else stack(name)
+
     return Batch(
         latents=stack("latents"),
         image=stack("image"),
@@ -347,7 +353,9 @@ def _collate(tracks: int, items: Sequence[_Clip]) -> Batch:
         visible=torch.from_numpy(np.stack([visible for _, visible in fitted])),
         real=torch.tensor([i.real for i in items]),
         clip_ids=tuple(i.clip_id for i in items),
-        image_tokens=None if any(i.clip is None for i in items) else stack("clip"),
+        image_tokens=where_all_have("clip"),
+        empty_text=where_all_have("empty_text"),
+        negative_text=where_all_have("negative_text"),
     )
 
 

@@ -21,6 +21,7 @@ from stages.data.video import read_container, read_frames, read_timestamps
 from stages.records import ShardSet
 
 INDEX = "index.json"
+NULL_TEXTS = ("empty_text", "negative_text")
 NEEDED = ("json", "txt", "mp4", "tracks.npz", "latents.npz")
 
 
@@ -31,6 +32,7 @@ class Sample:
     frames: T h w 3 uint8. xy_px: T n 2 float32. visible: T n bool. latents, image: c t h w float32; image may be of one latent
     frame (msmodel.batch.image_conditioning). text: l c float32.
     meta: the clip's record without its folder. clip: m c float32, CLIP's tokens of the first frame, if they were made.
+    empty_text, negative_text: l c float32, embeddings of these prompts, if they were made.
     """
 
     key: str
@@ -43,6 +45,8 @@ class Sample:
     caption: str
     meta: dict[str, Any]
     clip: Tensor | None = None
+    empty_text: Tensor | None = None
+    negative_text: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -219,8 +223,18 @@ def _meta(members: Members) -> dict[str, Any]:
     return found
 
 
+def with_padding(latents: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Returns the arrays of latents.npz with NULL_TEXTS, which are stored without padding, as long as `text`."""
+    size = len(latents["text"])
+    return {k: np.pad(v, ((0, size - len(v)), (0, 0))) if k in NULL_TEXTS else v for k, v in latents.items()}
+
+
 def _sample(members: Members, meta: dict[str, Any]) -> Sample:
-    tracks, latents = arrays(members["tracks.npz"]), arrays(members["latents.npz"])
+    tracks, latents = arrays(members["tracks.npz"]), with_padding(arrays(members["latents.npz"]))
+
+    def optional(name: str) -> Tensor | None:
+        return torch.from_numpy(latents[name]).float() if name in latents else None
+
     frames = arrays(members["frames.npz"])["frames"] if "frames.npz" in members else decode_mp4(members["mp4"])
     return Sample(
         key=members.key,
@@ -232,7 +246,9 @@ def _sample(members: Members, meta: dict[str, Any]) -> Sample:
         text=torch.from_numpy(latents["text"]).float(),
         caption=members["txt"].decode(),
         meta=meta,
-        clip=torch.from_numpy(latents["clip"]).float() if "clip" in latents else None,
+        clip=optional("clip"),
+        empty_text=optional("empty_text"),
+        negative_text=optional("negative_text"),
     )
 
 

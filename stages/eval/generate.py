@@ -31,7 +31,7 @@ from stages.contracts import Context, Resources, Stage
 from stages.eval.config import GenerateRun
 from stages.eval.items import EvalClip, EvalItem, Generated, folder_file, read_clip, read_tracks, seeded
 from stages.records import Checkpoint
-from stages.train.conditioning import image_tokens
+from stages.train.conditioning import image_tokens, null_text
 from stages.train.sampling import sample_teacher
 
 Net = TypeVar("Net", bound=WanDiT)
@@ -74,8 +74,7 @@ def decoded(vae: VideoVAE | PatchVAE, latents: Tensor) -> np.ndarray:
 
 def one_of(cond: Conditioning, i: int) -> Conditioning:
     """Returns the i-th item of a batch of conditionings as a batch of one."""
-    image_tokens = None if cond.image_tokens is None else cond.image_tokens[i, None]
-    return Conditioning(cond.text[i, None], cond.image[i, None], cond.tracks[i, None], image_tokens)
+    return cond.each(lambda x: x[i, None])
 
 
 def student_rollout(
@@ -102,14 +101,20 @@ def conditioning(
     image = image_conditioning(stacked([a["image"] for a in arrays], device), model)
     maps = [tracks_of(c, variant, model, seed, device) for c in clips]
     text, image_tokens = stacked([a["text"] for a in arrays], device), clip_tokens(arrays, model, device)
-    cond = Conditioning(text, image, torch.cat(maps), image_tokens)
+    empty, negative = (optional(arrays, name, device) for name in ("empty_text", "negative_text"))
+    cond = Conditioning(text, image, torch.cat(maps), image_tokens, null_text(empty, negative, model))
     return cond.without_tracks() if variant == "no_tracks" else cond
 
 
 def clip_tokens(arrays: Sequence[Mapping[str, np.ndarray]], model: ModelConfig, device: torch.device) -> Tensor | None:
     """Returns Conditioning.image_tokens of clips from the arrays of their files, with the errors of `image_tokens`."""
-    made = [a["clip"] for a in arrays if "clip" in a]
-    return image_tokens(stacked(made, device) if len(made) == len(arrays) else None, model)
+    return image_tokens(optional(arrays, "clip", device), model)
+
+
+def optional(arrays: Sequence[Mapping[str, np.ndarray]], name: str, device: torch.device) -> Tensor | None:
+    """Returns an array of all clips as one float32 tensor; None unless every clip has it."""
+    made = [a[name] for a in arrays if name in a]
+    return stacked(made, device) if len(made) == len(arrays) else None
 
 
 def tracks_of(clip: EvalClip, variant: str, model: ModelConfig, seed: int, device: torch.device) -> Tensor:

@@ -28,8 +28,8 @@ class EvalClip:
     """A held-out clip, ready for evaluation.
 
     file: npz {frames T h w 3 uint8, latents z t h w, image z t h w (t = 1 with dit.image=first_latent), text l c
-    (f16), and clip m c where the data has CLIP's tokens of the first frame}. tracks: (variant, npz {xy_px T n 2 float32,
-    visible T n bool}) pairs, "tracks" first, then its counterfactuals.
+    (f16), and clip m c, empty_text l c and negative_text l c where the data has them}. tracks: (variant, npz
+    {xy_px T n 2 float32, visible T n bool}) pairs, "tracks" first, then its counterfactuals.
     """
 
     clip_id: str

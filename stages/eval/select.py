@@ -119,8 +119,8 @@ def few_tracks(xy_px: np.ndarray, visible: np.ndarray, most: int, key: str) -> t
 def _write_clip(sample: Sample, kind: str, cfg: SelectConfig, ctx: Context) -> EvalClip:
     name = clip_id(sample)
     file = folder_file(ctx.workdir / "clips", f"{name}.npz")
-    names = ("frames", "latents", "image", "text", *(["clip"] if sample.clip is not None else []))
-    arrays = {k: np.asarray(vars(sample)[k]) for k in names}
+    names = ("frames", "latents", "image", "text", "clip", "empty_text", "negative_text")
+    arrays = {k: np.asarray(vars(sample)[k]) for k in names if vars(sample)[k] is not None}
     np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
     own = few_tracks(np.asarray(sample.xy_px), np.asarray(sample.visible), cfg.tracks, name)
     tracks = (("tracks", _write_tracks(ctx.workdir, name, *own)),)

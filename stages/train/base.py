@@ -21,7 +21,7 @@ from msmodel.rollout import fresh_noise
 from stages.contracts import Context, Resources, Stage
 from stages.data.loader import LoaderConfig
 from stages.records import Checkpoint, ShardSet
-from stages.train.conditioning import keep, without_any_tracks
+from stages.train.conditioning import dropped_text, keep, without_any_tracks
 from stages.train.groups import GroupedConfig
 from stages.train.loop import train
 from stages.train.method import Loader, Loss, RngStreams, TrainableModule, Validation, at_least, scheduled
@@ -102,7 +102,9 @@ class BaseMethod:
     def loss(self, module: str, batch: Batch, rng: RngStreams) -> Loss:
         batch = batch.to(self.heldout.latents.device)
         cond = without_any_tracks(batch, self.model)
-        cond = replace(cond, text=keep(cond.text, self.cfg.text_dropout, rng.own("dropout")))
+        cond = replace(
+            cond, text=keep(cond.text, self.cfg.text_dropout, rng.own("dropout"), dropped_text(batch, self.model))
+        )
         latents = batch.latents
         if self.cfg.grouped(rng.step):
             latents, cond = self.cfg.draw_groups(latents, cond, rng)

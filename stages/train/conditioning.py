@@ -92,10 +92,36 @@ def image_tokens(tokens: Tensor | None, model: ModelConfig) -> Tensor | None:
     return tokens
 
 
+def null_text(empty: Tensor | None, negative: Tensor | None, model: ModelConfig) -> Tensor | None:
+    """Returns Conditioning.null_text (b l c) by text.null, from the embeddings that the data holds; None for zeros.
+
+    Raises ValueError if the data does not hold the one that is asked for.
+    """
+    asked = model.text.null
+    if asked == "zeros":
+        return None
+    found = negative if asked == "negative" else empty
+    if found is None:
+        raise ValueError(
+            f"text.null={asked}, but this data holds no embedding of the {asked} prompt: it was made with other settings; make "
+            "it again with these (`make data`), or set text.null=zeros"
+        )
+    return found
+
+
+def dropped_text(batch: Batch, model: ModelConfig) -> Tensor | None:
+    """Returns what text dropout gives in place of a prompt, b l c; None for zeros. The negative prompt is for guidance only."""
+    return None if model.text.null == "zeros" else batch.empty_text
+
+
 def condition(batch: Batch, clip_tracks: ClipTracks, model: ModelConfig) -> Conditioning:
     """Returns the full conditioning, with nothing dropped or masked."""
+    return _conditioning(batch, clip_tracks.map(model), model)
+
+
+def _conditioning(batch: Batch, c_m: Tensor, model: ModelConfig) -> Conditioning:
     image, tokens = image_conditioning(batch.image, model), image_tokens(batch.image_tokens, model)
-    return Conditioning(batch.text, image, clip_tracks.map(model), tokens)
+    return Conditioning(batch.text, image, c_m, tokens, null_text(batch.empty_text, batch.negative_text, model))
 
 
 def training_conditioning(
@@ -110,7 +136,7 @@ def training_conditioning(
     if masked:
         prefix = int(model.image_alone)
         c_m = tracks.mask_mid_frames(c_m, model.student.chunk, augment.mask, rng.own("mask"), prefix)
-    text = keep(cond.text, augment.text_dropout, generator)
+    text = keep(cond.text, augment.text_dropout, generator, dropped_text(batch, model))
     return replace(cond, text=text, tracks=keep(c_m, augment.track_dropout, generator))
 
 
@@ -118,9 +144,7 @@ def without_any_tracks(batch: Batch, model: ModelConfig) -> Conditioning:
     """Returns the conditioning of the base model, which has no track inputs: text, image and c_m = 0."""
     b, _, t, h, w = batch.latents.shape
     c_m = batch.latents.new_zeros(b, model.track_feature_channels, t, h, w)
-    return Conditioning(
-        batch.text, image_conditioning(batch.image, model), c_m, image_tokens(batch.image_tokens, model)
-    )
+    return _conditioning(batch, c_m, model)
 
 
 def pick_frames(x: Tensor, index: Tensor) -> Tensor:
@@ -129,7 +153,7 @@ def pick_frames(x: Tensor, index: Tensor) -> Tensor:
     return torch.gather(x, 2, index)
 
 
-def keep(x: Tensor, dropout: float, generator: torch.Generator) -> Tensor:
-    """Returns x (b ...) with each item zeroed with probability `dropout`."""
-    kept = torch.rand(x.shape[0], generator=generator) >= dropout
-    return x * kept.to(x).view(-1, *[1] * (x.ndim - 1))
+def keep(x: Tensor, dropout: float, generator: torch.Generator, otherwise: Tensor | None = None) -> Tensor:
+    """Returns x (b ...) with each item replaced with probability `dropout`: by that of `otherwise`, or by zeros."""
+    kept = (torch.rand(x.shape[0], generator=generator) >= dropout).view(-1, *[1] * (x.ndim - 1))
+    return x * kept.to(x) if otherwise is None else torch.where(kept.to(x.device), x, otherwise)

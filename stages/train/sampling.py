@@ -89,8 +89,7 @@ def sample_teacher(
 
 def first_conditions(cond: Conditioning, clips: int) -> Conditioning:
     """Returns the first `clips` items of a conditioning."""
-    image_tokens = None if cond.image_tokens is None else cond.image_tokens[:clips]
-    return Conditioning(cond.text[:clips], cond.image[:clips], cond.tracks[:clips], image_tokens)
+    return cond.each(lambda x: x[:clips])
 
 
 def contact_sheet_of_latents(rows: Mapping[str, Tensor], decode: Decode, columns: int = 6) -> np.ndarray:

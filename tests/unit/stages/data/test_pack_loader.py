@@ -11,7 +11,7 @@ import torch
 import webdataset as wds
 
 from stages.contracts import StageError
-from stages.data.files import load_npz
+from stages.data.files import load_npz, save_npz
 from stages.data.loader import Loader, fit_tracks, list_samples
 from stages.data.shards import read_index, read_members
 from stages.records import Rejected
@@ -182,3 +182,16 @@ def test_image_tokens_come_with_batches_and_samples(sets, tmp_path):
     mixed = list(islice(Loader((sets[0], train), 1, seed=0), 16))
     assert {b.image_tokens is None for b in mixed} == {True, False}
     assert next(iter(Loader((sets[0], train), 16, seed=0))).image_tokens is None  # what reads them says so
+
+
+def test_what_stands_for_no_text_is_padded_where_it_is_read(tmp_path):
+    clips = [finished_clip(tmp_path, i, s) for i, s in enumerate(("train", "train", "heldout"))]
+    for clip in clips:
+        file = Path(clip.folder) / "latents.npz"
+        save_npz(file, {**load_npz(file), "empty_text": np.full((1, 384), 0.5, np.float16)})
+    train, heldout = packed(clips, tmp_path / "pack")
+    batch = next(iter(Loader((train,), 2, seed=0)))
+    (stored,) = list_samples(heldout)
+    for found in (*batch.empty_text, stored.load().empty_text):
+        assert found.shape == (16, 384) and (found[0] == 0.5).all() and not found[1:].any()
+    assert batch.negative_text is None and stored.load().negative_text is None

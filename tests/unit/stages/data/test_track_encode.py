@@ -260,6 +260,28 @@ def test_a_caption_of_many_clips_is_encoded_once_and_then_needs_no_encoder(tmp_p
     assert (load_npz(Path(out.folder) / "latents.npz")["text"] == 5).all()
 
 
+@pytest.mark.parametrize(
+    ("null", "lengths"),
+    [("zeros", {}), ("empty", {"empty_text": 1}), ("negative", {"empty_text": 1, "negative_text": 3})],
+)
+def test_every_clip_holds_what_stands_for_no_text_without_padding(tmp_path, fake_models, monkeypatch, null, lengths):
+    asked = []
+
+    class OneTokenAWord:
+        def encode(self, captions: list[str]) -> torch.Tensor:
+            asked.extend(captions)
+            end = torch.tensor([len(c.split()) for c in captions])
+            return (torch.arange(4) <= end[:, None])[..., None].float().expand(-1, -1, 8) * (1 + end[:, None, None])
+
+    monkeypatch.setattr(encode, "_encoder", lambda *given: OneTokenAWord())
+    text = replace(TEXT, null=null, negative_prompt="ugly, blurred")
+    (out,) = encode.run(EncodeRun(CLIP, VAEConfig(), text), (real_clip(tmp_path),), FakeContext(tmp_path / "o"))
+    arrays = load_npz(Path(out.folder) / "latents.npz")
+    assert {name: len(a) for name, a in arrays.items() if name.endswith("_text")} == lengths
+    assert all((arrays[name] == size).all() for name, size in lengths.items())  # the embedding of that prompt
+    assert sorted(asked) == sorted({"", *text.null_prompts.values()})  # the clip has no caption
+
+
 def test_a_clip_whose_latents_are_not_finite_is_listed(tmp_path, fake_models, monkeypatch):
     monkeypatch.setattr(fake_models, "encode", lambda video: torch.full((1, 8, 5, 8, 12), 1e6))
     (out,) = encode.run(EncodeRun(CLIP, VAEConfig(), TEXT), (real_clip(tmp_path),), FakeContext(tmp_path / "o"))

@@ -1,18 +1,19 @@
 """What stage GENERATE holds in memory, and that this changes no video."""
 
 import weakref
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
 from msmodel.vae import DecoderSession
-from stages.eval import generate
-from stages.eval.config import GenerateConfig, GenerateRun
+from stages.eval import generate, select
+from stages.eval.config import GenerateConfig, GenerateRun, SelectRun
 from stages.eval.items import EvalClip, EvalItem, read_videos
 from tests.fakes import FakeContext
 from tests.unit.msmodel.vaes import wan_vae
-from tests.unit.stages.eval.world import make_checkpoint, make_vae, model_config
+from tests.unit.stages.eval.world import FakeStored, eval_config, make_checkpoint, make_vae, model_config, samples
 
 CPU = torch.device("cpu")
 
@@ -85,3 +86,14 @@ def test_a_worker_keeps_one_transformer(model, tmp_path, monkeypatch):
         assert generate.teacher_on(teacher, CPU, torch.float32) is generate.teacher_on(teacher, CPU, torch.float32)
         assert generate.student_on(student, CPU, torch.float32) is generate.student_on(student, CPU, torch.float32)
     assert alive == [0] * 4
+
+
+@pytest.mark.parametrize("null", ["empty", "negative"])
+def test_an_evaluation_guides_away_from_the_text_that_is_configured(model, tmp_path, null):
+    texts = {"empty_text": torch.full((6, 12), 0.5), "negative_text": torch.full((6, 12), -2.0)}
+    chosen = [FakeStored(replace(s, **texts)) for s in samples(model)[:2]]
+    model = replace(model, text=replace(model.text, null=null))
+    clips = select.select(SelectRun(model, eval_config().select), chosen, "held-out", FakeContext(tmp_path)).clips
+    cond = generate.conditioning(clips, "tracks", model, 0, CPU)
+    assert torch.equal(cond.without_text().text, texts[f"{null}_text"].expand(2, -1, -1))
+    assert torch.equal(generate.one_of(cond, 1).null_text, cond.null_text[1:])

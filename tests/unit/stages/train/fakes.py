@@ -41,7 +41,13 @@ def clips(model: ModelConfig, count: int, seed: int = 0, tracks: int = 20) -> Ba
         real=torch.ones(count, dtype=torch.bool),
         clip_ids=tuple(f"clip{i}" for i in range(count)),
         image_tokens=torch.randn(count, CLIP_TOKENS, model.dit.clip_dim, generator=g) if model.dit.clip_dim else None,
+        **{name: null_text(name, model).expand(count, -1, -1) for name in model.text.null_prompts},
     )
+
+
+def null_text(name: str, model: ModelConfig) -> Tensor:
+    """1 l c: an embedding that stands for the prompt of this name."""
+    return torch.full((1, model.text.length, model.text.dim), {"empty_text": 0.5, "negative_text": -2.0}[name])
 
 
 class FakeLoader:

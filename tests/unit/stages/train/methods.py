@@ -152,3 +152,9 @@ def seeing() -> ModelConfig:
     """The same, with the branch that reads CLIP's tokens."""
     model = small()
     return replace(model, dit=replace(model.dit, clip_dim=20))
+
+
+def saying(null: str) -> ModelConfig:
+    """The same as `small`, with another text.null."""
+    model = small()
+    return replace(model, text=replace(model.text, null=null))

@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from msmodel import guidance
 from msmodel.batch import image_conditioning
 from stages.train.conditioning import (
     Augment,
@@ -19,8 +20,9 @@ from stages.train.conditioning import (
     without_any_tracks,
 )
 from stages.train.method import RngStreams
-from tests.unit.stages.train.fakes import clips, tiny_model
-from tests.unit.stages.train.methods import seeing, small
+from stages.train.sampling import first_conditions
+from tests.unit.stages.train.fakes import clips, null_text, tiny_model
+from tests.unit.stages.train.methods import saying, seeing, small
 
 WHOLE = Augment(tracks_low=20, tracks_high=20, text_dropout=0.0, track_dropout=0.0, mask=1.0)
 
@@ -67,6 +69,49 @@ def test_training_conditioning_drops_whole_clips_text_and_tracks():
     for gone in (text_gone, tracks_gone, text_gone & tracks_gone):
         assert 0 < gone.sum() < 64
     assert cond.image.flatten(1).any(dim=1).all()
+
+
+@pytest.mark.parametrize(
+    ("null", "dropped", "guided"),
+    [("zeros", None, None), ("empty", "empty_text", "empty_text"), ("negative", "empty_text", "negative_text")],
+)
+def test_no_text_is_the_one_that_is_configured(null, dropped, guided):
+    model, augment = saying(null), replace(WHOLE, text_dropout=0.5)
+    batch = clips(model, 16)
+    cond = training_conditioning(batch, augment, model, RngStreams(0, 0), masked=False)
+    zeros = torch.zeros(1, model.text.length, model.text.dim)
+    gone = (cond.text == (null_text(dropped, model) if dropped else zeros)).flatten(1).all(dim=1)
+    assert 0 < gone.sum() < 16
+    assert torch.equal(cond.text[~gone], batch.text[~gone])
+    given = condition(batch, draw_tracks(batch, augment, model, RngStreams(0, 0)), model)
+    for one in (given, without_any_tracks(batch, model), first_conditions(given, 2), given.frames(0, 1)):
+        wanted = (null_text(guided, model) if guided else zeros).expand_as(one.text)
+        assert torch.equal(one.without_text().text, wanted)
+        assert torch.equal(one.without_text().tracks, one.tracks)
+
+
+@pytest.mark.parametrize("null", ["empty", "negative"])
+def test_data_without_that_embedding_is_a_clear_error(null):
+    batch = clips(tiny_model(), 1)
+    with pytest.raises(
+        ValueError, match=f"text.null={null}, but this data holds no embedding of the {null} prompt.*make data"
+    ):
+        without_any_tracks(batch, saying(null))
+
+
+def test_guidance_reads_the_text_that_is_configured():
+    model, seen = saying("negative"), []
+    batch = clips(model, 2)
+    cond = condition(batch, draw_tracks(batch, WHOLE, model, RngStreams(0, 0)), model)
+
+    def velocity(noisy, t, given):
+        seen.append(given.text)
+        return noisy
+
+    guidance.joint(velocity, batch.latents, torch.ones(2), cond, 3.0, 1.5)
+    full, no_text, no_tracks = seen[0].chunk(3)
+    assert torch.equal(full, batch.text) and torch.equal(no_tracks, batch.text)
+    assert torch.equal(no_text, null_text("negative_text", model).expand_as(no_text))
 
 
 @pytest.mark.parametrize("image", ["channels", "first_latent"])

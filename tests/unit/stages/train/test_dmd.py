@@ -16,7 +16,7 @@ from stages.train.conditioning import condition, draw_tracks
 from stages.train.method import RngStreams
 from tests.fakes import FakeContext
 from tests.unit.stages.train.fakes import clips, decode
-from tests.unit.stages.train.methods import alive, dmd_config, frozen, seeing, small, train_dmd
+from tests.unit.stages.train.methods import alive, dmd_config, frozen, saying, seeing, small, train_dmd
 
 
 def method(image: str = "channels", model: ModelConfig | None = None, **changes) -> dmd.DmdMethod:
@@ -235,3 +235,13 @@ def test_rollouts_and_scores_read_image_tokens():
     noisy, t = torch.randn_like(rolled), torch.tensor([0.5, 0.8])
     for a, b in zip(m.scores(noisy, t, cond), m.scores(noisy, t, blind), strict=True):
         assert not torch.allclose(a, b, atol=1e-5)
+
+
+@pytest.mark.parametrize("null", ["empty", "negative"])
+def test_the_real_score_compares_with_the_text_that_is_configured(null):
+    m = method(model=saying(null))
+    cond = conditioning(m)
+    noisy, t = torch.randn_like(m.heldout.latents), torch.tensor([0.5, 0.8])
+    (real, fake), (real_of_zeros, same) = (m.scores(noisy, t, c) for c in (cond, replace(cond, null_text=None)))
+    assert not torch.allclose(real, real_of_zeros, atol=1e-5)
+    assert torch.equal(fake, same)

@@ -17,7 +17,7 @@ from stages.train.ode_pairs import TRAIN, PairLoader, make_pairs, pair_path, rea
 from stages.train.sampling import Guidance, sample_teacher
 from tests.fakes import FakeContext
 from tests.unit.stages.train.fakes import FakeLoader, clips
-from tests.unit.stages.train.methods import alive, frozen, ode_run, pairs_in, seeing, small
+from tests.unit.stages.train.methods import alive, frozen, ode_run, pairs_in, saying, seeing, small
 
 
 @pytest.mark.parametrize("image", ["channels", "first_latent"])
@@ -51,6 +51,14 @@ def test_guidance_matters_and_only_first_frame_text_and_tracks_are_used():
     assert torch.equal(endpoint, trajectories(dit, other, cfg, RngStreams(0, 0))[1])
     weak = replace(cfg, guidance=Guidance(text=1.0, track=0.0))
     assert not torch.allclose(endpoint, trajectories(dit, batch, weak, RngStreams(0, 0))[1])
+
+
+def test_trajectories_are_guided_away_from_the_text_that_is_configured():
+    dit, endpoints = frozen(alive(WanDiT, small())), []
+    for null in ("zeros", "empty", "negative"):
+        model = saying(null)
+        endpoints.append(trajectories(dit, clips(model, 2), ode_run(model), RngStreams(0, 0))[1])
+    assert all(not torch.allclose(a, b, atol=1e-5) for a, b in zip(endpoints, endpoints[1:], strict=False))
 
 
 def test_a_file_gives_back_states_and_track_map(tmp_path):

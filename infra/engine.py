@@ -178,9 +178,9 @@ class _Engine(ABC):
                     continue
                 f.view(f.owner).copy_(f.shard(value))
                 if f.owner is not f.parameter:
-                    self._write(f.parameter, value)
+                    self._restore(f.parameter, value)
         for name, tensor in fixed.items():
-            self._write(tensor, saved[f"fixed/{name}"])
+            self._restore(tensor, saved[f"fixed/{name}"])
 
     @torch.no_grad()
     def finish(self, shards: Mapping[str, Tensor]) -> None:
@@ -209,6 +209,10 @@ class _Engine(ABC):
 
     def _write(self, tensor: Tensor, value: Tensor) -> None:
         tensor.data.copy_(value)
+
+    def _restore(self, tensor: Tensor, value: Tensor) -> None:
+        """Writes a saved full value. A collective call."""
+        self._write(tensor, value)
 
 
 def _remember(own: dict[str, Tensor], kind: str, value: Tensor, f: Fragment) -> None:
@@ -445,7 +449,17 @@ class DeepSpeedEngine(_Engine):
             super()._write(tensor, value)
             return
         with _deepspeed().zero.GatheredParameters([tensor], modifier_rank=0):
+            if dist.get_rank() == 0:  # the others get it from rank 0
+                tensor.data.copy_(value)
+
+    def _restore(self, tensor: Tensor, value: Tensor) -> None:
+        """Reads sharded or rounded weights on rank 0 only, which sends them to the others: `value` lies in a file."""
+        if self.sharding.stage not in (1, 2) or not isinstance(tensor, nn.Parameter):
+            self._write(tensor, value)
+            return
+        if dist.get_rank() == 0:
             tensor.data.copy_(value)
+        dist.broadcast(tensor.data, src=0)
 
 
 def shard_frozen(module: nn.Module) -> Any:

@@ -24,7 +24,7 @@ from msmodel.dit import WanDiT
 from stages.contracts import Context, StageError
 from stages.train.ema import Ema
 from stages.train.method import Loader, LoopConfig, Loss, Method, RngStreams
-from stages.train.state import Training, resume, save
+from stages.train.state import Saver, Training, resume
 
 
 @dataclass
@@ -91,7 +91,7 @@ def _train(method: Method, loader: Loader, cfg: LoopConfig, seed: int, ctx: Cont
     batches = iter(loader)
     if not done:
         validate(method, 0, ctx)  # figures before training; also the first image in the tracker
-    with ctx.progress(method.name, cfg.total_steps) as progress:
+    with Saver(training, ctx) as saver, ctx.progress(method.name, cfg.total_steps) as progress:
         if done:
             progress.advance(done, note="resumed")
         for step in range(done, cfg.total_steps):
@@ -106,7 +106,7 @@ def _train(method: Method, loader: Loader, cfg: LoopConfig, seed: int, ctx: Cont
                 validate(method, done, ctx)
             due = done % cfg.save_steps == 0 or last
             if _agree(due or time.monotonic() - saved_at > 60 * cfg.save_minutes, ctx):
-                save(training, done, ctx)
+                saver.save(done)
                 saved_at = time.monotonic()
     for name, ema in emas.items():
         engines[name].finish(ema.shadow)

@@ -1,16 +1,21 @@
-"""Saved training states. A save is written under a temporary name and renamed when complete; the last two are kept.
+"""Saved training states. A save is written under a temporary name, while the training goes on, and renamed when
+complete; the last two are kept.
 
 Any number of ranks can resume from a save. SAVES/step-00000100/ holds unsharded tensors by name in
 MODULE.state-00000-of-00002.safetensors (weights in float32 and the optimizer's state) and MODULE.ema-...; each rank
 writes every ranks-th tensor. random-00000.pt is a rank's global random state. save.json holds the step, the loader's
-position and a description of the training.
+position and a description of the training. Files are mapped into memory, so that a rank that needs a part of a tensor
+reads this part only.
 """
 
 from __future__ import annotations
 
 import json
 import shutil
+import threading
+import time
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +31,9 @@ from stages.train.method import Loader, TrainableModule
 
 KEEP = 2
 SAVES = "saves"
+MARK = "written-"  # files of a save that is being written: empty, or why a rank could not write its part
+POLL_SECONDS = 0.1
+GRACE_SECONDS = 60.0  # after a training has failed, for other ranks to finish writing
 MAY_DIFFER = ("log_steps", "validate_steps", "save_minutes", "save_steps")  # they change no result
 
 
@@ -65,33 +73,101 @@ def saves(workdir: Path) -> list[Path]:
     return sorted(p for p in (workdir / SAVES).glob("step-*") if p.is_dir())
 
 
-def save(training: Training, step: int, ctx: Context) -> Path:
-    """Saves the state after `step` steps and returns the save's folder. Every rank calls it."""
-    final = ctx.workdir / SAVES / f"step-{step:08d}"
-    aside = final.with_name(f".writing-{step:08d}")
-    if ctx.rank == 0:
-        shutil.rmtree(aside, ignore_errors=True)
-        aside.mkdir(parents=True)
-    ctx.barrier()
-    for name, engine in training.engines.items():
-        _write_share(engine.state(), aside / f"{name}.state", ctx)
-    for name, ema in training.emas.items():
-        whole = ((n, training.engines[name].gather(n, shard)) for n, shard in ema.shadow.items())
-        _write_share(whole, aside / f"{name}.ema", ctx)
-    torch.save(_random(ctx.device), aside / f"random-{ctx.rank:05d}.pt")
-    if ctx.rank == 0:
-        updates = {n: e.updates for n, e in training.emas.items()}
-        about = {"step": step, "ema_updates": updates, "loader": training.loader.state_dict(), "about": dict(ctx.about)}
-        (aside / "save.json").write_text(json.dumps(about, indent=1))
-    ctx.barrier()
-    if ctx.rank == 0:
+@dataclass(frozen=True)
+class Snapshot:
+    """This rank's part of a save, in CPU memory. parts: the tensors of each safetensors file, by the file's name."""
+
+    step: int
+    parts: Mapping[str, Mapping[str, Tensor]]
+    random: Mapping[str, Tensor]
+    about: str
+
+
+class Saver:
+    """Saves a training while it goes on: each rank copies its part to CPU memory and writes it in a thread.
+
+    At most one save is in flight. Rank 0's thread waits for a mark of every rank and then renames the folder, so a save
+    is either complete or ignored. It is a context manager, which at the end waits for the save in flight.
+    """
+
+    def __init__(self, training: Training, ctx: Context) -> None:
+        self.training, self.ctx = training, ctx
+        self._thread: threading.Thread | None = None
+        self._error: Exception | None = None
+        self._ending = threading.Event()  # the training has failed: other ranks may never finish their parts
+
+    def __enter__(self) -> Saver:
+        return self
+
+    def __exit__(self, kind: object, *rest: object) -> None:
+        if kind is None:
+            self.wait()
+            return
+        self._ending.set()
+        if self._thread is not None:
+            self._thread.join()
+
+    def save(self, step: int) -> None:
+        """Copies the state after `step` steps and starts to write it, as soon as the save before is written.
+
+        Every rank calls it. Raises StageError if the save before could not be written.
+        """
+        self.wait()
+        aside = self.ctx.workdir / SAVES / f".writing-{step:08d}"
+        if self.ctx.rank == 0:
+            for old in aside.parent.glob(".writing-*"):
+                shutil.rmtree(old)
+            aside.mkdir(parents=True)
+        self.ctx.barrier()
+        snapshot = _snapshot(self.training, step, self.ctx)
+        self._thread = threading.Thread(target=self._write, args=(snapshot, aside), daemon=True)
+        self._thread.start()
+
+    def wait(self) -> None:
+        """Waits until the save in flight is written. Raises StageError if it could not be."""
+        if self._thread is not None:
+            self._thread.join()
+        if self._error is not None:
+            raise StageError(
+                f"a save into {self.ctx.workdir / SAVES} could not be written ({self._error}): free space there, and run "
+                f"again: the training resumes from the save before"
+            ) from self._error
+
+    def _write(self, snapshot: Snapshot, aside: Path) -> None:
+        mark = aside / f"{MARK}{self.ctx.rank:05d}"
+        try:
+            _write(snapshot, aside, self.ctx.rank)
+            mark.touch()
+            if self.ctx.rank == 0 and self._all_written(aside):
+                self._commit(snapshot.step, aside)
+        except Exception as error:  # raised in the training's thread by `wait`
+            self._error = error
+            with suppress(OSError):
+                mark.write_text(f"rank {self.ctx.rank}: {error}")
+
+    def _all_written(self, aside: Path) -> bool:
+        """Waits for the marks of all ranks. Returns False where some do not come and the training has failed. Raises
+        OSError if a rank could not write its part."""
+        patience = GRACE_SECONDS
+        while len(marks := sorted(aside.glob(f"{MARK}*"))) < self.ctx.world_size:
+            time.sleep(POLL_SECONDS)
+            if self._ending.is_set():
+                patience -= POLL_SECONDS
+            if patience < 0:
+                return False
+        if failed := [text for text in (mark.read_text() for mark in marks) if text]:
+            raise OSError("; ".join(failed))
+        for mark in marks:
+            mark.unlink()
+        return True
+
+    def _commit(self, step: int, aside: Path) -> None:
+        final = aside.with_name(f"step-{step:08d}")
         shutil.rmtree(final, ignore_errors=True)
         aside.rename(final)
-        for old in saves(ctx.workdir)[:-KEEP]:
+        for old in saves(self.ctx.workdir)[:-KEEP]:
             shutil.rmtree(old)
-        ctx.keep(final)
-    ctx.barrier()
-    return final
+        self.ctx.keep(final)
 
 
 def resume(training: Training, ctx: Context) -> int:
@@ -127,19 +203,33 @@ def resume(training: Training, ctx: Context) -> int:
     return int(about["step"])
 
 
-def _write_share(tensors: Iterable[tuple[str, Tensor]], path: Path, ctx: Context) -> None:
-    """Writes this rank's part, which is every ranks-th tensor.
+def _snapshot(training: Training, step: int, ctx: Context) -> Snapshot:
+    """Returns this rank's part of the present state. A collective call, because tensors may have to be gathered."""
+    suffix = f"{ctx.rank:05d}-of-{ctx.world_size:05d}.safetensors"
+    parts = {f"{n}.state-{suffix}": _share(engine.state(), ctx) for n, engine in training.engines.items()}
+    for name, ema in training.emas.items():
+        whole = ((n, training.engines[name].gather(n, shard)) for n, shard in ema.shadow.items())
+        parts[f"{name}.ema-{suffix}"] = _share(whole, ctx)
+    updates = {n: e.updates for n, e in training.emas.items()}
+    about = {"step": step, "ema_updates": updates, "loader": training.loader.state_dict(), "about": dict(ctx.about)}
+    return Snapshot(step, parts, _random(ctx.device), json.dumps(about, indent=1))
 
-    All ranks go through all tensors, which may have to be gathered. Tensors on the CPU are not copied before writing,
-    because a copy of all would set the training's peak of memory there. Scalars are copied: a sharded engine has one
-    step count for all weights, and safetensors takes no tensor twice.
-    """
-    own = {
-        name: tensor.detach().to("cpu", copy=tensor.ndim == 0).contiguous()
+
+def _share(tensors: Iterable[tuple[str, Tensor]], ctx: Context) -> dict[str, Tensor]:
+    """Returns CPU copies of this rank's part, which is every ranks-th tensor. All ranks go through all tensors."""
+    return {
+        name: tensor.detach().to("cpu", copy=True).contiguous()
         for number, (name, tensor) in enumerate(tensors)
         if number % ctx.world_size == ctx.rank
     }
-    save_file(own, path.with_name(f"{path.name}-{ctx.rank:05d}-of-{ctx.world_size:05d}.safetensors"))
+
+
+def _write(snapshot: Snapshot, folder: Path, rank: int) -> None:
+    for name, tensors in snapshot.parts.items():
+        save_file(dict(tensors), folder / name)
+    torch.save(dict(snapshot.random), folder / f"random-{rank:05d}.pt")
+    if rank == 0:
+        (folder / "save.json").write_text(snapshot.about)
 
 
 def _load_average(ema: Ema, engine: Engine, saved: Mapping[str, Tensor], updates: int) -> None:

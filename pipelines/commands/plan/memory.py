@@ -54,9 +54,9 @@ class Memory:
     that are on the device only while it scores. buffers: buffers for the reduction of gradients in the backward pass.
     staying: the part of the buffers that is allocated all the time. gathered: full weights that ZeRO 3 gathers in any
     pass. update: temporary tensors of the optimizer's step, after the backward pass. observe: the validation on
-    held-out clips. loading: everything while the models are loaded. saving: copies of the state. whole: the gathered
-    averaged model of ZeRO 3 in the last validation. host: the peak in CPU memory, where the device is a GPU. peak: the
-    largest sum of simultaneous parts.
+    held-out clips. loading: everything while the models are loaded. saving: the copy of this rank's part of a save,
+    where the device is a CPU. whole: the gathered averaged model of ZeRO 3 in the last validation. host: the peak in
+    CPU memory, where the device is a GPU. peak: the largest sum of simultaneous parts.
     """
 
     name: str
@@ -154,7 +154,8 @@ def place(load: Load, where: Layout, piled: bool = False) -> Memory:
         away["ema"], ema = ema, 0.0
     cache = min(load.cache, load.train)
     activations = train - cache - (gradients if piled else 0)
-    share = (4 * n + remembered) / where.ranks if models else 0.0  # bytes of one model that a rank writes into a save
+    # bytes that a rank copies for a save: weights, moments and averages
+    share = ((4 * n + remembered) * models + 4.0 * n * sum(load.averages)) / where.ranks
     bucket, reducing = _bucket(load, stage)
     whole = float(each * n * sum(load.averages)) if stage == 3 else 0.0
     return Memory(
@@ -173,7 +174,7 @@ def place(load: Load, where: Layout, piled: bool = False) -> Memory:
         observe=load.observe,
         staying=bucket * models if stage == 3 else 0.0,
         loading=4.0 * n * models + (2 if where.gpu else 4) * n * load.frozen + load.vae + load.inputs,
-        saving=share if stage and not where.gpu else 0.0,  # unsharded tensors on a CPU are written without a copy
+        saving=0.0 if where.gpu else share,
         whole=whole,
         host=max(host + sum(away.values()) + max(share, 4.0 * n), LOADED * n) if models and where.gpu else 0.0,
     )

@@ -18,7 +18,7 @@ from infra.config import ComputeConfig
 from infra.context import RunContext
 from infra.engine import DeepSpeedEngine, Sharding, TorchEngine, gradient_norm, shard_frozen
 from infra.files import CHECKOUT
-from tests.unit.infra import gradients
+from tests.unit.infra import bf16_ranks
 
 KINDS = ["torch", "zero0", "zero1", "zero2", "zero3"]
 
@@ -221,11 +221,11 @@ def test_bfloat16_rounds_weights_and_no_buffer(stage):
 
 
 @pytest.fixture(scope="module")
-def gradient_errors(tmp_path_factory):
-    """Returns the errors that two ranks measure in a process each (gradients.py)."""
-    root = tmp_path_factory.mktemp("gradients")
-    command = [sys.executable, "-W", "ignore", "-m", "tests.unit.infra.gradients", str(root)]
-    logs = [root / f"rank-{rank}.log" for rank in range(gradients.WORLD)]
+def two_ranks(tmp_path_factory):
+    """Returns the folder of what two ranks measure in a process each (bf16_ranks.py)."""
+    root = tmp_path_factory.mktemp("ranks")
+    command = [sys.executable, "-W", "ignore", "-m", "tests.unit.infra.bf16_ranks", str(root)]
+    logs = [root / f"rank-{rank}.log" for rank in range(bf16_ranks.WORLD)]
     ranks = [
         subprocess.Popen([*command, str(rank)], cwd=CHECKOUT, stderr=log.open("w")) for rank, log in enumerate(logs)
     ]
@@ -235,14 +235,22 @@ def gradient_errors(tmp_path_factory):
     finally:
         for process in ranks:
             process.kill()
-    return json.loads((root / "errors.json").read_text())
+    return root
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("case", gradients.CASES)
-def test_bfloat16_gradients_are_summed_in_float32(case, gradient_errors):
+@pytest.mark.parametrize("case", bf16_ranks.CASES)
+def test_bfloat16_gradients_are_summed_in_float32(case, two_ranks):
     """Over 64 micro-steps of two ranks, in two steps one after the other. In bfloat16 the error is 0.7%."""
-    assert max(max(step) for step in gradient_errors[case]) < 1e-5
+    errors = json.loads((two_ranks / "errors.json").read_text())
+    assert max(max(step) for step in errors[case]) < 1e-5
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rank", range(bf16_ranks.WORLD))
+@pytest.mark.parametrize("case", bf16_ranks.CASES)
+def test_a_rank_reads_its_own_part_of_a_saved_state_only(case, rank, two_ranks):
+    assert json.loads((two_ranks / f"loaded-{rank}.json").read_text())[case]
 
 
 @pytest.mark.parametrize(

@@ -31,11 +31,11 @@ def billions(where: Layout, load: Load = DMD) -> tuple[float, ...]:
         ({"zero_stage": 2}, (6, 1, 3, 0.5, 8)),
         ({"zero_stage": 3}, (2.5, 1, 3, 0.5, 8)),
         ({"offload": "optimizer"}, (6, 0, 0, 0.5, 9)),  # of CPU memory most when the float32 average is published
-        ({"offload": "optimizer", "ranks": 1}, (6, 0, 0, 4, 52)),
-        ({"zero_stage": 1, "offload": "optimizer", "ranks": 1}, (6, 0, 0, 4, 52)),
-        ({"zero_stage": 3, "offload": "all", "ranks": 1}, (2, 0, 0, 4, 56)),
-        ({"ema": "cpu", "ranks": 1}, (6, 8, 24, 0, 16)),
-        ({"ranks": 1}, (6, 8, 24, 4, 12)),
+        ({"offload": "optimizer", "ranks": 1}, (6, 0, 0, 4, 68)),
+        ({"zero_stage": 1, "offload": "optimizer", "ranks": 1}, (6, 0, 0, 4, 68)),
+        ({"zero_stage": 3, "offload": "all", "ranks": 1}, (2, 0, 0, 4, 72)),
+        ({"ema": "cpu", "ranks": 1}, (6, 8, 24, 0, 32)),
+        ({"ranks": 1}, (6, 8, 24, 4, 28)),  # of CPU memory a copy of the state for a save
     ],
 )
 def test_bytes_a_parameter_in_bfloat16(changes, expected):
@@ -63,9 +63,9 @@ def test_bytes_a_parameter_in_float32(changes, muon, expected):
     ("changes", "lies", "expected"),
     [
         ({}, "shard", (4.25, 1, 3, 0.5, 8)),
-        ({"ranks": 1}, "shard", (6, 8, 24, 4, 12)),
+        ({"ranks": 1}, "shard", (6, 8, 24, 4, 28)),
         ({}, "offload", (4, 1, 3, 0.5, 8)),
-        ({"ranks": 1}, "offload", (4, 8, 24, 4, 14)),  # the teacher, and a model's state for a save
+        ({"ranks": 1}, "offload", (4, 8, 24, 4, 30)),  # the teacher, and a model's state for a save
         ({"gpu": False, "zero_stage": 1, "ranks": 2}, "offload", (8 + 4, 8, 12, 2, 0)),  # a CPU's memory is where it is
     ],
 )
@@ -107,11 +107,12 @@ def test_what_zero_3_holds_besides():
     assert (transient.buffers, transient.staying, transient.whole) == (8e6, 0, 0)  # no larger than the model
 
 
-def test_a_save_copies_what_is_sharded_and_models_come_in_float32():
+def test_a_save_copies_a_ranks_part_of_the_state_and_models_come_in_float32():
     cpus = replace(GPUS, gpu=False, ranks=2, zero_stage=1)
     load = replace(DMD, half=False)
-    assert place(load, cpus).saving == 6 * N  # two ranks write weights and two moments of one model, put together
-    assert place(load, replace(cpus, ranks=1, zero_stage=0)).saving == 0
+    assert place(load, cpus).saving == 14 * N  # of two ranks: weights and two moments of two models, and an average
+    assert place(load, replace(cpus, ranks=1, zero_stage=0)).saving == 28 * N
+    assert place(DMD, GPUS).saving == 0  # it is in CPU memory
     away = place(replace(DMD, train=1e9, observe=0), replace(GPUS, ranks=1, zero_stage=3, offload="all", ema="cpu"))
     assert away.peak == away.moments["loading the models"] == pytest.approx(10 * N + 5 + 3)
 

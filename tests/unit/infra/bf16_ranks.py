@@ -1,6 +1,8 @@
-"""One of two ranks that sums the gradients of 64 micro-steps in bfloat16: python -m tests.unit.infra.gradients ROOT RANK.
+"""One of two ranks that train in bfloat16: python -m tests.unit.infra.bf16_ranks ROOT RANK.
 
-Rank 0 writes ROOT/errors.json: for each case its relative errors against float64 sums of the same bfloat16 gradients.
+Rank 0 writes ROOT/errors.json: for each case the relative errors of the gradients of 64 micro-steps, against float64
+sums of the same bfloat16 gradients. ROOT/loaded-RANK.json: for each case whether the rank restored a state of which it
+was given its own shards only (rank 0 also all weights).
 """
 
 from __future__ import annotations
@@ -68,6 +70,32 @@ def weights(engine: DeepSpeedEngine) -> Tensor:
     return torch.cat([engine.gather(n, shard).flatten() for n, shard in engine.master_weights().items()]).double()
 
 
+def restored(sharding: Sharding, rank: int) -> bool:
+    """Returns whether loading restores a state in which, on rank 1, all that is not of its shards is NaN."""
+    trained, other = (adamw(seed, sharding) for seed in (0, 1))
+    for _ in range(2):
+        trained.backward(loss_of(trained.module, rank, 0))
+        trained.step()
+    state = {n: t.clone() for n, t in trained.state()}
+    given = dict(state)
+    for name, f in other._fragments().items() if rank else ():
+        for key in (f"{kind}/{name}" for kind in ("weight", "exp_avg", "exp_avg_sq")):
+            own = torch.full_like(state[key], torch.nan)
+            f.shard(own).copy_(f.shard(state[key]))
+            given[key] = own
+    other.load(given)
+    same = all(torch.equal(value, state[n]) for n, value in other.state())
+    x = torch.ones(4, 8, dtype=torch.bfloat16)
+    return same and torch.equal(other.module(x), trained.module(x))
+
+
+def adamw(seed: int, sharding: Sharding) -> DeepSpeedEngine:
+    torch.manual_seed(seed)
+    net = nn.Sequential(nn.Linear(8, 33), nn.GELU(), nn.Linear(33, 7))
+    optimizer = torch.optim.AdamW([{"name": "body", "params": list(net.parameters())}], lr=1e-2)
+    return DeepSpeedEngine(net, optimizer, 1.0, 1, sharding)
+
+
 def main(root: Path, rank: int) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{root / 'store'}", rank=rank, world_size=WORLD)
@@ -82,6 +110,8 @@ def main(root: Path, rank: int) -> None:
     }
     if rank == 0:
         (root / "errors.json").write_text(json.dumps(errors))
+    loaded = {case: restored(Sharding(*how, bf16=True), rank) for case, how in CASES.items()}
+    (root / f"loaded-{rank}.json").write_text(json.dumps(loaded))
     dist.barrier()
     dist.destroy_process_group()
 

@@ -16,9 +16,9 @@ which is kept like a sink.
     bytes = 2 x layers x (S + W) x c x n x dim x bytes of the type
 
 with 2 for keys and values, n tokens a latent frame and dim the model's width; a prefix adds 2 x layers x n x dim x
-bytes of the type. `ChunkCache.bytes` is this figure. While a chunk is generated, `context` joins the slots into one
-tensor a layer, which needs the same memory again. The attention of a chunk has (S + W + 1) c n keys for each of its c n
-queries, whatever i is. So neither memory nor time grows with the length of the video.
+bytes of the type. `ChunkCache.bytes` is this figure. While a chunk is generated, `context` adds the rotated keys of the
+window, and each layer joins its own keys and values when it attends. The attention of a chunk has (S + W + 1) c n keys
+for each of its c n queries, whatever i is. So neither memory nor time grows with the length of the video.
 
 **Positions.** Rotary positions are positions in the cache, not times since the start, so they never exceed those of
 training. In chunks: sink j is at position j; the chunk being generated is at min(i, S + W); a window chunk j is at
@@ -43,9 +43,6 @@ from __future__ import annotations
 import copy
 from dataclasses import dataclass
 
-import torch
-from torch import Tensor
-
 from msmodel.attention import LayerKV
 from msmodel.config import StudentConfig
 from msmodel.rope import rotate, rotation
@@ -67,20 +64,23 @@ class KV:
 
 @dataclass(frozen=True)
 class Context:
-    """The cached keys (*rotated*) and values of every layer that one chunk attends to; empty where there are none.
+    """The cached keys (*rotated*) and values that one chunk attends to.
 
-    position: the cache position, in latent frames, of the chunk's first frame.
+    parts: of each slot; empty where there are none. A layer joins them when it attends, so that a context holds no copy:
+    in training the backward pass keeps the context of every chunk. position: the cache position, in latent frames, of the
+    chunk's first frame.
     """
 
-    layers: tuple[LayerKV, ...]
+    parts: tuple[KV, ...]
     position: int
 
-    def layer(self, index: int) -> LayerKV | None:
-        return self.layers[index] if self.layers else None
+    def layer(self, index: int) -> tuple[LayerKV, ...]:
+        """Returns the keys and values of one layer, slot by slot."""
+        return tuple(kv.layers[index] for kv in self.parts)
 
     @property
     def tokens(self) -> int:
-        return self.layers[0].key.shape[1] if self.layers else 0
+        return sum(kv.layers[0].key.shape[1] for kv in self.parts)
 
 
 class ChunkCache:
@@ -166,7 +166,7 @@ class ChunkCache:
         for chunk, kv in self._window.values():
             parts.append(self._rotated(kv, self.position(i, chunk), self.student.chunk))
         assert len(parts) == len(self.attended(i)) + bool(self.prefix), "the cache does not hold what is attended to"
-        return Context(_joined(parts), self.position(i))
+        return Context(tuple(parts), self.position(i))
 
     def _rotated(self, kv: KV, position: int, frames: int) -> KV:
         first = kv.layers[0].key
@@ -184,15 +184,3 @@ class AbsoluteCache(ChunkCache):
 
     def position(self, i: int, chunk: int | None = None) -> int:
         return self.prefix + (i if chunk is None else chunk) * self.student.chunk
-
-
-def _joined(parts: list[KV]) -> tuple[LayerKV, ...]:
-    """Returns, layer by layer, the tokens of all parts, concatenated."""
-    if len(parts) < 2:
-        return parts[0].layers if parts else ()
-
-    def join(tensors: tuple[Tensor, ...]) -> Tensor:
-        return torch.cat(tensors, dim=1)
-
-    by_layer = zip(*(kv.layers for kv in parts), strict=True)
-    return tuple(LayerKV(*(join(tensors) for tensors in zip(*layer, strict=True))) for layer in by_layer)

@@ -144,14 +144,15 @@ class TransformerLayer(nn.Module):
         prompt: tuple[Tensor, ...] | tuple[LayerKV, ...],
         time: Tensor,
         rope_freqs: Tensor,
-        context: LayerKV | None = None,
+        context: tuple[LayerKV, ...] = (),
         keys_only: bool = False,
     ) -> tuple[Tensor, LayerKV]:
         """Returns x after the layer, and the layer's own *unrotated* keys and values.
 
         x: b t n c. prompt: `embed_prompt` or its keys and values. time: b f 6 c. rope_freqs: rotation of x's tokens.
-        context: cached keys (rotated) and values that are attended to in addition to x's own. keys_only: return after
-        the keys and values, with x unchanged (the last layer of a pass that only fills the cache).
+        context: cached keys (rotated) and values that are attended to in addition to x's own, slot by slot.
+        keys_only: return after the keys and values, with x unchanged (the last layer of a pass that only fills the
+        cache).
         """
         modulation = (time + upcast(self.scale_shift_table)).split(1, dim=2)  # each (b f 1 c)
         shift, scale, gate, ffn_shift, ffn_scale, ffn_gate = modulation
@@ -161,8 +162,9 @@ class TransformerLayer(nn.Module):
         if keys_only:
             return x, own
         seen = LayerKV(rotate(own.key, rope_freqs), own.value)
-        if context is not None:
-            seen = LayerKV(torch.cat((context.key, seen.key), 1), torch.cat((context.value, seen.value), 1))
+        if context:
+            keys, values = zip(*context, seen, strict=True)
+            seen = LayerKV(torch.cat(keys, 1), torch.cat(values, 1))
         y = self.attn1(rotate(self.attn1.query(y), rope_freqs), seen)
         x = torch.addcmul(x, rearrange(y, "b (t n) c -> b t n c", **shape).to(x.dtype), gate)
 
@@ -244,7 +246,7 @@ class WanDiT(nn.Module):
         rope_freqs = self.rotation(range(noisy.shape[2]), noisy)
         prompt = self.embed_prompt(cond.text, cond.image_tokens)
         for layer in self.layers:
-            x, _ = self._run(layer, x, prompt, time, rope_freqs, None)
+            x, _ = self._run(layer, x, prompt, time, rope_freqs)
         return self.unpatch(x, embedding, noisy)
 
     def _run(self, layer: nn.Module, *inputs: Tensor | tuple[Any, ...] | None) -> tuple[Tensor, LayerKV]:

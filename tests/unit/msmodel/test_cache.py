@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from msmodel.attention import LayerKV
-from msmodel.cache import KV, ChunkCache
+from msmodel.cache import KV, ChunkCache, Context
 from msmodel.config import StudentConfig
 from tests.unit.msmodel.reference import place
 
@@ -34,6 +34,11 @@ def test_attended_set_and_positions_follow_the_definition(sink, window):
         assert cache.position(i) == 1 + 2 * min(i, sink + window)
 
 
+def keys(context: Context) -> torch.Tensor:
+    """The keys of the first layer, of all slots."""
+    return torch.cat([part.key for part in context.layer(0)], dim=1)
+
+
 @pytest.mark.parametrize(("sink", "window"), LAYOUTS)
 @pytest.mark.parametrize("prefix", [0, 1])
 def test_context_holds_exactly_the_attended_values(sink, window, prefix):
@@ -44,9 +49,9 @@ def test_context_holds_exactly_the_attended_values(sink, window, prefix):
         context = cache.context(i)
         chunks = [kv(j) for j in cache.attended(i)] + [kv(100, frames=1)] * prefix
         assert context.tokens == sum(c.layers[0].value.shape[1] for c in chunks)
-        assert bool(context.layers) == bool(chunks)
+        assert len(context.parts) == len(chunks)
         for layer in range(2 if chunks else 0):
-            held = {tuple(row) for row in context.layer(layer).value.flatten(2)[0].tolist()}
+            held = {tuple(row) for part in context.layer(layer) for row in part.value.flatten(2)[0].tolist()}
             assert held == {tuple(row) for c in chunks for row in c.layers[layer].value.flatten(2)[0].tolist()}
         cache.write(i, kv(i))
 
@@ -78,6 +83,18 @@ def test_window_slots_keep_references_not_copies():
     assert sorted(chunk for chunk, _ in cache._window.values()) == [7, 8]
 
 
+def test_a_context_copies_nothing_but_the_keys_that_it_rotates():
+    """In training the backward pass keeps every chunk's context; copies of sinks and values were most of its memory."""
+    cache = cache_of(sink=1, window=2)
+    for i in range(5):
+        cache.write(i, kv(i))
+    stored = [*cache._pinned.values(), *(held for _, held in cache._window.values())]
+    for layer in range(2):
+        for slot, part in enumerate(cache.context(5).layer(layer)):
+            assert part.value.data_ptr() == stored[slot].layers[layer].value.data_ptr()
+            assert (part.key.data_ptr() == stored[slot].layers[layer].key.data_ptr()) == (slot == 0)
+
+
 def test_written_tensors_are_detached():
     cache, source = cache_of(sink=1, window=1), kv(0)
     for layer in source.layers:
@@ -85,7 +102,7 @@ def test_written_tensors_are_detached():
     cache.write(0, source)
     cache.write(1, source)
     context = cache.context(2)
-    assert not any(t.requires_grad for layer in context.layers for t in layer)
+    assert not any(t.requires_grad for kv in context.parts for layer in kv.layers for t in layer)
 
 
 def test_a_fork_goes_its_own_way_and_reset_forgets():
@@ -95,11 +112,11 @@ def test_a_fork_goes_its_own_way_and_reset_forgets():
     fork = cache.fork()
     before = cache.context(3)
     fork.write(3, kv(50))
-    assert torch.equal(cache.context(3).layers[0].key, before.layers[0].key)
+    assert torch.equal(keys(cache.context(3)), keys(before))
     cache.write(3, kv(51))
-    assert not torch.equal(cache.context(4).layers[0].value, fork.context(4).layers[0].value)
+    assert not torch.equal(keys(cache.context(4)), keys(fork.context(4)))
     fork.reset()
-    assert (fork.bytes, fork.written, fork.context(0).layers) == (0, 0, ())
+    assert (fork.bytes, fork.written, fork.context(0).parts) == (0, 0, ())
     assert cache.bytes > 0
 
 
@@ -125,7 +142,7 @@ def test_a_refreshed_sink_holds_the_newest_chunks_at_the_sinks_positions(sink, w
         torch.testing.assert_close(cache._pinned[slot].layers[0].key, expected.layers[0].key)
         assert torch.equal(cache._pinned[slot].layers[0].value, kv(chunk).layers[0].value)
     assert cache.bytes == before
-    assert not torch.equal(cache.context(6).layers[0].key, untouched.context(6).layers[0].key)
+    assert not torch.equal(keys(cache.context(6)), keys(untouched.context(6)))
     cache.write(6, kv(6))
     assert cache.context(7).tokens == untouched.context(6).tokens
 

@@ -110,11 +110,14 @@ def test_denoising_leaves_the_cache_alone_and_only_the_clean_pass_enters():
     cache = start(student, cond, student.cfg.student)
     for i in range(6):
         own, context = cond.frames(2 * i, 2 * i + 2), cache.context(i)
-        before = [t.clone() for layer in context.layers for t in layer]
+        before = [t.clone() for kv in context.parts for layer in kv.layers for t in layer]
         held = cache.bytes
         x0 = generate_chunk(student, noise[:, :, 2 * i : 2 * i + 2], own, context, TIMES, seeded())
         assert cache.bytes == held
-        assert all(torch.equal(a, b) for a, b in zip(before, (t for la in context.layers for t in la), strict=True))
+        assert all(
+            torch.equal(a, b)
+            for a, b in zip(before, (t for kv in context.parts for la in kv.layers for t in la), strict=True)
+        )
         clean = student.clean_pass(x0, own, context)
         _, noisy_kv = student.forward_chunk(x0, torch.full((1,), TIMES[-1]).double(), own, context)
         cache.write(i, clean)
@@ -140,7 +143,7 @@ def test_the_order_of_slots_means_nothing():
     shuffled = cache.fork()
     shuffled._window = dict(reversed(shuffled._window.items()))
     a, b = cache.context(6), shuffled.context(6)
-    assert not torch.equal(a.layers[0].key, b.layers[0].key)
+    assert not torch.equal(a.parts[1].layers[0].key, b.parts[1].layers[0].key)
     x, own, t = noise[:, :, 12:14], cond.frames(12, 14), torch.ones(1).double()
     torch.testing.assert_close(predict_x0(student, x, t, own, a), predict_x0(student, x, t, own, b), atol=1e-12, rtol=0)
 

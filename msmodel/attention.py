@@ -8,6 +8,7 @@ Legend: b batch, l tokens, m tokens attended to, a attention heads, d channels o
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
@@ -79,6 +80,19 @@ def _installed(module: str) -> Callable[..., Any] | None:
         return import_module(module).flash_attn_func
     except ImportError:
         return None
+
+
+SDPA = "aten::_scaled_dot_product_"  # how the names of torch's attention kernels begin
+FLASH = re.compile(r"flash_attn(_3)?::\w*(fwd|forward)")  # the operations that flash-attn 2 and 3 register
+
+
+@lru_cache(maxsize=512)
+def is_attention(operation: Any) -> bool:
+    """Returns whether an operation (torch._ops.OpOverload) is the forward pass of one of the kernels of `attend`."""
+    name = operation.name()
+    if name.startswith(SDPA):
+        return "backward" not in name
+    return FLASH.match(name) is not None
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:

@@ -16,9 +16,9 @@ import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
+from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts, noop_context_fn
 
-from msmodel.attention import Attention, CrossAttention, LayerKV
+from msmodel.attention import Attention, CrossAttention, LayerKV, is_attention
 from msmodel.batch import Conditioning
 from msmodel.config import ModelConfig
 from msmodel.rope import rotate, rotation, upcast
@@ -177,6 +177,15 @@ class TransformerLayer(nn.Module):
         return torch.addcmul(x, rearrange(y, "b (t n) c -> b t n c", **shape).to(x.dtype), ffn_gate), own
 
 
+def _attention_kept() -> tuple[AbstractContextManager[Any], AbstractContextManager[Any]]:
+    """Returns contexts for the forward pass and the recomputation, in which the results of attention are kept."""
+
+    def policy(_: Any, operation: Any, *args: Any, **kwargs: Any) -> CheckpointPolicy:
+        return CheckpointPolicy.MUST_SAVE if is_attention(operation) else CheckpointPolicy.PREFER_RECOMPUTE
+
+    return create_selective_checkpoint_contexts(policy)
+
+
 class WanDiT(nn.Module):
     """The velocity of the rectified flow v = noise - data, given text, image and tracks.
 
@@ -199,6 +208,7 @@ class WanDiT(nn.Module):
         self.proj_out = nn.Linear(d.dim, cfg.vae.z_channels * math.prod(d.patch))
         self.scale_shift_table = nn.Parameter(torch.randn(1, 2, d.dim) / d.dim**0.5)
         self.checkpoint_layers = False  # recompute each layer in the backward pass, to save memory
+        self.keep_attention = False  # then keep the results of attention, which take long to recompute
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -251,7 +261,8 @@ class WanDiT(nn.Module):
 
     def _run(self, layer: nn.Module, *inputs: Tensor | tuple[Any, ...] | None) -> tuple[Tensor, LayerKV]:
         if self.checkpoint_layers and torch.is_grad_enabled():
-            return checkpoint(layer, *inputs, use_reentrant=False)
+            contexts = _attention_kept if self.keep_attention else noop_context_fn
+            return checkpoint(layer, *inputs, use_reentrant=False, context_fn=contexts)
         return layer(*inputs)
 
     def embed_patches(self, noisy: Tensor, cond: Conditioning) -> Tensor:

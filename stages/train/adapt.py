@@ -171,7 +171,7 @@ def fit(
 def run(cfg: AdaptRun, inputs: AdaptInputs, ctx: Context) -> Checkpoint:
     """Returns checkpoint "adapted": the causal student before DMD, with the held-out regression loss as metric."""
     student = student_from(inputs.teacher, cfg.model).to(ctx.device)
-    student.checkpoint_layers = cfg.adapt.checkpoint_layers
+    cfg.adapt.set_checkpointing(student)
     loader = PairLoader(inputs.pairs, cfg.adapt.batch, cfg.model, ctx.seed, ctx.rank, ctx.world_size, ctx.device)
     heldout = heldout_pairs(inputs.pairs, cfg.adapt.heldout_pairs, cfg.model, ctx.device)
     metrics = fit(cfg, student, loader, heldout, frozen_decoder(cfg.model.vae, ctx.device), ctx)

@@ -152,7 +152,7 @@ def fit(cfg: BaseRun, dit: WanDiT, loader: Loader, heldout: Batch, decode: Decod
 def run(cfg: BaseRun, inputs: ClipInputs, ctx: Context) -> Checkpoint:
     """Returns checkpoint "base": the averaged weights, without track channels."""
     dit = fresh(WanDiT, cfg.model, ctx.seed).to(ctx.device)
-    dit.checkpoint_layers = cfg.base.checkpoint_layers
+    cfg.base.set_checkpointing(dit)
     micro_steps = cfg.base.micro_steps(ctx.world_size)
     loader = open_loader((inputs.train,), cfg.base.batch, inputs.loader, ctx, micro_steps)
     heldout = heldout_batch(inputs.heldout, cfg.base.probe_clips)

@@ -262,7 +262,8 @@ def run(cfg: DmdRun, inputs: DmdInputs, ctx: Context) -> Checkpoint:
     """Returns checkpoint "student": the generator's averaged weights."""
     generator = student_from(inputs.adapted, cfg.model).to(ctx.device)
     critic = trainable_teacher(inputs.teacher, ctx.device)
-    generator.checkpoint_layers = critic.checkpoint_layers = cfg.dmd.checkpoint_layers
+    cfg.dmd.set_checkpointing(generator)
+    cfg.dmd.set_checkpointing(critic)
     teacher = frozen_teacher(inputs.teacher, ctx)
     micro_steps = cfg.dmd.micro_steps(ctx.world_size)
     loader = open_loader((inputs.train,), cfg.dmd.batch, inputs.loader, ctx, micro_steps)

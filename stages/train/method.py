@@ -43,6 +43,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from msmodel.config import OPTION
+from msmodel.dit import WanDiT
+
 OPTIMIZERS = ("adamw", "muon")
 
 
@@ -56,7 +59,8 @@ class LoopConfig(ABC):
 
     batch: clips per rank and micro-step. global_batch: clips per step, over all ranks and micro-steps, whatever their
     number; 0 takes batch * accumulate * ranks. clip_norm: largest norm of the gradient, which is scaled down to it; 0 =
-    never clip.
+    never clip. keep_attention: applies to recomputed layers (checkpoint_layers). Keeping what self- and cross-attention
+    gave saves their FLOPs and takes two tensors (tokens x dim) a layer.
     """
 
     group: ClassVar[str] = ""  # the name under which a preset sets these fields
@@ -73,6 +77,7 @@ class LoopConfig(ABC):
     cooldown_steps: int = 0  # the last steps, over which the learning rate falls linearly to zero
     clip_norm: float = 1.0
     checkpoint_layers: bool = False  # recompute layers in the backward pass, to save memory
+    keep_attention: bool = field(default=False, metadata=OPTION)  # of recomputed layers, keep what attention gave
     ema_decay: float = 0.99  # decay of the moving average of the weights; the average is published
     save_steps: int = 500  # steps between saved training states
     save_minutes: float = 10.0  # minutes between saved training states
@@ -111,10 +116,16 @@ class LoopConfig(ABC):
             f"these would fit: {' or '.join(fixes) or 'another global_batch'}"
         ]
 
+    def set_checkpointing(self, dit: WanDiT) -> None:
+        """Makes a transformer recompute in its backward pass what these settings say."""
+        dit.checkpoint_layers, dit.keep_attention = self.checkpoint_layers, self.keep_attention
+
     def settings_that_save_memory(self, ranks: int) -> list[str]:
         """Returns this config's settings, as on the command line, that need less GPU memory, the least costly first."""
         out = [f"{self.group}.batch={self.batch // 2}"] if self.batch > 1 else []
-        return out if self.checkpoint_layers else [*out, f"{self.group}.checkpoint_layers=true"]
+        if not self.checkpoint_layers:
+            out.append(f"{self.group}.checkpoint_layers=true")
+        return [*out, f"{self.group}.keep_attention=false"] if self.keep_attention else out
 
     def problems(self) -> list[str]:
         """Returns every inconsistency as 'group.field: what is wrong'; empty if there is none."""

@@ -300,7 +300,7 @@ def run(cfg: TeacherRun, inputs: TeacherInputs, ctx: Context) -> Checkpoint:
     if cfg.teacher.track_init == "matching":
         match_tracks(dit, torch.Generator().manual_seed(ctx.seed))
     dit = dit.to(ctx.device)
-    dit.checkpoint_layers = cfg.teacher.checkpoint_layers
+    cfg.teacher.set_checkpointing(dit)
     loader = open_phases(cfg.teacher, inputs, ctx)
     heldout = heldout_batch(inputs.heldout, cfg.teacher.probe_clips)
     metrics = fit(cfg, dit, loader, heldout, frozen_decoder(cfg.model.vae, ctx.device), ctx)

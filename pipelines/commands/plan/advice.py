@@ -14,7 +14,16 @@ from pipelines.commands.plan.memory import layout, place, training_memory
 WATCHED = {"teacher": "probe_clips", "adapt": "heldout_pairs", "dmd": "heldout_clips"}
 LEAST = {"none": 0, "optimizer": 1, "all": 3}  # lowest ZeRO stage for each offload
 # Costs of changes, by their effect on speed: a smaller batch and sharding cost little, recomputation a third of the speed.
-HALF_BATCH, STAGE, ONE_LESS, RECOMPUTE, EMA_AWAY, OPTIMIZER_AWAY, ALL_AWAY = 0.5, 0.6, 0.1, 1.0, 1.0, 2.0, 3.0
+HALF_BATCH, STAGE, ONE_LESS, RECOMPUTE, RECOMPUTE_ATTENTION, EMA_AWAY, OPTIMIZER_AWAY, ALL_AWAY = (
+    0.5,
+    0.6,
+    0.1,
+    1.0,
+    0.4,
+    1.0,
+    2.0,
+    3.0,
+)
 # Costs of the place of DMD's teacher, which scores in every fifth step only.
 TEACHER_AT = {"device": 0.0, "shard": 0.2, "offload": 0.7}
 
@@ -104,13 +113,16 @@ def _own_tries(cfg: Any, name: str, ranks: int) -> Iterator[tuple[float, dict[st
     """Yields (cost, settings) with smaller batches, recomputation, and fewer held-out clips and pictures."""
     now, watched = training(cfg, name), WATCHED[name]
     most, pictures = vars(now)[watched], vars(now)["picture_clips"]
-    for checkpoint, halvings in product({now.checkpoint_layers, True}, range(now.batch.bit_length())):
+    recomputed = {(now.checkpoint_layers, now.keep_attention), (True, now.keep_attention), (True, False)}
+    for (checkpoint, keep), halvings in product(recomputed, range(now.batch.bit_length())):
         batch = now.batch >> halvings
         if now.global_batch and now.global_batch % (batch * ranks):
             continue
         accumulate = now.accumulate if now.global_batch else now.accumulate * now.batch // batch
         changed = {"batch": batch, "accumulate": accumulate, "checkpoint_layers": checkpoint}
+        changed["keep_attention"] = keep
         price = HALF_BATCH * halvings + RECOMPUTE * (checkpoint != now.checkpoint_layers)
+        price += RECOMPUTE_ATTENTION * (keep != now.keep_attention)
         for fewer, shown in product(range(most.bit_length()), range(pictures + 1)):
             if shown <= most >> fewer:
                 yield (

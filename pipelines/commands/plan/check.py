@@ -116,13 +116,14 @@ def train(cfg: Config, name: str, workdir: Path) -> None:
     decode = frozen_decoder(model.vae, ctx.device)
     if name == "teacher":
         dit = fresh(WanDiT, model, 0)
-        dit.checkpoint_layers = cfg.teacher.checkpoint_layers
+        cfg.teacher.set_checkpointing(dit)
         heldout, loader = (RandomClips(model, n, tracks) for n in (cfg.teacher.probe_clips, cfg.teacher.batch))
         teacher.fit(teacher.TeacherRun(model, cfg.teacher), dit, loader, heldout.batch, decode, ctx)
         return
     generator, critic = fresh(CausalDiT, model, 0), fresh(WanDiT, model, 1)
     assert isinstance(generator, CausalDiT)
-    generator.checkpoint_layers = critic.checkpoint_layers = cfg.dmd.checkpoint_layers
+    cfg.dmd.set_checkpointing(generator)
+    cfg.dmd.set_checkpointing(critic)
     frozen = fresh(WanDiT, model, 2).eval().requires_grad_(False)
     heldout, loader = (RandomClips(model, n, tracks) for n in (cfg.dmd.heldout_clips, cfg.dmd.batch))
     run = dmd.DmdRun(model, cfg.dmd, cfg.guidance)

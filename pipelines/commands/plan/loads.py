@@ -67,7 +67,7 @@ def training_load(cfg: Any, name: str, gpu: bool, keep: bool) -> Load:
     model, own = cfg.model, training(cfg, name)
     count, matrices = parameters(model)
     dtype = weights_type(own, gpu)
-    how = How(own.batch, dtype, own.checkpoint_layers, keep)
+    how = How(own.batch, dtype, own.checkpoint_layers, keep, own.keep_attention)
     train, a_clip, latents, clips = _ASKED[name](cfg, how)
     video = 12.0 * model.clip.frames * model.clip.height * model.clip.width
     sheet = decoded(model).peak + (ROWS[name] - 1) * video if own.picture_clips else 0.0

@@ -31,7 +31,8 @@ META = torch.device("meta")
 @dataclass(frozen=True)
 class How:
     """How a computation is run. batch: clips of a micro-batch. dtype: type of the weights; the residual stream is
-    float32 in any case. checkpoint: whether layers are recomputed in the backward pass. keep: whether full gradients
+    float32 in any case. checkpoint: whether layers are recomputed in the backward pass. keep_attention: whether they
+    then keep the results of attention. keep: whether full gradients
     accumulate during the backward pass and count; otherwise each is freed at once (added to a shard, or counted
     elsewhere)."""
 
@@ -39,6 +40,7 @@ class How:
     dtype: torch.dtype = torch.float32
     checkpoint: bool = False
     keep: bool = False
+    keep_attention: bool = False
 
 
 class Pieces:
@@ -48,7 +50,7 @@ class Pieces:
         self.model, self.how = model, how
         with META:
             self.dit = CausalDiT(model).to(how.dtype)
-        self.dit.checkpoint_layers = how.checkpoint
+        self.dit.checkpoint_layers, self.dit.keep_attention = how.checkpoint, how.keep_attention
         self.times = flow.student_timesteps(model.student.steps, model.dit.shift)
         self.generator = torch.Generator()
         if not how.keep:

@@ -104,7 +104,11 @@ def _memory(cfg: Any, where: Layout, memories: Sequence[Memory]) -> list[str]:
 
 
 def _notes(cfg: Any, where: Layout) -> list[str]:
-    recomputed = [n for n in TRAININGS if vars(cfg)[n].checkpoint_layers]
+    recomputed = [
+        f"{n} (without attention)" if vars(cfg)[n].keep_attention else n
+        for n in TRAININGS
+        if vars(cfg)[n].checkpoint_layers
+    ]
     lines = [
         f"  layers recomputed in the backward pass: {', '.join(recomputed) or 'none'}. peak = weights to inputs, and the most "
         "of: gradients + cache + activations + buffers + gathered (training); gradients + update (the optimizer's);",

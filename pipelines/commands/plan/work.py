@@ -51,7 +51,7 @@ def _training(cfg: Any, name: str, ranks: int, gpu: bool) -> Work:
     own = training(cfg, name)
     micro = own.micro_steps(ranks)
     clips = own.batch * micro * ranks
-    how = How(own.batch, weights_type(own, gpu), own.checkpoint_layers)
+    how = How(own.batch, weights_type(own, gpu), own.checkpoint_layers, keep_attention=own.keep_attention)
     encoded = 1 + 1 / cfg.dmd.ratio if name == "dmd" else 1  # how often the tracks of a clip are encoded per step
     flops = clips * (_A_BATCH[name](cfg, how) / own.batch + encoded * drawn(cfg.model, tracks(cfg)).flops)
     return Work(name, own.total_steps, clips, f"{own.batch} x {micro} x {ranks}", clips * cfg.model.tokens, flops)

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 
 from msmodel import attention
-from msmodel.attention import attend, kernel
+from msmodel.attention import attend, is_attention, kernel
 from msmodel.causal import CausalDiT
 from msmodel.rollout import rollout
 from tests.unit.msmodel.models import conditioning, gaussian, randomise, tiny_config
@@ -162,3 +162,29 @@ def test_a_whole_rollout_keeps_to_the_kernels_rules(card):
     # 4 chunks of 2 denoising passes with 2 attentions in each of 2 layers; 3 clean passes that stop at the last layer's keys
     assert len(fake.calls) == 4 * 2 * 2 * 2 + 3 * 2
     assert (found - expected).norm() / expected.norm() < 0.05
+
+
+def operation(name: str) -> SimpleNamespace:
+    """Stands for a torch._ops.OpOverload; hashable, as that is."""
+    return type("Operation", (), {"name": lambda self: name})()
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("aten::_scaled_dot_product_flash_attention", True),
+        ("aten::_scaled_dot_product_flash_attention_for_cpu", True),
+        ("aten::_scaled_dot_product_efficient_attention", True),
+        ("aten::_scaled_dot_product_cudnn_attention", True),
+        ("aten::_scaled_dot_product_flash_attention_backward", False),
+        ("aten::_scaled_dot_product_flash_attention_for_cpu_backward", False),
+        ("flash_attn::_flash_attn_forward", True),
+        ("flash_attn::_flash_attn_backward", False),
+        ("flash_attn_3::fwd", True),
+        ("flash_attn_3::_flash_attn_forward", True),
+        ("flash_attn_3::bwd", False),
+        ("aten::mm", False),
+    ],
+)
+def test_the_operations_of_all_kernels_are_known_by_name(name, expected):
+    assert is_attention(operation(name)) is expected

@@ -7,7 +7,9 @@ from dataclasses import replace
 import pytest
 import torch
 from einops import repeat
+from torch.utils._python_dispatch import TorchDispatchMode
 
+from msmodel.attention import is_attention
 from msmodel.causal import CausalDiT, times
 from msmodel.dit import WanDiT
 from msmodel.rollout import rollout
@@ -179,6 +181,34 @@ def test_checkpointed_layers_give_the_same_gradients(image):
         grads.append([p.grad.clone() for p in model.parameters()])
     for plain, checkpointed in zip(*grads, strict=True):
         torch.testing.assert_close(checkpointed, plain, atol=1e-12, rtol=0)
+
+
+class Attentions(TorchDispatchMode):
+    """Counts the forward passes of attention that are computed."""
+
+    computed = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.computed += is_attention(func)
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("image", ["channels", "first_latent"])
+def test_kept_attention_is_not_recomputed_and_the_gradients_are_the_same_bits(image):
+    """Two layers with two attentions each: 4 in the forward pass, and 4 more where layers are recomputed with them."""
+    model = randomise(WanDiT(tiny_config(image)))
+    cond, noisy, t = conditioning(model.cfg), gaussian(model.cfg), torch.tensor([0.4])
+    grads, computed = [], []
+    for model.checkpoint_layers, model.keep_attention in ((False, False), (True, False), (True, True)):
+        model.zero_grad()
+        with Attentions() as attentions:
+            model(noisy, t, cond).square().mean().backward()
+        grads.append([p.grad.clone() for p in model.parameters()])
+        computed.append(attentions.computed)
+    assert computed == [4, 8, 4]
+    for plain, recomputed, kept in zip(*grads, strict=True):
+        assert torch.equal(plain, recomputed)
+        assert torch.equal(plain, kept)
 
 
 @torch.no_grad()

@@ -214,7 +214,7 @@ def test_checkpointed_chunks_give_the_same_velocity_keys_and_gradients(image):
         cache.write(i, student.clean_pass(noise[:, :, a:b], cond.frames(a, b), cache.context(i)))
     a, b = spans[-1]
     found = []
-    for student.checkpoint_layers in (False, True):
+    for student.checkpoint_layers, student.keep_attention in ((False, False), (True, False), (True, True)):
         student.zero_grad()
         v, kv = student.forward_chunk(
             noise[:, :, a:b], torch.tensor([0.6]), cond.frames(a, b), cache.context(len(spans) - 1)
@@ -222,8 +222,9 @@ def test_checkpointed_chunks_give_the_same_velocity_keys_and_gradients(image):
         (v.square().mean() + sum(x.square().mean() for layer in kv.layers for x in layer)).backward()
         grads = [p.grad.clone() for p in student.parameters()]
         found.append([v.detach(), *(x.detach() for layer in kv.layers for x in layer), *grads])
-    for plain, checkpointed in zip(*found, strict=True):
-        torch.testing.assert_close(checkpointed, plain, atol=1e-12, rtol=0)
+    for plain, *checkpointed in zip(*found, strict=True):
+        for tensor in checkpointed:
+            torch.testing.assert_close(tensor, plain, atol=1e-12, rtol=0)
 
 
 def test_no_gradient_reaches_earlier_chunks_or_earlier_steps():

@@ -93,7 +93,7 @@ def train_teacher(task: Task, root: Path, ctx: RunContext) -> dict[str, torch.nn
     own = {n: v for n, v in settings(task).items() if n != "steps"}
     cfg = teacher_config(**own | {"group_steps": 1, "phase1_steps": task.steps - 3, "phase2_steps": 2})
     dit = alive(WanDiT, MODEL)
-    dit.checkpoint_layers = cfg.checkpoint_layers
+    cfg.set_checkpointing(dit)
     loader = Loader((data(root),), cfg.batch, 3, ctx.rank, ctx.world_size, micro_steps=cfg.micro_steps(ctx.world_size))
     teacher.fit(teacher.TeacherRun(MODEL, cfg), dit, loader, clips(MODEL, 2, seed=99), decode, ctx)
     return {"dit": dit}
@@ -104,7 +104,8 @@ def train_dmd(task: Task, root: Path, ctx: RunContext) -> dict[str, torch.nn.Mod
     to zero another order of summing turns them round."""
     cfg = dmd_config(**settings(task) | {"lr": 2e-6, "critic_lr": 4e-7} | dict(task.changes))
     generator, critic, real = alive(CausalDiT, MODEL, 1), alive(WanDiT, MODEL, 2), frozen(alive(WanDiT, MODEL, 3))
-    generator.checkpoint_layers = critic.checkpoint_layers = cfg.checkpoint_layers
+    cfg.set_checkpointing(generator)
+    cfg.set_checkpointing(critic)
     loader = Loader((data(root),), cfg.batch, 3, ctx.rank, ctx.world_size, micro_steps=cfg.micro_steps(ctx.world_size))
     assert isinstance(generator, CausalDiT)
     sizes = [p.numel() for p in real.parameters()]

@@ -210,6 +210,8 @@ def test_a_teacher_elsewhere_takes_less():
         "dmd.checkpoint_layers=true",
         "dmd.teacher_placement=offload",
     ]
+    kept = dmd_config(batch=1, checkpoint_layers=True, keep_attention=True, teacher_placement="offload")
+    assert kept.settings_that_save_memory(8) == ["dmd.keep_attention=false"]
     assert dmd_config(batch=1, checkpoint_layers=True, teacher_placement="offload").settings_that_save_memory(8) == []
 
 

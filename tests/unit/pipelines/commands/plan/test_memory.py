@@ -147,6 +147,23 @@ def test_recomputation_and_smaller_batches_lower_activations_and_nothing_else():
 
 
 @pytest.mark.slow
+def test_kept_attention_is_neither_recomputed_nor_free():
+    """The plan counts it by running the model: 4 b q k c FLOPs a layer less for self- and cross-attention, for results
+    of b q c values each."""
+    model, batch = load("nano").model, 2
+    plain, recomputed, kept = (
+        cost(model, How(batch, checkpoint=checkpoint, keep_attention=keep), Pieces.flow_step)
+        for checkpoint, keep in ((False, False), (True, False), (True, True))
+    )
+    d, tokens = model.dit, model.tokens
+    attention = 4 * batch * tokens * (tokens + model.text.length) * d.dim * d.layers
+    assert recomputed.flops - kept.flops == pytest.approx(attention)
+    results = 2 * batch * tokens * (d.dim + d.heads) * 4 * d.layers  # with the log-sum-exp of each head
+    assert kept.peak - recomputed.peak == pytest.approx(results, rel=0.3)
+    assert kept.peak < plain.peak
+
+
+@pytest.mark.slow
 def test_the_work_of_dmd_is_the_mean_over_its_exit_steps():
     cfg = load("debug", ["clip.frames=9", "student.steps=3", "ode.solver_steps=6", "dmd.batch=2"])
     how, w = How(2), cfg.guidance

@@ -155,7 +155,7 @@ def test_a_save_is_due_after_so_many_minutes(tmp_path, monkeypatch):
     clock = iter(range(0, 100_000, 40))
     monkeypatch.setattr(loop.time, "monotonic", lambda: float(next(clock)))
     saved = []
-    monkeypatch.setattr(loop, "save", lambda training, step, ctx: saved.append(step))
+    monkeypatch.setattr(loop.Saver, "save", lambda self, step: saved.append(step))
     loop.train(OneWeight(), Numbers(), replace(QUICK, steps=6, save_minutes=3.0), 0, FakeContext(tmp_path))
     assert saved[-1] == 6
     assert 1 < len(saved) < 6

@@ -29,11 +29,13 @@ TRANSFORMER, TRACK_HEAD = "transformer", "track_head"  # subfolders of an export
 Model = TypeVar("Model", bound=WanDiT)
 
 
-def save_weights(module: nn.Module, folder: Path | str, meta: Mapping[str, Any]) -> None:
+def save_weights(
+    module: nn.Module, folder: Path | str, meta: Mapping[str, Any], state: Mapping[str, Tensor] | None = None
+) -> None:
     """Writes WEIGHTS and CONFIG into `folder`, each under a temporary name first and then renamed.
 
     meta: JSON-able facts about the weights (step, stage, source...), stored under "meta"; a WanDiT's ModelConfig is
-    stored under "model". Tensors are saved in their own types.
+    stored under "model". state: the tensors to save, by default the module's. They are saved in their own types.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -41,8 +43,8 @@ def save_weights(module: nn.Module, folder: Path | str, meta: Mapping[str, Any])
     if isinstance(module, WanDiT):
         config["model"] = asdict(module.cfg)
     text = json.dumps(config, indent=2, sort_keys=True) + "\n"  # fails before anything is replaced
-    state = {name: tensor.detach().cpu().contiguous() for name, tensor in module.state_dict().items()}
-    _write_aside(folder / WEIGHTS, lambda path: save_file(state, path, metadata={"format": "pt"}))
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in (state or module.state_dict()).items()}
+    _write_aside(folder / WEIGHTS, lambda path: save_file(tensors, path, metadata={"format": "pt"}))
     _write_aside(folder / CONFIG, lambda path: path.write_text(text))
 
 

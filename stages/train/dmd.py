@@ -19,7 +19,7 @@ from torch import Tensor
 from msmodel import flow, guidance, losses
 from msmodel.batch import Batch, Conditioning
 from msmodel.causal import CausalDiT
-from msmodel.config import ModelConfig
+from msmodel.config import OPTION, ModelConfig
 from msmodel.dit import WanDiT
 from msmodel.rollout import fresh_noise, rollout
 from stages.contracts import Context, Resources, Stage
@@ -51,15 +51,17 @@ class DmdConfig(StepsConfig):
 
     Paper: 400 steps, batch 64, generator 2e-6, critic 4e-7, 5 critic updates per generator update, EMA.
 
-    t_low, t_high: clamp of the time at which scores are compared. teacher_placement: where the frozen teacher is
-    stored, which changes no result; "device" keeps all of it on every rank's device, "shard" splits it over the ranks
-    and gathers it layer by layer while it scores, "offload" keeps it in CPU memory except during generator updates,
-    which alone need it.
+    t_low, t_high: clamp of the time at which scores are compared. keep_steps: steps after which the averaged generator
+    is written to kept/step-NNNNNNNN in the step's folder, a student like the last one: the paper's 400 steps may count
+    either module's updates. teacher_placement: where the frozen teacher is stored, which changes no result; "device"
+    keeps all of it on every rank's device, "shard" splits it over the ranks and gathers it layer by layer while it
+    scores, "offload" keeps it in CPU memory except during generator updates, which alone need it.
     """
 
     group: ClassVar[str] = "dmd"
 
     steps: int = 2000  # critic updates
+    keep_steps: tuple[int, ...] = field(default=(400,), metadata=OPTION)
     ratio: int = 5  # critic updates per generator update
     lr: float = 2e-6
     critic_lr: float = 4e-7  # learning rate of the critic
@@ -72,6 +74,10 @@ class DmdConfig(StepsConfig):
     heldout_clips: int = 4  # clips that held-out figures are measured on
     picture_clips: int = 2  # held-out clips on the contact sheet
 
+    @property
+    def kept_steps(self) -> tuple[int, ...]:
+        return self.keep_steps
+
     def settings_that_save_memory(self, ranks: int) -> list[str]:
         places = TEACHER_PLACEMENTS[TEACHER_PLACEMENTS.index(self.teacher_placement) + 1 :]
         elsewhere = [f"{self.group}.teacher_placement={place}" for place in places if place != "shard" or ranks > 1]
@@ -80,6 +86,8 @@ class DmdConfig(StepsConfig):
     def checks(self) -> list[str]:
         least = {"ratio": 1, "critic_lr": 0, "heldout_clips": 1, "picture_clips": 0}
         out = super().checks() + at_least(self, least) + [f"augment.{p}" for p in self.augment.problems()]
+        if any(step < 1 for step in self.keep_steps):
+            out.append(f"keep_steps: {self.keep_steps} must be at least 1 each")
         if not 0.0 < self.t_low < self.t_high < 1.0:
             out.append(f"t_low, t_high: {self.t_low}, {self.t_high} must satisfy 0 < t_low < t_high < 1")
         if self.teacher_placement not in TEACHER_PLACEMENTS:

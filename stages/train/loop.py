@@ -10,8 +10,9 @@ from __future__ import annotations
 import math
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +22,14 @@ from torch import Tensor
 
 from msmodel.attention import kernel
 from msmodel.dit import WanDiT
+from msmodel.io.weights import save_weights
 from stages.contracts import Context, StageError
 from stages.train.ema import Ema
 from stages.train.method import Loader, LoopConfig, Loss, Method, RngStreams
+from stages.train.raw import averaged_weights, published_module
 from stages.train.state import Saver, Training, resume
+
+KEPT = "kept"  # folder of averaged weights of LoopConfig.kept_steps
 
 
 @dataclass
@@ -91,7 +96,8 @@ def _train(method: Method, loader: Loader, cfg: LoopConfig, seed: int, ctx: Cont
     batches = iter(loader)
     if not done:
         validate(method, 0, ctx)  # figures before training; also the first image in the tracker
-    with Saver(training, ctx) as saver, ctx.progress(method.name, cfg.total_steps) as progress:
+    keep = partial(_keep_average, training, cfg.kept_steps, ctx)
+    with Saver(training, ctx, keep) as saver, ctx.progress(method.name, cfg.total_steps) as progress:
         if done:
             progress.advance(done, note="resumed")
         for step in range(done, cfg.total_steps):
@@ -104,7 +110,7 @@ def _train(method: Method, loader: Loader, cfg: LoopConfig, seed: int, ctx: Cont
                 window = _Window()
             if done % cfg.validate_steps == 0 and not last:
                 validate(method, done, ctx)
-            due = done % cfg.save_steps == 0 or last
+            due = done % cfg.save_steps == 0 or done in cfg.kept_steps or last
             if _agree(due or time.monotonic() - saved_at > 60 * cfg.save_minutes, ctx):
                 saver.save(done)
                 saved_at = time.monotonic()
@@ -114,6 +120,14 @@ def _train(method: Method, loader: Loader, cfg: LoopConfig, seed: int, ctx: Cont
     for name in emas:
         engines[name].to_float32()
     return metrics
+
+
+def _keep_average(training: Training, steps: Collection[int], ctx: Context, step: int, save: Path) -> None:
+    """Writes the averaged weights of a save to kept/step-NNNNNNNN, for good, if `step` is one of `steps`."""
+    if step in steps:
+        module = training.modules[published_module(save)].module
+        meta = {"step": step, "seed": ctx.seed}
+        save_weights(module, ctx.workdir / KEPT / f"step-{step:08d}", meta, averaged_weights(save))
 
 
 def _attention(dit: WanDiT, ctx: Context) -> str:

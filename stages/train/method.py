@@ -89,6 +89,11 @@ class LoopConfig(ABC):
     def total_steps(self) -> int:
         """Returns the number of steps of all phases together."""
 
+    @property
+    def kept_steps(self) -> tuple[int, ...]:
+        """Returns the steps after which the average is kept for good, besides the last one."""
+        return ()
+
     def ranks(self, workers: int) -> int:
         """Returns how many of `workers` workers train."""
         most = self.global_batch // max(self.batch, 1)

@@ -1,4 +1,4 @@
-"""Reads a finished training's weights before averaging from its saves. The published weights are their average."""
+"""Reads weights from the saves of a training: those before averaging, which are not published, and their average."""
 
 from __future__ import annotations
 
@@ -28,6 +28,13 @@ def raw_weights(workdir: Path) -> tuple[int, dict[str, Tensor]]:
         raise ValueError(f"{found[-1]} does not hold {module} whole ({error})") from error
     parts = (name.partition("/") for name in saved)
     return step, {tensor: saved[f"{kind}/{tensor}"] for kind, _, tensor in parts if kind in KEPT}
+
+
+def averaged_weights(save: Path) -> dict[str, Tensor]:
+    """Returns the weights of the published module as a save holds them: float32 averages, and what is not trained."""
+    module = published_module(save)
+    fixed = {name: t for name, t in SavedTensors(save, f"{module}.state").items() if name.startswith("fixed/")}
+    return {name.partition("/")[2]: t for name, t in fixed.items()} | dict(SavedTensors(save, f"{module}.ema"))
 
 
 def published_module(save: Path) -> str:

@@ -14,7 +14,7 @@ import json
 import shutil
 import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -87,11 +87,12 @@ class Saver:
     """Saves a training while it goes on: each rank copies its part to CPU memory and writes it in a thread.
 
     At most one save is in flight. Rank 0's thread waits for a mark of every rank and then renames the folder, so a save
-    is either complete or ignored. It is a context manager, which at the end waits for the save in flight.
+    is either complete or ignored. It is a context manager, which at the end waits for the save in flight. written:
+    called on rank 0 with the step and the folder of a save, before it is renamed.
     """
 
-    def __init__(self, training: Training, ctx: Context) -> None:
-        self.training, self.ctx = training, ctx
+    def __init__(self, training: Training, ctx: Context, written: Callable[[int, Path], None]) -> None:
+        self.training, self.ctx, self.written = training, ctx, written
         self._thread: threading.Thread | None = None
         self._error: Exception | None = None
         self._ending = threading.Event()  # the training has failed: other ranks may never finish their parts
@@ -162,6 +163,7 @@ class Saver:
         return True
 
     def _commit(self, step: int, aside: Path) -> None:
+        self.written(step, aside)
         final = aside.with_name(f"step-{step:08d}")
         shutil.rmtree(final, ignore_errors=True)
         aside.rename(final)

@@ -11,6 +11,7 @@ from msmodel.batch import Conditioning
 from msmodel.causal import CausalDiT
 from msmodel.config import ModelConfig
 from msmodel.dit import WanDiT
+from msmodel.io.weights import load_student
 from stages.train import dmd
 from stages.train.conditioning import condition, draw_tracks
 from stages.train.method import RngStreams
@@ -56,6 +57,19 @@ def test_both_track_heads_stay_those_of_the_teacher(tmp_path):
         before = alive(kind, model, seed)
         assert torch.equal(now.track_head.weight, before.track_head.weight)
         assert not torch.equal(now.patch_embedding.weight, before.patch_embedding.weight)
+
+
+@pytest.mark.slow
+def test_the_average_of_an_earlier_step_is_kept_as_a_student(tmp_path):
+    """It is what a training of that length publishes."""
+    model = small()
+    train_dmd(FakeContext(tmp_path / "long"), model, keep_steps=(2, 4))
+    short = train_dmd(FakeContext(tmp_path / "short"), model, steps=2)["generator"]
+    kept = load_student(tmp_path / "long" / "kept" / "step-00000002")
+    assert kept.cfg == model
+    assert kept.state_dict().keys() == short.state_dict().keys()
+    assert all(torch.equal(value, kept.state_dict()[n]) for n, value in short.state_dict().items())
+    assert not (tmp_path / "short" / "kept").exists()
 
 
 def test_the_generators_loss_reaches_nobody_else():

@@ -42,6 +42,17 @@ def step(own: Training) -> None:
     own.emas["net"].update(engine.master_weights())
 
 
+def nothing(step: int, folder: Path) -> None:
+    """No average is to be kept."""
+
+
+def wait_for(path: Path) -> None:
+    until = time.monotonic() + 120
+    while not path.exists():
+        assert time.monotonic() < until, f"{path} does not appear"
+        time.sleep(0.01)
+
+
 @pytest.fixture
 def held(monkeypatch) -> threading.Event:
     """Writing waits until this is set."""
@@ -57,7 +68,7 @@ def test_a_save_holds_the_state_of_its_step_while_the_training_goes_on(tmp_path,
     step(own)
     expected = {n: t.clone() for n, t in own.engines["net"].state()}
     average = {n: t.clone() for n, t in own.emas["net"].shadow.items()}
-    with Saver(own, ctx) as saver:
+    with Saver(own, ctx, nothing) as saver:
         saver.save(1)
         step(own)
         assert saves(tmp_path) == []
@@ -71,7 +82,7 @@ def test_a_save_holds_the_state_of_its_step_while_the_training_goes_on(tmp_path,
 
 def test_a_save_waits_for_the_one_before(tmp_path, held):
     ctx = FakeContext(tmp_path)
-    with Saver(training(ctx), ctx) as saver:
+    with Saver(training(ctx), ctx, nothing) as saver:
         saver.save(1)
         threading.Timer(0.05, held.set).start()
         saver.save(2)
@@ -82,14 +93,14 @@ def test_a_save_waits_for_the_one_before(tmp_path, held):
 def test_a_save_that_cannot_be_written_stops_the_training_at_the_next(tmp_path, monkeypatch):
     ctx = FakeContext(tmp_path)
     own = training(ctx)
-    with Saver(own, ctx) as saver:
+    with Saver(own, ctx, nothing) as saver:
         saver.save(1)
 
     def full(tensors, path):
         raise OSError("No space left on device")
 
     monkeypatch.setattr(state, "save_file", full)
-    saver = Saver(own, ctx)
+    saver = Saver(own, ctx, nothing)
     saver.save(2)
     with pytest.raises(StageError, match=r"saves could not be written \(No space left on device\): free space"):
         saver.save(3)
@@ -101,7 +112,7 @@ def test_a_save_in_flight_is_finished_when_the_training_fails(tmp_path, held):
     ctx = FakeContext(tmp_path)
 
     def fail() -> None:
-        with Saver(training(ctx), ctx) as saver:
+        with Saver(training(ctx), ctx, nothing) as saver:
             saver.save(1)
             threading.Timer(0.05, held.set).start()
             raise KeyError
@@ -115,14 +126,13 @@ def test_a_save_is_complete_when_every_rank_has_written_its_part(tmp_path):
     """Rank 1 is this test."""
     ctx = FakeContext(tmp_path, world_size=2)
     aside = tmp_path / "saves" / ".writing-00000001"
-    with Saver(training(ctx), ctx) as saver:
+    with Saver(training(ctx), ctx, nothing) as saver:
         saver.save(1)
-        while not (aside / f"{MARK}00000").exists():
-            time.sleep(0.01)
+        wait_for(aside / f"{MARK}00000")
         assert saves(tmp_path) == []
         (aside / f"{MARK}00001").touch()
     assert [p.name for p in saves(tmp_path)] == ["step-00000001"]
-    saver = Saver(training(ctx), ctx)
+    saver = Saver(training(ctx), ctx, nothing)
     saver.save(2)
     (aside.with_name(".writing-00000002") / f"{MARK}00001").write_text("rank 1: disk full")
     with pytest.raises(StageError, match="rank 1: disk full"):
@@ -135,7 +145,7 @@ def test_a_save_is_given_up_if_another_rank_has_died(tmp_path, monkeypatch):
     ctx = FakeContext(tmp_path, world_size=2)
 
     def fail() -> None:
-        with Saver(training(ctx), ctx) as saver:
+        with Saver(training(ctx), ctx, nothing) as saver:
             saver.save(1)
             raise KeyError
 
@@ -151,9 +161,7 @@ def test_killed_while_it_writes_a_save_a_training_resumes_from_the_one_before(tm
     folder.mkdir()
     command = [sys.executable, "-W", "ignore", "-m", "tests.unit.stages.train.slow_saves", str(folder)]
     process = subprocess.Popen(command, cwd=CHECKOUT)
-    while not (folder / "half-written").exists():
-        assert process.poll() is None, "it must not end by itself"
-        time.sleep(0.05)
+    wait_for(folder / "half-written")
     process.send_signal(signal.SIGKILL)
     process.wait()
     assert [p.name for p in saves(folder)] == ["step-00000002"]

@@ -26,9 +26,9 @@ How to add a distillation method. tests/unit/stages/train/latent_regression.py i
    `python -m tests.golden.train_losses` and `python -m tests.golden.test_defaults` write the golden values, and
    `python -m configs.document` writes docs/settings.md.
 
-`make rehearse` shrinks the trainings that pipelines/commands/rehearse/sizes.py names. Nothing else names the method: export, ship, the demo and the evaluation find a student by its checkpoint's name and
-class. `make plan` estimates memory and time of the trainings that it knows (pipelines/commands/plan/loads.py); it also
-runs without an estimate for yours.
+Export, ship, the demo and the evaluation name no method: they find a student by its checkpoint's name and class.
+`make rehearse` shrinks the trainings that pipelines/commands/rehearse/sizes.py names. `make plan` estimates memory and
+time of the trainings that it knows (pipelines/commands/plan/loads.py); it also runs without an estimate for yours.
 """
 
 from __future__ import annotations

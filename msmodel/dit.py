@@ -16,10 +16,11 @@ import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
-from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts, noop_context_fn
+from torch.utils.checkpoint import checkpoint, noop_context_fn
 
-from msmodel.attention import Attention, CrossAttention, LayerKV, is_attention
+from msmodel.attention import Attention, CrossAttention, LayerKV
 from msmodel.batch import Conditioning
+from msmodel.checkpointing import attention_kept
 from msmodel.config import ModelConfig
 from msmodel.rope import rotate, rotation, upcast
 
@@ -177,15 +178,6 @@ class TransformerLayer(nn.Module):
         return torch.addcmul(x, rearrange(y, "b (t n) c -> b t n c", **shape).to(x.dtype), ffn_gate), own
 
 
-def _attention_kept() -> tuple[AbstractContextManager[Any], AbstractContextManager[Any]]:
-    """Returns contexts for the forward pass and the recomputation, in which the results of attention are kept."""
-
-    def policy(_: Any, operation: Any, *args: Any, **kwargs: Any) -> CheckpointPolicy:
-        return CheckpointPolicy.MUST_SAVE if is_attention(operation) else CheckpointPolicy.PREFER_RECOMPUTE
-
-    return create_selective_checkpoint_contexts(policy)
-
-
 class WanDiT(nn.Module):
     """The velocity of the rectified flow v = noise - data, given text, image and tracks.
 
@@ -261,7 +253,7 @@ class WanDiT(nn.Module):
 
     def _run(self, layer: nn.Module, *inputs: Tensor | tuple[Any, ...] | None) -> tuple[Tensor, LayerKV]:
         if self.checkpoint_layers and torch.is_grad_enabled():
-            contexts = _attention_kept if self.keep_attention else noop_context_fn
+            contexts = attention_kept if self.keep_attention else noop_context_fn
             return checkpoint(layer, *inputs, use_reentrant=False, context_fn=contexts)
         return layer(*inputs)
 

@@ -26,14 +26,14 @@ class ComputeConfig:
     loaded models (Ray actors) where they have a GPU, "actors" everywhere. precision: type of frozen models and of the
     weights that a training computes with; "auto" is bf16 on a GPU and fp32 on a CPU. Master weights and averages stay
     float32, and so does all of a training with muon. zero_stage: DeepSpeed ZeRO: 1 shards the optimizer's state over
-    the ranks, 2 also the gradients, 3 also the weights; at least 2 in bf16, with deepspeed. offload: "optimizer" keeps
-    the optimizer's state in CPU memory, "all" also the weights. ema: the place of the float32 average of the weights,
-    "device" or "cpu"; the average is sharded like the optimizer's state. checkpoints: address of a folder (s3://...,
-    file://...) to which saved training states are copied, and from which a machine without any restores them; "" keeps
-    them in the step's folder only. max_failures: how often a distributed job is restarted after a worker has died, with
-    fewer workers where the cluster has lost some. max_failed_share: share of a stage's items that may fail (rejected
-    items do not count) without stopping it; the same command tries failed items again. object_store_mb: size of Ray's
-    shared memory in MB where Ray runs on this machine only.
+    the ranks, 2 also the gradients, 3 also the weights, but not the causal student's (`stage_of`); at least 2 in bf16,
+    with deepspeed. offload: "optimizer" keeps the optimizer's state in CPU memory, "all" also the weights. ema: the
+    place of the float32 average of the weights, "device" or "cpu"; the average is sharded like the optimizer's state.
+    checkpoints: address of a folder (s3://..., file://...) to which saved training states are copied, and from which a
+    machine without any restores them; "" keeps them in the step's folder only. max_failures: how often a distributed
+    job is restarted after a worker has died, with fewer workers where the cluster has lost some. max_failed_share:
+    share of a stage's items that may fail (rejected items do not count) without stopping it; the same command tries
+    failed items again. object_store_mb: size of Ray's shared memory in MB where Ray runs on this machine only.
     """
 
     executor: str = "ray"
@@ -96,6 +96,14 @@ class ComputeConfig:
             f"compute.offload: {self.offload} needs compute.zero_stage={needed} or more: ZeRO {self.zero_stage} does not shard "
             f"what would be moved"
         ]
+
+    def stage_of(self, chunkwise: bool) -> int:
+        """Returns the ZeRO stage of a trained module. chunkwise: whether a step calls the module chunk by chunk.
+
+        ZeRO 3 would gather all weights of such a module for every one of these calls. ZeRO 2 keeps them on every rank and
+        gathers them once a step, after the optimizer's update. With offload "all" they must not stay on the device.
+        """
+        return min(self.zero_stage, 2) if chunkwise and self.offload != "all" else self.zero_stage
 
     def settings_that_save_memory(self) -> list[str]:
         """Returns the settings, as on the command line, that would reduce a training's GPU memory further."""

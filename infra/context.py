@@ -77,7 +77,12 @@ class RunContext:
         return self.console.progress(what, total)
 
     def engine(
-        self, module: nn.Module, optimizer: torch.optim.Optimizer, clip_norm: float, accumulate: int = 1
+        self,
+        module: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        clip_norm: float,
+        accumulate: int = 1,
+        chunkwise: bool = False,
     ) -> TorchEngine | DeepSpeedEngine:
         """Returns a DeepSpeed engine inside an initialised process group (distributed jobs), and a plain torch engine
         elsewhere or where compute.engine is "torch"."""
@@ -85,7 +90,7 @@ class RunContext:
             engine: TorchEngine | DeepSpeedEngine = TorchEngine(module, optimizer, clip_norm, accumulate)
         else:
             bf16 = self.dtype == torch.bfloat16 and not getattr(optimizer, "whole_tensors", False)
-            sharding = Sharding(self.compute.zero_stage, self.compute.offload, bf16)
+            sharding = Sharding(self.compute.stage_of(chunkwise), self.compute.offload, bf16)
             engine = DeepSpeedEngine(module, optimizer, clip_norm, accumulate, sharding)
         if self.compute.ema == "cpu":
             engine.average_device = torch.device("cpu")

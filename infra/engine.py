@@ -101,6 +101,7 @@ def of_partitions(module: nn.Module, optimizer: Any) -> dict[str, Fragment]:
 KEPT_WHOLE = 100_000  # ZeRO 3 does not shard weights with fewer elements (DeepSpeed's default)
 BUCKET = 200_000_000  # elements of one gradient reduction; fewer where the model has fewer weights
 AHEAD = 50_000_000  # elements of the next weights that ZeRO 3 prefetches while a layer computes (DeepSpeed's default)
+LIVE = 1_000_000_000  # elements of gathered weights that ZeRO 3 keeps until their next use (DeepSpeed's default)
 
 
 def gradient_norm(module: nn.Module) -> float:
@@ -304,6 +305,8 @@ class Sharding:
         out: dict[str, Any] = {"stage": self.stage, "reduce_bucket_size": min(BUCKET, max(weights, 1))}
         if self.stage == 3:
             out["stage3_param_persistence_threshold"] = KEPT_WHOLE
+            out["stage3_prefetch_bucket_size"] = AHEAD
+            out["stage3_max_live_parameters"] = out["stage3_max_reuse_distance"] = LIVE
         if self.offload != "none":
             out["offload_optimizer"] = {"device": "cpu", "pin_memory": torch.cuda.is_available()}
         if self.offload == "all":

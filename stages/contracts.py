@@ -110,8 +110,17 @@ class Context(Protocol):
 
     def progress(self, what: str, total: int) -> AbstractContextManager[Progress]: ...
     def engine(
-        self, module: nn.Module, optimizer: torch.optim.Optimizer, clip_norm: float, accumulate: int = 1
-    ) -> Engine: ...
+        self,
+        module: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        clip_norm: float,
+        accumulate: int = 1,
+        chunkwise: bool = False,
+    ) -> Engine:
+        """Returns the engine that trains a module. chunkwise: whether a step calls the module many times, chunk by chunk, so
+        that every rank keeps its weights rather than gather them for each call."""
+        ...
+
     def sharded(self, module: nn.Module) -> nn.Module:
         """Shards a frozen module's weights over the ranks, in place, and returns it; changes nothing where there is one rank.
         From then on the weights are whole only inside a call of the module, which all ranks make together."""

@@ -80,7 +80,12 @@ class FakeContext:
         yield FakeProgress(self.notes)
 
     def engine(
-        self, module: nn.Module, optimizer: torch.optim.Optimizer, clip_norm: float, accumulate: int = 1
+        self,
+        module: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        clip_norm: float,
+        accumulate: int = 1,
+        chunkwise: bool = False,
     ) -> PlainEngine:
         self.engines.append(PlainEngine(module, optimizer, clip_norm, accumulate))
         return self.engines[-1]

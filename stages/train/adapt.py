@@ -99,7 +99,7 @@ class AdaptMethod:
         self.heldout = heldout
         self.times = torch.tensor(student_timesteps(model.student.steps, model.dit.shift))
         student.track_head.requires_grad_(False)  # paper, section 3.2: frozen after the teacher's phase 1
-        self._trainable = TrainableModule(student, make_optimizer(student, cfg))
+        self._trainable = TrainableModule(student, make_optimizer(student, cfg), chunkwise=True)
 
     def trainable_modules(self) -> dict[str, TrainableModule]:
         return {"student": self._trainable}

@@ -148,7 +148,7 @@ class DmdMethod:
         for module in (generator, critic):
             module.track_head.requires_grad_(False)  # paper, section 3.2: frozen after the teacher's phase 1
         self._modules = {
-            GENERATOR: TrainableModule(generator, make_optimizer(generator, cfg.dmd)),
+            GENERATOR: TrainableModule(generator, make_optimizer(generator, cfg.dmd), chunkwise=True),
             CRITIC: TrainableModule(critic, make_optimizer(critic, cfg.dmd, lr=cfg.dmd.critic_lr), ema=False),
         }
 

@@ -78,7 +78,9 @@ def train(method: Method, loader: Loader, cfg: LoopConfig, seed: int, ctx: Conte
 
 def _train(method: Method, loader: Loader, cfg: LoopConfig, seed: int, ctx: Context) -> dict[str, float]:
     modules, micro_steps = method.trainable_modules(), cfg.micro_steps(ctx.world_size)
-    engines = {n: ctx.engine(x.module, x.optimizer, cfg.clip_norm, micro_steps) for n, x in modules.items()}
+    engines = {
+        n: ctx.engine(x.module, x.optimizer, cfg.clip_norm, micro_steps, x.chunkwise) for n, x in modules.items()
+    }
     emas = {
         n: Ema(engines[n].master_weights(), cfg.ema_decay, engines[n].average_device)
         for n, x in modules.items()

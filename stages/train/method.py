@@ -204,11 +204,13 @@ class RngStreams:
 
 @dataclass(frozen=True)
 class TrainableModule:
-    """One trained module with its optimizer. ema: whether an average of its weights is kept (and published)."""
+    """One trained module with its optimizer. ema: whether an average of its weights is kept (and published). chunkwise:
+    whether a step calls the module chunk by chunk (a rollout); see Context.engine."""
 
     module: nn.Module
     optimizer: torch.optim.Optimizer
     ema: bool = True
+    chunkwise: bool = False
 
 
 @dataclass(frozen=True)

@@ -106,7 +106,10 @@ def step(method: Method, batch: Any, ctx: RunContext, clip_norm: float) -> dict[
     AssertionError where a loss or norm is not finite, or no weight moves.
     """
     out = {}
-    engines = {n: ctx.engine(x.module, x.optimizer, clip_norm) for n, x in method.trainable_modules().items()}
+    engines = {
+        n: ctx.engine(x.module, x.optimizer, clip_norm, chunkwise=x.chunkwise)
+        for n, x in method.trainable_modules().items()
+    }
     for name, engine in engines.items():
         before = [p.detach().clone() for p in trained(engine.module)]
         if ctx.device.type == "cuda":

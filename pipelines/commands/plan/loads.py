@@ -30,7 +30,8 @@ class Load:
     train: peak bytes of tensors in a micro-step. observe: peak bytes in a validation on the held-out clips. cache:
     bytes of keys and values in `train`. place: the place of DMD's teacher (dmd.teacher_placement); other frozen models
     are on the device, unsharded. teacher_score: peak bytes of tensors up to the teacher's score, if the teacher is not always
-    on the device. largest: elements of the largest weight.
+    on the device. largest: elements of the largest weight. chunkwise: number of trained models that a step calls chunk by
+    chunk, whose weights are not sharded (ComputeConfig.stage_of).
     """
 
     name: str
@@ -47,6 +48,7 @@ class Load:
     place: str = "device"
     teacher_score: float = 0.0
     largest: int = 0
+    chunkwise: int = 0
 
 
 Training = TeacherConfig | AdaptConfig | DmdConfig
@@ -87,6 +89,7 @@ def training_load(cfg: Any, name: str, gpu: bool, keep: bool) -> Load:
         place=place,
         teacher_score=0.0 if place == "device" else _teacher_score(cfg, how),
         largest=largest(model),
+        chunkwise=int(name != "teacher"),
     )
 
 

@@ -2,8 +2,9 @@
 
 Bytes per parameter under DeepSpeed in bfloat16 (at least ZeRO 2): weights 2, float32 gradients 4, float32 master weights
 and two moments 12, average 4. ZeRO 1 shards master weights, moments and average over the ranks, ZeRO 2 also the gradients,
-ZeRO 3 also the weights. In float32 (on a CPU, or with Muon): weights 4, gradients 4, moments 8 (4 for the matrices that
-Muon trains), and master weights 4 where they are sharded.
+ZeRO 3 also the weights, but not those of the causal student (ComputeConfig.stage_of). In float32 (on a CPU, or with
+Muon): weights 4, gradients 4, moments 8 (4 for the matrices that Muon trains), and master weights 4 where they are
+sharded.
 
 Frozen models are not sharded, except DMD's teacher (dmd.teacher_placement). Offloaded, it is on the device only while
 it scores. Sharded, every rank holds a shard of it, and while it scores also the gathered weights of the active layer
@@ -20,10 +21,9 @@ from typing import Any
 
 import torch
 
-from infra.engine import AHEAD, BUCKET
+from infra.engine import AHEAD, BUCKET, LIVE
 from pipelines.commands.plan.loads import Load, sampling_load, stream_load, training, training_load, weights_type
 
-LIVE = 1_000_000_000  # stage3_max_live_parameters: elements of gathered weights that may stay until their next use
 LOADED = 8.0  # bytes of CPU memory per parameter while weights are loaded: those of the model and those of the file
 
 
@@ -133,7 +133,9 @@ def place(load: Load, where: Layout, piled: bool = False) -> Memory:
     stage, half = where.stage(bool(load.muon), load.half), load.half
     over = {s: 1.0 / where.ranks if stage >= s else 1.0 for s in (1, 2, 3)}
     each = 2 if half else 4
-    weights = float(each) * n * models * over[3]
+    resident = load.chunkwise if stage == 3 and where.offload != "all" else 0  # trained under ZeRO 2 in place of 3
+    sharded = models - resident if stage == 3 else 0
+    weights = float(each) * n * (resident + (models - resident) * over[3])
     frozen, guest, host = _frozen(load, where)
     train = max(load.train, load.teacher_score + guest) if guest else load.train
     gradients = 4.0 * n * (min(models, 1) if piled else models) * over[2]
@@ -156,8 +158,9 @@ def place(load: Load, where: Layout, piled: bool = False) -> Memory:
     activations = train - cache - (gradients if piled else 0)
     # bytes that a rank copies for a save: weights, moments and averages
     share = ((4 * n + remembered) * models + 4.0 * n * sum(load.averages)) / where.ranks
-    bucket, reducing = _bucket(load, stage)
-    whole = float(each * n * sum(load.averages)) if stage == 3 else 0.0
+    staying = sharded * _bucket(load, 3)[0]
+    backward = [_bucket(load, 3)[1]] * bool(sharded) + [sum(_bucket(load, min(stage, 2)))] * (sharded < models)
+    whole = float(each * n * sum(load.averages)) if stage == 3 and not resident else 0.0
     return Memory(
         name=load.name,
         weights=weights + frozen,
@@ -168,11 +171,11 @@ def place(load: Load, where: Layout, piled: bool = False) -> Memory:
         inputs=load.inputs,
         cache=cache,
         activations=max(activations, 0.0),
-        buffers=reducing + bucket * (models if stage == 3 else 1),
-        gathered=float(each * min(LIVE, n)) if stage == 3 and models else 0.0,
+        buffers=staying + max(backward, default=0.0),
+        gathered=float(each * min(LIVE, n)) if sharded else 0.0,
         update=update,
         observe=load.observe,
-        staying=bucket * models if stage == 3 else 0.0,
+        staying=staying,
         loading=4.0 * n * models + (2 if where.gpu else 4) * n * load.frozen + load.vae + load.inputs,
         saving=0.0 if where.gpu else share,
         whole=whole,

@@ -288,6 +288,21 @@ def test_compute_precision_chooses_the_type_of_a_context_and_its_engines(precisi
     assert ctx.dtype == engine.module.weight.dtype == dtype
 
 
+@pytest.mark.parametrize(
+    ("zero_stage", "offload", "chunkwise", "expected"),
+    [(3, "none", True, 2), (3, "optimizer", True, 2), (3, "all", True, 3), (3, "none", False, 3), (1, "none", True, 1)],
+)
+def test_zero_3_shards_no_weights_of_a_module_that_is_called_chunk_by_chunk(
+    zero_stage, offload, chunkwise, expected, tmp_path
+):
+    ctx = RunContext(tmp_path, seed=0, compute=ComputeConfig(zero_stage=zero_stage, offload=offload))
+    module = nn.Linear(2, 2)
+    optimizer = torch.optim.AdamW([{"name": "body", "params": list(module.parameters())}])
+    engine = ctx.engine(module, optimizer, 1.0, chunkwise=chunkwise)
+    assert isinstance(engine, DeepSpeedEngine)
+    assert engine.sharding.stage == expected
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_frozen_module_that_is_sharded_computes_the_same(dtype, monkeypatch):
     """In its own type, beside a module that trains under ZeRO 1, with weights that are gone between its calls."""

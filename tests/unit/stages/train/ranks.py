@@ -28,12 +28,14 @@ from stages.train.frames import CropSize, FrameLoader
 from stages.train.ode_pairs import PairLoader, heldout_pairs
 from stages.train.publish import publish
 from tests.unit.stages.train.fakes import clips, decode, frame_batch
+from tests.unit.stages.train.gathers import Gathers
 from tests.unit.stages.train.methods import alive, dmd_config, frozen, pairs_in, small, teacher_config, tiny_config
 from tests.unit.stages.train.shards import shard_set
 
 WHOLE = small()
 MODEL = replace(WHOLE, clip=replace(WHOLE.clip, frames=5))  # 3 chunks
 SHARDED_FROM = 2000  # elements: of two narrow layers, ZeRO 3 would else shard nothing
+LIVE, AHEAD = 8000, 2000  # elements: a fifth of the model, as at full size; the whole model would else stay gathered
 DATA = 6, 2  # shards, clips in each
 GLOBAL_BATCH = 4
 COMMON = {"batch": 1, "global_batch": GLOBAL_BATCH, "log_steps": 1, "validate_steps": 1000, "picture_clips": 0}
@@ -54,12 +56,16 @@ class Task:
 
 @dataclass
 class Recorded(RunContext):
-    """Keeps what is logged."""
+    """Keeps what is logged, and what ZeRO 3 gathered at each step."""
 
     logged: list[tuple[int, dict[str, float]]] = field(default_factory=list)
+    gathers: Gathers = field(default_factory=Gathers)
 
     def emit(self, step: int, metrics: Mapping[str, float]) -> None:
-        self.logged.append((step, {k: v for k, v in metrics.items() if k.startswith(("loss/", "grad_norm/"))}))
+        figures = {k: v for k, v in metrics.items() if k.startswith(("loss/", "grad_norm/"))}
+        self.logged.append((step, figures))
+        if figures:
+            self.gathers.mark()
 
     def sharded(self, module: torch.nn.Module) -> torch.nn.Module:
         """Every weight, however small."""
@@ -70,14 +76,16 @@ class Recorded(RunContext):
             engine.KEPT_WHOLE = SHARDED_FROM
 
 
-def perform(task: Task, root: Path, rank: int = 0, world: int = 1) -> list[tuple[int, dict[str, float]]]:
+def perform(
+    task: Task, root: Path, rank: int = 0, world: int = 1, gathers: Gathers | None = None
+) -> list[tuple[int, dict[str, float]]]:
     """Trains and publishes into root/<task>/NAME; returns the losses and gradient norms of each step."""
     folder = root / task.name
     if rank == 0:
         folder.mkdir(parents=True, exist_ok=True)
         if task.start:
             shutil.copytree(task.start, folder / "saves" / Path(task.start).name)
-    ctx = Recorded(folder, 3, rank, world, compute=ComputeConfig(**task.compute))
+    ctx = Recorded(folder, 3, rank, world, compute=ComputeConfig(**task.compute), gathers=gathers or Gathers())
     ctx.barrier()
     trained = TRAIN[task.method](task, root, ctx)
     for name, module in trained.items():
@@ -176,11 +184,16 @@ def run(tasks: Sequence[Task], root: Path, world: int) -> dict[str, list[tuple[i
 def main(root: Path, world: int, rank: int) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{root / 'store'}", rank=rank, world_size=world)
-    engine.KEPT_WHOLE = SHARDED_FROM
-    losses = {}
+    engine.KEPT_WHOLE, engine.LIVE, engine.AHEAD = SHARDED_FROM, LIVE, AHEAD
+    engine._deepspeed()
+    gathers, losses = Gathers(), {}
+    gathers.watch()
     for entry in json.loads((root / "tasks.json").read_text()):
         task = Task(**entry)
-        losses[task.name] = perform(task, root, rank, world)
+        gathers.forget()
+        losses[task.name] = perform(task, root, rank, world, gathers)
+        if rank == 0:
+            (root / task.name / "gathers.json").write_text(json.dumps(gathers.marks))
     if rank == 0:
         (root / "losses.json").write_text(json.dumps(losses))
     dist.barrier()

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from configs.settings import load
-from pipelines.commands.plan.loads import Load
+from pipelines.commands.plan.loads import TRAININGS, Load, training_load
 from pipelines.commands.plan.memory import Layout, layout, place, training_memory
 from pipelines.commands.plan.pieces import How, Pieces, cost, parameters, vae_bytes
 from pipelines.commands.plan.work import works
@@ -105,6 +105,28 @@ def test_what_zero_3_holds_besides():
     assert m.peak == m.moments["loading the models"] == pytest.approx(50e9)  # two in float32, a frozen one in bfloat16
     transient = place(replace(DMD, parameters=10**6), GPUS)
     assert (transient.buffers, transient.staying, transient.whole) == (8e6, 0, 0)  # no larger than the model
+
+
+def test_zero_3_leaves_the_weights_of_the_causal_student_whole():
+    """A generator beside a critic: 2 bytes a parameter on every rank, the critic's shared by eight. One bucket stays, and
+    the averaged model, which is the generator, is not gathered at the end."""
+    where, load = replace(GPUS, zero_stage=3), replace(DMD, frozen=0, parameters=5 * N, chunkwise=1)
+    m, apart = place(load, where), place(replace(load, chunkwise=0), where)
+    assert m.weights == pytest.approx(5 * N * (2 + 2 / 8))
+    assert m.staying == apart.staying / 2
+    assert (m.gathered, m.whole) == (apart.gathered, 0)
+    assert m.optimizer == apart.optimizer
+    student = place(replace(load, averages=(True,)), where)
+    assert (student.gathered, student.staying) == (0, 0)
+    assert place(load, replace(where, offload="all")) == place(
+        replace(load, chunkwise=0), replace(where, offload="all")
+    )
+
+
+@pytest.mark.slow
+def test_the_plan_knows_which_trainings_run_chunk_by_chunk():
+    cfg = load("debug")
+    assert [training_load(cfg, name, True, False).chunkwise for name in TRAININGS] == [0, 1, 1]
 
 
 def test_a_save_copies_a_ranks_part_of_the_state_and_models_come_in_float32():

@@ -47,7 +47,7 @@ def nothing(step: int, folder: Path) -> None:
 
 
 def wait_for(path: Path) -> None:
-    until = time.monotonic() + 120
+    until = time.monotonic() + 60
     while not path.exists():
         assert time.monotonic() < until, f"{path} does not appear"
         time.sleep(0.01)

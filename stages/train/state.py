@@ -135,16 +135,16 @@ class Saver:
             ) from self._error
 
     def _write(self, snapshot: Snapshot, aside: Path) -> None:
-        mark = aside / f"{MARK}{self.ctx.rank:05d}"
+        rank = self.ctx.rank
         try:
-            _write(snapshot, aside, self.ctx.rank)
-            mark.touch()
-            if self.ctx.rank == 0 and self._all_written(aside):
+            _write(snapshot, aside, rank)
+            mark(aside, rank)
+            if rank == 0 and self._all_written(aside):
                 self._commit(snapshot.step, aside)
         except Exception as error:  # raised in the training's thread by `wait`
             self._error = error
             with suppress(OSError):
-                mark.write_text(f"rank {self.ctx.rank}: {error}")
+                mark(aside, rank, f"rank {rank}: {error}")
 
     def _all_written(self, aside: Path) -> bool:
         """Waits for the marks of all ranks. Returns False where some do not come and the training has failed. Raises
@@ -156,10 +156,10 @@ class Saver:
                 patience -= POLL_SECONDS
             if patience < 0:
                 return False
-        if failed := [text for text in (mark.read_text() for mark in marks) if text]:
+        if failed := [text for text in (path.read_text() for path in marks) if text]:
             raise OSError("; ".join(failed))
-        for mark in marks:
-            mark.unlink()
+        for path in marks:
+            path.unlink()
         return True
 
     def _commit(self, step: int, aside: Path) -> None:
@@ -203,6 +203,14 @@ def resume(training: Training, ctx: Context) -> int:
         _restore_random(torch.load(random, map_location="cpu", weights_only=True))
     ctx.log(f"resumed after step {about['step']} from {folder}")
     return int(about["step"])
+
+
+def mark(folder: Path, rank: int, error: str = "") -> None:
+    """Leaves the mark of a rank that has written its part, or why it could not. It appears with all its text, because an
+    empty one means success."""
+    path = folder / f".{MARK}{rank:05d}"
+    path.write_text(error)
+    path.rename(folder / path.name[1:])
 
 
 def _snapshot(training: Training, step: int, ctx: Context) -> Snapshot:

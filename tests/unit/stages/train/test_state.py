@@ -20,7 +20,7 @@ from stages.contracts import StageError
 from stages.train import state
 from stages.train.ema import Ema
 from stages.train.method import TrainableModule
-from stages.train.state import MARK, SavedTensors, Saver, Training, resume, saves
+from stages.train.state import MARK, SavedTensors, Saver, Training, mark, resume, saves
 from tests.fakes import FakeContext
 from tests.unit.stages.train.fakes import FakeLoader
 from tests.unit.stages.train.methods import METHODS, small
@@ -130,14 +130,26 @@ def test_a_save_is_complete_when_every_rank_has_written_its_part(tmp_path):
         saver.save(1)
         wait_for(aside / f"{MARK}00000")
         assert saves(tmp_path) == []
-        (aside / f"{MARK}00001").touch()
+        mark(aside, 1)
     assert [p.name for p in saves(tmp_path)] == ["step-00000001"]
     saver = Saver(training(ctx), ctx, nothing)
     saver.save(2)
-    (aside.with_name(".writing-00000002") / f"{MARK}00001").write_text("rank 1: disk full")
+    mark(aside.with_name(".writing-00000002"), 1, "rank 1: disk full")
     with pytest.raises(StageError, match="rank 1: disk full"):
         saver.wait()
     assert [p.name for p in saves(tmp_path)] == ["step-00000001"]
+
+
+def test_the_mark_of_a_rank_appears_with_its_text(tmp_path, monkeypatch):
+    """Half a mark would be an empty one, which means success."""
+    seen = []
+    write = Path.write_text
+    monkeypatch.setattr(
+        Path, "write_text", lambda path, text: write(path, text) and seen.extend(tmp_path.glob(f"{MARK}*"))
+    )
+    mark(tmp_path, 1, "disk full")
+    assert seen == []
+    assert (tmp_path / f"{MARK}00001").read_text() == "disk full"
 
 
 def test_a_save_is_given_up_if_another_rank_has_died(tmp_path, monkeypatch):

@@ -116,7 +116,7 @@ def test_time_follows_from_work_and_gpus():
 
 @pytest.mark.slow
 def test_the_last_line_is_the_cost_and_a_price_only_where_one_is_given():
-    """1,226 GPU hours are 8 times the time of the trainings; the price multiplies them."""
+    """1,072 GPU hours are 8 times the time of the trainings; the price multiplies them."""
     cfg = load("wan21-1.3b", [SHORT])
     line = describe(cfg, 8, gpu=True)[-1]
     hours = 8 * sum(w.total for w in works(cfg, 8, True)) / speed(cfg, 8, True) / 3600

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from msmodel.config import ModelConfig, VAEConfig
 from msmodel.tracks import ID_RANGE, draw_ids, encode_ids, track_map
-from msmodel.vae import load_vae
+from msmodel.vae import load_vae, vae_on_meta
 
 BLACK, DARKEST = -1.0, -0.5  # the canvas, and the smallest value of red, green and blue in a colour
 LEVELS = math.ceil(ID_RANGE ** (1 / 3))  # of each of the three: more colours than there are ids
@@ -136,5 +136,5 @@ def encode_tracks(
 
 @lru_cache(maxsize=1)
 def canvas_vae(cfg: VAEConfig, device: torch.device) -> EncoderMaker:
-    """Loads the VAE of canvases, once a process."""
-    return load_vae(cfg).to(device)
+    """Loads the VAE of canvases, once a process. On the meta device, where costs are counted, no weights are read."""
+    return vae_on_meta(cfg) if device.type == "meta" else load_vae(cfg).to(device)

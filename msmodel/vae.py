@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
+from functools import lru_cache
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -205,6 +206,15 @@ def fresh_vae(cfg: VAEConfig) -> VideoVAE | PatchVAE:
     from diffusers import AutoencoderKLWan
 
     return VideoVAE(AutoencoderKLWan(**known), cfg).eval().requires_grad_(False)
+
+
+@lru_cache(maxsize=8)
+def vae_on_meta(cfg: VAEConfig) -> VideoVAE | PatchVAE:
+    """Returns the VAE on the meta device: a shipped one from its file, else one of cfg's sizes in float32."""
+    if cfg.source.startswith(EMBEDDED):
+        return load_vae(cfg).to(torch.device("meta"))
+    with torch.device("meta"):
+        return fresh_vae(cfg)
 
 
 def save_patch_vae(vae: PatchVAE, folder: Path) -> None:

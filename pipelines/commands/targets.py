@@ -40,6 +40,10 @@ def execute(options: argparse.Namespace) -> int:
     if vars(options).get("gpus") and set(names) <= set(WITHOUT_GPUS):
         raise UsageError(f"--gpus (GPUS= of make) has no effect on {', '.join(names)}: leave it out")
     cfg = configured(options)
+    from pipelines.commands.plan.refusal import refusal
+
+    if problem := refusal(cfg, names):
+        raise UsageError(problem)
     return run_targets(cfg, names, options.retry_failed)
 
 

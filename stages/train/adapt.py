@@ -121,7 +121,7 @@ class AdaptMethod:
         index = torch.randint(k, (b, self.model.chunks), generator=generator)
         states, t = self.mixed_states(batch.states, index)
         x0 = denoise_chunks(self.student, states, t, batch.cond, batch.endpoint, context)
-        frames = scored_frames(self.model, x0.shape[2], x0.device)
+        frames = scored_frames(self.model, x0.shape[2])
         return losses.regression(x0, batch.endpoint, frames)
 
     def mixed_states(self, states: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:

@@ -67,7 +67,8 @@ def context_loss(
     t = flow.sample_t(latents.shape[0], model.dit.shift, rng.own("time")).to(latents.device)
     hidden = noise * torch.rand(latents.shape[0], generator=rng.own("context noise")).to(latents.device)
     eps = fresh_noise(latents, rng.own("noise"))
-    given = torch.arange(latents.shape[2], device=latents.device) < context
+    scored = torch.arange(latents.shape[2]) >= context
+    given = ~scored.to(latents.device)
     noisy = flow.add_noise(latents, eps, torch.where(given, hidden[:, None], t[:, None]))
     v = dit(noisy, torch.where(given, torch.zeros_like(t)[:, None], t[:, None]), cond)
-    return losses.flow_matching(v, flow.velocity(latents, eps), t, weighting, ~given)
+    return losses.flow_matching(v, flow.velocity(latents, eps), t, weighting, scored)

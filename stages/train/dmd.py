@@ -171,7 +171,7 @@ class DmdMethod:
         x = self.rollout_of(cond, rng, GENERATOR, grad=True)
         t, eps = self.noising(x, rng, GENERATOR)
         real, fake = self.scores(flow.add_noise(x.detach(), eps, t), t, cond)
-        frames = scored_frames(self.model, x.shape[2], x.device)
+        frames = scored_frames(self.model, x.shape[2])
         value = losses.dmd(x, real, fake, frames)
         spread, gap = float(x.detach().std()), float((real - fake).abs().mean())
         return Loss(value, {"std": spread, "score_gap": gap}, self.alarms(spread))

@@ -28,7 +28,7 @@ How to add a distillation method. tests/unit/stages/train/latent_regression.py i
 
 Export, ship, the demo and the evaluation name no method: they find a student by its checkpoint's name and class.
 `make rehearse` shrinks the trainings that pipelines/commands/rehearse/sizes.py names. `make plan` estimates memory and
-time of the trainings that it knows (pipelines/commands/plan/loads.py); it also runs without an estimate for yours.
+time of the trainings that it knows (pipelines/commands/plan/steps.py); it also runs without an estimate for yours.
 """
 
 from __future__ import annotations

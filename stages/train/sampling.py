@@ -34,11 +34,12 @@ class Guidance:
         return []
 
 
-def scored_frames(model: ModelConfig, frames: int, device: torch.device | str = "cpu") -> Tensor | None:
-    """Returns which latent frames a loss counts (t bool): None for all, else all but the given clean first one."""
+def scored_frames(model: ModelConfig, frames: int) -> Tensor | None:
+    """Returns which latent frames a loss counts (t bool, on the CPU): None for all, else all but the given clean first
+    one."""
     if not model.image_alone:
         return None
-    return torch.arange(frames, device=device) > 0
+    return torch.arange(frames) > 0
 
 
 def flow_loss(
@@ -52,7 +53,7 @@ def flow_loss(
 ) -> Tensor:
     """Returns the flow-matching loss, a scalar, of `dit` on clean latents (b z t h w) with noise eps at times t (b)."""
     v = dit(flow.add_noise(latents, eps, t), t, cond)
-    frames = scored_frames(model, latents.shape[2], latents.device)
+    frames = scored_frames(model, latents.shape[2])
     return losses.flow_matching(v, flow.velocity(latents, eps), t, weighting, frames)
 
 

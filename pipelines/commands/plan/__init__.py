@@ -1,6 +1,7 @@
-"""Estimates the cost of a preset before it is started: memory, work, time and disk (`make plan`).
+"""Estimates the cost of a preset before it is started: memory, time, price and disk of every stage (`make plan`).
 
-trace.py counts operations on the meta device. pieces.py holds the computations that are counted, in the model's own
-code. loads.py computes the demands of each stage on a rank, memory.py distributes them over devices, work.py computes
-FLOPs, time and disk, advice.py finds settings that fit, and tables.py formats the estimate.
+trace.py counts operations on the meta device. steps.py runs the stages' own code there: the losses and validations of
+the training methods, sampling, streaming, encoders. loads.py has the demands of each stage on a rank, memory.py
+distributes them over devices, communication.py has the bytes that ranks exchange, work.py the time of every stage and
+the disk, advice.py finds settings that fit, refusal.py stops a command that does not fit, and tables.py formats.
 """

@@ -8,10 +8,10 @@ from itertools import product
 from typing import Any
 
 from infra.config import EMA_PLACES, OFFLOADS
-from pipelines.commands.plan.loads import TRAININGS, sampling_load, training
-from pipelines.commands.plan.memory import layout, place, training_memory
+from pipelines.commands.plan.loads import TRAININGS, training
+from pipelines.commands.plan.memory import layout, sampling_memory, training_memory
+from pipelines.commands.plan.steps import HELDOUT
 
-WATCHED = {"teacher": "probe_clips", "adapt": "heldout_pairs", "dmd": "heldout_clips"}
 LEAST = {"none": 0, "optimizer": 1, "all": 3}  # lowest ZeRO stage for each offload
 # Costs of changes, by their effect on speed: a smaller batch and sharding cost little, recomputation a third of the speed.
 HALF_BATCH, STAGE, ONE_LESS, RECOMPUTE, RECOMPUTE_ATTENTION, EMA_AWAY, OPTIMIZER_AWAY, ALL_AWAY = (
@@ -111,12 +111,12 @@ def _teacher_places(cfg: Any, name: str, ranks: int) -> Iterator[tuple[float, di
 
 def _own_tries(cfg: Any, name: str, ranks: int) -> Iterator[tuple[float, dict[str, Any]]]:
     """Yields (cost, settings) with smaller batches, recomputation, and fewer held-out clips and pictures."""
-    now, watched = training(cfg, name), WATCHED[name]
-    most, pictures = vars(now)[watched], vars(now)["picture_clips"]
+    now, watched = training(cfg, name), HELDOUT[name]
+    most, pictures = (vars(now)[n] for n in (watched, "picture_clips"))
     recomputed = {(now.checkpoint_layers, now.keep_attention), (True, now.keep_attention), (True, False)}
     for (checkpoint, keep), halvings in product(recomputed, range(now.batch.bit_length())):
         batch = now.batch >> halvings
-        if now.global_batch and now.global_batch % (batch * ranks):
+        if now.global_batch and now.global_batch % (batch * replace(now, batch=batch).ranks(ranks)):
             continue
         accumulate = now.accumulate if now.global_batch else now.accumulate * now.batch // batch
         changed = {"batch": batch, "accumulate": accumulate, "checkpoint_layers": checkpoint}
@@ -140,7 +140,7 @@ def _sampling(cfg: Any, limit: float) -> Change | None:
     for halvings in range(cfg.ode.batch.bit_length()):
         batch = cfg.ode.batch >> halvings
         other = replace(cfg, ode=replace(cfg.ode, batch=batch))
-        if place(sampling_load(other, gpu=True), layout(other, 1, gpu=True)).peak <= limit:
+        if sampling_memory(other, layout(other, 1, gpu=True)).peak <= limit:
             return Change(ONE_LESS * halvings, (f"ode.batch={batch}",) if halvings else (), other)
     return None
 

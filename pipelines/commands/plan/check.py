@@ -15,25 +15,31 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from configs.settings import Config, load
 from infra.context import RunContext
 from infra.files import CHECKOUT
-from msmodel.batch import Batch
 from msmodel.causal import CausalDiT
-from msmodel.config import CLIP_TOKENS, ModelConfig
 from msmodel.dit import WanDiT
+from msmodel.tiny_vae import TinyDecoder
 from pipelines.commands.options import OK
-from pipelines.commands.plan.memory import layout, training_memory
-from pipelines.commands.plan.pieces import parameters
+from pipelines.commands.plan import steps
+from pipelines.commands.plan.loads import TRAININGS, case, tracks
+from pipelines.commands.plan.memory import inference_memory, layout, training_memory
+from pipelines.commands.plan.steps import parameters
 from pipelines.commands.plan.trace import Counter
-from stages.train import dmd, teacher
-from stages.train.publish import fresh, frozen_decoder
+from stages import eval as ev
+from stages.eval import generate
+from stages.train import adapt, dmd, teacher, tiny_vae
+from stages.train.publish import fresh, frozen_decoder, publish
 
+CPU = torch.device("cpu")
 TOLERANCE = 0.15
 SHORT = (
     "teacher.phase1_steps=2",
@@ -42,16 +48,22 @@ SHORT = (
     "teacher.picture_steps=2",
     "dmd.steps=2",
     "dmd.ratio=1",
+    "adapt.steps=2",
+    "adapt.own_share=1",
+    "tiny_vae.steps=2",
+    "eval.generate.steps=2",
 )
-ADAMW = ("teacher.optimizer=adamw", "dmd.optimizer=adamw")
+ADAMW = ("teacher.optimizer=adamw", "dmd.optimizer=adamw", "adapt.optimizer=adamw", "tiny_vae.optimizer=adamw")
 SIZE = ("dit.dim=768", "dit.ffn_dim=3072", "dit.heads=12", "dit.layers=10", "clip.frames=17")
 FEW = ("batch=1", "picture_clips=1")
 MIDDLE = (
     *ADAMW,
     *SIZE,
-    *(f"{name}.{setting}" for name in ("teacher", "dmd") for setting in FEW),
+    *(f"{name}.{setting}" for name in ("teacher", "adapt", "dmd") for setting in FEW),
     "teacher.probe_clips=1",
+    "adapt.heldout_pairs=1",
     "dmd.heldout_clips=1",
+    "tiny_vae.width=32",
 )
 CASES: dict[str, tuple[str, Sequence[str]]] = {
     "nano teacher": ("nano", ()),
@@ -61,32 +73,24 @@ CASES: dict[str, tuple[str, Sequence[str]]] = {
     "middle teacher, recomputed": ("nano", (*MIDDLE, "teacher.checkpoint_layers=true")),
     "middle dmd": ("nano", MIDDLE),
     "middle dmd, recomputed": ("nano", (*MIDDLE, "dmd.checkpoint_layers=true")),
+    "nano adapt": ("nano", ()),
+    "middle adapt": ("nano", MIDDLE),
+    "middle adapt, recomputed": ("nano", (*MIDDLE, "adapt.checkpoint_layers=true")),
+    "nano tiny_vae": ("nano", ()),
+    "middle tiny_vae": ("nano", MIDDLE),
+    "middle eval_generate": ("nano", MIDDLE),
 }
 # Makes malloc return freed tensors to the system at once, so that resident memory equals live memory.
 ALLOCATOR = {"MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "0"}
 
 
-class RandomClips:
-    """A loader (stages.train.method.Loader) that repeats the same random clips without end."""
+class Repeated:
+    """A loader (stages.train.method.Loader) that repeats the same batch without end."""
 
-    def __init__(self, model: ModelConfig, count: int, tracks: int) -> None:
-        generator = torch.Generator().manual_seed(0)
-        size = (count, model.vae.z_channels, model.latent_frames, model.latent_height, model.latent_width)
-        corner = torch.tensor([model.clip.width, model.clip.height])
-        self.batch = Batch(
-            latents=torch.randn(size, generator=generator),
-            image=torch.randn(size, generator=generator),
-            text=torch.randn(count, model.text.length, model.text.dim, generator=generator),
-            xy_px=torch.rand(count, model.clip.frames, tracks, 2, generator=generator) * corner,
-            visible=torch.ones(count, model.clip.frames, tracks, dtype=torch.bool),
-            real=torch.ones(count, dtype=torch.bool),
-            clip_ids=tuple(f"random{i}" for i in range(count)),
-            image_tokens=torch.randn(count, CLIP_TOKENS, model.dit.clip_dim, generator=generator)
-            if model.dit.clip_dim
-            else None,
-        )
+    def __init__(self, batch: Any) -> None:
+        self.batch = batch
 
-    def __iter__(self) -> Iterator[Batch]:
+    def __iter__(self) -> Iterator[Any]:
         while True:
             yield self.batch.to("cpu")
 
@@ -100,39 +104,70 @@ class RandomClips:
         """Does nothing: this loader has no position."""
 
 
-def configured(case: str) -> tuple[str, Config]:
-    """Returns (training, configuration) of a case."""
-    preset, overrides = CASES[case]
-    return ("dmd" if " dmd" in case else "teacher"), load(preset, [*SHORT, *overrides])
+def configured(named: str) -> tuple[str, Config]:
+    """Returns (stage, configuration) of a case."""
+    preset, overrides = CASES[named]
+    return named.split(",")[0].split()[1], load(preset, [*SHORT, *overrides])
+
+
+def predicted(named: str) -> float:
+    """Returns the bytes that the plan gives for a case."""
+    (name, cfg) = configured(named)
+    where = layout(cfg, 1, gpu=False)
+    if name in TRAININGS:
+        return training_memory(cfg, name, where).peak
+    return next(m.peak for m in inference_memory(cfg, where) if m.name == name)
 
 
 def train(cfg: Config, name: str, workdir: Path) -> None:
-    """Runs the steps of one training, with all models and tensors that its stage holds. name: "teacher" or "dmd"."""
-    model, tracks = cfg.model, cfg.data.grid_rows * cfg.data.grid_cols
+    """Runs the steps of one training with all models and tensors that its stage holds, or the generation of a clip. name:
+    of the stage."""
     ctx = RunContext(workdir, seed=0, compute=cfg.compute)
+    if name not in TRAININGS:
+        return generate_clips(cfg, ctx)
+    model, given = cfg.model, case(cfg, name, gpu=False)
+    own, size = given.own, vars(given.own)[steps.HELDOUT[name]]
     if cfg.compute.engine == "deepspeed" and not torch.distributed.is_initialized():
         store = torch.distributed.HashStore()
         torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
-    decode = frozen_decoder(model.vae, ctx.device)
+    loader = Repeated(steps.make_batch(given, own.batch, CPU))
+    if name == "tiny_vae":
+        decoder, whole = TinyDecoder(model.vae, own.width), replace(own, latent_frames=0, side_px=0)
+        heldout = steps.crops(model, whole, size, CPU)
+        tiny_vae.fit(tiny_vae.TinyVAERun(model, own), decoder, loader, heldout, ctx)
+        return None
+    heldout, decode = steps.make_batch(given, size, CPU), frozen_decoder(model.vae, ctx.device)
+    net: Any = fresh(WanDiT if name == "teacher" else CausalDiT, model, 0)
+    own.set_checkpointing(net)
     if name == "teacher":
-        dit = fresh(WanDiT, model, 0)
-        cfg.teacher.set_checkpointing(dit)
-        heldout, loader = (RandomClips(model, n, tracks) for n in (cfg.teacher.probe_clips, cfg.teacher.batch))
-        teacher.fit(teacher.TeacherRun(model, cfg.teacher), dit, loader, heldout.batch, decode, ctx)
-        return
-    generator, critic = fresh(CausalDiT, model, 0), fresh(WanDiT, model, 1)
-    assert isinstance(generator, CausalDiT)
-    cfg.dmd.set_checkpointing(generator)
-    cfg.dmd.set_checkpointing(critic)
-    frozen = fresh(WanDiT, model, 2).eval().requires_grad_(False)
-    heldout, loader = (RandomClips(model, n, tracks) for n in (cfg.dmd.heldout_clips, cfg.dmd.batch))
-    run = dmd.DmdRun(model, cfg.dmd, cfg.guidance)
-    dmd.fit(run, generator, critic, frozen, loader, heldout.batch, decode, ctx)
+        teacher.fit(teacher.TeacherRun(model, own), net, loader, heldout, decode, ctx)
+    elif name == "adapt":
+        adapt.fit(adapt.AdaptRun(model, own), net, loader, heldout, decode, ctx)
+    else:
+        critic, frozen = fresh(WanDiT, model, 1), fresh(WanDiT, model, 2).eval().requires_grad_(False)
+        own.set_checkpointing(critic)
+        dmd.fit(dmd.DmdRun(model, own, cfg.guidance), net, critic, frozen, loader, heldout, decode, ctx)
+    return None
 
 
-def measured(case: str) -> dict[str, float]:
+def generate_clips(cfg: Config, ctx: RunContext) -> None:
+    """Generates a random clip with the teacher, then with the student, from files as the evaluation has them."""
+    model, given = cfg.model, steps.clips(cfg.model, 1, tracks(cfg), CPU)
+    file, paths = ctx.workdir / "clip.npz", ctx.workdir / "tracks.npz"
+    frames = np.zeros((model.clip.frames, model.clip.height, model.clip.width, 3), np.uint8)
+    arrays = {name: vars(given)[name][0].numpy() for name in ("latents", "image", "text")}
+    np.savez(file, frames=frames, **arrays)  # type: ignore[arg-type]
+    np.savez(paths, xy_px=given.xy_px[0].numpy(), visible=given.visible[0].numpy())
+    clip = ev.EvalClip("random", "real", str(file), (("tracks", str(paths)),))
+    for name, kind in (("teacher", WanDiT), ("student", CausalDiT)):
+        checkpoint = publish(name, fresh(kind, model, 0), 0, ctx)
+        item = ev.EvalItem(name, "real", name, "tracks", (clip,), checkpoint)
+        generate.run(ev.GenerateRun(model, cfg.eval.generate), item, ctx)
+
+
+def measured(named: str) -> dict[str, float]:
     """Returns the peak bytes of a case: of tensors, and of the process. May be called only once per process."""
-    name, cfg = configured(case)
+    name, cfg = configured(named)
     warm_up()
     before, counter = resident(), Counter()
     with tempfile.TemporaryDirectory() as folder, counter:
@@ -170,14 +205,13 @@ def execute(options: argparse.Namespace) -> int:
         return OK
     worst = 0.0
     print(f"{'':34}parameters  predicted     tensors        process")
-    for case in CASES:
-        name, cfg = configured(case)
-        predicted = training_memory(cfg, name, layout(cfg, 1, gpu=False)).peak
-        found = json.loads(_alone(case))
-        off = {kind: predicted / found[kind] - 1 for kind in ("tensors", "process")}
+    for named in CASES:
+        foretold, cfg = predicted(named), configured(named)[1]
+        found = json.loads(_alone(named))
+        off = {kind: foretold / found[kind] - 1 for kind in ("tensors", "process")}
         worst = max(worst, *map(abs, off.values()))
         columns = "".join(f"{found[kind] / 2**20:8.0f} ({off[kind]:+4.0%})" for kind in off)
-        print(f"{case:34}{parameters(cfg.model)[0] / 1e6:8.1f} M{predicted / 2**20:11.0f}{columns}", flush=True)
+        print(f"{named:34}{parameters(cfg.model)[0] / 1e6:8.1f} M{foretold / 2**20:11.0f}{columns}", flush=True)
     print(f"in MiB; in brackets how far the prediction lies from it. Worst: {worst:.1%} (at most {TOLERANCE:.0%})")
     return int(worst > TOLERANCE)
 

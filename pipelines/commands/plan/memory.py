@@ -16,13 +16,13 @@ and 3 keep the gradients in CPU memory too. Sources: Rajbhandari et al. 2020 (Ze
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 
 from infra.engine import AHEAD, BUCKET, LIVE
-from pipelines.commands.plan.loads import Load, sampling_load, stream_load, training, training_load, weights_type
+from pipelines.commands.plan.loads import Load, inference_loads, sampling_load, training, training_load, weights_type
 
 LOADED = 8.0  # bytes of CPU memory per parameter while weights are loaded: those of the model and those of the file
 
@@ -111,6 +111,7 @@ def layout(cfg: Any, ranks: int, gpu: bool) -> Layout:
 def training_memory(cfg: Any, name: str, where: Layout) -> Memory:
     """Returns the memory of a rank in one training."""
     own = training(cfg, name)
+    where = replace(where, ranks=own.ranks(where.ranks))
     whole = own.optimizer == "muon"
     stage = where.stage(whole, weights_type(own, where.gpu) == torch.bfloat16)
     piled = own.micro_steps(where.ranks) == 1 and stage < 2
@@ -118,9 +119,13 @@ def training_memory(cfg: Any, name: str, where: Layout) -> Memory:
 
 
 def inference_memory(cfg: Any, where: Layout) -> list[Memory]:
-    """Returns the memory of the teacher that samples trajectories and of a streaming student, neither of which is
-    sharded."""
-    return [place(sampling_load(cfg, where.gpu), where), place(stream_load(cfg, where.gpu), where)]
+    """Returns the memory of the stages that only run models, none of which are sharded, and of a streaming student."""
+    return [place(load, where) for load in inference_loads(cfg, where.gpu)]
+
+
+def sampling_memory(cfg: Any, where: Layout) -> Memory:
+    """Returns the memory of the teacher that samples trajectories."""
+    return place(sampling_load(cfg, where.gpu), where)
 
 
 def place(load: Load, where: Layout, piled: bool = False) -> Memory:

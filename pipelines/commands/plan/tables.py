@@ -11,8 +11,8 @@ from infra.progress import duration
 from pipelines.commands.plan.advice import nearest
 from pipelines.commands.plan.loads import TRAININGS, training
 from pipelines.commands.plan.memory import Layout, Memory, inference_memory, layout, training_memory
-from pipelines.commands.plan.pieces import parameters
-from pipelines.commands.plan.work import Work, chunk_flops, disk, speed, works
+from pipelines.commands.plan.steps import parameters
+from pipelines.commands.plan.work import Row, chunk_flops, disk, rows, speed
 
 COLUMNS = (
     "weights",
@@ -32,19 +32,18 @@ TEACHERS = {
     "shard": "a shard of the frozen teacher on each, plus the weights in use while it scores",
     "offload": "the frozen teacher in CPU memory, on the device while it scores",
 }
-KINDS = {"ode_pairs": "teacher, sampling", "streaming": "student, streaming"}
+KINDS = {"streaming": "student, streaming"}
 
 
 def describe(cfg: Any, ranks: int, gpu: bool) -> list[str]:
-    """Returns the lines of the estimate: sizes, memory of a rank, work and time of the stages, disk, warnings, and a
+    """Returns the lines of the estimate: sizes, memory of a rank, time and price of the stages, disk, warnings, and a
     summary.
 
     Where something does not fit, the warnings name settings that do. ranks: number of GPUs, or of processes on CPUs.
     """
     where = layout(cfg, ranks, gpu)
     memories = [training_memory(cfg, name, where) for name in TRAININGS] + inference_memory(cfg, where)
-    stages = works(cfg, ranks, gpu)
-    seconds = sum(w.total for w in stages) / speed(cfg, ranks, gpu)
+    stages = rows(cfg, ranks, gpu)
     return [
         *_sizes(cfg),
         "",
@@ -56,24 +55,24 @@ def describe(cfg: Any, ranks: int, gpu: bool) -> list[str]:
         *_shards(cfg, ranks),
         *(_warnings(cfg, where, memories) if gpu else []),
         "",
-        _summary(cfg, where, memories, seconds),
+        _summary(cfg, where, memories, sum(row.seconds for row in stages)),
     ]
 
 
 def _summary(cfg: Any, where: Layout, memories: Sequence[Memory], seconds: float) -> str:
-    """Returns the cost of the trainings in one line. seconds: time of all trainings together."""
+    """Returns the cost of all stages in one line. seconds: time of all together."""
     worst = max(memories, key=lambda m: m.peak)
     found = disk(cfg)
     stored = f"disk {_bytes(found.pairs + sum(found.saves.values()))} for ODE pairs and saved states"
     if not where.gpu:
         place = f"{where.ranks} CPU process{'es' if where.ranks > 1 else ''}"
         return (
-            f"summary: training takes {duration(seconds)} on {place}; memory {_bytes(worst.peak)} a process; {stored}"
+            f"summary: everything takes {duration(seconds)} on {place}; memory {_bytes(worst.peak)} a process; {stored}"
         )
     hours, price = where.ranks * seconds / 3600, cfg.plan.usd_per_gpu_hour
-    cost = f" = {hours * price:,.0f} USD at {price:g} USD an hour (plan.usd_per_gpu_hour)" if price else ""
+    cost = f" = {hours * price:,.0f} USD at {price:g} USD an hour (plan.usd_per_gpu_hour, an example)" if price else ""
     return (
-        f"summary: training takes {duration(seconds)} on {where.ranks} x {GPUS[cfg.plan.gpu].name} = {hours:,.0f} GPU hours"
+        f"summary: everything takes {duration(seconds)} on {where.ranks} x {GPUS[cfg.plan.gpu].name} = {hours:,.0f} GPU hours"
         f"{cost}; memory {worst.peak / 2**30:.1f} of {_limit(cfg) / 2**30:.1f} GiB a GPU "
         f"({KINDS.get(worst.name, worst.name)}); {stored}"
     )
@@ -133,36 +132,42 @@ def _layout(where: Layout) -> str:
     return f"ZeRO {stage} on {where.ranks}, {away[where.offload]}, averages on the {'CPU' if where.ema == 'cpu' else 'device'}"
 
 
-def _work(cfg: Any, stages: Sequence[Work], ranks: int, gpu: bool) -> list[str]:
-    pace = speed(cfg, ranks, gpu)
-    rows, whole = [], 0.0
-    for w in stages:
-        whole += w.total / pace
-        rows.append(
-            [w.name, f"{w.steps:,}", f"{w.micro} = {w.clips}", f"{w.tokens:,.0f}", f"{w.flops:.3g}", f"{w.total:.3g}",
-             duration(w.flops / pace), duration(w.total / pace)]
-        )  # fmt: skip
-    head = ["", "steps", "clips a step", "tokens a step", "FLOP a step", "FLOP", "a step", "all"]
-    own = cfg.plan
+def _work(cfg: Any, stages: Sequence[Row], ranks: int, gpu: bool) -> list[str]:
+    own, price = cfg.plan, cfg.plan.usd_per_gpu_hour
+    whole = Row("together", "", *(sum(column) for column in zip(*map(_figures, stages), strict=True)))
+    lines = []
+    for row in (*stages, whole):
+        hours = ranks * row.seconds / 3600
+        spent = [f"{hours:,.1f}", *([f"{hours * price:,.0f}"] if price else [])] if gpu else []
+        parts = [_time(row.computing), _time(row.talking), _time(row.waiting), _time(row.seconds)]
+        lines.append([row.name, row.amount, f"{row.flops:.3g}" if row.flops else "-", *parts, *spent])
+    spent = ["GPU hours", *(["USD"] if price else [])] if gpu else []
+    head = ["", "", "FLOP", "computing", "sending", "on CPUs", "together", *spent]
     if gpu:
         assumed = (
-            f"{ranks} x {GPUS[own.gpu].name} at {own.mfu:.0%} (plan.mfu) of {GPUS[own.gpu].flops / 1e12:.0f} TFLOP/s"
+            f"{ranks} x {GPUS[own.gpu].name} at {own.mfu:.0%} (plan.mfu) of {GPUS[own.gpu].flops / 1e12:.0f} TFLOP/s, the "
+            f"VAE at {own.vae_mfu:.0%}"
         )
     else:
         assumed = f"{cfg.compute.threads or 2} CPU threads a process at {own.cpu_gflops:g} GFLOP/s (plan.cpu_gflops)"
-    gpu_hours, tiny = f" = {ranks * whole / 3600:,.0f} GPU hours" if gpu else "", cfg.tiny_vae
-    readers = tiny.ranks(ranks)  # workers beyond its batch size are idle
     chunk = chunk_flops(cfg, gpu)
-    alone = speed(cfg, 1, gpu)
     return [
-        f"work, and time on {assumed}; clips = batch x micro-steps x ranks, recomputation counts as work:",
-        *_table(head, rows),
-        f"  together {duration(whole)}{gpu_hours}; on top come data, evaluation, looking at held-out clips, and the tiny VAE, "
-        f"which decodes {tiny.total_steps * tiny.micro_steps(readers) * tiny.batch * readers:,} clips on the CPUs "
-        "(loader.workers)",
-        f"  student: {chunk:.3g} FLOP a chunk of {cfg.student.chunk * cfg.vae.stride_t} frames = {duration(chunk / alone)} "
-        f"on one {'GPU' if gpu else 'process'}, without decoding",
+        f"time on {assumed}; clips = batch x micro-steps x ranks, recomputation and validation count as work:",
+        *_table(head, lines, left=(0, 1)),
+        "  assumed (plan.*), not measured: "
+        + ", ".join(f"{n} {vars(own)[n]:g}" for n in ("clips", "track_seconds", "frames_per_second", "cores_per_gpu"))
+        + (f", {own.node_gb_per_second:g} and {own.network_gb_per_second:g} GB/s within and between machines" * gpu),
+        f"  student: {chunk:.3g} FLOP a chunk of {cfg.student.chunk * cfg.vae.stride_t} frames = "
+        f"{duration(chunk / speed(cfg, 1, gpu))} on one {'GPU' if gpu else 'process'}, without decoding",
     ]
+
+
+def _figures(row: Row) -> tuple[float, ...]:
+    return row.flops, row.computing, row.talking, row.waiting
+
+
+def _time(seconds: float) -> str:
+    return duration(seconds) if seconds else "-"
 
 
 def _disk(cfg: Any, where: Layout, memories: Sequence[Memory]) -> list[str]:
@@ -188,7 +193,7 @@ def _shards(cfg: Any, ranks: int) -> list[str]:
     readers, each = ranks * max(cfg.loader.workers, 1), cfg.data.clips_per_shard
     if readers == 1:
         return []
-    whole = max(training(cfg, n).micro_steps(ranks) for n in TRAININGS) * ranks
+    whole = max(training(cfg, n).micro_steps(training(cfg, n).ranks(ranks)) for n in TRAININGS) * ranks
     return [
         f"shards: trainings stop where there are fewer than {readers}, one a rank and loader worker. At "
         f"data.clips_per_shard={each} that takes {each * (readers - 1) + 1:,} training clips; with fewer, set it lower. "
@@ -202,36 +207,43 @@ def _limit(cfg: Any) -> float:
 
 def _warnings(cfg: Any, where: Layout, memories: Sequence[Memory]) -> list[str]:
     """Returns what does not fit with the nearest settings that do, else how to train on this number of GPUs."""
-    limit, lines = _limit(cfg), []
+    lines = misfits(memories, _limit(cfg))
+    usual = load(cfg.preset).compute.workers
+    gpus = "" if cfg.compute.workers == usual else f"GPUS={where.ranks} "
+    if lines:
+        return [*(f"warning: {line}" for line in lines), f"  {remedy(cfg, where.ranks, _limit(cfg), gpus)}"]
+    return [f"to train on them, give {gpus.strip()} to the commands that train"] if gpus else []
+
+
+def misfits(memories: Sequence[Memory], limit: float) -> list[str]:
+    """Returns a line for each stage that needs more than `limit` bytes per GPU."""
+    lines = []
     for m in memories:
         too_large = [f"{moment} {size / 2**30:.1f}" for moment, size in m.moments.items() if size > limit]
         if too_large:
             name = KINDS.get(m.name, m.name)
-            lines.append(f"warning: {name} will not fit into {limit / 2**30:.1f} GiB: {', '.join(too_large)}")
-    usual = load(cfg.preset).compute.workers
-    gpus = "" if cfg.compute.workers == usual else f"GPUS={where.ranks} "
-    if not lines:
-        return [f"to train on them, give {gpus.strip()} to the commands that train"] if gpus else []
-    change = nearest(cfg, where.ranks, limit)
+            lines.append(f"{name} will not fit into {limit / 2**30:.1f} GiB: {', '.join(too_large)}")
+    return lines
+
+
+def remedy(cfg: Any, ranks: int, limit: float, gpus: str = "") -> str:
+    """Returns the nearest settings under which everything fits. gpus: what else to give, as in "GPUS=8 "."""
+    change = nearest(cfg, ranks, limit)
     if change is not None:
-        return [*lines, f'  the nearest settings that fit: {gpus}ARGS="{" ".join(change.settings)}"']
+        return f'the nearest settings that fit: {gpus}ARGS="{" ".join(change.settings)}"'
     fix = "take more of them (GPUS=), larger ones (plan.gpu), or shorter or smaller clips"
-    return [*lines, f"  no settings of ZeRO, offload, recomputation and batches fit on these GPUs: {fix}"]
+    return f"no settings of ZeRO, offload, recomputation and batches fit on these GPUs: {fix}"
 
 
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    """Returns the lines of a table: the first column left-aligned, the others right-aligned."""
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]], left: Sequence[int] = (0,)) -> list[str]:
+    """Returns the lines of a table: the columns `left` left-aligned, the others right-aligned."""
     lines = [list(head), *map(list, rows)]
     widths = [max(len(line[i]) for line in lines) for i in range(len(head))]
-    return [
-        (
-            "  "
-            + "  ".join(
-                v.ljust(w) if i in (0,) else v.rjust(w) for i, (v, w) in enumerate(zip(line, widths, strict=True))
-            )
-        ).rstrip()
-        for line in lines
-    ]
+
+    def cell(i: int, text: str) -> str:
+        return text.ljust(widths[i]) if i in left else text.rjust(widths[i])
+
+    return [("  " + "  ".join(cell(i, text) for i, text in enumerate(line))).rstrip() for line in lines]
 
 
 def _amount(value: float) -> str:

@@ -92,7 +92,7 @@ class RegressionMethod:
         generator = rng.own("rollout")
         noise, setting = fresh_noise(batch.latents, generator), self.model.student
         x = rollout(self.student, cond, noise, self.times, setting, generator, exit_step=exit_step, grad=grad)
-        return losses.regression(x, batch.latents, scored_frames(self.model, x.shape[2], x.device))
+        return losses.regression(x, batch.latents, scored_frames(self.model, x.shape[2]))
 
     def conditioning(self, batch: Batch, rng: RngStreams) -> Conditioning:
         return condition(batch, draw_tracks(batch, self.cfg.augment, self.model, rng), self.model)

@@ -7,10 +7,10 @@ from dataclasses import replace
 import pytest
 
 from configs.settings import load
-from pipelines.commands.plan.loads import TRAININGS, Load, training_load
+from pipelines.commands.plan.loads import TRAININGS, Load, case, training_load
 from pipelines.commands.plan.memory import Layout, layout, place, training_memory
-from pipelines.commands.plan.pieces import How, Pieces, cost, parameters, vae_bytes
-from pipelines.commands.plan.work import works
+from pipelines.commands.plan.steps import Choice, _loss_at, extrapolated, parameters, vae_bytes
+from pipelines.commands.plan.trace import Cost
 
 N = 10**9
 GPUS = Layout(ranks=8, gpu=True, zero_stage=2, offload="none", ema="device")
@@ -126,7 +126,7 @@ def test_zero_3_leaves_the_weights_of_the_causal_student_whole():
 @pytest.mark.slow
 def test_the_plan_knows_which_trainings_run_chunk_by_chunk():
     cfg = load("debug")
-    assert [training_load(cfg, name, True, False).chunkwise for name in TRAININGS] == [0, 1, 1]
+    assert [training_load(cfg, name, True, False).chunkwise for name in TRAININGS] == [0, 1, 1, 0]
 
 
 def test_a_save_copies_a_ranks_part_of_the_state_and_models_come_in_float32():
@@ -173,34 +173,17 @@ def test_kept_attention_is_neither_recomputed_nor_free():
     """The plan counts it by running the model: 4 b q k c FLOPs a layer less for self- and cross-attention, for results
     of b q c values each."""
     model, batch = load("nano").model, 2
-    plain, recomputed, kept = (
-        cost(model, How(batch, checkpoint=checkpoint, keep_attention=keep), Pieces.flow_step)
-        for checkpoint, keep in ((False, False), (True, False), (True, True))
-    )
+    given = case(load("nano"), "teacher", gpu=False)
+
+    def whole_clips(checkpoint: bool, keep: bool) -> Cost:
+        own = replace(given.own, batch=batch, checkpoint_layers=checkpoint, keep_attention=keep)
+        last = Choice(1.0, own.total_steps - 1, (0.999,))
+        return extrapolated(model, lambda m: _loss_at(replace(given, own=own, model=m), "dit", last))
+
+    plain, recomputed, kept = (whole_clips(*flags) for flags in ((False, False), (True, False), (True, True)))
     d, tokens = model.dit, model.tokens
     attention = 4 * batch * tokens * (tokens + model.text.length) * d.dim * d.layers
     assert recomputed.flops - kept.flops == pytest.approx(attention)
     results = 2 * batch * tokens * (d.dim + d.heads) * 4 * d.layers  # with the log-sum-exp of each head
     assert kept.peak - recomputed.peak == pytest.approx(results, rel=0.3)
     assert kept.peak < plain.peak
-
-
-@pytest.mark.slow
-def test_the_work_of_dmd_is_the_mean_over_its_exit_steps():
-    cfg = load("debug", ["clip.frames=9", "student.steps=3", "ode.solver_steps=6", "dmd.batch=2"])
-    how, w = How(2), cfg.guidance
-    critic = [cost(cfg.model, how, Pieces.critic_step, e).flops for e in range(3)]
-    generator = [cost(cfg.model, how, Pieces.generator_step, e, w.text, w.track).flops for e in range(3)]
-    dmd = next(x for x in works(cfg, 1, False) if x.name == "dmd")
-    each = (sum(critic) + sum(generator) / cfg.dmd.ratio) / 3 / how.batch
-    assert dmd.flops == pytest.approx(dmd.clips * each, rel=1e-9)
-
-
-@pytest.mark.slow
-def test_five_critic_updates_come_for_one_of_the_generator():
-    def flops(ratio: int) -> float:
-        return next(
-            w.flops for w in works(load("debug", ["clip.frames=5", f"dmd.ratio={ratio}"]), 1, False) if w.name == "dmd"
-        )
-
-    assert 1.5 < flops(1) / flops(5) < 3

@@ -12,7 +12,7 @@ from pipelines.commands.plan.advice import nearest
 from pipelines.commands.plan.loads import TRAININGS
 from pipelines.commands.plan.memory import layout, training_memory
 from pipelines.commands.plan.tables import describe
-from pipelines.commands.plan.work import disk, speed, works
+from pipelines.commands.plan.work import disk, rows, speed
 
 SHORT = "clip.frames=9"  # one chunk, which is traced soon
 
@@ -28,6 +28,9 @@ def test_a_full_size_is_planned_without_a_gpu(tmp_path, capsys):
         "teacher",
         "adapt",
         "dmd",
+        "tiny_vae",
+        "encode",
+        "eval_generate",
         "student, streaming",
         "x 8 = 128",
         "x 8 = 64",
@@ -106,26 +109,43 @@ def test_every_mistake_of_a_plan_comes_in_one_message(capsys):
 
 @pytest.mark.slow
 def test_time_follows_from_work_and_gpus():
-    cfg = load("wan21-1.3b", [SHORT])
-    eight, sixteen = works(cfg, 8, True), works(cfg, 16, True)
-    for few, many in zip(eight, sixteen, strict=True):
-        assert few.total == pytest.approx(many.total, rel=0.02), few.name  # the same work, on more GPUs
+    cfg = load("wan21-1.3b", [SHORT, "ode.heldout_pairs=96"])
+    eight, sixteen = ({row.name: row for row in rows(cfg, ranks, True)} for ranks in (8, 16))
+    assert list(eight) == [
+        *("cut", "track", "encode", "render", "shard, pack", "teacher", "ode_pairs", "adapt", "dmd", "tiny_vae"),
+        *("eval_generate", "eval_measure", "eval_speed", "eval_long_run"),
+    ]
+    for name, few in eight.items():
+        assert few.flops == pytest.approx(sixteen[name].flops, rel=0.03), name  # the same work, on more GPUs
+        assert few.seconds > 0, name
+    assert sixteen["track"].seconds == eight["track"].seconds / 2
+    assert sixteen["eval_speed"].seconds == eight["eval_speed"].seconds  # on one GPU
+    assert sixteen["teacher"].talking > eight["teacher"].talking  # between two machines
     assert speed(cfg, 16, True) == 2 * speed(cfg, 8, True) == 16 * 0.35 * 989e12
-    assert [w.steps for w in eight] == [5600, 127, 2000, 2000]
 
 
 @pytest.mark.slow
-def test_the_last_line_is_the_cost_and_a_price_only_where_one_is_given():
-    """1,072 GPU hours are 8 times the time of the trainings; the price multiplies them."""
+def test_every_assumption_moves_its_rows():
+    def changed(*settings: str) -> set[str]:
+        plain, other = (rows(load("debug", ["clip.frames=5", *more]), 2, True) for more in ((), settings))
+        return {a.name for a, b in zip(plain, other, strict=True) if a.seconds != b.seconds}
+
+    assert changed("plan.clips=30") == {"cut", "track", "encode", "shard, pack"}
+    assert changed("plan.track_seconds=1") == {"track", "eval_measure", "eval_long_run"}
+    assert changed("plan.vae_mfu=0.1") == {"encode", "eval_generate", "eval_long_run"}
+    assert changed("plan.frames_per_second=1") == {"cut", "render", "shard, pack", "tiny_vae"}
+    assert changed("plan.node_gb_per_second=1") == {"teacher", "adapt", "dmd", "tiny_vae"}
+
+
+@pytest.mark.slow
+def test_the_last_line_is_the_cost_of_everything_with_its_price():
     cfg = load("wan21-1.3b", [SHORT])
     line = describe(cfg, 8, gpu=True)[-1]
-    hours = 8 * sum(w.total for w in works(cfg, 8, True)) / speed(cfg, 8, True) / 3600
-    assert (
-        line.startswith("summary: training takes ") and f"8 x H100 80 GB SXM = {hours:,.0f} GPU hours; memory" in line
-    )
-    assert "USD" not in line
-    priced = load("wan21-1.3b", [SHORT, "plan.usd_per_gpu_hour=2.5"])
-    assert f" = {2.5 * hours:,.0f} USD at 2.5 USD an hour" in describe(priced, 8, gpu=True)[-1]
+    hours = 8 * sum(row.seconds for row in rows(cfg, 8, True)) / 3600
+    assert line.startswith("summary: everything takes ")
+    assert f"8 x H100 80 GB SXM = {hours:,.0f} GPU hours = {2.5 * hours:,.0f} USD at 2.5 USD an hour" in line
+    unpriced = "\n".join(describe(load("wan21-1.3b", [SHORT, "plan.usd_per_gpu_hour=0"]), 8, gpu=True))
+    assert "USD" not in unpriced
     assert "GPU" not in describe(load("debug", ["clip.frames=5"]), 1, gpu=False)[-1]
     with pytest.raises(ConfigError, match=r"plan\.usd_per_gpu_hour: -1.0 is below zero"):
         load("nano", ["plan.usd_per_gpu_hour=-1"])
@@ -153,17 +173,21 @@ def test_the_makefile_hands_the_number_of_gpus_on():
 
 
 @pytest.mark.slow
-def test_predicted_memory_is_what_a_training_takes(tmp_path):
-    """As `make plan-check`, at a size for CI and without DeepSpeed: every tensor of two steps of DMD's three models."""
-    cfg = load("debug", ["dmd.steps=2", "dmd.ratio=1", "compute.engine=torch"])
-    predicted = training_memory(cfg, "dmd", layout(cfg, 1, gpu=False)).peak
+@pytest.mark.parametrize("stage", ["dmd", "adapt", "tiny_vae", "eval_generate"])
+def test_predicted_memory_is_what_a_stage_takes(tmp_path, stage, monkeypatch):
+    """As `make plan-check`, at a size for CI and without DeepSpeed: every tensor of two steps and the validations."""
+    settings = [
+        "dmd.steps=2",
+        "dmd.ratio=1",
+        "adapt.own_share=1",
+        "compute.engine=torch",
+        "dit.dim=64",
+        "dit.ffn_dim=256",
+    ]
+    cfg = load("debug", settings)
+    monkeypatch.setitem(plan_check.CASES, f"debug {stage}", ("debug", settings))
+    predicted = plan_check.predicted(f"debug {stage}")
     counter = plan_check.Counter()
     with counter:
-        plan_check.train(cfg, "dmd", tmp_path)
+        plan_check.train(cfg, stage, tmp_path)
     assert predicted == pytest.approx(counter.peak, rel=plan_check.TOLERANCE)
-
-
-@pytest.mark.slow
-def test_workers_beyond_the_tiny_vaes_batch_stand_by():
-    """16 clips a step, on 8 of 32 GPUs."""
-    assert "3,200,000 clips" in "\n".join(describe(load("wan22-5b", ["compute.workers=32"]), 32, gpu=True))

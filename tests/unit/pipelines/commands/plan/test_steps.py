@@ -16,17 +16,19 @@ from msmodel.causal import CausalDiT
 from msmodel.config import ModelConfig
 from msmodel.dit import WanDiT
 from msmodel.track_encoding import encode_tracks
-from msmodel.vae import fresh_vae
-from pipelines.commands.plan.loads import input_bytes
-from pipelines.commands.plan.pieces import META, How, Pieces, cost, drawn
-from pipelines.commands.plan.trace import Counter, count
+from msmodel.vae import fresh_vae, vae_on_meta
+from pipelines.commands.plan import steps
+from pipelines.commands.plan.steps import META, Case, Choice
+from pipelines.commands.plan.trace import Cost, Counter, MetaCounter, count
 from stages.train import adapt, dmd
 from stages.train.ode_pairs import PairBatch
+from stages.train.sampling import Guidance
 from stages.train.teacher import TeacherMethod
 from tests.unit.msmodel.models import tiny_config
 from tests.unit.stages.train.fakes import clips, decode
 from tests.unit.stages.train.methods import alive, dmd_config, frozen, teacher_config
 
+TRACKS = 20  # of the real clips
 BATCH, LAYERS = 2, 4  # deep enough to be extrapolated from two and three layers
 LAYOUTS = ("channels", "first_latent")
 aten = torch.ops.aten
@@ -94,11 +96,10 @@ def real_adapt(m: ModelConfig, checkpoint: bool) -> Work:
     student = alive(CausalDiT, m)
     assert isinstance(student, CausalDiT)
     student.checkpoint_layers = checkpoint
-    shapes = [x.shape for x in vars(Pieces(m, How(BATCH)).cond()).values() if x is not None]
 
     def pairs() -> PairBatch:
         latents = clips(m, BATCH).latents
-        cond = Conditioning(*map(torch.zeros, shapes))
+        cond = steps.inputs(m, BATCH, TRACKS, torch.device("cpu"))
         return PairBatch(torch.stack([latents] * m.student.steps, 1), latents, cond)
 
     cfg = adapt.AdaptConfig(own_share=1.0, picture_clips=0)
@@ -112,13 +113,22 @@ def real_adapt(m: ModelConfig, checkpoint: bool) -> Work:
     return work
 
 
-CASES: dict[str, tuple[Callable[[ModelConfig, bool], Work], tuple[Any, ...]]] = {
-    "teacher": (real_teacher, (Pieces.flow_step,)),
-    "generator, first exit": (lambda m, c: real_dmd(m, c, "generator", 0), (Pieces.generator_step, 0, 3.0, 1.5)),
-    "generator, last exit": (lambda m, c: real_dmd(m, c, "generator", 2), (Pieces.generator_step, 2, 3.0, 1.5)),
-    "critic": (lambda m, c: real_dmd(m, c, "critic", 1), (Pieces.critic_step, 1)),
-    "adapt": (real_adapt, (Pieces.adapt_step, tiny_config().student)),
+TEACHER = teacher_config(group_steps=0, phase2_steps=0)
+ADAPT = adapt.AdaptConfig(own_share=1.0, picture_clips=0)
+CASES: dict[str, tuple[Callable[[ModelConfig, bool], Work], str, Any, str, float]] = {
+    "teacher": (real_teacher, "teacher", TEACHER, "dit", 0.999),
+    "generator, first exit": (lambda m, c: real_dmd(m, c, "generator", 0), "dmd", dmd_config(), "generator", 0.0),
+    "generator, last exit": (lambda m, c: real_dmd(m, c, "generator", 2), "dmd", dmd_config(), "generator", 0.999),
+    "critic": (lambda m, c: real_dmd(m, c, "critic", 1), "dmd", dmd_config(), "critic", 0.5),
+    "adapt": (real_adapt, "adapt", ADAPT, "student", 0.0),
 }
+
+
+def counted(case: str, m: ModelConfig, checkpoint: bool, **more: Any) -> Cost:
+    _, name, own, module, draw = CASES[case]
+    own = replace(own, batch=BATCH, checkpoint_layers=checkpoint)
+    made = Case(name, m, own, Guidance(), TRACKS, **({"dtype": torch.float32, "keep": True} | more))
+    return steps.extrapolated(m, lambda at: steps._loss_at(replace(made, model=at), module, Choice(1.0, 1, (draw,))))
 
 
 @pytest.mark.slow
@@ -129,15 +139,16 @@ def test_flops_and_peak_are_those_of_a_real_step(case, checkpoint):
 
 
 def check(case: str, m: ModelConfig, checkpoint: bool) -> None:
-    """Two per cent in FLOPs; five in memory, where the stage holds a few small tensors more than the piece."""
-    real, (piece, *given) = CASES[case]
-    predicted = cost(m, How(BATCH, checkpoint=checkpoint, keep=True), piece, *given)
+    """The scored frames and the restored image included. Five per cent in memory, because noise is drawn on the CPU, which
+    is no other place there."""
+    real = CASES[case][0]
+    predicted = counted(case, m, checkpoint)
     with FlopCounterMode(display=False, custom_mapping=ATTENTION) as flops:
         real(m, checkpoint)()
     work, counter = real(m, checkpoint), Counter()
     with counter:
         work()
-    assert predicted.flops == pytest.approx(flops.get_total_flops(), rel=0.02)
+    assert predicted.flops == pytest.approx(flops.get_total_flops(), rel=1e-3)
     assert predicted.peak == pytest.approx(counter.peak, rel=0.05)
 
 
@@ -146,6 +157,28 @@ def check(case: str, m: ModelConfig, checkpoint: bool) -> None:
 def test_image_tokens_count_as_in_a_real_step(case):
     m = model("channels")
     check(case, replace(m, dit=replace(m.dit, clip_dim=20)), checkpoint=False)
+
+
+def test_passes_are_what_zero_3_gathers():
+    """Forwards and backwards, not a recomputation; a rollout's passes, and those of a frozen model."""
+    m = model("channels")
+    assert [counted("teacher", m, checkpoint).passes for checkpoint in (False, True)] == [2, 2]
+    first, last = (counted(f"generator, {which} exit", m, False) for which in ("first", "last"))
+    assert last.passes - first.passes == 2 * m.chunks  # two denoising steps more for each chunk
+    assert (first.frozen_passes, last.frozen_passes, counted("critic", m, False).frozen_passes) == (1, 1, 0)
+    assert 0 < first.frozen_peak <= first.peak
+
+
+def test_what_is_read_on_the_meta_device_is_arbitrary_and_choices_are_given():
+    with MetaCounter((0.0, 0.999)):
+        value = torch.ones(3, device=META)
+        assert float(value.mean()) == 1.0
+        assert not bool((value > 0).all())
+        assert value.cpu().shape == (3,)
+        low, high = (int(torch.randint(2, 5, (), generator=torch.Generator())) for _ in range(2))
+        assert (low, high) == (2, 4)
+        assert float(torch.rand((), generator=torch.Generator())) == pytest.approx(0.999)
+        assert torch.randint(3, (50,), generator=torch.Generator()).max() < 3  # indices are real
 
 
 def saved_bytes(module: nn.Module, work: Work) -> int:
@@ -170,26 +203,41 @@ def saved_bytes(module: nn.Module, work: Work) -> int:
 @pytest.mark.parametrize("image", [*LAYOUTS, "clip"])
 def test_autograd_keeps_the_same_on_the_meta_device(image, checkpoint, dtype):
     """Also that bfloat16 halves what is in bfloat16, the residual stream staying as it is: byte for byte."""
-    pieces = Pieces(model(image, layers=3), How(BATCH, dtype, checkpoint))
-    real = alive(CausalDiT, pieces.model).to(dtype)
-    real.checkpoint_layers = checkpoint
-    size = pieces.latents().shape
-    cond, noisy = pieces.cond(), pieces.latents()
-    true_cond = Conditioning(*(torch.randn(x.shape) for x in vars(cond).values() if x is not None))
-    counted = saved_bytes(pieces.dit, lambda: pieces.dit(noisy, torch.ones(BATCH, device=META), cond))
-    assert counted == saved_bytes(real, lambda: real(torch.randn(size), torch.ones(BATCH), true_cond))
+    m = model(image, layers=3)
+    real = alive(CausalDiT, m).to(dtype)
+    with META:
+        made = CausalDiT(m).to(dtype)
+    real.checkpoint_layers = made.checkpoint_layers = checkpoint
+    with MetaCounter():
+        cond, noisy = steps.inputs(m, BATCH, TRACKS), steps.latents(m, BATCH)
+    true_cond = Conditioning(*(x if x is None else torch.randn(x.shape) for x in vars(cond).values()))
+    kept = saved_bytes(made, lambda: made(noisy, torch.ones(BATCH, device=META), cond))
+    assert kept == saved_bytes(real, lambda: real(torch.randn(noisy.shape), torch.ones(BATCH), true_cond))
 
 
 @pytest.mark.slow
 def test_a_deep_model_costs_what_shallow_ones_foretell():
-    """Directly traced at 6 layers, and from 2 and 3, where layers weigh more than what is around them, as at full size."""
+    """Directly counted at 6 layers, and from 2 and 3, where layers weigh more than what is around them, as at full size."""
     m = model("channels", layers=6)
-    m, how = replace(m, dit=replace(m.dit, ffn_dim=1024)), How(BATCH, torch.bfloat16, checkpoint=True)
-    for piece, *given in [made for case, (_, made) in CASES.items() if case in ("teacher", "adapt")]:
-        deep = Pieces(m, how)
-        direct = count(lambda made=piece, given=given, deep=deep: made(deep, *given))
-        assert cost(m, how, piece, *given).flops == pytest.approx(direct.flops, rel=1e-9)
-        assert cost(m, how, piece, *given).peak == pytest.approx(direct.peak, rel=0.01)
+    m = replace(m, dit=replace(m.dit, ffn_dim=1024))
+    for name in ("teacher", "adapt"):
+        _, kind, own, module, draw = CASES[name]
+        own = replace(own, batch=BATCH, checkpoint_layers=True)
+        deep = Case(kind, m, own, Guidance(), TRACKS, torch.bfloat16)
+        direct = steps._loss_at(deep, module, Choice(1.0, 1, (draw,)))
+        foretold = counted(name, m, True, dtype=torch.bfloat16, keep=False)
+        assert foretold.flops == pytest.approx(direct.flops, rel=1e-9)
+        assert foretold.peak == pytest.approx(direct.peak, rel=0.01)
+
+
+def forward(m: ModelConfig) -> float:
+    """FLOPs of a forward pass of one clip."""
+    with META:
+        dit = CausalDiT(m)
+    with MetaCounter():
+        cond = steps.inputs(m, 1, TRACKS)
+    with torch.no_grad():
+        return count(lambda: dit(steps.latents(m, 1), torch.ones(1, device=META), cond)).flops
 
 
 def by_hand(m: ModelConfig, tokens: int) -> tuple[float, float]:
@@ -210,11 +258,10 @@ def test_flops_are_those_counted_by_hand():
     adds the layers' forward pass."""
     m = model("channels")
     linear, attention = by_hand(m, m.tokens)
-    forward = cost(m, How(1), Pieces.probed).flops
-    assert forward == pytest.approx(linear + attention, rel=0.02)
-    plain, recomputed = (cost(m, How(1, checkpoint=c), Pieces.flow_step).flops for c in (False, True))
+    assert forward(m) == pytest.approx(linear + attention, rel=0.02)
+    plain, recomputed = (counted("teacher", m, c).flops / BATCH for c in (False, True))
     assert plain == pytest.approx(3 * linear + 3.5 * attention, rel=0.02)
-    assert recomputed - plain == pytest.approx(forward, rel=0.05)
+    assert recomputed - plain == pytest.approx(forward(m), rel=0.05)
 
 
 def test_clip_tokens_are_counted():
@@ -223,29 +270,30 @@ def test_clip_tokens_are_counted():
     d = m.dit
     embedder = 2 * 257 * (d.clip_dim * d.clip_dim + d.clip_dim * d.dim)
     layer = 257 * (2 * 2 * d.dim**2 + 4 * m.tokens * d.dim)
-    more = cost(m, How(1), Pieces.probed).flops - cost(without, How(1), Pieces.probed).flops
-    assert more == pytest.approx(embedder + d.layers * layer, rel=1e-6)
-    assert cost(m, How(1), Pieces.streamed, 3).flops > cost(without, How(1), Pieces.streamed, 3).flops
-    assert input_bytes(m, 1) - input_bytes(without, 1) == 4 * 257 * d.clip_dim
+    assert forward(m) - forward(without) == pytest.approx(embedder + d.layers * layer, rel=1e-6)
+    streams = [steps.streamed(kind, TRACKS, torch.float32, 3).flops for kind in (without, m)]
+    assert streams[0] < streams[1]
 
 
 def test_a_canvas_through_the_vae_costs_what_it_costs_on_real_tensors():
+    """In every conditioning, so that it is part of each step; no weights are read for it."""
     m = model("first_latent")
-    assert drawn(m, 9).flops == 0  # the track head reads a map
     m = replace(m, dit=replace(m.dit, track_encoding="rgb_vae"))
     frames = m.clip.frames
     xy_px, visible, colour = torch.rand(1, frames, 9, 2) * 32, torch.ones(1, frames, 9) > 0, torch.rand(1, 9, 3)
     vae = fresh_vae(m.vae)
     with FlopCounterMode(display=False) as flops, Counter() as counter:
         encode_tracks(xy_px, visible, colour, m, vae)
-    assert drawn(m, 9).flops == flops.get_total_flops() > 0
-    assert drawn(m, 9).peak == pytest.approx(counter.peak, rel=0.05)
+    vae_on_meta(m.vae)
+    alone = count(lambda: encode_tracks(xy_px.to(META), visible.to(META), colour.to(META), m))
+    assert alone.flops == count(lambda: steps.inputs(m, 1, 9)).flops == flops.get_total_flops() > 0
+    assert alone.peak == pytest.approx(counter.peak, rel=0.05)
 
 
 def test_the_stream_settles():
     """Every steady chunk costs the same."""
     m = model("channels", layers=2)
-    costs = [cost(m, How(1), Pieces.streamed, n) for n in (4, 5, 6)]
+    costs = [steps.streamed(m, TRACKS, torch.float32, n) for n in (4, 5, 6)]
     assert costs[1].flops - costs[0].flops == costs[2].flops - costs[1].flops
     assert costs[1].peak == costs[2].peak
 

@@ -62,7 +62,7 @@ class Counter(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()
         self.flops = 0.0
-        self.alive = self.peak = 0
+        self.alive, self.peak = 0, 0.0
         self._alive: dict[int, _Held] = {}  # by address of the storage
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

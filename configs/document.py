@@ -22,15 +22,16 @@ from configs.settings import Config, preset_leaves, preset_names
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "settings.md"
 PACKAGES = ("msmodel", "stages", "infra", "configs", "demo", "pipelines")
-MOST_READERS = 4
+CHECKS = ("checks", "problems")  # methods that validate settings: they do not count as readers
+MOST_READERS = 8
 INTRODUCTION = """\
 # Settings
 
 Every setting of `ARGS="KEY=VALUE ..."` and of the files in `configs/preset`. The page is generated from the code:
 do not edit it, run `python -m configs.document`. `motionstream config --preset NAME` prints a preset. A wrong key or value
 stops a command before anything starts, with all mistakes at once. Lists are written `[1,2]`. The column *presets* names those
-presets that set another value than the default. *Read in* names modules that were found to read
-the setting by its name; there may be others that read it through a variable.
+presets that set another value than the default. *Read in* names up to eight modules that were found to read the setting,
+checks of its value left out. They are found by name, so there may be others.
 """
 
 
@@ -109,7 +110,9 @@ def about(kind: type) -> str:
 
 @dataclass(frozen=True)
 class Module:
-    """The names that one module uses. reads: (last name before the dot, attribute) of every attribute that it reads."""
+    """The names that one module uses. reads: (base, attribute) of every attribute that it reads; base is the last name
+    before the dot, and for `self` the name of the class. A local name that stands for an attribute has that one as
+    well: `own.window` after `own = model.student` is ("own", "window") and ("student", "window")."""
 
     path: str
     names: frozenset[str]
@@ -123,40 +126,71 @@ def modules() -> tuple[Module, ...]:
 
 
 def _module(path: Path) -> Module:
-    names, reads = set(), set()
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.Name):
-            names.add(node.id)
-        elif isinstance(node, ast.ImportFrom):
-            names |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load):
-            base = node.value
-            last = base.attr if isinstance(base, ast.Attribute) else base.id if isinstance(base, ast.Name) else ""
-            reads.add((last, node.attr))
-    return Module(str(path.relative_to(ROOT)), frozenset(names), frozenset(reads))
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    names = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
+    names |= {alias.name for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) for alias in node.names}
+    return Module(str(path.relative_to(ROOT)), frozenset(names), frozenset(_reads(tree, {})))
+
+
+def _reads(node: ast.AST, stands_for: Mapping[str, str]) -> Iterator[tuple[str, str]]:
+    """Yields (base, attribute) of every attribute that is read below a node, except in the checks of settings."""
+    if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node.name in CHECKS:
+        return
+    if isinstance(node, ast.ClassDef):
+        stands_for = {**stands_for, "self": node.name}
+    elif isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+        stands_for = {**stands_for, **dict(_local_names(node))}
+    if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load):
+        base = node.value
+        last = base.attr if isinstance(base, ast.Attribute) else base.id if isinstance(base, ast.Name) else ""
+        if last != "self":
+            yield last, node.attr
+        if isinstance(base, ast.Name) and base.id in stands_for:
+            yield stands_for[base.id], node.attr
+    for child in ast.iter_child_nodes(node):
+        yield from _reads(child, stands_for)
+
+
+def _local_names(function: ast.AST) -> Iterator[tuple[str, str]]:
+    """Yields (name, attribute) of each `name = a.attribute` in a function, also in an assignment of several names."""
+    for node in ast.walk(function):
+        if not isinstance(node, ast.Assign):
+            continue
+        for target in node.targets:
+            pairs = [(target, node.value)]
+            if isinstance(target, ast.Tuple) and isinstance(node.value, ast.Tuple):
+                pairs = list(zip(target.elts, node.value.elts, strict=False))
+            for name, value in pairs:
+                if isinstance(name, ast.Name) and isinstance(value, ast.Attribute):
+                    yield name.id, value.attr
 
 
 def readers(setting: Setting) -> list[str]:
-    """Returns the modules that read `group.name`, or an attribute of that name if they mention the setting's class.
+    """Returns the modules that read `group.name`, `self.name` in a class of settings that has it, or an attribute of that
+    name if they mention the setting's class.
 
-    A module that declares settings counts only if it mentions this class itself, not one of its bases. A setting that
-    is read nowhere else is attributed to the module that declares it.
+    A module that declares settings counts by the third rule only if it mentions this class itself, not one of its bases,
+    and the module that declares the class only if it declares no other. A setting that is read nowhere is attributed to
+    the module that declares it.
     """
     kinds = {k.__name__ for k in setting.owner.__mro__ if is_dataclass(k) and setting.name in get_type_hints(k)}
-    group, home = setting.group.rpartition(".")[2], _home(setting.owner)
+    exact, home = {*kinds, setting.group.rpartition(".")[2]}, _home(setting.owner)
     found = []
     for module in modules():
-        reads = {last for last, attribute in module.reads if attribute == setting.name}
+        bases = {base for base, attribute in module.reads if attribute == setting.name}
         names = {setting.owner.__name__} if module.path in _homes() else kinds
-        if module.path != home and reads and (group in reads or names & module.names):
+        if module.path == home and len(_homes()[home]) > 1:
+            names = set()
+        if bases & exact or (bases and names & module.names):
             found.append(module.path)
     return found or [home]
 
 
 @cache
-def _homes() -> frozenset[str]:
-    """Returns the modules that declare settings."""
-    return frozenset(_home(setting.owner) for setting in settings())
+def _homes() -> Mapping[str, frozenset[type]]:
+    """Returns the modules that declare settings, each with its classes of settings."""
+    owners = {setting.owner for setting in settings()}
+    return {home: frozenset(k for k in owners if _home(k) == home) for home in map(_home, owners)}
 
 
 def _home(kind: type) -> str:

@@ -382,10 +382,11 @@ def text_encoded(cfg: TextConfig, dtype: torch.dtype) -> tuple[Cost, float]:
         return Cost(), 0.0
     from transformers import UMT5Config, UMT5EncoderModel
 
-    sizes = {"d_kv": 64, "d_ff": 10240, "num_layers": 24, "num_heads": 64, "vocab_size": 256384}
+    sizes: dict[str, Any] = {"d_kv": 64, "d_ff": 10240, "num_layers": 24, "num_heads": 64, "vocab_size": 256384}
     about = UMT5Config(d_model=cfg.dim, feed_forward_proj="gated-gelu", **sizes)
     with META:
-        net = UMT5EncoderModel(about).to(dtype).eval()
+        net: Any = UMT5EncoderModel(about)
+        net = net.to(dtype).eval()
     tokens = torch.zeros(1, cfg.length, dtype=torch.long, device=META)
     with torch.no_grad():
         cost = count(lambda: net(input_ids=tokens, attention_mask=torch.ones_like(tokens)))
@@ -399,7 +400,7 @@ def image_encoded(width: int) -> tuple[Cost, float]:
         return Cost(), 0.0
     from transformers import CLIPVisionConfig, CLIPVisionModel
 
-    sizes = {"num_hidden_layers": 32, "num_attention_heads": 16, "image_size": 224, "patch_size": 14}
+    sizes: dict[str, Any] = {"num_hidden_layers": 32, "num_attention_heads": 16, "image_size": 224, "patch_size": 14}
     with META:
         net = CLIPVisionModel(CLIPVisionConfig(hidden_size=width, intermediate_size=4 * width, **sizes)).eval()
     with torch.no_grad():

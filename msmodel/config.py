@@ -56,7 +56,7 @@ class TextConfig:
 
     @property
     def null_prompts(self) -> dict[str, str]:
-        """Returns the prompts whose embeddings every clip's file holds beside its own, by the name of their array."""
+        """Returns the prompts whose embeddings every clip's file holds in addition to its own, by the name of their array."""
         empty = {"empty_text": ""}
         return {"zeros": {}, "empty": empty, "negative": {**empty, "negative_text": self.negative_prompt}}[self.null]
 

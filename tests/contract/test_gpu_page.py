@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -94,11 +95,25 @@ def test_files_and_links_that_the_page_names_are_there():
         assert (CHECKOUT / path).is_file(), path
 
 
+def launches() -> list[dict[str, str]]:
+    """GPUS and ARGS of every row of the table of numbers of GPUs."""
+    section = PAGE.split("### Slurm")[0].split("## Launch")[1]
+    spans = [shlex.split(span) for span in re.findall(r"`([^`\n]+)`", section)]
+    given = [dict(word.split("=", 1) for word in words if word.startswith(("GPUS=", "ARGS="))) for words in spans]
+    return [variables for variables in given if variables]
+
+
+def test_the_numbers_of_gpus_are_those_of_the_table():
+    assert {variables.get("GPUS", "") for variables in launches()} == {"1", "", "64"}
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("words", re.findall(r'ARGS="?([^"`\n]*)', PAGE.split("### Slurm")[0].split("## Launch")[1]))
-def test_what_the_page_sets_for_a_number_of_gpus_is_sound(words):
+@pytest.mark.parametrize("variables", launches(), ids=str)
+def test_what_the_page_sets_for_a_number_of_gpus_is_sound(variables):
+    gpus = variables.get("GPUS", "")
     for preset in PRESETS:
-        assert load(preset, words.split()).compute.workers in (1, 8, 64)
+        cfg = load(preset, variables.get("ARGS", "").split(), gpus=gpus)
+        assert cfg.compute.workers == int(gpus or 8)
 
 
 def test_variables_that_the_page_says_are_passed_are_those_that_are():

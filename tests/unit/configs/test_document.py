@@ -34,6 +34,14 @@ def test_a_setting_names_the_modules_that_read_it():
     assert "demo/server/serve.py" in readers(BY_KEY["demo.port"])
 
 
+@pytest.mark.slow
+def test_reads_through_a_local_name_and_in_the_declaring_module_count():
+    found = readers(BY_KEY["student.window"])
+    assert {"stages/train/context.py", "stages/eval/bench.py", "pipelines/commands/plan/tables.py"} <= set(found)
+    assert "msmodel/config.py" not in found  # there it is only checked
+    assert readers(BY_KEY["adapt.sinks"]) == readers(BY_KEY["adapt.windows"]) == ["stages/train/adapt.py"]
+
+
 def test_presets_and_types_are_stated():
     text = document.page()
     row = next(line for line in text.splitlines() if line.startswith("| `clip.height` "))

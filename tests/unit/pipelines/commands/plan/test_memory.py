@@ -108,7 +108,7 @@ def test_what_zero_3_holds_besides():
 
 
 def test_zero_3_leaves_the_weights_of_the_causal_student_whole():
-    """A generator beside a critic: 2 bytes a parameter on every rank, the critic's shared by eight. One bucket stays, and
+    """A generator and a critic: 2 bytes a parameter on every rank, the critic's shared by eight. One bucket stays, and
     the averaged model, which is the generator, is not gathered at the end."""
     where, load = replace(GPUS, zero_stage=3), replace(DMD, frozen=0, parameters=5 * N, chunkwise=1)
     m, apart = place(load, where), place(replace(load, chunkwise=0), where)

@@ -1,6 +1,7 @@
 """The whole pipeline at the debug preset, from the command line, as a user runs it: once, and again.
 
-A kill -9 in the middle: test_resume_after_kills.py (data) and test_rehearsal.py (training).
+In one process, without Ray: that is in test_rehearsal.py, with a kill -9 in the training (in the data:
+test_resume_after_kills.py).
 """
 
 import json
@@ -13,7 +14,8 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 TARGETS = ("data", "teacher", "distill", "eval")
-COMMAND = (sys.executable, "-m", "pipelines", *TARGETS, "--preset", "debug")
+LOCAL = "compute.executor=local"
+COMMAND = (sys.executable, "-m", "pipelines", *TARGETS, "--preset", "debug", LOCAL)
 LIMIT_SECONDS = 3600  # for a hang: five minutes on two quiet cores
 
 
@@ -60,7 +62,7 @@ def test_repeating_does_nothing_quickly_and_says_so(runs):
     again = call(runs)
     assert again.returncode == 0, again.stderr
     assert "nothing to do" in again.stdout
-    assert "starting Ray" not in again.stdout  # what takes the time: Ray, models, MLflow
+    assert "starting Ray" not in again.stdout
     assert {p: p.stat().st_mtime_ns for p in runs.rglob("manifest.json")} == before
 
 
@@ -97,7 +99,7 @@ def test_changing_the_student_keeps_data_and_teacher(runs):
 @pytest.mark.slow
 @pytest.mark.timeout(LIMIT_SECONDS)
 def test_sweep_and_bench_leave_their_figures(runs):
-    command = [sys.executable, "-m", "pipelines", "sweep", "bench", "--preset", "debug", "--runs", str(runs)]
+    command = [sys.executable, "-m", "pipelines", "sweep", "bench", "--preset", "debug", "--runs", str(runs), LOCAL]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=LIMIT_SECONDS)
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
     found = json.loads((runs / "debug" / "sweep" / "sweep.json").read_text())

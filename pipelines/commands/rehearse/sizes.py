@@ -42,6 +42,7 @@ SIZES: dict[str, Any] = {
     "ode.batch": 2,
     "eval.select.clips": 2,
     "eval.select.counterfactual_clips": 1,
+    "eval.select.counterfactuals": "[swap,pan]",
     "eval.select.tracks": 16,
     "eval.select.batch": 2,
     "eval.select.motions.grid_rows": 8,

@@ -8,6 +8,7 @@ import json
 import os
 import random
 import signal
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -40,18 +41,18 @@ class Given:
 
 
 def train(cfg: Given, inputs: object, ctx: RunContext) -> Checkpoint:
-    """Rank 1 dies once, in the middle of a save."""
-    wait, seen = ctx.barrier, []
+    """Rank 1 dies once, after a step, while a save may be under way."""
+    emit, seen = ctx.emit, []
 
-    def barrier() -> None:
-        seen.append(1)
+    def emit_and_die(step: int, metrics: Mapping[str, float]) -> None:
+        seen.append(step)
         if len(seen) > KILLED_AT:
             (ctx.workdir / "died").touch()
             os.kill(os.getpid(), signal.SIGKILL)
-        wait()
+        emit(step, metrics)
 
     if ctx.rank == 1 and not (ctx.workdir / "died").exists():
-        ctx.barrier = barrier  # type: ignore[method-assign]
+        ctx.emit = emit_and_die  # type: ignore[method-assign]
     trained = train_teacher(TASK, Path(cfg.root), ctx)
     return publish("dit", trained["dit"], STEPS, ctx)
 

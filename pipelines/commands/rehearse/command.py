@@ -71,7 +71,7 @@ def execute(options: argparse.Namespace) -> int:
     whole = rehearsal.command("run", *TARGETS, "--src", str(rehearsal.folder / "videos"))
     kill_in_training(whole, rehearsal.runs / cfg.preset)
     print("rehearsal: killed in the teacher's training; the same command again", flush=True)
-    for command in (whole, rehearsal.command("export")[: -len(rehearsal.given) or None]):
+    for command in (whole, rehearsal.command("export")):
         done = subprocess.run(command, check=False)
         if done.returncode:
             print(f"rehearsal of {cfg.preset}: failed", file=sys.stderr)

@@ -115,9 +115,9 @@ def write_transformer(folder: Path, source: str, cfg: ModelConfig) -> Path:
     """
     torch.manual_seed(0)
     if not source.startswith(VIDEOX_FUN):
-        _transformer(cfg, cfg.in_channels - cfg.track_channels, 0).save_pretrained(folder / "transformer")
+        transformer(cfg, cfg.in_channels - cfg.track_channels, 0).save_pretrained(folder / "transformer")
         return folder
-    net = _transformer(cfg, cfg.in_channels - cfg.track_channels, CLIP_WIDTH)
+    net = transformer(cfg, cfg.in_channels - cfg.track_channels, CLIP_WIDTH)
     folder.mkdir(parents=True, exist_ok=True)
     state = {to_original(name): tensor.contiguous() for name, tensor in net.state_dict().items()}
     save_file(state, folder / "diffusion_pytorch_model.safetensors")
@@ -133,7 +133,11 @@ def write_transformer(folder: Path, source: str, cfg: ModelConfig) -> Path:
     return folder
 
 
-def _transformer(cfg: ModelConfig, channels: int, clip_dim: int) -> Any:
+def transformer(cfg: ModelConfig, channels: int, clip_dim: int) -> Any:
+    """Returns diffusers' WanTransformer3DModel of these sizes with random weights.
+
+    channels: of its input. clip_dim: width of CLIP's tokens, 0 for no branch for them.
+    """
     from diffusers import WanTransformer3DModel
 
     return WanTransformer3DModel(

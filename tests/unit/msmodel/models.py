@@ -10,6 +10,7 @@ from torch import nn
 from msmodel.batch import Conditioning
 from msmodel.config import ClipConfig, DiTConfig, ModelConfig, StudentConfig, TextConfig, VAEConfig
 from msmodel.dit import WanDiT
+from pipelines.commands.rehearse.weights import transformer
 
 
 def tiny_config(image: str = "channels", chunks: int = 3, **student: int) -> ModelConfig:
@@ -29,22 +30,7 @@ def tiny_config(image: str = "channels", chunks: int = 3, **student: int) -> Mod
 
 def wan_transformer(cfg: ModelConfig, in_channels: int | None = None):
     """diffusers' model of these sizes; it reads our track features as plain input channels."""
-    from diffusers import WanTransformer3DModel
-
-    return WanTransformer3DModel(
-        patch_size=cfg.dit.patch,
-        num_attention_heads=cfg.dit.heads,
-        attention_head_dim=cfg.dit.dim // cfg.dit.heads,
-        in_channels=in_channels or cfg.in_channels,
-        out_channels=cfg.vae.z_channels,
-        text_dim=cfg.text.dim,
-        freq_dim=cfg.dit.freq_dim,
-        ffn_dim=cfg.dit.ffn_dim,
-        num_layers=cfg.dit.layers,
-        eps=cfg.dit.eps,
-        image_dim=cfg.dit.clip_dim or None,
-        added_kv_proj_dim=cfg.dit.dim if cfg.dit.clip_dim else None,
-    ).eval()
+    return transformer(cfg, in_channels or cfg.in_channels, cfg.dit.clip_dim).eval()
 
 
 def with_clip(cfg: ModelConfig) -> ModelConfig:
